@@ -1,0 +1,40 @@
+# Everything runs inside .venv, which is made on first use. Only Python (3.10 or newer) and make are needed.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test quick check format lint types wheel clean
+
+demo: $(READY)          ## the whole story on one page: demo-output/index.html
+	$(BIN)/bensemble demo --output demo-output
+
+test: $(READY)          ## every test
+	$(BIN)/python -m pytest
+
+quick: $(READY)         ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+check: lint types test  ## what has to pass before a change lands
+
+format: $(READY)        ## rewrite the sources in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+wheel: $(READY)         ## build the wheel and try it in an empty environment
+	$(BIN)/python tests/wheel_smoke.py
+
+clean:
+	rm -rf $(VENV) build dist demo-output
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $(READY)

@@ -1,0 +1,1 @@
+"""bensemble: Bayesian layers, priors, objective, sampling and prediction on PyTorch."""

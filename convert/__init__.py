@@ -1,0 +1,1 @@
+"""convert: from deterministic to Bayesian and back."""
