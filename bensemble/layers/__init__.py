@@ -1,0 +1,26 @@
+"""Bayesian layers, and the registry that says which stands for which torch.nn module."""
+
+from .base import BaseBayesianLayer
+from .conv import BayesianConv1d, BayesianConv2d, BayesianConv3d
+from .linear import BayesianLinear
+from .linear_op import LinearOpLayer
+from .registry import bayesian_type, register, register_lazily, registered_types
+from .transposed import BayesianConvTranspose1d, BayesianConvTranspose2d, BayesianConvTranspose3d
+
+register_lazily("transformers.pytorch_utils", "Conv1D", "bensemble.layers.hf_conv1d")
+
+__all__ = [
+    "BaseBayesianLayer",
+    "BayesianConv1d",
+    "BayesianConv2d",
+    "BayesianConv3d",
+    "BayesianConvTranspose1d",
+    "BayesianConvTranspose2d",
+    "BayesianConvTranspose3d",
+    "BayesianLinear",
+    "LinearOpLayer",
+    "bayesian_type",
+    "register",
+    "register_lazily",
+    "registered_types",
+]

@@ -1,0 +1,78 @@
+"""The Bayesian twins of ``torch.nn.Conv1d``, ``Conv2d`` and ``Conv3d``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .linear_op import LinearOpLayer
+from .registry import register
+
+__all__ = ["BayesianConv1d", "BayesianConv2d", "BayesianConv3d"]
+
+
+class _BayesianConv(LinearOpLayer):
+    """What the convolutions share. Parameters: ``w_mu``, ``w_rho`` (out, in / groups, *kernel), ``b_mu``, ``b_rho`` (out,).
+
+    Args:
+        in_channels: As in the torch.nn convolution, and so are the following arguments.
+        out_channels: Number of output channels.
+        kernel_size: Size of the kernel.
+        stride: Stride.
+        padding: Padding, numbers or ``"same"`` / ``"valid"``.
+        dilation: Dilation.
+        groups: Number of groups.
+        prior_sigma: Standard deviation of the zero-mean normal prior.
+        init_sigma: Standard deviation that every weight starts with. Weight means start normal with variance
+            2 / fan_in (He et al. 2015), bias means at 0.
+        bias: Whether the layer has a bias.
+        padding_mode: As in the torch.nn convolution.
+        prior: A prior for weights and biases instead of ``prior_sigma``.
+        device: As in the torch.nn convolution.
+        dtype: As in the torch.nn convolution; rho is float32 unless this is float64.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | str | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        prior_sigma: float = 1.0,
+        init_sigma: float = 0.1,
+        *,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        prior: Any = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        twin = self.deterministic_class(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
+            bias=bias, padding_mode=padding_mode, device=device, dtype=dtype,
+        )  # fmt: skip
+        self.adopt(twin, prior_sigma, init_sigma, prior)
+
+    def linear_op(self, weight: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:  # type: ignore[override]
+        """The convolution, with the layer's stride, padding, padding mode, dilation and groups."""
+        return self._conv_forward(input, weight, bias)  # type: ignore[operator]
+
+
+@register(nn.Conv1d)
+class BayesianConv1d(_BayesianConv, nn.Conv1d):
+    __doc__ = _BayesianConv.__doc__
+
+
+@register(nn.Conv2d)
+class BayesianConv2d(_BayesianConv, nn.Conv2d):
+    __doc__ = _BayesianConv.__doc__
+
+
+@register(nn.Conv3d)
+class BayesianConv3d(_BayesianConv, nn.Conv3d):
+    __doc__ = _BayesianConv.__doc__

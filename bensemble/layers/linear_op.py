@@ -1,0 +1,133 @@
+r"""Layers that are linear in their weights: one operation, three ways to use it.
+
+Training draws the pre-activations instead of the weights. For ``y = op(x, w)`` linear in ``w`` with independent
+Gaussian weights, ``y`` is Gaussian with
+
+.. math:: E[y] = op(x, \mu) \qquad Var[y] = op(x^2, \sigma^2)
+
+(local reparameterization; Kingma, Salimans & Welling 2015, "Variational Dropout and the Local Reparameterization
+Trick", section 2.3). It is exact for a layer that sees one vector per example once. For convolutions and sequences
+the noise of one weight should be shared between positions, and here it is not: prediction uses weight samples.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidValueError
+from ..gaussian import add_noise, precise, rho_from_sigma
+from ..priors import check_positive, make_prior
+from ..sampling import Frame, active_frame, mean_mode
+from .base import BaseBayesianLayer, weight_property
+
+__all__ = ["LinearOpLayer", "check_estimator"]
+
+
+class LinearOpLayer(BaseBayesianLayer):
+    """Twin of a deterministic module that is linear in ``weight`` and ``bias``.
+
+    Subclass it together with the torch.nn type, and say how weights are applied::
+
+        @register(nn.Conv1d)
+        class BayesianConv1d(LinearOpLayer, nn.Conv1d):
+            def linear_op(self, weight, bias, input):
+                return self._conv_forward(input, weight, bias)
+    """
+
+    stems: ClassVar[dict[str, str]] = {"weight": "w", "bias": "b"}
+    weight = weight_property("weight")
+    bias = weight_property("bias")
+    #: Standard deviation that a freshly built layer starts with; None for a converted one.
+    init_sigma: float | None = None
+
+    def linear_op(self, weight: Tensor, bias: Tensor | None, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Apply the given weight and bias to the input; the further arguments are those of ``forward``."""
+        raise NotImplementedError(f"{type(self).__name__} must define linear_op(weight, bias, input)")
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The operation by the state of the layer; see :mod:`bensemble.layers.base`."""
+        frame = active_frame(self)
+        if frame is None and self.training:
+            if self.estimator == "local":
+                return self._local_reparameterization(input, *args, **kwargs)
+            return self.linear_op(self._drawn("weight"), self._drawn("bias"), input, *args, **kwargs)  # type: ignore[arg-type]
+        if frame is None or frame.is_mean:
+            return super().forward(input, *args, **kwargs)
+        return self.linear_op(self._held(frame, "weight"), self._held(frame, "bias"), input, *args, **kwargs)  # type: ignore[arg-type]
+
+    def _local_reparameterization(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        weight, bias = self.posterior("weight"), self.posterior("bias")
+        plain_bias = self._parameters.get("bias")
+        if weight is None:
+            return super().forward(input, *args, **kwargs)
+        mean = self.linear_op(weight.mean(), bias.mean() if bias else plain_bias, input, *args, **kwargs)
+        # Squares overflow and small variances vanish in half precision, so this path never runs in it.
+        with torch.autocast(input.device.type, enabled=False):
+            bias_variance = bias.variance() if bias else None
+            variance = self.linear_op(weight.variance(), bias_variance, precise(input).square(), *args, **kwargs)
+        return add_noise(mean, variance)
+
+    def _drawn(self, name: str) -> Tensor | None:
+        """A fresh weight draw for one forward, an ordinary differentiable tensor."""
+        posterior = self.posterior(name)
+        return posterior.draw(posterior.draw_noise()) if posterior else self._parameters.get(name)
+
+    def _held(self, frame: Frame, name: str) -> Tensor | None:
+        """The weight that the open sampling context holds."""
+        posterior = self.posterior(name)
+        return frame.sample(posterior) if posterior else self._parameters.get(name)
+
+    def adopt(self, module: nn.Module, prior_sigma: float, init_sigma: float, prior: Any = None) -> None:
+        """Turn this half-built layer into the Bayesian twin of a freshly built deterministic module.
+
+        Args:
+            module: An instance of the deterministic type; its attributes and parameters are taken over.
+            prior_sigma: Standard deviation of the default prior.
+            init_sigma: Standard deviation that every weight starts with.
+            prior: A prior, or the name of one, for every posterior of the layer instead of ``prior_sigma``.
+        """
+        verb = type(self).__name__
+        nn.Module.__init__(self)
+        self.prior_sigma = check_positive(verb, "prior_sigma", prior_sigma)
+        self.init_sigma = check_positive(verb, "init_sigma", init_sigma)
+        parameters = module.__dict__.pop("_parameters")
+        self.__dict__.update(module.__dict__)
+        for name, stem in self.stems.items():
+            mu = parameters.get(name)
+            self.register_parameter(f"{stem}_mu", mu)
+            rho = None if mu is None else nn.Parameter(torch.empty_like(precise(mu.detach())))
+            self.register_parameter(f"{stem}_rho", rho)
+        self.reset_parameters()
+        if prior is not None:
+            for p in self.posteriors():
+                self.set_prior(p.stem, make_prior(verb, prior, None, p.mu, torch.tensor(self.init_sigma)))
+
+    def reset_parameters(self) -> None:
+        """Initialise the means; a converted layer as its deterministic type does, a built one with its sigmas too."""
+        with mean_mode(self), torch.no_grad():
+            if self.init_sigma is None:
+                super().reset_parameters()  # type: ignore[misc]
+                return
+            self.initialise_means()
+        rho = float(rho_from_sigma(torch.tensor(self.init_sigma, dtype=torch.float64)))
+        for posterior in self.posteriors():
+            nn.init.constant_(posterior.rho, rho)
+
+    def initialise_means(self) -> None:
+        """Weight means of a freshly built layer: normal with variance 2 / fan_in (He et al. 2015); bias means 0."""
+        nn.init.kaiming_normal_(self.w_mu, mode="fan_in", nonlinearity="relu")
+        if self.b_mu is not None:
+            nn.init.zeros_(self.b_mu)
+
+
+def check_estimator(verb: str, estimator: str) -> str:
+    """The estimator, or an error unless it is "local" or "weights"."""
+    if estimator not in ("local", "weights"):
+        raise InvalidValueError(
+            f"{verb}: estimator must be 'local' (noise per activation) or 'weights' (one draw per forward), "
+            f"got {estimator!r}."
+        )
+    return estimator

@@ -1,0 +1,62 @@
+"""The Bayesian twins of ``torch.nn.ConvTranspose1d``, ``ConvTranspose2d`` and ``ConvTranspose3d``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .linear_op import LinearOpLayer
+from .registry import register
+
+__all__ = ["BayesianConvTranspose1d", "BayesianConvTranspose2d", "BayesianConvTranspose3d"]
+
+
+class _BayesianConvTranspose(LinearOpLayer):
+    """What the transposed convolutions share. Parameters: ``w_mu``, ``w_rho`` (in, out / groups, *kernel), ``b_mu``, ``b_rho``.
+
+    Args:
+        args: The arguments of the torch.nn module, positional or by name, ``bias``, ``device`` and ``dtype`` included.
+        prior_sigma: Standard deviation of the zero-mean normal prior.
+        init_sigma: Standard deviation that every weight starts with.
+        prior: A prior for weights and biases instead of ``prior_sigma``.
+        kwargs: See ``args``.
+    """
+
+    operation: ClassVar[Callable[..., Tensor]]
+
+    def __init__(
+        self, *args: Any, prior_sigma: float = 1.0, init_sigma: float = 0.1, prior: Any = None, **kwargs: Any
+    ) -> None:
+        self.adopt(self.deterministic_class(*args, **kwargs), prior_sigma, init_sigma, prior)
+
+    def linear_op(  # type: ignore[override]
+        self, weight: Tensor, bias: Tensor | None, input: Tensor, output_size: list[int] | None = None
+    ) -> Tensor:
+        """The transposed convolution, with the layer's stride, padding, output padding, dilation and groups."""
+        output_padding = self._output_padding(  # type: ignore[operator]
+            input, output_size, self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation
+        )
+        return type(self).operation(
+            input, weight, bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+        )
+
+
+@register(nn.ConvTranspose1d)
+class BayesianConvTranspose1d(_BayesianConvTranspose, nn.ConvTranspose1d):
+    __doc__ = _BayesianConvTranspose.__doc__
+    operation = staticmethod(F.conv_transpose1d)
+
+
+@register(nn.ConvTranspose2d)
+class BayesianConvTranspose2d(_BayesianConvTranspose, nn.ConvTranspose2d):
+    __doc__ = _BayesianConvTranspose.__doc__
+    operation = staticmethod(F.conv_transpose2d)
+
+
+@register(nn.ConvTranspose3d)
+class BayesianConvTranspose3d(_BayesianConvTranspose, nn.ConvTranspose3d):
+    __doc__ = _BayesianConvTranspose.__doc__
+    operation = staticmethod(F.conv_transpose3d)

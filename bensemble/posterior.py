@@ -1,0 +1,152 @@
+"""A handle on one Gaussian weight, and the walk over all of them.
+
+The tensors live on the layer, as ``<stem>_mu``, ``<stem>_rho``, ``<stem>_mask`` and the tensors of the prior. The
+handle reads them afresh each time, so it stays right under ``.to()``, ``functional_call`` and deepcopy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InvalidValueError
+from .gaussian import precise, sigma_from_rho, snr, standard_normal_like
+from .priors import kl_to
+
+if TYPE_CHECKING:
+    from .layers.base import BaseBayesianLayer
+
+__all__ = ["Posterior", "layer_posteriors", "named_posteriors"]
+
+
+@dataclass(frozen=True, repr=False)
+class Posterior:
+    """The posterior N(mu, sigma^2) of one weight tensor of one layer.
+
+    Attributes:
+        layer: The layer that holds the tensors.
+        name: The parameter's name in the deterministic module, such as ``weight``.
+        stem: Prefix of its tensors on the layer, such as ``w`` for ``w_mu`` and ``w_rho``.
+    """
+
+    layer: BaseBayesianLayer
+    name: str
+    stem: str
+
+    @property
+    def mu(self) -> Tensor:
+        """Posterior mean: the Parameter itself, pruned entries included."""
+        return getattr(self.layer, f"{self.stem}_mu")
+
+    @property
+    def rho(self) -> Tensor:
+        """sigma = softplus(rho); float32 unless the weights are float64."""
+        return getattr(self.layer, f"{self.stem}_rho")
+
+    @property
+    def mask(self) -> Tensor | None:
+        """1 where a weight is kept and 0 where it is pruned, shape of mu; None when nothing is pruned."""
+        return getattr(self.layer, f"{self.stem}_mask", None)
+
+    @property
+    def prior(self) -> Any:
+        """The prior of this tensor."""
+        return self.layer.prior_of(self.stem)
+
+    @property
+    def prunable(self) -> bool:
+        """Whether a zero mean is a zero in the weight that reaches the operation."""
+        return self.layer.is_prunable(self.stem)
+
+    def sigma(self) -> Tensor:
+        """Posterior standard deviation in float32 or float64, differentiable; pruned entries keep theirs."""
+        return sigma_from_rho(self.rho)
+
+    def mean(self) -> Tensor:
+        """Mean weight as the network uses it: mu, and zero where it is pruned."""
+        mask = self.mask
+        return self.mu if mask is None else self.mu * mask.to(self.mu.dtype)
+
+    def variance(self) -> Tensor:
+        """sigma^2 in the precise dtype, zero where the weight is pruned."""
+        variance, mask = self.sigma().square(), self.mask
+        return variance if mask is None else variance * mask
+
+    def snr(self) -> Tensor:
+        """Signal-to-noise ratio |mu| / sigma; 0 where the weight is pruned."""
+        ratio, mask = snr(self.mu, self.sigma()), self.mask
+        return ratio if mask is None else ratio * mask
+
+    def kl(self) -> Tensor:
+        """KL to the prior in nats, summed over the weights that are not pruned; scalar in the precise dtype."""
+        mu, sigma, prior, mask = self.mu, self.sigma(), self.prior, self.mask
+        if mask is not None:
+            keep = mask.bool()
+            prior = self.layer.prior_of(self.stem, keep)
+            mu, sigma = mu[keep], sigma[keep]
+        return kl_to(prior, precise(mu), sigma)
+
+    def draw_noise(self, generator: torch.Generator | None = None) -> Tensor:
+        """Standard normal noise in the shape and precise dtype of mu."""
+        rho = self.rho
+        if generator is None:
+            return standard_normal_like(rho.detach())
+        noise = torch.randn(rho.shape, generator=generator, device=generator.device, dtype=rho.dtype)
+        return noise.to(rho.device)
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """The weight mu + sigma * noise in the dtype of mu, zero where it is pruned; differentiable in mu and rho."""
+        mu, mask = self.mu, self.mask
+        weight = (precise(mu) + self.sigma() * noise).to(mu.dtype)
+        return weight if mask is None else weight * mask.to(mu.dtype)
+
+    def set_mask(self, mask: Tensor | None) -> None:
+        """Prune where ``mask`` is 0: the weight reads as zero from here on, and mu is set to zero there.
+
+        Args:
+            mask: Zeros and ones in the shape of mu, or None to lift the mask.
+        """
+        self.layer.set_mask(self.stem, mask)
+
+    def __repr__(self) -> str:
+        return f"Posterior({self.name}, shape={tuple(self.mu.shape)}, prior={self.prior})"
+
+
+def layer_posteriors(model: nn.Module) -> Iterator[tuple[BaseBayesianLayer, list[Posterior]]]:
+    """Every Bayesian layer below ``model`` once, with its posteriors."""
+    from .layers.base import BaseBayesianLayer
+
+    for module in model.modules():
+        if isinstance(module, BaseBayesianLayer):
+            yield module, list(module.posteriors())
+
+
+def named_posteriors(model: nn.Module) -> Iterator[tuple[str, Posterior]]:
+    """Every distinct posterior of the model, under the original name of its weight, such as ``fc.weight``.
+
+    A posterior that several layers share comes once, under the first name.
+    """
+    from .layers.base import BaseBayesianLayer
+
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        if isinstance(module, BaseBayesianLayer):
+            for posterior in module.posteriors():
+                if id(posterior.mu) not in seen:
+                    seen.add(id(posterior.mu))
+                    yield f"{path}.{posterior.name}" if path else posterior.name, posterior
+
+
+def check_mask(verb: str, name: str, mask: Tensor, shape: torch.Size) -> None:
+    """Raise unless the mask has the given shape and holds zeros and ones only."""
+    if mask.shape != shape:
+        raise InvalidValueError(
+            f"{verb}: mask of '{name}' must have shape {tuple(shape)}, got {tuple(mask.shape)}; "
+            "pass one entry per weight."
+        )
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise InvalidValueError(f"{verb}: mask of '{name}' must hold zeros and ones only; pass 1 to keep, 0 to prune.")

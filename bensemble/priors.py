@@ -1,0 +1,203 @@
+r"""Priors over the weights, and the KL divergence of a Gaussian posterior to each.
+
+A prior is any object with ``kl(mu, sigma) -> Tensor``, the summed KL in nats, or with ``log_prob(w) -> Tensor``,
+the summed log density, from which the KL is estimated by one reparameterized draw. The built-in ones are frozen
+dataclasses; fields that are tensors become buffers of the layer, so they move, save and load with it.
+
+Which to take: ``empirical`` or ``pretrained`` to learn uncertainty around a trained network, ``ard`` to prune it,
+``normal`` for networks trained from scratch. A prior centred on the trained weights holds them where they are and
+so blocks pruning; a zero-mean prior at beta = 1 on a large network with little data pulls it apart.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from .errors import InvalidTypeError, InvalidValueError
+from .gaussian import entropy, kl_normal, precise, standard_normal_like
+
+__all__ = ["ARD", "PRIOR_NAMES", "DensityPrior", "Normal", "Prior", "check_prior", "empirical", "kl_to", "make_prior", "pretrained"]
+
+#: The priors that a string can name.
+PRIOR_NAMES = ("normal", "empirical", "pretrained", "ard")
+
+
+@runtime_checkable
+class Prior(Protocol):
+    """A prior with a KL of its own."""
+
+    def kl(self, mu: Tensor, sigma: Tensor) -> Tensor:
+        """KL(N(mu, sigma^2) || prior) in nats, summed to a scalar."""
+        ...
+
+
+@runtime_checkable
+class DensityPrior(Protocol):
+    """A prior known by its log density only."""
+
+    def log_prob(self, w: Tensor) -> Tensor:
+        """Log density of the weights in nats, summed to a scalar or one value per weight."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Normal:
+    """N(mean, sigma^2), the conjugate of the Gaussian posterior.
+
+    Attributes:
+        sigma: Prior standard deviation, one number or one per weight.
+        mean: Prior mean, 0 or one per weight.
+    """
+
+    sigma: float | Tensor = 1.0
+    mean: float | Tensor = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sigma, Tensor):
+            check_positive("prior", "prior_sigma", self.sigma)
+
+    def kl(self, mu: Tensor, sigma: Tensor) -> Tensor:
+        """KL(q || prior) in nats, summed (closed form)."""
+        return kl_normal(mu, sigma, self.mean, self.sigma)
+
+
+@dataclass(frozen=True, eq=False)
+class ARD:
+    r"""Automatic relevance determination: a zero-mean normal with a variance per weight, set to its optimum.
+
+    With the prior variance at :math:`\mu^2 + \sigma^2` the KL is :math:`\frac12\sum\log(1 + \mu^2/\sigma^2)`
+    (Kharitonov, Molchanov & Vetrov 2018, "Variational Dropout via Empirical Bayes", equation 12). It has no scale
+    to choose and drives the signal-to-noise ratio of useless weights to zero: the prior for pruning.
+    """
+
+    def kl(self, mu: Tensor, sigma: Tensor) -> Tensor:
+        """KL(q || prior) in nats, summed (closed form)."""
+        ratio = (precise(mu) / sigma).clamp(-1e18, 1e18)  # squares stay finite in float32
+        return 0.5 * torch.log1p(ratio.square()).sum()
+
+
+def empirical(mu: Tensor, sigma: Tensor) -> Normal:
+    """The zero-mean normal that maximises the evidence lower bound for this tensor.
+
+    Setting the derivative of the KL with respect to the prior variance to zero gives s^2 = mean(mu^2 + sigma^2).
+
+    Args:
+        mu: Posterior means.
+        sigma: Posterior standard deviations, a tensor that broadcasts against ``mu``.
+    """
+    return Normal(sigma=(precise(mu.detach()).square().mean() + sigma.detach().square().mean()).sqrt())
+
+
+def pretrained(mu: Tensor, sigma: float | Tensor) -> Normal:
+    """A normal centred on the trained weights (MOPED; Krishnan, Subedar & Tickoo 2020).
+
+    Args:
+        mu: The trained weights; a copy becomes the prior mean.
+        sigma: Prior standard deviation.
+    """
+    return Normal(sigma=sigma, mean=mu.detach().clone())
+
+
+def make_prior(verb: str, prior: Any, prior_sigma: float | None, mu: Tensor, sigma: Tensor) -> Any:
+    """The prior that a user's words ask for, for one weight tensor.
+
+    Args:
+        verb: The public function that asks, for errors.
+        prior: One of ``PRIOR_NAMES``, or a prior.
+        prior_sigma: Standard deviation for ``"normal"`` (None: 1) and ``"pretrained"`` (None: ``sigma``).
+        mu: Posterior means.
+        sigma: Posterior standard deviations, 0-dimensional or in the shape of ``mu``.
+
+    Raises:
+        InvalidTypeError: ``prior`` is neither a name nor a prior.
+        InvalidValueError: an unknown name, or a ``prior_sigma`` that is not positive, or that the prior fits itself.
+    """
+    if prior_sigma is not None:
+        check_positive(verb, "prior_sigma", prior_sigma)
+        if prior in ("empirical", "ard") or not isinstance(prior, str):
+            raise InvalidValueError(
+                f"{verb}: prior_sigma belongs to the priors 'normal' and 'pretrained', got {prior_sigma!r} with "
+                f"prior={prior!r}; leave prior_sigma out."
+            )
+    if not isinstance(prior, str):
+        return check_prior(verb, prior)
+    if prior == "normal":
+        return Normal(1.0 if prior_sigma is None else prior_sigma)
+    if prior == "empirical":
+        return empirical(mu, sigma)
+    if prior == "pretrained":
+        return pretrained(mu, sigma if prior_sigma is None else prior_sigma)
+    if prior == "ard":
+        return ARD()
+    raise InvalidValueError(f"{verb}: prior must be one of {', '.join(PRIOR_NAMES)}, or a prior, got {prior!r}.")
+
+
+def kl_to(prior: Prior | DensityPrior, mu: Tensor, sigma: Tensor) -> Tensor:
+    """KL of the posterior to any prior, in nats; by one draw for priors that only know their density.
+
+    The Monte Carlo form uses the exact entropy of the posterior: ``-H[q] - log p(mu + sigma * eps)``.
+    """
+    if isinstance(prior, Prior):
+        return prior.kl(mu, sigma)
+    draw = precise(mu) + sigma * standard_normal_like(sigma)
+    return -entropy(sigma) - prior.log_prob(draw).sum()
+
+
+def check_positive(verb: str, name: str, value: Any) -> float:
+    """The value as a float, or an error unless it is a finite number above zero."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidTypeError(f"{verb}: {name} must be a number, got {value!r}; pass a positive float.")
+    if not (math.isfinite(value) and value > 0):
+        raise InvalidValueError(f"{verb}: {name} must be finite and above 0, got {value!r}; pass a positive float.")
+    return float(value)
+
+
+def check_prior(verb: str, prior: Any) -> Any:
+    """The prior, or an error unless it has ``kl(mu, sigma)`` or ``log_prob(w)``."""
+    if isinstance(prior, (Prior, DensityPrior)) and not isinstance(prior, type):
+        return prior
+    raise InvalidTypeError(
+        f"{verb}: prior must be one of {', '.join(PRIOR_NAMES)}, or an object with kl(mu, sigma) or log_prob(w), "
+        f"got {prior!r}."
+    )
+
+
+@dataclass(frozen=True)
+class PriorSlot:
+    """A prior taken apart: its tensor fields live as buffers on a layer, the rest stays here.
+
+    Attributes:
+        prior: The prior with its tensor fields replaced by None.
+        fields: Names of the fields that are buffers.
+    """
+
+    prior: Any
+    fields: tuple[str, ...] = ()
+
+    @classmethod
+    def take_apart(cls, prior: Any) -> tuple[PriorSlot, dict[str, Tensor]]:
+        """Split a prior into its slot and its tensors."""
+        if not dataclasses.is_dataclass(prior):
+            return cls(prior), {}
+        values = {field.name: getattr(prior, field.name) for field in dataclasses.fields(prior)}
+        tensors = {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
+        return cls(_with_fields(prior, dict.fromkeys(tensors)), tuple(tensors)), tensors
+
+    def put_together(self, tensors: dict[str, Tensor]) -> Any:
+        """The prior with its tensors back in place."""
+        return _with_fields(self.prior, tensors) if self.fields else self.prior
+
+
+def _with_fields(prior: Any, fields: dict[str, Any]) -> Any:
+    """A shallow copy of a frozen dataclass with some fields set, without running its checks again."""
+    changed = copy.copy(prior)
+    for name, value in fields.items():
+        object.__setattr__(changed, name, value)
+    return changed
