@@ -18,7 +18,7 @@ from .gaussian import precise, sigma_from_rho, snr, standard_normal_like
 from .priors import kl_to
 
 if TYPE_CHECKING:
-    from .layers.base import BaseBayesianLayer
+    from .layers.weights import PosteriorWeights
 
 __all__ = ["Posterior", "layer_posteriors", "named_posteriors"]
 
@@ -33,7 +33,7 @@ class Posterior:
         stem: Prefix of its tensors on the layer, such as ``w`` for ``w_mu`` and ``w_rho``.
     """
 
-    layer: BaseBayesianLayer
+    layer: PosteriorWeights
     name: str
     stem: str
 
@@ -55,12 +55,12 @@ class Posterior:
     @property
     def prior(self) -> Any:
         """The prior of this tensor."""
-        return self.layer.prior_of(self.stem)
+        return self.layer._prior_of(self.stem)
 
     @property
     def prunable(self) -> bool:
         """Whether a zero mean is a zero in the weight that reaches the operation."""
-        return self.layer.is_prunable(self.stem)
+        return self.layer._is_prunable(self.stem)
 
     def sigma(self) -> Tensor:
         """Posterior standard deviation in float32 or float64, differentiable; pruned entries keep theirs."""
@@ -86,7 +86,7 @@ class Posterior:
         mu, sigma, prior, mask = self.mu, self.sigma(), self.prior, self.mask
         if mask is not None:
             keep = mask.bool()
-            prior = self.layer.prior_of(self.stem, keep)
+            prior = self.layer._prior_of(self.stem, keep)
             mu, sigma = mu[keep], sigma[keep]
         return kl_to(prior, precise(mu), sigma)
 
@@ -110,19 +110,19 @@ class Posterior:
         Args:
             mask: Zeros and ones in the shape of mu, or None to lift the mask.
         """
-        self.layer.set_mask(self.stem, mask)
+        self.layer._set_mask(self.stem, mask)
 
     def __repr__(self) -> str:
         return f"Posterior({self.name}, shape={tuple(self.mu.shape)}, prior={self.prior})"
 
 
-def layer_posteriors(model: nn.Module) -> Iterator[tuple[BaseBayesianLayer, list[Posterior]]]:
+def layer_posteriors(model: nn.Module) -> Iterator[tuple[PosteriorWeights, list[Posterior]]]:
     """Every Bayesian layer below ``model`` once, with its posteriors."""
-    from .layers.base import BaseBayesianLayer
+    from .layers.weights import PosteriorWeights
 
     for module in model.modules():
-        if isinstance(module, BaseBayesianLayer):
-            yield module, list(module.posteriors())
+        if isinstance(module, PosteriorWeights):
+            yield module, list(module._posteriors())
 
 
 def named_posteriors(model: nn.Module) -> Iterator[tuple[str, Posterior]]:
@@ -130,12 +130,12 @@ def named_posteriors(model: nn.Module) -> Iterator[tuple[str, Posterior]]:
 
     A posterior that several layers share comes once, under the first name.
     """
-    from .layers.base import BaseBayesianLayer
+    from .layers.weights import PosteriorWeights
 
     seen: set[int] = set()
     for path, module in model.named_modules():
-        if isinstance(module, BaseBayesianLayer):
-            for posterior in module.posteriors():
+        if isinstance(module, PosteriorWeights):
+            for posterior in module._posteriors():
                 if id(posterior.mu) not in seen:
                     seen.add(id(posterior.mu))
                     yield f"{path}.{posterior.name}" if path else posterior.name, posterior

@@ -12,31 +12,30 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .draws import random_draw, read_only
 from .errors import InvalidTypeError
+from .posterior import Posterior, layer_posteriors
 
-if TYPE_CHECKING:
-    from .posterior import Posterior
-
-__all__ = ["Frame", "active_frame", "mean_mode", "sampling"]
+__all__ = ["ForwardFrame", "Frame", "active_frame", "mean_mode", "open_frame", "sampling"]
 
 
 class Frame:
     """What one open context says about some layers.
 
     Attributes:
-        noise: Standard normal noise by layer identity, then by stem; empty for a frame that asks for the mean.
         layers: The layers the frame speaks about, by identity. Holding them keeps the identities valid.
+        noise: Standard normal noise by layer identity and stem; None for a frame that asks for the mean.
     """
 
-    def __init__(self, layers: dict[int, nn.Module], noise: dict[int, dict[str, Tensor]] | None) -> None:
+    def __init__(self, layers: dict[int, nn.Module], noise: dict[tuple[int, str], Tensor] | None) -> None:
         self.layers = layers
         self.noise = noise
-        self.values: dict[tuple[int, str], tuple[tuple[object, ...], Tensor]] = {}
+        self._values: dict[tuple[int, str], tuple[tuple[Any, ...], Tensor]] = {}
 
     @property
     def is_mean(self) -> bool:
@@ -46,20 +45,48 @@ class Frame:
     def noise_of(self, posterior: Posterior) -> Tensor:
         """The noise held for one posterior."""
         assert self.noise is not None
-        return self.noise[id(posterior.layer)][posterior.stem]
+        return self.noise[id(posterior.layer), posterior.stem]
 
     def sample(self, posterior: Posterior) -> Tensor:
         """The weight of this frame, ``mu + sigma * eps``, differentiable in mu and rho when grad is enabled."""
-        key, noise = (id(posterior.layer), posterior.stem), self.noise_of(posterior)
+        noise = self.noise_of(posterior)
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or posterior.mu.is_inference():
             return posterior.draw(noise)
-        # Without gradients the value is kept, as long as nobody replaces or updates the parameters it came from.
-        mask = posterior.mask
-        source = (posterior.mu, posterior.mu._version, posterior.rho, posterior.rho._version, mask)
-        kept = self.values.get(key)
-        if kept is None or any(a is not b and not (isinstance(a, int) and a == b) for a, b in zip(kept[0], source)):
-            kept = self.values[key] = (source, posterior.draw(noise))
-        return kept[1]
+        # Without gradients the value is kept, as long as nobody replaces or updates the tensors it came from.
+        tensors = (posterior.mu, posterior.rho, posterior.mask)
+        source = (*map(id, tensors), posterior.mu._version, posterior.rho._version)
+        key = (id(posterior.layer), posterior.stem)
+        if key not in self._values or self._values[key][0] != source:
+            self._values[key] = (source, posterior.draw(noise))
+        return self._values[key][1]
+
+    def read(self, posterior: Posterior) -> Tensor:
+        """The sample as ``.weight`` gives it: read-only."""
+        if torch.is_grad_enabled():
+            return random_draw(posterior, lambda: self.noise_of(posterior))
+        return read_only(posterior, lambda: self.sample(posterior))
+
+
+class ForwardFrame(Frame):
+    """One forward of one layer: noise is drawn at the first read of a weight, and further reads see the same draw."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__({id(layer): layer}, {})
+        self._reads: dict[str, Tensor] = {}
+
+    def noise_of(self, posterior: Posterior) -> Tensor:
+        """The noise of this forward, drawn on demand from torch's default generator."""
+        assert self.noise is not None
+        key = (id(posterior.layer), posterior.stem)
+        if key not in self.noise:
+            self.noise[key] = posterior.draw_noise()
+        return self.noise[key]
+
+    def read(self, posterior: Posterior) -> Tensor:
+        """The draw of this forward, one tensor however often it is read."""
+        if posterior.stem not in self._reads:
+            self._reads[posterior.stem] = super().read(posterior)
+        return self._reads[posterior.stem]
 
 
 _local = threading.local()
@@ -86,7 +113,8 @@ def active_frame(layer: nn.Module) -> Frame | None:
 
 
 @contextmanager
-def _open(frame: Frame) -> Iterator[None]:
+def open_frame(frame: Frame) -> Iterator[None]:
+    """Put a frame on this thread's stack until the context ends."""
     frames = _frames()
     frames.append(frame)
     try:
@@ -115,12 +143,10 @@ def sampling(model: nn.Module, generator: torch.Generator | None = None) -> Iter
         >>> with bensemble.sampling(bnn, torch.Generator().manual_seed(0)):
         ...     first, again = bnn(x), bnn(x)  # equal
     """
-    from .posterior import layer_posteriors
-
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"sampling: model must be a torch.nn.Module, got {type(model).__name__}.")
     layers: dict[int, nn.Module] = {}
-    noise: dict[int, dict[str, Tensor]] = {}
+    noise: dict[tuple[int, str], Tensor] = {}
     drawn: dict[int, Tensor] = {}  # tied weights share one draw
     for layer, posteriors in layer_posteriors(model):
         layers[id(layer)] = layer
@@ -128,13 +154,13 @@ def sampling(model: nn.Module, generator: torch.Generator | None = None) -> Iter
             key = id(posterior.mu)
             if key not in drawn:
                 drawn[key] = posterior.draw_noise(generator)
-            noise.setdefault(id(layer), {})[posterior.stem] = drawn[key]
-    with _open(Frame(layers, noise)):
+            noise[id(layer), posterior.stem] = drawn[key]
+    with open_frame(Frame(layers, noise)):
         yield
 
 
 @contextmanager
 def mean_mode(model: nn.Module) -> Iterator[None]:
     """Every Bayesian layer in ``model`` computes with its posterior mean until the context ends, in train mode too."""
-    with _open(Frame({id(module): module for module in model.modules()}, None)):
+    with open_frame(Frame({id(module): module for module in model.modules()}, None)):
         yield

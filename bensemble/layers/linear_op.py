@@ -21,7 +21,8 @@ from ..errors import InvalidValueError
 from ..gaussian import add_noise, precise, rho_from_sigma
 from ..priors import check_positive, make_prior
 from ..sampling import Frame, active_frame, mean_mode
-from .base import BaseBayesianLayer, weight_property
+from .base import BaseBayesianLayer
+from .weights import weight_property
 
 __all__ = ["LinearOpLayer", "check_estimator"]
 
@@ -37,9 +38,11 @@ class LinearOpLayer(BaseBayesianLayer):
                 return self._conv_forward(input, weight, bias)
     """
 
-    stems: ClassVar[dict[str, str]] = {"weight": "w", "bias": "b"}
+    _stems: ClassVar[dict[str, str]] = {"weight": "w", "bias": "b"}
     weight = weight_property("weight")
     bias = weight_property("bias")
+    #: How a training forward draws its noise: "local" per activation, or "weights" one draw per forward.
+    estimator: str = "local"
     #: Standard deviation that a freshly built layer starts with; None for a converted one.
     init_sigma: float | None = None
 
@@ -59,7 +62,7 @@ class LinearOpLayer(BaseBayesianLayer):
         return self.linear_op(self._held(frame, "weight"), self._held(frame, "bias"), input, *args, **kwargs)  # type: ignore[arg-type]
 
     def _local_reparameterization(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        weight, bias = self.posterior("weight"), self.posterior("bias")
+        weight, bias = self._posterior("weight"), self._posterior("bias")
         plain_bias = self._parameters.get("bias")
         if weight is None:
             return super().forward(input, *args, **kwargs)
@@ -72,12 +75,12 @@ class LinearOpLayer(BaseBayesianLayer):
 
     def _drawn(self, name: str) -> Tensor | None:
         """A fresh weight draw for one forward, an ordinary differentiable tensor."""
-        posterior = self.posterior(name)
+        posterior = self._posterior(name)
         return posterior.draw(posterior.draw_noise()) if posterior else self._parameters.get(name)
 
     def _held(self, frame: Frame, name: str) -> Tensor | None:
         """The weight that the open sampling context holds."""
-        posterior = self.posterior(name)
+        posterior = self._posterior(name)
         return frame.sample(posterior) if posterior else self._parameters.get(name)
 
     def adopt(self, module: nn.Module, prior_sigma: float, init_sigma: float, prior: Any = None) -> None:
@@ -95,7 +98,7 @@ class LinearOpLayer(BaseBayesianLayer):
         self.init_sigma = check_positive(verb, "init_sigma", init_sigma)
         parameters = module.__dict__.pop("_parameters")
         self.__dict__.update(module.__dict__)
-        for name, stem in self.stems.items():
+        for name, stem in self._stems.items():
             mu = parameters.get(name)
             self.register_parameter(f"{stem}_mu", mu)
             rho = None if mu is None else nn.Parameter(torch.empty_like(precise(mu.detach())))
@@ -103,7 +106,7 @@ class LinearOpLayer(BaseBayesianLayer):
         self.reset_parameters()
         if prior is not None:
             for p in self.posteriors():
-                self.set_prior(p.stem, make_prior(verb, prior, None, p.mu, torch.tensor(self.init_sigma)))
+                self._set_prior(p.stem, make_prior(verb, prior, None, p.mu, torch.tensor(self.init_sigma)))
 
     def reset_parameters(self) -> None:
         """Initialise the means; a converted layer as its deterministic type does, a built one with its sigmas too."""

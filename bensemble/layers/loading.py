@@ -16,14 +16,14 @@ from torch import Tensor
 from ..gaussian import RHO_MIN, precise
 
 if TYPE_CHECKING:
-    from .base import BaseBayesianLayer
+    from .weights import PosteriorWeights
 
 __all__ = ["adapt_state_dict"]
 
 _last = threading.local()
 
 
-def adapt_state_dict(layer: BaseBayesianLayer, state_dict: Any, prefix: str, args: tuple[Any, ...]) -> dict[str, Any]:
+def adapt_state_dict(layer: PosteriorWeights, state_dict: Any, prefix: str, args: tuple[Any, ...]) -> dict[str, Any]:
     """The part of ``state_dict`` below ``prefix`` in the names that the layer has right now.
 
     Args:
@@ -36,7 +36,7 @@ def adapt_state_dict(layer: BaseBayesianLayer, state_dict: Any, prefix: str, arg
         A new dictionary.
     """
     own = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
-    for posterior in layer.posteriors():
+    for posterior in layer._posteriors():
         mu_key, rho_key, mask_key = (f"{prefix}{posterior.stem}_{part}" for part in ("mu", "rho", "mask"))
         name_key = prefix + posterior.name
         if mu_key not in own and name_key in own:
@@ -69,13 +69,13 @@ def _pruned_rho_to_mask(own: dict[str, Any], mu_key: str, rho_key: str, mask_key
         own[mu_key] = own[mu_key].detach() * keep.to(own[mu_key].dtype)
 
 
-def _match_mask(layer: BaseBayesianLayer, stem: str, wanted: bool) -> None:
+def _match_mask(layer: PosteriorWeights, stem: str, wanted: bool) -> None:
     """Give the layer a mask buffer to load into, or take the one away that the checkpoint does not have."""
     mask = getattr(layer, f"{stem}_mask", None)
     if wanted and mask is None:
         layer.register_buffer(f"{stem}_mask", torch.ones_like(precise(getattr(layer, f"{stem}_rho").detach())))
     elif not wanted and mask is not None:
-        layer.set_mask(stem, None)
+        layer._set_mask(stem, None)
 
 
 def _warn_once(call: Any, key: str) -> None:

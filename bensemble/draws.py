@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
-from ..errors import ReadOnlyError
-from ..gaussian import precise, tracing
-from ..posterior import Posterior
+from .errors import ReadOnlyError
+from .gaussian import precise, tracing
+from .posterior import Posterior
 
 __all__ = ["WeightDraw", "random_draw", "read_only"]
 

@@ -1,0 +1,122 @@
+"""The class change, there and back: the only place that touches a user's module.
+
+The object keeps its identity, so aliases, hooks, bound methods and lists that hold it keep working. Its Parameters
+become the posterior means, as the same objects and at the same place in the order of parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from .registry import bayesian_type
+from .sampled import SampledWeights, sampled_type
+from .weights import PosteriorWeights
+
+__all__ = ["NewPosterior", "make_bayesian", "make_deterministic", "restorer"]
+
+#: Instance attributes that come and go with the posteriors.
+_OWN = ("_prior_slots", "_not_prunable")
+_OWN_OF_TWINS = ("prior_sigma", "init_sigma", "estimator", "weight_init")
+
+
+@dataclass(frozen=True)
+class NewPosterior:
+    """The tensors that turn one Parameter into a posterior.
+
+    Attributes:
+        mu: The Parameter itself.
+        rho: Its new rho, the same object wherever the Parameter is shared.
+        prior: Its prior.
+        prunable: Whether a zero mean is a zero in the weight that reaches the operation.
+    """
+
+    mu: nn.Parameter
+    rho: nn.Parameter
+    prior: Any
+    prunable: bool = True
+
+
+def make_bayesian(module: nn.Module, posteriors: dict[str, NewPosterior], local: bool) -> PosteriorWeights:
+    """Give the named parameters of a module posteriors, in place.
+
+    Args:
+        module: The module; it keeps its identity and changes its class.
+        posteriors: By parameter name.
+        local: Whether the registered twin takes over; otherwise the weights are sampled.
+    """
+    base = type(module)
+    twin = bayesian_type(base) if local else None
+    cls: type[PosteriorWeights] = twin if twin is not None else sampled_type(base, frozenset(posteriors))
+    parameters: dict[str, Any] = {}
+    for name, parameter in module._parameters.items():
+        stem = cls._stems.get(name)
+        if stem is not None and name in posteriors:
+            parameters[f"{stem}_mu"], parameters[f"{stem}_rho"] = posteriors[name].mu, posteriors[name].rho
+        elif stem is not None and parameter is None:
+            parameters[f"{stem}_mu"] = parameters[f"{stem}_rho"] = None
+        else:
+            parameters[name] = parameter
+    _replace(module._parameters, parameters)
+    module.__class__ = cls
+    assert isinstance(module, PosteriorWeights)
+    for name, new in posteriors.items():
+        stem = cls._stems[name]
+        module._set_prior(stem, new.prior)
+        if not new.prunable:
+            module.__dict__["_not_prunable"] = (*module.__dict__.get("_not_prunable", ()), stem)
+    return module
+
+
+def make_deterministic(layer: PosteriorWeights, values: dict[str, nn.Parameter]) -> nn.Module:
+    """Turn a Bayesian layer back into the module it stands for, in place.
+
+    Args:
+        layer: The layer; it keeps its identity and changes its class.
+        values: What becomes of each posterior, by original parameter name.
+    """
+    names = {stem: name for name, stem in layer._stems.items()}
+    parameters: dict[str, Any] = {}
+    for key, parameter in layer._parameters.items():
+        stem, _, part = key.rpartition("_")
+        if stem not in names or part not in ("mu", "rho"):
+            parameters[key] = parameter
+        elif part == "mu":
+            parameters[names[stem]] = values.get(names[stem]) if parameter is not None else None
+    kept = {key: b for key, b in layer._buffers.items() if not _belongs_to_posterior(key, names)}
+    _replace(layer._parameters, parameters)
+    _replace(layer._buffers, kept)
+    for attribute in _OWN if isinstance(layer, SampledWeights) else (*_OWN, *_OWN_OF_TWINS):
+        layer.__dict__.pop(attribute, None)
+    module: nn.Module = layer
+    module.__class__ = layer.deterministic_class
+    if isinstance(module, nn.RNNBase):
+        module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+    return module
+
+
+def restorer(module: nn.Module) -> Callable[[], None]:
+    """A function that puts the module back into the state it has now, for when a conversion fails half-way."""
+    cls, attributes = type(module), dict(module.__dict__)
+    parameters, buffers = dict(module._parameters), dict(module._buffers)
+
+    def restore() -> None:
+        module.__class__ = cls
+        _replace(module._parameters, parameters)
+        _replace(module._buffers, buffers)
+        _replace(module.__dict__, attributes)
+
+    return restore
+
+
+def _belongs_to_posterior(key: str, names: dict[str, str]) -> bool:
+    return any(key == f"{stem}_mask" or key.startswith(f"{stem}_prior_") for stem in names)
+
+
+def _replace(mapping: dict[str, Any], content: dict[str, Tensor | Any]) -> None:
+    """Make a dictionary hold exactly ``content``, as the same object."""
+    mapping.clear()
+    mapping.update(content)

@@ -1,0 +1,194 @@
+"""Modules whose weights have posteriors: where the tensors live, and how a weight is read, assigned, moved, loaded.
+
+A posterior is a pair of Parameters ``<stem>_mu`` and ``<stem>_rho`` of one module, with an optional buffer
+``<stem>_mask`` and the tensors of its prior in buffers ``<stem>_prior_<field>``. A module that stands for a
+deterministic one also maps that module's parameter names to stems and reads them through :func:`weight_property`.
+
+========================  =======================================================================
+state                     reading ``.weight``
+========================  =======================================================================
+``train()``               one reparameterized draw, read-only; gradients reach mu and rho
+``eval()``                the posterior mean: the Parameter itself, or read-only where pruned
+inside ``sampling``       the held sample
+========================  =======================================================================
+
+Everything here has a private name, because this class is mixed into modules of any type, whose names come first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..draws import WeightDraw, random_draw, read_only
+from ..errors import ConversionError, InvalidValueError
+from ..gaussian import precise
+from ..posterior import Posterior, check_mask
+from ..priors import Normal, PriorSlot
+from ..sampling import active_frame
+from .loading import adapt_state_dict
+
+__all__ = ["PosteriorWeights", "weight_property"]
+
+
+class PosteriorWeights(nn.Module):
+    """A module that holds posteriors; see the text above."""
+
+    #: Original parameter name -> stem of its posterior. Empty for a layer that is no twin of a deterministic one.
+    _stems: ClassVar[dict[str, str]] = {}
+    #: The type this module had, or would have, without posteriors.
+    deterministic_class: ClassVar[type[nn.Module]]
+
+    # -- posteriors
+
+    def _posteriors(self) -> Iterator[Posterior]:
+        """One handle for each pair of Parameters ``<stem>_mu``, ``<stem>_rho`` of this layer."""
+        names = {stem: name for name, stem in self._stems.items()}
+        for key in list(self._parameters):
+            stem = key.removesuffix("_mu")
+            if stem != key and self._parameters[key] is not None and getattr(self, f"{stem}_rho", None) is not None:
+                yield Posterior(self, names.get(stem, stem), stem)
+
+    def _posterior(self, name: str) -> Posterior | None:
+        """The posterior of a parameter by its original name, or None when that parameter has none."""
+        stem = self._stems.get(name, name)
+        return Posterior(self, name, stem) if getattr(self, f"{stem}_mu", None) is not None else None
+
+    def _prior_of(self, stem: str, keep: Tensor | None = None) -> Any:
+        """The prior of one posterior, restricted to the entries in ``keep`` where its fields are per weight."""
+        slot: PriorSlot | None = self.__dict__.get("_prior_slots", {}).get(stem)
+        if slot is None:
+            return Normal(self.__dict__.get("prior_sigma", 1.0))
+        tensors = {field: getattr(self, f"{stem}_prior_{field}") for field in slot.fields}
+        if keep is not None:
+            tensors = {field: t[keep] if t.shape == keep.shape else t for field, t in tensors.items()}
+        return slot.put_together(tensors)
+
+    def _set_prior(self, stem: str, prior: Any) -> None:
+        """Give one posterior a prior of its own; tensors of the prior become buffers ``<stem>_prior_<field>``."""
+        slot, tensors = PriorSlot.take_apart(prior)
+        old: PriorSlot | None = self.__dict__.get("_prior_slots", {}).get(stem)
+        for field in old.fields if old else ():
+            del self._buffers[f"{stem}_prior_{field}"]
+        for field, tensor in tensors.items():
+            self.register_buffer(f"{stem}_prior_{field}", tensor)
+        self.__dict__["_prior_slots"] = {**self.__dict__.get("_prior_slots", {}), stem: slot}
+
+    def _is_prunable(self, stem: str) -> bool:
+        """Whether a zero in the mean is a zero in the weight that reaches the operation."""
+        return stem not in self.__dict__.get("_not_prunable", ())
+
+    def _set_mask(self, stem: str, mask: Tensor | None) -> None:
+        """Set or lift the pruning mask of one posterior; see :meth:`Posterior.set_mask`."""
+        mu = getattr(self, f"{stem}_mu", None)
+        if mu is None:
+            known = ", ".join(repr(p.stem) for p in self._posteriors())
+            raise InvalidValueError(f"set_mask: {type(self).__name__} has no posterior {stem!r}, only {known}.")
+        if mask is None:
+            self._buffers.pop(f"{stem}_mask", None)
+            return
+        check_mask("set_mask", f"{stem}_mu", mask, mu.shape)
+        self.register_buffer(f"{stem}_mask", mask.detach().to(mu.device, precise(mu).dtype, copy=True))
+        with torch.no_grad():
+            mu.mul_(mask.to(mu))
+
+    # -- reading and assigning weights under their original names
+
+    def _read_weight(self, name: str) -> Tensor | None:
+        """The weight under its original name, by the state of the layer; see the table of this module."""
+        stem = self._stems[name]
+        mu: Tensor | None = getattr(self, f"{stem}_mu", None)
+        if mu is None:
+            return self._parameters.get(name)
+        posterior = Posterior(self, name, stem)
+        frame = active_frame(self)
+        if frame is None and self.training:
+            return random_draw(posterior, posterior.draw_noise)
+        if frame is not None and not frame.is_mean:
+            return frame.read(posterior)
+        return mu if posterior.mask is None else read_only(posterior, posterior.mean)
+
+    def _assign_weight(self, name: str, value: Any) -> None:
+        """Make a tensor of the mean's shape the mean, as tie_weights and functional_call do."""
+        stem = self._stems[name]
+        mu: Tensor | None = getattr(self, f"{stem}_mu", None)
+        if isinstance(value, WeightDraw):
+            value = value.source.mu
+        if mu is None and (value is None or isinstance(value, nn.Parameter)) and name in self._parameters:
+            self._parameters[name] = value
+        elif mu is None or not isinstance(value, Tensor) or value.shape != mu.shape:
+            have = "no posterior" if mu is None else f"a posterior of shape {tuple(mu.shape)}"
+            got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise ConversionError(
+                f"assign: '{name}' of {type(self).__name__} has {have}, got {got}; "
+                "call to_deterministic first, change the layer, then bayesify again."
+            )
+        else:
+            self._parameters[f"{stem}_mu"] = value  # type: ignore[assignment]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # nn.Module registers Parameters before it looks at properties, so the public names are answered here.
+        if name in self._stems:
+            self._assign_weight(name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self._stems:
+            raise ConversionError(_order_message("delete", name, self))
+        super().__delattr__(name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As ``nn.Module.register_parameter``, but a posterior weight keeps its name."""
+        means = [p for p in self.__dict__.get("_parameters", {}).values() if p is not None]
+        if name in self._stems or isinstance(param, WeightDraw) or any(param is mean for mean in means):
+            raise ConversionError(_order_message("register_parameter", name, self))
+        super().register_parameter(name, param)
+
+    # -- dtype, loading
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PosteriorWeights:
+        """Move or cast; rho, masks and prior scales stay in float32 when the weights become half precision.
+
+        A bfloat16 rho does not move under Adam: its steps are smaller than its resolution.
+        """
+        owners = (self._parameters, self._buffers)
+        kept = {
+            (i, key): tensor.data
+            for i, owner in enumerate(owners)
+            for key, tensor in owner.items()
+            if tensor is not None and tensor.dtype == torch.float32 and self._stays_precise(key)
+        }
+        super()._apply(fn, recurse)
+        for (i, key), before in kept.items():
+            after = owners[i][key]
+            assert after is not None
+            if after.dtype in (torch.float16, torch.bfloat16):
+                after.data = before.to(after.device)
+        return self
+
+    def _stays_precise(self, key: str) -> bool:
+        return any(key.startswith(f"{p.stem}_") and key != f"{p.stem}_mu" for p in self._posteriors())
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(adapt_state_dict(self, state_dict, prefix, args), prefix, *args)
+
+
+def weight_property(name: str) -> property:
+    """A property that reads one posterior weight under its original name."""
+
+    def read(self: PosteriorWeights) -> Tensor | None:
+        return self._read_weight(name)
+
+    read.__doc__ = f"The {name} by the state of the layer: mean, draw, or held sample."
+    return property(read)
+
+
+def _order_message(verb: str, name: str, layer: nn.Module) -> str:
+    return (
+        f"{verb}: '{name}' of {type(layer).__name__} belongs to a posterior; pruning, parametrization and norm fusion "
+        "take the deterministic model: apply them before bayesify, or after to_deterministic."
+    )
