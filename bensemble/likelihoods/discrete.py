@@ -1,0 +1,151 @@
+"""Likelihoods of classes and of yes or no, from logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InvalidTypeError, InvalidValueError
+from ..gaussian import precise
+from .base import Likelihood, Signs, check_axis, check_same_shape, check_tensor, dtype_name, tracing
+
+__all__ = ["Bernoulli", "Categorical"]
+
+#: How many values it takes to tell that outputs are probabilities; a lone pair of logits may sum to one by chance.
+ENOUGH_CLASS_VALUES = 8
+ENOUGH_VALUES = 32
+
+
+@dataclass(frozen=True)
+class Categorical(Likelihood):
+    """Classes from logits; a term is one position of the target.
+
+    Attributes:
+        dim: Axis of the classes. May be left out where outputs have two axes (B, C).
+        ignore_index: Target value of positions that do not count, such as padding.
+    """
+
+    dim: int | None = None
+    ignore_index: int = -100
+
+    def terms(self, output: Tensor, target: Tensor) -> Tensor:
+        """Cross entropy of each position that counts.
+
+        Args:
+            output: Logits.
+            target: Class indices of any integer dtype, in the shape of ``output`` without the class axis.
+        """
+        dim = self.axis(output)
+        check_tensor("Categorical", target)
+        shape = output.shape[:dim] + output.shape[dim + 1 :]
+        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+            raise InvalidTypeError(
+                f"Categorical: target must hold class indices, got {dtype_name(target)}; use .long()."
+            )
+        if target.shape != shape:
+            raise InvalidValueError(
+                f"Categorical: target must have shape {tuple(shape)} for outputs {tuple(output.shape)} with classes on "
+                f"axis {dim}, got {tuple(target.shape)}; reshape it or set Categorical(dim=...)."
+            )
+        kept = target != self.ignore_index
+        target, logits = target[kept].long(), precise(output).movedim(dim, -1)[kept]
+        if not tracing() and target.numel() and not 0 <= int(target.min()) <= int(target.max()) < logits.shape[-1]:
+            raise InvalidValueError(
+                f"Categorical: target must lie in 0..{logits.shape[-1] - 1}, or be {self.ignore_index} to be ignored, "
+                f"got {int(target.min())}..{int(target.max())}; renumber the classes."
+            )
+        return F.cross_entropy(logits, target, reduction="none")
+
+    def expect(self, output: Tensor) -> Tensor:
+        """Class probabilities, in the shape of ``output``."""
+        return precise(output).softmax(self.axis(output))
+
+    def spread(self, output: Tensor) -> Tensor:
+        """Entropy of the classes in nats, in the shape of ``output`` without the class axis."""
+        log_probs = precise(output).log_softmax(self.axis(output))
+        return -(log_probs.exp() * log_probs.clamp_min(-1e30)).sum(self.axis(output))
+
+    def probe(self, output: Tensor, signs: Signs) -> Tensor:
+        r""":math:`\sum_c s_c \sqrt{p_c}\,(e_c - p)`, whose outer product is diag(p) - p p^T on average."""
+        probs = self.expect(output)
+        signed = signs(probs) * probs.sqrt()
+        return signed - probs * signed.sum(self.axis(output), keepdim=True)
+
+    def check(self, output: Tensor) -> None:
+        """Raise when ``output`` holds probabilities; log probabilities are logits too."""
+        values, dim = precise(output), self.axis(output)
+        if values.numel() - values.numel() // values.shape[dim] < ENOUGH_CLASS_VALUES:
+            return
+        error = float((values.sum(dim) - 1).abs().max())
+        if error < (1e-4 if output.dtype == values.dtype else 1e-2) and bool((values >= 0).all()):
+            raise InvalidValueError(
+                "Categorical: outputs must be logits, got values that are probabilities (not negative, sum 1 over the "
+                "classes); take the softmax off the model, or select its input with output=."
+            )
+
+    def num_terms(self, target: Tensor) -> int:
+        """Number of positions that are not ignored."""
+        return int((target != self.ignore_index).sum())
+
+    def axis(self, output: Tensor) -> int:
+        """The class axis of ``output``, counted from the front."""
+        if self.dim is None and output.ndim != 2:
+            raise InvalidValueError(
+                f"Categorical: dim must be written for outputs of {output.ndim} axes, got shape {tuple(output.shape)}; "
+                "use Categorical(dim=1) for (B, C, H, W), Categorical(dim=-1) for (B, T, C)."
+            )
+        axis = check_axis("Categorical(dim)", 1 if self.dim is None else self.dim, output)
+        if output.shape[axis] < 2:
+            raise InvalidValueError(
+                f"Categorical: axis {axis} must hold two classes or more, got outputs of shape {tuple(output.shape)}; "
+                "use Bernoulli() for one logit."
+            )
+        return axis
+
+
+@dataclass(frozen=True)
+class Bernoulli(Likelihood):
+    """Independent yes or no from logits; every element is a term."""
+
+    def terms(self, output: Tensor, target: Tensor) -> Tensor:
+        """Binary cross entropy of each element.
+
+        Args:
+            output: Logits.
+            target: 0 and 1, bool, or probabilities between them, in the shape of ``output``.
+        """
+        check_same_shape("Bernoulli", output, target)
+        wide = target.to(precise(output).dtype)
+        if not tracing() and not bool(((wide >= 0) & (wide <= 1)).all()):
+            raise InvalidValueError(
+                f"Bernoulli: target must lie in 0..1, got {float(wide.min()):g}..{float(wide.max()):g}; rescale it."
+            )
+        return F.binary_cross_entropy_with_logits(precise(output), wide, reduction="none").flatten()
+
+    def expect(self, output: Tensor) -> Tensor:
+        """Probability of yes."""
+        return precise(output).sigmoid()
+
+    def spread(self, output: Tensor) -> Tensor:
+        """Entropy of each element in nats."""
+        logits = precise(output)
+        return F.binary_cross_entropy_with_logits(logits, logits.sigmoid(), reduction="none")
+
+    def probe(self, output: Tensor, signs: Signs) -> Tensor:
+        """Signs times sqrt(p (1 - p))."""
+        logits = precise(output)
+        return signs(logits) * (logits.sigmoid() * (-logits).sigmoid()).sqrt()
+
+    def check(self, output: Tensor) -> None:
+        """Raise when enough values lie in [0, 1] and nearly fill it: then they are probabilities."""
+        if output.numel() < ENOUGH_VALUES:
+            return
+        low, high = float(output.min()), float(output.max())
+        if low >= 0 and high <= 1 and high - low > 0.9:
+            raise InvalidValueError(
+                f"Bernoulli: outputs must be logits, got {output.numel()} values between {low:.3g} and {high:.3g}, "
+                "which are probabilities; take the sigmoid off the model, or select its input with output=."
+            )
