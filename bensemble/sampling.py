@@ -21,7 +21,7 @@ from .draws import random_draw, read_only
 from .errors import InvalidTypeError
 from .posterior import Posterior, layer_posteriors
 
-__all__ = ["ForwardFrame", "Frame", "active_frame", "mean_mode", "open_frame", "sampling"]
+__all__ = ["ForwardFrame", "Frame", "active_frame", "draw_frame", "mean_mode", "open_frame", "sampling"]
 
 
 class Frame:
@@ -143,6 +143,12 @@ def sampling(model: nn.Module, generator: torch.Generator | None = None) -> Iter
         >>> with bensemble.sampling(bnn, torch.Generator().manual_seed(0)):
         ...     first, again = bnn(x), bnn(x)  # equal
     """
+    with open_frame(draw_frame(model, generator)):
+        yield
+
+
+def draw_frame(model: nn.Module, generator: torch.Generator | None = None) -> Frame:
+    """One weight sample of a whole model, which :func:`open_frame` may open more than once; see :func:`sampling`."""
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"sampling: model must be a torch.nn.Module, got {type(model).__name__}.")
     layers: dict[int, nn.Module] = {}
@@ -155,8 +161,7 @@ def sampling(model: nn.Module, generator: torch.Generator | None = None) -> Iter
             if key not in drawn:
                 drawn[key] = posterior.draw_noise(generator)
             noise[id(layer), posterior.stem] = drawn[key]
-    with open_frame(Frame(layers, noise)):
-        yield
+    return Frame(layers, noise)
 
 
 @contextmanager
