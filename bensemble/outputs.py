@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .errors import InvalidTypeError, InvalidValueError
 
-__all__ = ["OutputSelector", "describe", "is_named_tuple", "select_output"]
+__all__ = ["OutputSelector", "describe", "is_named_tuple", "select_output", "tensor_paths"]
 
 #: What ``output=`` accepts: a key or dotted path, an index, or ``callable(model_output) -> Tensor``.
 OutputSelector: TypeAlias = "str | int | Callable[[Any], Tensor]"
@@ -79,7 +79,7 @@ def _default_output(output: Any) -> Tensor:
     for name in OUTPUT_NAMES:
         if isinstance(entries.get(name), Tensor):
             return _floating(entries[name], repr(name))
-    floating = [tensor for _, tensor in _tensor_paths(output) if tensor.is_floating_point()]
+    floating = [tensor for _, tensor in tensor_paths(output) if tensor.is_floating_point()]
     if len(floating) == 1:
         return floating[0]
     raise InvalidValueError(
@@ -102,7 +102,7 @@ def _entries(value: Any) -> dict[Any, Any]:
     return {}
 
 
-def _tensor_paths(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+def tensor_paths(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a structured output with its dotted path, each place once."""
     if isinstance(value, Tensor):
         yield path, value
@@ -111,12 +111,12 @@ def _tensor_paths(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, tuple) and is_named_tuple(value):
         entries = {key: item for key, item in entries.items() if isinstance(key, str)}
     for key, item in entries.items():
-        yield from _tensor_paths(item, f"{path}.{key}" if path else str(key))
+        yield from tensor_paths(item, f"{path}.{key}" if path else str(key))
 
 
 def _listing(output: Any, most: int = 10) -> str:
     """Paths, shapes and dtypes of the tensors in an output, for messages."""
-    found = [f"'{path}' {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for path, t in _tensor_paths(output)]
+    found = [f"'{path}' {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for path, t in tensor_paths(output)]
     if not found:
         return f"no tensor in {describe(output)}"
     return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
