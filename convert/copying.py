@@ -1,0 +1,53 @@
+"""Copies of a user's model: a whole one to convert, and a hollow one to look at."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from bensemble.errors import ConversionError
+
+__all__ = ["copy_model", "hollow_copy"]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def copy_model(verb: str, model: M) -> M:
+    """A deep copy; tensors that a hook recomputes in every forward are copied by value.
+
+    Raises:
+        ConversionError: the model cannot be copied; names the cure.
+    """
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in _computed_tensors(model)}
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as err:
+        raise ConversionError(
+            f"{verb}: {type(model).__name__} cannot be copied ({err}); pass inplace=True to change the model itself."
+        ) from err
+
+
+def hollow_copy(model: M) -> M | None:
+    """The module tree without its weights: modules and buffers are copied, Parameters are those of the model.
+
+    Running it cannot change the model's buffers or attributes. None when the model cannot be copied.
+    """
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in _computed_tensors(model)}
+    memo |= {id(parameter): parameter for parameter in model.parameters()}
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception:
+        return None
+
+
+def _computed_tensors(model: nn.Module) -> list[Tensor]:
+    """Tensors with a history that modules hold as plain attributes, which deepcopy refuses."""
+    found = []
+    for module in model.modules():
+        for value in (*module.__dict__.values(), *module._buffers.values()):
+            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                found.append(value)
+    return found

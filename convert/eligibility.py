@@ -1,0 +1,117 @@
+"""The rules of a plan: which Parameters can become Bayesian, and which a conversion refuses to touch."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import UninitializedTensorMixin
+
+from bensemble.errors import refuse
+from bensemble.layers.weights import PosteriorWeights
+
+from .analysis import LINEAR_OPERATIONS, Analysis
+from .selection import Selection
+
+if TYPE_CHECKING:
+    from .planning import Place
+
+__all__ = ["refusal", "why_deterministic"]
+
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+
+#: Names that tables and tokens go by, asked only where neither a trace nor a probe says what a Parameter does.
+_TABLE_NAME = re.compile(r"pos|token|cls|query|embed|anchor|bias|table|scale|gamma|beta|norm|prompt|prefix|dist")
+
+
+def why_deterministic(
+    parameter: nn.Parameter, places: list[Place], selection: Selection, analysis: Analysis
+) -> str | None:
+    """The reason why a Parameter stays deterministic, or None when it becomes Bayesian."""
+    if any(isinstance(p.module, PosteriorWeights) for p in places):
+        return _why_left_as_it_is(places)
+    if any(isinstance(p.module, torch.jit.ScriptModule) for p in places):
+        return "compiled by TorchScript"
+    if any(selection.excludes(p.path, p.module, p.name) for p in places):
+        return "excluded"
+    if not any(selection.includes(p.path, p.module, p.name) for p in places):
+        return "not included"
+    named = any(selection.names_outright(p.path, p.module, p.name) for p in places)
+    if not parameter.is_floating_point():
+        return f"holds {parameter.dtype}, not floating point numbers"
+    if not parameter.requires_grad and not named:
+        return "frozen; name it in include to convert it"
+    converts = [p for p in places if not isinstance(p.module, (*EMBEDDINGS, *NORMS))]
+    if not converts and not named:
+        return "an embedding" if isinstance(places[0].module, EMBEDDINGS) else "a norm"
+    if any(p.is_local for p in places):
+        return _why_never_used(parameter, places, analysis)
+    if not named:
+        if parameter.dim() < 2:
+            return "a vector"
+        if sum(size > 1 for size in parameter.shape) < 2:
+            return "a vector in disguise"
+        unused = _why_never_used(parameter, places, analysis)
+        return unused or _why_no_linear_operation(parameter, converts[0], analysis)
+    return _why_never_used(parameter, places, analysis)
+
+
+def refusal(verb: str, owners: dict[int, tuple[nn.Parameter, list[Place]]]) -> None:
+    """Raise one ConversionError for all Parameters and modules that no conversion can handle."""
+    problems = []
+    for parameter, places in owners.values():
+        name, module = places[0].full_name, type(places[0].module).__name__
+        if isinstance(parameter, UninitializedTensorMixin):
+            problems.append(f"'{name}' of {module} has no shape yet; run one forward of the model first.")
+        elif parameter.layout != torch.strided:
+            problems.append(f"'{name}' is sparse, got layout {parameter.layout}; call .to_dense() on it first.")
+        elif parameter.is_quantized:
+            problems.append(f"'{name}' is quantised, got {parameter.dtype}; convert before you quantise.")
+        elif _is_sharded(parameter):
+            problems.append(f"'{name}' is sharded, got {type(parameter).__name__}; bayesify first, then shard.")
+    for path, module in {p.path: p.module for _, places in owners.values() for p in places}.items():
+        if type(module).__module__.startswith("torch.ao.nn.quantized"):
+            problems.append(f"'{path}' is quantised, got {type(module).__name__}; convert before you quantise.")
+    refuse(verb, problems)
+
+
+def _is_sharded(parameter: Tensor) -> bool:
+    """Whether only a part of the tensor lives in this process; without importing torch.distributed for the question."""
+    if type(parameter) in (nn.Parameter, Tensor):
+        return hasattr(parameter, "_is_flat_param") and bool(parameter._is_flat_param)
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(parameter, DTensor) or isinstance(parameter.data, DTensor)
+
+
+def _why_left_as_it_is(places: list[Place]) -> str:
+    place = places[0]
+    stem, _, part = place.name.rpartition("_")
+    return "Bayesian already" if stem and part in ("mu", "rho") else "beside weights that are Bayesian already"
+
+
+def _why_never_used(parameter: nn.Parameter, places: list[Place], analysis: Analysis) -> str | None:
+    if not analysis.known or id(parameter) in analysis.operations:
+        return None
+    if any(analysis.calls[p.path] or p.path in analysis.inside for p in places):
+        return None
+    return "never used in a forward; the KL alone would shrink it to nothing"
+
+
+def _why_no_linear_operation(parameter: nn.Parameter, place: Place, analysis: Analysis) -> str | None:
+    operations = analysis.operations.get(id(parameter), set())
+    if operations:
+        if operations & LINEAR_OPERATIONS:
+            return None
+        return f"reaches {', '.join(sorted(operations))}, no linear operation"
+    if analysis.calls[place.path] and type(place.module).__module__.startswith("torch.nn."):
+        return None
+    if parameter.shape[0] == 1 and parameter.dim() > 2:
+        return "looks like a token or a position table; name it in include to convert it"
+    if _TABLE_NAME.search(place.name) and not type(place.module).__module__.startswith("torch.nn."):
+        return "named like a table or token; name it in include, or pass example_inputs, to convert it"
+    return None

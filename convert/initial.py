@@ -1,0 +1,90 @@
+"""What a posterior starts with: its sigma, and the prior that the user asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bensemble.errors import InvalidValueError
+from bensemble.gaussian import precise, rho_from_sigma, sigma_from_rho
+from bensemble.priors import DensityPrior, Prior, check_positive, make_prior
+
+__all__ = ["DEFAULT_RELATIVE_SIGMA", "initial_posterior"]
+
+#: Default sigma as a share of the root mean square of a tensor. Never of the single weight: then every weight would
+#: have the same signal-to-noise ratio, and pruning would have nothing to go by.
+DEFAULT_RELATIVE_SIGMA = 0.05
+_SIGMA_OF_ZEROS = 1e-3
+
+
+def initial_posterior(
+    verb: str,
+    name: str,
+    parameter: nn.Parameter,
+    layer_weight: Tensor | None,
+    prior: Any,
+    prior_sigma: float | None,
+    init_sigma: float | Callable[[str, Tensor], float | Tensor] | None,
+) -> tuple[nn.Parameter, Any]:
+    """The rho and the prior of one new posterior.
+
+    Args:
+        verb: The public function that asks, for errors.
+        name: Full name of the parameter.
+        parameter: The trained weight, which becomes the mean.
+        layer_weight: The ``weight`` of the same layer, whose scale a tensor of zeros borrows.
+        prior: As in :func:`convert.bayesify`.
+        prior_sigma: As in :func:`convert.bayesify`.
+        init_sigma: As in :func:`convert.bayesify`.
+    """
+    with torch.no_grad():
+        weight = parameter.detach()
+        sigma = _initial_sigma(verb, name, weight, layer_weight, init_sigma)
+        rho = torch.empty_like(precise(weight) if weight.is_meta else weight, dtype=sigma.dtype)
+        rho.copy_(rho_from_sigma(sigma).expand(weight.shape))
+        if callable(prior) and not isinstance(prior, (Prior, DensityPrior)):
+            prior = prior(name, weight)
+        # Through rho and back, so that a prior at the initial sigma has a KL of exactly zero.
+        start = sigma_from_rho(rho_from_sigma(sigma))
+        return nn.Parameter(rho, requires_grad=parameter.requires_grad), make_prior(
+            verb, prior, prior_sigma, weight, start
+        )
+
+
+def _initial_sigma(verb: str, name: str, weight: Tensor, layer_weight: Tensor | None, init_sigma: Any) -> Tensor:
+    """The starting sigma: 0-dimensional, or in the shape of the weight; float32, or float64 for float64."""
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    if callable(init_sigma):
+        chosen = init_sigma(name, weight)
+        if isinstance(chosen, Tensor):
+            return _checked_sigmas(verb, name, weight, chosen).to(weight.device, dtype)
+        return torch.tensor(check_positive(verb, f"init_sigma of '{name}'", chosen), dtype=dtype, device=weight.device)
+    if init_sigma is not None:
+        return torch.tensor(check_positive(verb, "init_sigma", init_sigma), dtype=dtype, device=weight.device)
+    scale = _root_mean_square(weight, dtype)
+    if layer_weight is not None and layer_weight is not weight:
+        scale = torch.where(scale > 0, scale, _root_mean_square(layer_weight.detach(), dtype))
+    return torch.where(scale > 0, DEFAULT_RELATIVE_SIGMA * scale, torch.full_like(scale, _SIGMA_OF_ZEROS))
+
+
+def _checked_sigmas(verb: str, name: str, weight: Tensor, sigma: Tensor) -> Tensor:
+    """A tensor of sigmas as a callable gave it, or an error."""
+    if sigma.dim() and sigma.shape != weight.shape:
+        raise InvalidValueError(
+            f"{verb}: init_sigma of '{name}' must have shape {tuple(weight.shape)}, got {tuple(sigma.shape)}; "
+            "return a number or one sigma per weight."
+        )
+    if not bool((torch.isfinite(sigma) & (sigma > 0)).all()):
+        raise InvalidValueError(
+            f"{verb}: init_sigma of '{name}' must be finite and above 0 everywhere, got a smallest value of "
+            f"{float(sigma.min())}; return positive standard deviations."
+        )
+    return sigma.detach()
+
+
+def _root_mean_square(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.linalg.vector_norm(tensor, dtype=dtype) / max(tensor.numel(), 1) ** 0.5
+

@@ -1,0 +1,206 @@
+"""From deterministic to Bayesian and back: ``bayesify`` and ``to_deterministic``.
+
+Both return the user's own model, a copy unless ``inplace=True``. Everything is checked and every tensor is made
+before the first module changes; if a change fails all the same, what was changed is put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+
+from bensemble.errors import ConversionError, InvalidTypeError
+from bensemble.layers.linear_op import LinearOpLayer, check_estimator
+from bensemble.layers.swap import NewPosterior, make_bayesian, make_deterministic, restorer
+from bensemble.posterior import named_posteriors
+from bensemble.pruning import apply_masks, pruning_masks
+
+from .copying import copy_model
+from .initial import initial_posterior
+from .planning import ConversionPlan, bayesian_places, make_plan, owners_of
+
+__all__ = ["bayesify", "to_deterministic"]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def bayesify(
+    model: M,
+    *,
+    prior: Any = "empirical",
+    prior_sigma: float | None = None,
+    init_sigma: float | Callable[[str, Tensor], float | Tensor] | None = None,
+    include: Any = None,
+    exclude: Any = None,
+    plan: ConversionPlan | None = None,
+    example_inputs: Any = None,
+    estimator: str = "local",
+    inplace: bool = False,
+) -> M:
+    r"""Give the weights of a model Gaussian posteriors that start at the trained weights.
+
+    Each weight becomes N(mu, sigma^2) with mu the trained weight; in ``eval()`` the model computes exactly what it did
+    before. Class, methods, hooks, buffers, device, dtype, training flags, ``requires_grad`` and ties stay.
+
+    Args:
+        model: Any module. Layers that are Bayesian already stay as they are.
+        prior: ``"empirical"`` (zero-mean normal, variance fitted to each tensor), ``"pretrained"`` (centred on the
+            trained weights), ``"normal"``, ``"ard"`` (for pruning), a prior object, or a callable
+            ``(name, weight) -> prior``; see :mod:`bensemble.priors`.
+        prior_sigma: Standard deviation for ``"normal"`` (default 1) and ``"pretrained"`` (default: the init sigma).
+        init_sigma: Standard deviation to start with: a number, or a callable ``(name, weight) -> float or Tensor``.
+            Default is 0.05 times the root mean square of each tensor.
+        include: What may become Bayesian; see :func:`convert.plan`.
+        exclude: What must not; wins over ``include``.
+        plan: A plan to execute exactly, instead of ``include``, ``exclude`` and ``example_inputs``.
+        example_inputs: Inputs for a probe forward, where torch.fx cannot trace the model.
+        estimator: How the twins draw noise in training: ``"local"`` per activation, ``"weights"`` one draw of the
+            weights per forward (the same distribution as in prediction, at a higher gradient variance).
+        inplace: Change the model itself instead of a copy.
+
+    Returns:
+        The Bayesian model, of the same class.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: an argument that cannot work.
+        ConversionError: parameters that cannot be converted, nothing to convert, or a plan of another model.
+
+    Example:
+        >>> bnn = bayesify(model)
+        >>> loss = bensemble.elbo_loss(F.cross_entropy(bnn(x), y), bensemble.kl_divergence(bnn), num_data=len(train))
+    """
+    check_estimator("bayesify", estimator)
+    if plan is None:
+        plan = make_plan("bayesify", model, include, exclude, example_inputs)
+    elif include is not None or exclude is not None or example_inputs is not None:
+        raise InvalidTypeError("bayesify: a plan excludes include, exclude and example_inputs; pass them to plan().")
+    _check_plan(plan, model)
+    target = model if inplace else copy_model("bayesify", model)
+    changes = _changes(target, plan, prior, prior_sigma, init_sigma)
+    undo: list[Callable[[], None]] = []
+    try:
+        for module, posteriors, local in changes:
+            undo.append(restorer(module))
+            layer = make_bayesian(module, posteriors, local)
+            if isinstance(layer, LinearOpLayer) and estimator != "local":
+                layer.estimator = estimator
+    except BaseException:
+        for restore in reversed(undo):
+            restore()
+        raise
+    return target
+
+
+def to_deterministic(
+    bnn: M,
+    *,
+    threshold: float | None = None,
+    sparsity: float | None = None,
+    granularity: str = "weight",
+    masks: dict[str, Tensor] | None = None,
+    sample: bool = False,
+    keep_masks: bool = False,
+    generator: torch.Generator | None = None,
+    inplace: bool = False,
+) -> M:
+    """Collapse every posterior to its mean, prune what was asked for, and give back plain torch.nn modules.
+
+    Original types, parameter names, ties and hooks come back. Without pruning, ``to_deterministic(bayesify(m))``
+    equals ``m`` bit for bit. Masks that the layers hold already always apply.
+
+    Args:
+        bnn: A model with Bayesian layers.
+        threshold: Prune weights with a signal-to-noise ratio ``|mu| / sigma`` of at most this (Graves 2011: 0.83).
+        sparsity: Prune this share of the weights, those with the lowest ratio in the whole model; biases stay.
+        granularity: ``"weight"``, or ``"channel"`` to score and prune whole output channels.
+        masks: Zeros and ones by original parameter name, instead of ``threshold`` and ``sparsity``.
+        sample: Take one draw from the posterior instead of the mean.
+        keep_masks: Leave the masks in place as ``torch.nn.utils.prune`` masks, for training on.
+        generator: Source of the noise for ``sample=True``.
+        inplace: Change the model itself instead of a copy.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: an argument that cannot work.
+        ConversionError: the model has no Bayesian layers.
+    """
+    if not isinstance(bnn, nn.Module):
+        raise InvalidTypeError(f"to_deterministic: model must be a torch.nn.Module, got {type(bnn).__name__}.")
+    if not any(True for _ in bayesian_places(bnn)):
+        raise ConversionError(
+            f"to_deterministic: {type(bnn).__name__} has no Bayesian layers, got a deterministic model; "
+            "it can be used as it is."
+        )
+    wanted = pruning_masks(bnn, threshold=threshold, sparsity=sparsity, granularity=granularity, masks=masks)
+    target = bnn if inplace else copy_model("to_deterministic", bnn)
+    apply_masks(target, wanted)
+    values = _plain_parameters(target, sample, generator)
+    for layer in [layer for _, layer in bayesian_places(target)]:
+        held = list(layer._posteriors())
+        kept = {p.name: p.mask for p in held if keep_masks and p.mask is not None}
+        module = make_deterministic(layer, {p.name: values[id(p.mu)] for p in held})
+        for name, mask in kept.items():
+            torch_prune.custom_from_mask(module, name, mask)
+    return target
+
+
+Changes = list[tuple[nn.Module, dict[str, NewPosterior], bool]]
+
+
+def _changes(target: nn.Module, plan: ConversionPlan, prior: Any, prior_sigma: Any, init_sigma: Any) -> Changes:
+    """Every module that changes, with the posteriors of its parameters. Nothing is changed yet."""
+    places_by_name = {places[0].full_name: (p, places) for p, places in owners_of(target).values()}
+    modules: dict[int, tuple[nn.Module, dict[str, NewPosterior], bool]] = {}
+    for row in plan.rows:
+        if not row.is_bayesian:
+            continue
+        parameter, places = places_by_name[row.name]
+        layer_weight = places[0].module._parameters.get("weight")
+        rho, its_prior = initial_posterior("bayesify", row.name, parameter, layer_weight, prior, prior_sigma, init_sigma)
+        new = NewPosterior(parameter, rho, its_prior, row.prunable)
+        for place in places:
+            _, posteriors, local = modules.setdefault(id(place.module), (place.module, {}, True))
+            posteriors[place.name] = new
+            modules[id(place.module)] = (place.module, posteriors, local and place.is_local)
+    return list(modules.values())
+
+
+def _check_plan(plan: ConversionPlan, model: nn.Module) -> None:
+    """Raise unless the plan was made for this model and leaves something to convert."""
+    if not isinstance(plan, ConversionPlan):
+        raise InvalidTypeError(f"bayesify: plan must be a ConversionPlan, got {type(plan).__name__}.")
+    shapes = {places[0].full_name: tuple(p.shape) for p, places in owners_of(model).values()}
+    for row in plan.rows:
+        if shapes.get(row.name) != row.shape:
+            got = f"shape {shapes[row.name]}" if row.name in shapes else "no such parameter"
+            raise ConversionError(
+                f"bayesify: the plan has '{row.name}' of shape {row.shape}, got {got} in the model; make the plan anew."
+            )
+    if any(row.is_bayesian for row in plan.rows):
+        return
+    if any(True for _ in bayesian_places(model)):
+        raise ConversionError(f"bayesify: nothing is left to convert in {plan.model}; it is Bayesian already.")
+    reasons = sorted({row.reason for row in plan.rows}) or ["it has no parameters"]
+    raise ConversionError(
+        f"bayesify: nothing to convert in {plan.model}: {'; '.join(reasons[:5])}. print(plan(model)) shows each."
+    )
+
+
+def _plain_parameters(model: nn.Module, sample: bool, generator: torch.Generator | None) -> dict[int, nn.Parameter]:
+    """What becomes of each posterior: the Parameter that was the mean, with its final value, by identity."""
+    values: dict[int, nn.Parameter] = {}
+    with torch.no_grad():
+        for _, posterior in named_posteriors(model):
+            mu = posterior.mu
+            if sample:
+                mu.copy_(posterior.draw(posterior.draw_noise(generator)))
+            elif posterior.mask is not None:
+                mu.copy_(posterior.mean())
+            assert isinstance(mu, nn.Parameter)
+            values[id(mu)] = mu
+    return values
+
+
