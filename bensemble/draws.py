@@ -47,7 +47,7 @@ class WeightDraw(torch.Tensor):
     """A posterior weight as an operation sees it: read-only, computed on first use, differentiable."""
 
     _draw: _Draw
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
     def wrap(cls, like: Tensor, draw: _Draw) -> WeightDraw:
@@ -64,7 +64,7 @@ class WeightDraw(torch.Tensor):
         return self._draw
 
     @property
-    def data(self) -> Tensor:  # type: ignore[override]
+    def data(self) -> Tensor:
         """Refused: a write through ``.data`` would be lost with the draw."""
         raise ReadOnlyError(_read_only_message(self, "data"))
 
@@ -73,12 +73,14 @@ class WeightDraw(torch.Tensor):
         raise ReadOnlyError(_read_only_message(self, "data"))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Run the operation on the values; refuse writes; keep views of a draw read-only as well."""
         kwargs = kwargs or {}
         schema = func._schema
         if schema.is_mutable:
-            for argument, value in zip(schema.arguments, args):
+            for argument, value in zip(schema.arguments, args, strict=False):
                 if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, WeightDraw):
                     raise ReadOnlyError(_read_only_message(value, schema.name.removeprefix("aten::")))
             if isinstance(kwargs.get("out"), WeightDraw):
@@ -91,7 +93,7 @@ class WeightDraw(torch.Tensor):
                 return tree_map_only(torch.Tensor, lambda view: _view_of(viewed, view), result)
         return result
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"WeightDraw({self._draw.value()!r})"
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -44,7 +44,7 @@ class Posterior:
 
     @property
     def rho(self) -> Tensor:
-        """sigma = softplus(rho); float32 unless the weights are float64."""
+        """Sigma = softplus(rho); float32 unless the weights are float64."""
         return getattr(self.layer, f"{self.stem}_rho")
 
     @property

@@ -23,7 +23,18 @@ from torch import Tensor
 from .errors import InvalidTypeError, InvalidValueError
 from .gaussian import entropy, kl_normal, precise, standard_normal_like
 
-__all__ = ["ARD", "PRIOR_NAMES", "DensityPrior", "Normal", "Prior", "check_prior", "empirical", "kl_to", "make_prior", "pretrained"]
+__all__ = [
+    "ARD",
+    "PRIOR_NAMES",
+    "DensityPrior",
+    "Normal",
+    "Prior",
+    "check_prior",
+    "empirical",
+    "kl_to",
+    "make_prior",
+    "pretrained",
+]
 
 #: The priors that a string can name.
 PRIOR_NAMES = ("normal", "empirical", "pretrained", "ard")

@@ -28,11 +28,15 @@ __all__ = ["Analysis", "analyse"]
 
 #: Operations that are linear in a weight, by function name.
 LINEAR_OPERATIONS = frozenset(
-    """linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution
-    matmul __matmul__ __rmatmul__ mm bmm mv dot inner tensordot einsum addmm addbmm baddbmm addmv _grouped_mm grouped_mm
-    mul __mul__ __rmul__ multiply
-    multi_head_attention_forward scaled_dot_product_attention _native_multi_head_attention _transformer_encoder_layer_fwd
-    lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell""".split()
+    [
+        *("linear", "bilinear", "mul", "multiply", "__mul__", "__rmul__"),
+        *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"),
+        *("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "inner", "tensordot", "einsum"),
+        *("addmm", "addbmm", "baddbmm", "addmv", "grouped_mm", "_grouped_mm"),
+        *("multi_head_attention_forward", "scaled_dot_product_attention"),
+        *("_native_multi_head_attention", "_transformer_encoder_layer_fwd"),
+        *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
+    ]
 )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from bensemble.errors import refuse
 from bensemble.layers.weights import PosteriorWeights
@@ -64,9 +64,9 @@ def refusal(verb: str, owners: dict[int, tuple[nn.Parameter, list[Place]]]) -> N
     """Raise one ConversionError for all Parameters and modules that no conversion can handle."""
     problems = []
     for parameter, places in owners.values():
-        name, module = places[0].full_name, type(places[0].module).__name__
+        name, owner = places[0].full_name, type(places[0].module).__name__
         if isinstance(parameter, UninitializedTensorMixin):
-            problems.append(f"'{name}' of {module} has no shape yet; run one forward of the model first.")
+            problems.append(f"'{name}' of {owner} has no shape yet; run one forward of the model first.")
         elif parameter.layout != torch.strided:
             problems.append(f"'{name}' is sparse, got layout {parameter.layout}; call .to_dense() on it first.")
         elif parameter.is_quantized:

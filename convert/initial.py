@@ -87,4 +87,3 @@ def _checked_sigmas(verb: str, name: str, weight: Tensor, sigma: Tensor) -> Tens
 
 def _root_mean_square(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.linalg.vector_norm(tensor, dtype=dtype) / max(tensor.numel(), 1) ** 0.5
-

@@ -107,7 +107,9 @@ def _parse(verb: str, argument: str, item: Any, model: nn.Module) -> _Selector:
         )
     if isinstance(item, nn.Module):
         inside = {id(part) for part in item.modules()}
-        return _Selector(item, lambda path, module, name: id(module) in inside, lambda path, module, name: module is item)
+        return _Selector(
+            item, lambda path, module, name: id(module) in inside, lambda path, module, name: module is item
+        )
     if callable(item):
         return _Selector(item, lambda path, module, name: bool(item(path, module)))
     raise InvalidTypeError(

@@ -17,7 +17,6 @@ from bensemble.errors import ConversionError, InvalidTypeError
 from bensemble.layers.linear_op import LinearOpLayer, check_estimator
 from bensemble.layers.swap import NewPosterior, make_bayesian, make_deterministic, restorer
 from bensemble.posterior import named_posteriors
-from bensemble.pruning import apply_masks, pruning_masks
 
 from .copying import copy_model
 from .initial import initial_posterior
@@ -134,6 +133,8 @@ def to_deterministic(
             f"to_deterministic: {type(bnn).__name__} has no Bayesian layers, got a deterministic model; "
             "it can be used as it is."
         )
+    from bensemble.pruning import apply_masks, pruning_masks
+
     wanted = pruning_masks(bnn, threshold=threshold, sparsity=sparsity, granularity=granularity, masks=masks)
     target = bnn if inplace else copy_model("to_deterministic", bnn)
     apply_masks(target, wanted)
@@ -159,7 +160,9 @@ def _changes(target: nn.Module, plan: ConversionPlan, prior: Any, prior_sigma: A
             continue
         parameter, places = places_by_name[row.name]
         layer_weight = places[0].module._parameters.get("weight")
-        rho, its_prior = initial_posterior("bayesify", row.name, parameter, layer_weight, prior, prior_sigma, init_sigma)
+        rho, its_prior = initial_posterior(
+            "bayesify", row.name, parameter, layer_weight, prior, prior_sigma, init_sigma
+        )
         new = NewPosterior(parameter, rho, its_prior, row.prunable)
         for place in places:
             _, posteriors, local = modules.setdefault(id(place.module), (place.module, {}, True))
@@ -202,5 +205,3 @@ def _plain_parameters(model: nn.Module, sample: bool, generator: torch.Generator
             assert isinstance(mu, nn.Parameter)
             values[id(mu)] = mu
     return values
-
-

@@ -14,10 +14,10 @@ posterior mean, bit for bit the numbers of the deterministic layer, inside ``ben
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
-
-from collections.abc import Iterator
 
 from ..errors import InvalidValueError
 from ..posterior import Posterior

@@ -14,25 +14,7 @@ __all__ = ["BayesianConv1d", "BayesianConv2d", "BayesianConv3d"]
 
 
 class _BayesianConv(LinearOpLayer):
-    """What the convolutions share. Parameters: ``w_mu``, ``w_rho`` (out, in / groups, *kernel), ``b_mu``, ``b_rho`` (out,).
-
-    Args:
-        in_channels: As in the torch.nn convolution, and so are the following arguments.
-        out_channels: Number of output channels.
-        kernel_size: Size of the kernel.
-        stride: Stride.
-        padding: Padding, numbers or ``"same"`` / ``"valid"``.
-        dilation: Dilation.
-        groups: Number of groups.
-        prior_sigma: Standard deviation of the zero-mean normal prior.
-        init_sigma: Standard deviation that every weight starts with. Weight means start normal with variance
-            2 / fan_in (He et al. 2015), bias means at 0.
-        bias: Whether the layer has a bias.
-        padding_mode: As in the torch.nn convolution.
-        prior: A prior for weights and biases instead of ``prior_sigma``.
-        device: As in the torch.nn convolution.
-        dtype: As in the torch.nn convolution; rho is float32 unless this is float64.
-    """
+    """What the convolutions share: the published constructor, and how weights are applied."""
 
     def __init__(
         self,
@@ -58,21 +40,46 @@ class _BayesianConv(LinearOpLayer):
         )  # fmt: skip
         self.adopt(twin, prior_sigma, init_sigma, prior)
 
-    def linear_op(self, weight: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:  # type: ignore[override]
+    def linear_op(self, weight: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:
         """The convolution, with the layer's stride, padding, padding mode, dilation and groups."""
-        return self._conv_forward(input, weight, bias)  # type: ignore[operator]
+        module: Any = self
+        return module._conv_forward(input, weight, bias)
 
 
 @register(nn.Conv1d)
 class BayesianConv1d(_BayesianConv, nn.Conv1d):
-    __doc__ = _BayesianConv.__doc__
+    """A Conv1d whose weights (out, in / groups, *kernel) and biases (out,) have Gaussian posteriors.
+
+    The arguments are those of :class:`BayesianConv2d`.
+    """
 
 
 @register(nn.Conv2d)
 class BayesianConv2d(_BayesianConv, nn.Conv2d):
-    __doc__ = _BayesianConv.__doc__
+    """A Conv2d whose weights (out, in / groups, *kernel) and biases (out,) have Gaussian posteriors.
+
+    Args:
+        in_channels: As in the torch.nn convolution, and so are the following arguments.
+        out_channels: Number of output channels.
+        kernel_size: Size of the kernel.
+        stride: Stride.
+        padding: Padding, numbers or ``"same"`` / ``"valid"``.
+        dilation: Dilation.
+        groups: Number of groups.
+        prior_sigma: Standard deviation of the zero-mean normal prior.
+        init_sigma: Standard deviation that every weight starts with. Weight means start normal with variance
+            2 / fan_in (He et al. 2015), bias means at 0.
+        bias: Whether the layer has a bias.
+        padding_mode: As in the torch.nn convolution.
+        prior: A prior for weights and biases instead of ``prior_sigma``.
+        device: As in the torch.nn convolution.
+        dtype: As in the torch.nn convolution; rho is float32 unless this is float64.
+    """
 
 
 @register(nn.Conv3d)
 class BayesianConv3d(_BayesianConv, nn.Conv3d):
-    __doc__ = _BayesianConv.__doc__
+    """A Conv3d whose weights (out, in / groups, *kernel) and biases (out,) have Gaussian posteriors.
+
+    The arguments are those of :class:`BayesianConv2d`.
+    """

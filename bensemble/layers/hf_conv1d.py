@@ -19,7 +19,7 @@ __all__ = ["BayesianHFConv1D"]
 class BayesianHFConv1D(LinearOpLayer, Conv1D):
     """A Conv1D whose weight (in, out) and bias (out,) have Gaussian posteriors; made by ``bayesify``."""
 
-    def linear_op(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:  # type: ignore[override]
+    def linear_op(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
         """``x @ weight + bias`` over the last axis."""
         flat = x.reshape(-1, x.shape[-1])
         out = flat @ weight if bias is None else torch.addmm(bias, flat, weight)

@@ -63,11 +63,11 @@ class BayesianLinear(LinearOpLayer, nn.Linear):
             raise InvalidValueError(
                 f"BayesianLinear: weight_init must be 'kaiming', 'xavier' or 'normal', got {weight_init!r}."
             )
-        twin = nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
+        twin: Any = nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
         twin.weight_init = weight_init
         self.adopt(twin, prior_sigma, init_sigma, prior)
 
-    def linear_op(self, weight: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:  # type: ignore[override]
+    def linear_op(self, weight: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:
         """``input @ weight.T + bias``."""
         return F.linear(input, weight, bias)
 

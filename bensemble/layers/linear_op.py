@@ -41,6 +41,8 @@ class LinearOpLayer(BaseBayesianLayer):
     _stems: ClassVar[dict[str, str]] = {"weight": "w", "bias": "b"}
     weight = weight_property("weight")
     bias = weight_property("bias")
+    w_mu: nn.Parameter
+    b_mu: nn.Parameter | None
     #: How a training forward draws its noise: "local" per activation, or "weights" one draw per forward.
     estimator: str = "local"
     #: Standard deviation that a freshly built layer starts with; None for a converted one.

@@ -36,7 +36,9 @@ def register(nn_type: type[nn.Module]) -> Callable[[type[Layer]], type[Layer]]:
 
     def add(cls: type[Layer]) -> type[Layer]:
         if not (isinstance(cls, type) and issubclass(cls, BaseBayesianLayer) and issubclass(cls, nn_type)):
-            raise InvalidTypeError(f"register: need a subclass of BaseBayesianLayer and {nn_type.__name__}, got {cls!r}.")
+            raise InvalidTypeError(
+                f"register: need a subclass of BaseBayesianLayer and {nn_type.__name__}, got {cls!r}."
+            )
         known = _bayesian.get(nn_type)
         if known is not None and known.__qualname__ != cls.__qualname__:
             raise InvalidValueError(f"register: {nn_type.__name__} already has the twin {known.__name__}.")

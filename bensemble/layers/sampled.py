@@ -63,7 +63,8 @@ def sampled_type(base: type[nn.Module], names: frozenset[str]) -> type[SampledWe
             "deterministic_class": base,
             "forward": _one_draw_per_forward(base.forward),
         }
-        _types[key] = type(base)(base.__name__, (mixin, base), body)
+        make: Any = type(base)  # the metaclass, which need not be `type`
+        _types[key] = make(base.__name__, (mixin, base), body)
     return _types[key]
 
 

@@ -6,11 +6,11 @@ become the posterior means, as the same objects and at the same place in the ord
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from .registry import bayesian_type
 from .sampled import SampledWeights, sampled_type
@@ -116,7 +116,7 @@ def _belongs_to_posterior(key: str, names: dict[str, str]) -> bool:
     return any(key == f"{stem}_mask" or key.startswith(f"{stem}_prior_") for stem in names)
 
 
-def _replace(mapping: dict[str, Any], content: dict[str, Tensor | Any]) -> None:
+def _replace(mapping: dict[str, Any], content: Mapping[str, Any]) -> None:
     """Make a dictionary hold exactly ``content``, as the same object."""
     mapping.clear()
     mapping.update(content)

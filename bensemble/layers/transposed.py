@@ -15,7 +15,7 @@ __all__ = ["BayesianConvTranspose1d", "BayesianConvTranspose2d", "BayesianConvTr
 
 
 class _BayesianConvTranspose(LinearOpLayer):
-    """What the transposed convolutions share. Parameters: ``w_mu``, ``w_rho`` (in, out / groups, *kernel), ``b_mu``, ``b_rho``.
+    """What the transposed convolutions share: the constructor, and how weights are applied.
 
     Args:
         args: The arguments of the torch.nn module, positional or by name, ``bias``, ``device`` and ``dtype`` included.
@@ -32,12 +32,13 @@ class _BayesianConvTranspose(LinearOpLayer):
     ) -> None:
         self.adopt(self.deterministic_class(*args, **kwargs), prior_sigma, init_sigma, prior)
 
-    def linear_op(  # type: ignore[override]
+    def linear_op(
         self, weight: Tensor, bias: Tensor | None, input: Tensor, output_size: list[int] | None = None
     ) -> Tensor:
         """The transposed convolution, with the layer's stride, padding, output padding, dilation and groups."""
-        output_padding = self._output_padding(  # type: ignore[operator]
-            input, output_size, self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation
+        module: Any = self
+        output_padding = module._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, module.w_mu.dim() - 2, self.dilation
         )
         return type(self).operation(
             input, weight, bias, self.stride, self.padding, output_padding, self.groups, self.dilation
@@ -46,17 +47,29 @@ class _BayesianConvTranspose(LinearOpLayer):
 
 @register(nn.ConvTranspose1d)
 class BayesianConvTranspose1d(_BayesianConvTranspose, nn.ConvTranspose1d):
-    __doc__ = _BayesianConvTranspose.__doc__
+    """A ConvTranspose1d whose weights (in, out / groups, *kernel) and biases (out,) have Gaussian posteriors.
+
+    Takes the arguments of ``torch.nn.ConvTranspose1d``, and by name ``prior_sigma``, ``init_sigma`` and ``prior``.
+    """
+
     operation = staticmethod(F.conv_transpose1d)
 
 
 @register(nn.ConvTranspose2d)
 class BayesianConvTranspose2d(_BayesianConvTranspose, nn.ConvTranspose2d):
-    __doc__ = _BayesianConvTranspose.__doc__
+    """A ConvTranspose2d whose weights (in, out / groups, *kernel) and biases (out,) have Gaussian posteriors.
+
+    Takes the arguments of ``torch.nn.ConvTranspose2d``, and by name ``prior_sigma``, ``init_sigma`` and ``prior``.
+    """
+
     operation = staticmethod(F.conv_transpose2d)
 
 
 @register(nn.ConvTranspose3d)
 class BayesianConvTranspose3d(_BayesianConvTranspose, nn.ConvTranspose3d):
-    __doc__ = _BayesianConvTranspose.__doc__
+    """A ConvTranspose3d whose weights (in, out / groups, *kernel) and biases (out,) have Gaussian posteriors.
+
+    Takes the arguments of ``torch.nn.ConvTranspose3d``, and by name ``prior_sigma``, ``init_sigma`` and ``prior``.
+    """
+
     operation = staticmethod(F.conv_transpose3d)

@@ -155,7 +155,7 @@ class PosteriorWeights(nn.Module):
 
         A bfloat16 rho does not move under Adam: its steps are smaller than its resolution.
         """
-        owners = (self._parameters, self._buffers)
+        owners: tuple[dict[str, Any], ...] = (self._parameters, self._buffers)
         kept = {
             (i, key): tensor.data
             for i, owner in enumerate(owners)
