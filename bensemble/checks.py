@@ -1,0 +1,64 @@
+"""Checks of single arguments, with one wording for all of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from .errors import InvalidTypeError, InvalidValueError
+
+__all__ = ["check_count", "check_module", "check_number"]
+
+
+def check_number(
+    verb: str,
+    name: str,
+    value: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+) -> float:
+    """The value, or an error unless it is a finite number within the given bounds.
+
+    Args:
+        verb: The public function that checks.
+        name: The argument.
+        value: What the caller passed.
+        least: Lowest value allowed.
+        above: Bound that the value must exceed.
+        below: Bound that the value must stay under.
+        most: Highest value allowed.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidTypeError(f"{verb}: {name} must be a number, got {value!r}.")
+    bounds = [
+        (least, "at least", lambda bound: value >= bound),
+        (above, "above", lambda bound: value > bound),
+        (below, "below", lambda bound: value < bound),
+        (most, "at most", lambda bound: value <= bound),
+    ]
+    asked = [(bound, words, holds) for bound, words, holds in bounds if bound is not None]
+    if not math.isfinite(value) or not all(holds(bound) for bound, _, holds in asked):
+        wanted = " and ".join(["finite", *(f"{words} {bound:g}" for bound, words, _ in asked)])
+        raise InvalidValueError(f"{verb}: {name} must be {wanted}, got {value!r}.")
+    return value
+
+
+def check_count(verb: str, name: str, value: Any, least: int = 1) -> int:
+    """The value, or an error unless it is a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidTypeError(f"{verb}: {name} must be a whole number, got {value!r}.")
+    if value < least:
+        raise InvalidValueError(f"{verb}: {name} must be at least {least}, got {value}.")
+    return value
+
+
+def check_module(verb: str, model: Any) -> nn.Module:
+    """The model, or an error unless it is a module."""
+    if not isinstance(model, nn.Module):
+        raise InvalidTypeError(f"{verb}: model must be a torch.nn.Module, got {type(model).__name__}.")
+    return model

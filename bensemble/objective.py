@@ -1,0 +1,158 @@
+r"""The variational objective of a whole model, and what goes around it in a training loop.
+
+The evidence lower bound per term (Blundell et al. 2015, equation 2, over the number of terms):
+
+.. math:: L = E_q[-\log p(y | x, w)] + \frac{\beta}{N} KL(q \,\|\, p)
+
+Example:
+    >>> optimizer = torch.optim.Adam(param_groups(bnn, lr=1e-3, rho_lr=1e-2))
+    >>> beta = kl_warmup(step, total)
+    >>> loss = elbo_loss(F.cross_entropy(bnn(x), y), kl_divergence(bnn), num_data=len(dataset), beta=beta)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .batches import device_of
+from .checks import check_module, check_number
+from .errors import InvalidValueError
+from .layers.base import BaseBayesianLayer
+from .posterior import named_posteriors
+
+__all__ = ["elbo_loss", "kl_divergence", "kl_warmup", "param_groups", "posterior_summary"]
+
+
+def kl_divergence(model: nn.Module) -> Tensor:
+    """KL(q || p) of every posterior in the model, in nats, each counted once however many layers share it.
+
+    A subclass of BaseBayesianLayer that overrides ``kl_divergence`` is asked for its own value, which speaks of that
+    layer's weights alone.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Scalar on the model's device, differentiable; 0 without Bayesian layers.
+    """
+    check_module("kl_divergence", model)
+    total = torch.zeros((), device=device_of(model))
+    counted: set[int] = set()
+    # Layers with a KL of their own come first: theirs cannot leave out a posterior that was counted elsewhere.
+    for layer in model.modules():
+        if isinstance(layer, BaseBayesianLayer) and type(layer).kl_divergence is not BaseBayesianLayer.kl_divergence:
+            means = {id(posterior.mu) for posterior in layer.posteriors()}
+            if not means or means - counted:
+                total = total + layer.kl_divergence().to(total.device)
+            counted |= means
+    for _, posterior in named_posteriors(model):
+        if id(posterior.mu) not in counted:
+            total = total + posterior.kl().to(total.device)
+    return total
+
+
+def elbo_loss(nll: Tensor, kl: Tensor, num_data: int, beta: float = 1.0) -> Tensor:
+    """The negative evidence lower bound per term, ``nll + beta * kl / num_data``, in nats; lower is better.
+
+    Args:
+        nll: Negative log likelihood, the mean over the terms of a batch.
+        kl: ``kl_divergence(model)``, a sum.
+        num_data: Number of terms in the training set, of the kind that the mean of ``nll`` runs over: examples, tokens
+            or pixels. With gradient accumulation, still of the whole set.
+        beta: Weight of the KL: 1 is the bound itself, less tempers the posterior.
+
+    Raises:
+        InvalidValueError: ``num_data`` is not above 0, ``beta`` is negative or not finite, or a term is not a scalar.
+
+    Example:
+        >>> loss = elbo_loss(F.cross_entropy(bnn(x), y), kl_divergence(bnn), num_data=len(dataset))
+    """
+    check_number("elbo_loss", "num_data", num_data, above=0)
+    check_number("elbo_loss", "beta", beta, least=0)
+    for name, value in (("nll", nll), ("kl", kl)):
+        if isinstance(value, Tensor) and value.ndim:
+            raise InvalidValueError(
+                f"elbo_loss: {name} must be a scalar, got shape {tuple(value.shape)}; reduce it first."
+            )
+    return nll + (beta / num_data) * kl
+
+
+def kl_warmup(step: int, total: int, fraction: float = 0.3) -> float:
+    """Weight of the KL that rises linearly from 0 to 1 over the first part of training and stays there.
+
+    Args:
+        step: Steps taken so far.
+        total: Steps of the whole training.
+        fraction: Share of the training over which the weight rises; 0 gives 1 throughout.
+
+    Raises:
+        InvalidValueError: A negative step, a total that is not above 0, or a fraction outside [0, 1].
+    """
+    check_number("kl_warmup", "step", step, least=0)
+    check_number("kl_warmup", "total", total, above=0)
+    check_number("kl_warmup", "fraction", fraction, least=0, most=1)
+    return 1.0 if step >= fraction * total else step / (fraction * total)
+
+
+def param_groups(
+    model: nn.Module, lr: float, rho_lr: float | None = None, weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Optimizer groups in which every parameter of the model occurs once.
+
+    The posterior's rho has a rate of its own. Neither rho nor the posterior means are decayed: decay on rho inflates
+    sigma, and what pulls the means is the prior. Everything else is decayed as asked.
+
+    Args:
+        model: The model to train.
+        lr: Learning rate of everything but rho.
+        rho_lr: Learning rate of rho; default ``lr``. Ten times ``lr`` is a good start when sigma should move far.
+        weight_decay: Decay of the deterministic parameters.
+
+    Returns:
+        Groups for any torch.optim optimizer, each with a ``name``: ``"mean"``, ``"rho"``, ``"deterministic"``.
+
+    Raises:
+        InvalidValueError: A rate or the decay is negative or not finite.
+    """
+    check_module("param_groups", model)
+    rho_lr = lr if rho_lr is None else rho_lr
+    for name, value in (("lr", lr), ("rho_lr", rho_lr), ("weight_decay", weight_decay)):
+        check_number("param_groups", name, value, least=0)
+    posteriors = [posterior for _, posterior in named_posteriors(model)]
+    means, rhos = {id(p.mu): p.mu for p in posteriors}, {id(p.rho): p.rho for p in posteriors}
+    rest = {id(p): p for p in model.parameters() if id(p) not in means and id(p) not in rhos}
+    groups = [
+        {"name": "mean", "params": list(means.values()), "lr": lr, "weight_decay": 0.0},
+        {"name": "rho", "params": list(rhos.values()), "lr": rho_lr, "weight_decay": 0.0},
+        {"name": "deterministic", "params": list(rest.values()), "lr": lr, "weight_decay": weight_decay},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+@torch.no_grad()
+def posterior_summary(model: nn.Module) -> dict[str, float]:
+    """The posterior in a few numbers, for a log or an experiment tracker.
+
+    Returns:
+        ``weights`` (how many have a posterior), ``kl`` in nats, ``kl_per_weight``, the quantiles ``snr_q05``,
+        ``snr_q50``, ``snr_q95`` and ``sigma_q05``, ``sigma_q50``, ``sigma_q95`` over the weights that are not pruned,
+        and ``sparsity``, the share that is pruned. Only ``weights`` and ``kl`` (both 0) without Bayesian layers.
+    """
+    posteriors = [posterior for _, posterior in named_posteriors(check_module("posterior_summary", model))]
+    kl, count = float(kl_divergence(model)), sum(posterior.mu.numel() for posterior in posteriors)
+    summary = {"weights": float(count), "kl": kl}
+    if not count:
+        return summary
+    kept = [p.mask.bool().flatten() if p.mask is not None else torch.ones(p.mu.numel()).bool() for p in posteriors]
+    for name, values in (("snr", [p.snr() for p in posteriors]), ("sigma", [p.sigma() for p in posteriors])):
+        flat = torch.cat([v.flatten().float().cpu()[k.cpu()] for v, k in zip(values, kept, strict=True)])
+        for percent in (5, 50, 95):
+            rank = max(1, math.ceil(flat.numel() * percent / 100))
+            summary[f"{name}_q{percent:02d}"] = float(flat.kthvalue(rank).values) if flat.numel() else math.nan
+    summary["kl_per_weight"] = kl / count
+    summary["sparsity"] = 1.0 - sum(int(k.sum()) for k in kept) / count
+    return summary
