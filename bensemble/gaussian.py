@@ -12,7 +12,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._prims_common import is_non_overlapping_and_dense_or_false as is_non_overlapping_and_dense
 
 __all__ = [
     "RHO_MIN",
@@ -120,7 +119,8 @@ def standard_normal_like(tensor: Tensor) -> Tensor:
 
     ``torch.randn_like`` on a channels_last tensor takes a path that is five times slower than a flat draw.
     """
-    if tracing() or tensor.is_contiguous() or not is_non_overlapping_and_dense(tensor):
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    if last is None or tracing() or not tensor.is_contiguous(memory_format=last) or tensor.is_contiguous():
         return torch.randn_like(tensor)
     flat = torch.randn(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
     return flat.as_strided(tensor.shape, tensor.stride())
