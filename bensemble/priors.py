@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from .checks import check_number
 from .errors import InvalidTypeError, InvalidValueError
 from .gaussian import entropy, kl_normal, precise, standard_normal_like
 
@@ -72,7 +72,7 @@ class Normal:
 
     def __post_init__(self) -> None:
         if not isinstance(self.sigma, Tensor):
-            check_positive("prior", "prior_sigma", self.sigma)
+            check_number("prior", "prior_sigma", self.sigma, above=0)
 
     def kl(self, mu: Tensor, sigma: Tensor) -> Tensor:
         """KL(q || prior) in nats, summed (closed form)."""
@@ -131,7 +131,7 @@ def make_prior(verb: str, prior: Any, prior_sigma: float | None, mu: Tensor, sig
         InvalidValueError: an unknown name, or a ``prior_sigma`` that is not positive, or that the prior fits itself.
     """
     if prior_sigma is not None:
-        check_positive(verb, "prior_sigma", prior_sigma)
+        check_number(verb, "prior_sigma", prior_sigma, above=0)
         if prior in ("empirical", "ard") or not isinstance(prior, str):
             raise InvalidValueError(
                 f"{verb}: prior_sigma belongs to the priors 'normal' and 'pretrained', got {prior_sigma!r} with "
@@ -159,15 +159,6 @@ def kl_to(prior: Prior | DensityPrior, mu: Tensor, sigma: Tensor) -> Tensor:
         return prior.kl(mu, sigma)
     draw = precise(mu) + sigma * standard_normal_like(sigma)
     return -entropy(sigma) - prior.log_prob(draw).sum()
-
-
-def check_positive(verb: str, name: str, value: Any) -> float:
-    """The value as a float, or an error unless it is a finite number above zero."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InvalidTypeError(f"{verb}: {name} must be a number, got {value!r}; pass a positive float.")
-    if not (math.isfinite(value) and value > 0):
-        raise InvalidValueError(f"{verb}: {name} must be finite and above 0, got {value!r}; pass a positive float.")
-    return float(value)
 
 
 def check_prior(verb: str, prior: Any) -> Any:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checks import check_module
 from .draws import random_draw, read_only
-from .errors import InvalidTypeError
 from .posterior import Posterior, layer_posteriors
 
 __all__ = ["ForwardFrame", "Frame", "active_frame", "draw_frame", "mean_mode", "open_frame", "sampling"]
@@ -149,8 +149,7 @@ def sampling(model: nn.Module, generator: torch.Generator | None = None) -> Iter
 
 def draw_frame(model: nn.Module, generator: torch.Generator | None = None) -> Frame:
     """One weight sample of a whole model, which :func:`open_frame` may open more than once; see :func:`sampling`."""
-    if not isinstance(model, nn.Module):
-        raise InvalidTypeError(f"sampling: model must be a torch.nn.Module, got {type(model).__name__}.")
+    check_module("sampling", model)
     layers: dict[int, nn.Module] = {}
     noise: dict[tuple[int, str], Tensor] = {}
     drawn: dict[int, Tensor] = {}  # tied weights share one draw

@@ -9,18 +9,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .noise import NoiseReport, check_noise
     from .planning import ConversionPlan, PlanRow, plan
+    from .zeros import SparsityReport, sparsity
     from .surgery import bayesify, to_deterministic
 
 _HOMES = {
     "ConversionPlan": "planning",
+    "NoiseReport": "noise",
     "PlanRow": "planning",
+    "SparsityReport": "zeros",
     "bayesify": "surgery",
+    "check_noise": "noise",
     "plan": "planning",
+    "sparsity": "zeros",
     "to_deterministic": "surgery",
 }
 
-__all__ = ["ConversionPlan", "PlanRow", "bayesify", "plan", "to_deterministic"]
+__all__ = [
+    "ConversionPlan",
+    "NoiseReport",
+    "PlanRow",
+    "SparsityReport",
+    "bayesify",
+    "check_noise",
+    "plan",
+    "sparsity",
+    "to_deterministic",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bensemble.checks import check_number
 from bensemble.errors import InvalidValueError
 from bensemble.gaussian import precise, rho_from_sigma, sigma_from_rho
-from bensemble.priors import DensityPrior, Prior, check_positive, make_prior
+from bensemble.priors import DensityPrior, Prior, make_prior
 
 __all__ = ["DEFAULT_RELATIVE_SIGMA", "initial_posterior"]
 
@@ -57,13 +58,13 @@ def initial_posterior(
 def _initial_sigma(verb: str, name: str, weight: Tensor, layer_weight: Tensor | None, init_sigma: Any) -> Tensor:
     """The starting sigma: 0-dimensional, or in the shape of the weight; float32, or float64 for float64."""
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    what = "init_sigma"
     if callable(init_sigma):
-        chosen = init_sigma(name, weight)
-        if isinstance(chosen, Tensor):
-            return _checked_sigmas(verb, name, weight, chosen).to(weight.device, dtype)
-        return torch.tensor(check_positive(verb, f"init_sigma of '{name}'", chosen), dtype=dtype, device=weight.device)
+        what, init_sigma = f"init_sigma of '{name}'", init_sigma(name, weight)
+        if isinstance(init_sigma, Tensor):
+            return _checked_sigmas(verb, name, weight, init_sigma).to(weight.device, dtype)
     if init_sigma is not None:
-        return torch.tensor(check_positive(verb, "init_sigma", init_sigma), dtype=dtype, device=weight.device)
+        return torch.tensor(check_number(verb, what, init_sigma, above=0), dtype=dtype, device=weight.device)
     scale = _root_mean_square(weight, dtype)
     if layer_weight is not None and layer_weight is not weight:
         scale = torch.where(scale > 0, scale, _root_mean_square(layer_weight.detach(), dtype))

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from bensemble.errors import InvalidTypeError
+from bensemble.checks import check_module
 from bensemble.layers.registry import bayesian_type
 from bensemble.layers.weights import PosteriorWeights
 
@@ -139,8 +139,7 @@ def make_plan(
     verb: str, model: nn.Module, include: Any, exclude: Any, example_inputs: Any, trace: bool = True
 ) -> ConversionPlan:
     """:func:`plan` for another public function, which errors name."""
-    if not isinstance(model, nn.Module):
-        raise InvalidTypeError(f"{verb}: model must be a torch.nn.Module, got {type(model).__name__}.")
+    check_module(verb, model)
     owners = owners_of(model)
     selection = parse_selection(verb, model, include, exclude)
     refusal(verb, owners)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
+from bensemble.checks import check_module
 from bensemble.errors import ConversionError, InvalidTypeError
 from bensemble.layers.linear_op import LinearOpLayer, check_estimator
 from bensemble.layers.swap import NewPosterior, make_bayesian, make_deterministic, restorer
@@ -126,8 +127,7 @@ def to_deterministic(
         InvalidTypeError, InvalidValueError: an argument that cannot work.
         ConversionError: the model has no Bayesian layers.
     """
-    if not isinstance(bnn, nn.Module):
-        raise InvalidTypeError(f"to_deterministic: model must be a torch.nn.Module, got {type(bnn).__name__}.")
+    check_module("to_deterministic", bnn)
     if not any(True for _ in bayesian_places(bnn)):
         raise ConversionError(
             f"to_deterministic: {type(bnn).__name__} has no Bayesian layers, got a deterministic model; "

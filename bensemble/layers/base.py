@@ -19,9 +19,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..checks import check_number
 from ..errors import InvalidValueError
 from ..posterior import Posterior
-from ..priors import check_positive
 from .weights import PosteriorWeights
 
 __all__ = ["BaseBayesianLayer"]
@@ -39,7 +39,7 @@ class BaseBayesianLayer(PosteriorWeights):
 
     def __init__(self, prior_sigma: float = 1.0) -> None:
         super().__init__()
-        self.prior_sigma = check_positive(type(self).__name__, "prior_sigma", prior_sigma)
+        self.prior_sigma = check_number(type(self).__name__, "prior_sigma", prior_sigma, above=0)
 
     def posteriors(self) -> Iterator[Posterior]:
         """One handle for each pair of Parameters ``<stem>_mu``, ``<stem>_rho`` of this layer."""

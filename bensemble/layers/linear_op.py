@@ -17,9 +17,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_number
 from ..errors import InvalidValueError
 from ..gaussian import add_noise, precise, rho_from_sigma
-from ..priors import check_positive, make_prior
+from ..priors import make_prior
 from ..sampling import Frame, active_frame, mean_mode
 from .base import BaseBayesianLayer
 from .weights import weight_property
@@ -96,8 +97,8 @@ class LinearOpLayer(BaseBayesianLayer):
         """
         verb = type(self).__name__
         nn.Module.__init__(self)
-        self.prior_sigma = check_positive(verb, "prior_sigma", prior_sigma)
-        self.init_sigma = check_positive(verb, "init_sigma", init_sigma)
+        self.prior_sigma = check_number(verb, "prior_sigma", prior_sigma, above=0)
+        self.init_sigma = check_number(verb, "init_sigma", init_sigma, above=0)
         parameters = module.__dict__.pop("_parameters")
         self.__dict__.update(module.__dict__)
         for name, stem in self._stems.items():
