@@ -11,11 +11,11 @@ Strings are shortcuts: ``"categorical"``, ``"bernoulli"``, ``"gaussian_head"``; 
 from __future__ import annotations
 
 from ..errors import InvalidTypeError, InvalidValueError
-from .base import Likelihood
+from .base import DiscreteLikelihood, Likelihood
 from .continuous import Gaussian, GaussianHead
 from .discrete import Bernoulli, Categorical
 
-__all__ = ["Bernoulli", "Categorical", "Gaussian", "GaussianHead", "Likelihood", "resolve"]
+__all__ = ["Bernoulli", "Categorical", "DiscreteLikelihood", "Gaussian", "GaussianHead", "Likelihood", "resolve"]
 
 
 def resolve(likelihood: Likelihood | str | None) -> Likelihood | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import InvalidTypeError, InvalidValueError
 
 __all__ = [
+    "DiscreteLikelihood",
     "Likelihood",
     "Signs",
     "check_axis",
@@ -64,6 +65,14 @@ class Likelihood(ABC):
     def num_terms(self, target: Tensor) -> int:
         """Number of terms of :meth:`nll` in this target; over the training set, the ``num_data`` of the ELBO."""
         return target.numel()
+
+
+class DiscreteLikelihood(Likelihood):
+    """Base of likelihoods whose expected observation is a distribution over finitely many values."""
+
+    @abstractmethod
+    def entropy(self, probs: Tensor) -> Tensor:
+        """Entropy in nats of expected observations, in the shape of :meth:`spread`."""
 
 
 def tracing() -> bool:

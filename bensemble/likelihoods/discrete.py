@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import InvalidTypeError, InvalidValueError
 from ..gaussian import precise
-from .base import Likelihood, Signs, check_axis, check_same_shape, check_tensor, dtype_name, tracing
+from .base import DiscreteLikelihood, Signs, check_axis, check_same_shape, check_tensor, dtype_name, tracing
 
 __all__ = ["Bernoulli", "Categorical"]
 
@@ -20,7 +20,7 @@ ENOUGH_VALUES = 32
 
 
 @dataclass(frozen=True)
-class Categorical(Likelihood):
+class Categorical(DiscreteLikelihood):
     """Classes from logits; a term is one position of the target.
 
     Attributes:
@@ -68,6 +68,10 @@ class Categorical(Likelihood):
         log_probs = precise(output).log_softmax(self.axis(output))
         return -(log_probs.exp() * log_probs.clamp_min(-1e30)).sum(self.axis(output))
 
+    def entropy(self, probs: Tensor) -> Tensor:
+        """Entropy of the classes in nats, in the shape of ``probs`` without the class axis."""
+        return torch.special.entr(probs).sum(self.axis(probs))
+
     def probe(self, output: Tensor, signs: Signs) -> Tensor:
         r""":math:`\sum_c s_c \sqrt{p_c}\,(e_c - p)`, whose outer product is diag(p) - p p^T on average."""
         probs = self.expect(output)
@@ -107,7 +111,7 @@ class Categorical(Likelihood):
 
 
 @dataclass(frozen=True)
-class Bernoulli(Likelihood):
+class Bernoulli(DiscreteLikelihood):
     """Independent yes or no from logits; every element is a term."""
 
     def terms(self, output: Tensor, target: Tensor) -> Tensor:
@@ -133,6 +137,10 @@ class Bernoulli(Likelihood):
         """Entropy of each element in nats."""
         logits = precise(output)
         return F.binary_cross_entropy_with_logits(logits, logits.sigmoid(), reduction="none")
+
+    def entropy(self, probs: Tensor) -> Tensor:
+        """Entropy of each element in nats."""
+        return torch.special.entr(probs) + torch.special.entr(1 - probs)
 
     def probe(self, output: Tensor, signs: Signs) -> Tensor:
         """Signs times sqrt(p (1 - p))."""

@@ -1,0 +1,197 @@
+"""Predict by weight samples: each sample is one function, the same for every example of every batch.
+
+Local reparameterization would be cheaper and wrong here: it draws the noise of a convolution or a sequence at every
+position anew, which averages it away. So prediction holds weights, and runs batch by batch, sample by sample.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import ExitStack, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .batches import Inputs, Unpack, batch_size, call, is_loader, split_batch, split_inputs, to_device
+from .checks import check_count, check_module
+from .errors import InvalidTypeError, InvalidValueError
+from .gaussian import precise
+from .likelihoods import Likelihood, resolve
+from .modes import evaluating
+from .outputs import OutputSelector, describe, select_output
+from .posterior import named_posteriors
+from .predictive import ClassPrediction, Prediction, RegressionPrediction
+from .running import RunningMoments, assemble
+from .sampling import open_frame
+from .weight_samples import WeightSamples
+
+__all__ = ["ClassPrediction", "Prediction", "RegressionPrediction", "predict"]
+
+_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module | Sequence[nn.Module],
+    inputs: Inputs | Iterable[Any],
+    num_samples: int = 30,
+    *,
+    likelihood: Likelihood | str | None = None,
+    output: OutputSelector | None = None,
+    unpack: Unpack | None = None,
+    keep_samples: bool | None = None,
+    chunk_size: int | None = None,
+    generator: torch.Generator | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Prediction:
+    """The predictive distribution of a Bayesian model, or of an ensemble, by Monte Carlo over the weights.
+
+    The model runs in evaluation mode without gradients, and gets every training flag back. A loader is read once.
+
+    Args:
+        model: A Bayesian model; a plain one, which gives one sample; or a sequence of either as an ensemble, where
+            Bayesian members give ``num_samples`` samples each.
+        inputs: A tensor, tuple or mapping for one call, or a loader, whose targets are ignored.
+        num_samples: Weight samples S.
+        likelihood: What the outputs mean, such as ``"categorical"``; None for raw outputs.
+        output: Which part of a structured output: a key, an index or a callable.
+        unpack: ``callable(batch) -> (inputs, target)`` for a loader's batches.
+        keep_samples: Whether the prediction carries the samples; default for the inputs of one call, not for a loader.
+        chunk_size: Most examples in one forward; default the whole input, or the loader's batch.
+        generator: Source of the noise. With it, the same call gives the same samples, and torch's global random state
+            is left as it was. Without it the noise follows ``torch.manual_seed``, and the global state advances.
+        progress: Called with (forwards done, forwards in all or None) after each forward.
+
+    Returns:
+        A :class:`Prediction`; a :class:`ClassPrediction` for Categorical and Bernoulli, a
+        :class:`RegressionPrediction` for the Gaussians. On the model's device for one call, on the CPU for a loader.
+
+    Raises:
+        InvalidTypeError: An argument has the wrong type.
+        InvalidValueError: Outputs that are not finite, cannot be what ``likelihood`` says, or do not fit together.
+
+    Example:
+        >>> p = bensemble.predict(bnn, x, likelihood="categorical")
+        >>> p.probs, p.entropy, p.mutual_information
+    """
+    models = _as_models(model)
+    loader = is_loader(inputs)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise InvalidTypeError(f"predict: generator must be a torch.Generator, got {generator!r}.")
+    check_count("predict", "num_samples", num_samples)
+    if chunk_size is not None:
+        check_count("predict", "chunk_size", chunk_size)
+    resolved = resolve(likelihood)
+    keep = (not loader) if keep_samples is None else keep_samples
+    for member in models:
+        _warn_if_untouched(member)
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(*models))
+        if generator is not None:
+            # A DataLoader draws a seed from the global generator whenever it starts.
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+        members = [WeightSamples(member, num_samples, generator, loader or chunk_size is not None) for member in models]
+        if len({member.bayesian for member in members}) > 1:
+            raise InvalidValueError(
+                "predict: an ensemble must be all Bayesian or all deterministic, got both; bayesify the rest."
+            )
+        num_samples = sum(member.count for member in members)
+        forwards = _Forwards(progress, num_samples, _num_pieces(inputs, loader, chunk_size))
+        parts = []
+        for index, piece in enumerate(_pieces(inputs, loader, unpack, chunk_size)):
+            part = _predict_piece(members, piece, index, resolved, output, keep, forwards)
+            parts.append({name: tensor.cpu() for name, tensor in part.items()} if loader else part)
+    return assemble(parts, resolved, num_samples, members[0].bayesian)
+
+
+class _Forwards:
+    """Counts forward passes for a progress display."""
+
+    def __init__(self, report: Callable[[int, int | None], None] | None, samples: int, pieces: int | None) -> None:
+        self._report, self._done = report, 0
+        self._total = None if pieces is None else samples * pieces
+
+    def count(self) -> None:
+        """One more forward is done."""
+        self._done += 1
+        if self._report is not None:
+            self._report(self._done, self._total)
+
+
+def _predict_piece(
+    members: list[WeightSamples],
+    piece: Inputs,
+    index: int,
+    likelihood: Likelihood | None,
+    output: OutputSelector | None,
+    keep: bool,
+    forwards: _Forwards,
+) -> dict[str, Tensor]:
+    """The moments of one batch over every sample of every member."""
+    moments = RunningMoments(keep)
+    for member in members:
+        inputs = to_device(piece, member.device)
+        for number in range(member.count):
+            frame = member.frame(number)
+            with open_frame(frame) if frame is not None else nullcontext():
+                raw = select_output(call(member.model, inputs), output)
+            raw = raw.to(members[0].device)
+            if likelihood is None:
+                moments.add(precise(raw), None)
+            else:
+                if number == 0:
+                    likelihood.check(raw)
+                moments.add(likelihood.expect(raw), likelihood.spread(raw))
+            forwards.count()
+    found = moments.result()
+    broken = ~found["mean"].isfinite()
+    if bool(broken.any()):
+        raise InvalidValueError(
+            f"predict: outputs must be finite, got {int(broken.sum())} of {broken.numel()} values that are not, in "
+            f"batch {index}; look at the inputs, at sigma and at half precision."
+        )
+    return found
+
+
+def _pieces(inputs: Any, loader: bool, unpack: Unpack | None, chunk_size: int | None) -> Iterator[Inputs]:
+    """What goes into one forward: the whole input, the batches of a loader, or chunks of either."""
+    batches = (split_batch(batch, unpack)[0] for batch in inputs) if loader else iter([inputs])
+    for batch in batches:
+        if chunk_size is None:
+            yield batch
+        else:
+            yield from split_inputs(batch, chunk_size)
+
+
+def _num_pieces(inputs: Any, loader: bool, chunk_size: int | None) -> int | None:
+    """How many pieces there will be, None where that cannot be known."""
+    if not loader:
+        return 1 if chunk_size is None else -(-batch_size(inputs) // chunk_size)
+    return len(inputs) if chunk_size is None and isinstance(inputs, Sized) else None
+
+
+def _as_models(model: Any) -> list[nn.Module]:
+    """The members of the ensemble."""
+    if isinstance(model, nn.Module) and not isinstance(model, nn.ModuleList):
+        return [model]
+    if not isinstance(model, (Sequence, nn.ModuleList)) or isinstance(model, str) or not len(model):
+        raise InvalidTypeError(
+            f"predict: model must be a torch.nn.Module or a sequence of them, got {describe(model)}."
+        )
+    return [check_module("predict", member) for member in model]
+
+
+def _warn_if_untouched(model: nn.Module) -> None:
+    """Warn once per model whose posterior is still as it was made: every tensor of rho is one constant."""
+    rhos = [posterior.rho for _, posterior in named_posteriors(model) if posterior.rho.numel() > 1]
+    if not rhos or model in _warned or not all(bool((rho == rho.flatten()[0]).all()) for rho in rhos):
+        return
+    _warned.add(model)
+    warnings.warn(
+        "predict: the posterior is neither trained nor fitted, so the uncertainty is only that of init_sigma; "
+        "call bensemble.fit_posterior or train with the ELBO.",
+        stacklevel=4,
+    )
