@@ -1,0 +1,207 @@
+"""The commands and their help. What they do lies in the modules beside this one.
+
+Imports of torch and onnx stand inside the commands, so that `bensemble --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .example_inputs import InputText, make_inputs, parse_input
+from .failures import OneLineErrors, WrongUsage, say
+from .model_name import ModelName, parse_model_name
+from .options import InputsOption, JsonOption, KeyOption, ModelArgument, WeightsOption
+from .progress import working
+from .reports import report_json, show_report
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def bensemble(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. Works in any place.")] = False,
+) -> None:
+    """Turn trained PyTorch networks Bayesian, prune them by their own posterior, and export them to ONNX.
+
+    Exit codes: 0 done, 1 refused, 2 wrong usage, 3 the exported file does not reproduce the model.
+    """
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"bensemble {installed('bensemble')}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write the page and the files.")
+    ] = Path("demo-output"),
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE", help="MNIST as an .npz file, not the built-in digits.")
+    ] = None,
+) -> None:
+    """See the whole story on real digits, in under three minutes: train, convert, fit, prune, export.
+
+    [b]For example[/b]
+
+    bensemble demo
+
+    bensemble demo --data mnist.npz --output mnist-demo
+    """
+    from rich.console import Console
+
+    from ..demo import run_demo
+
+    run_demo(output=output, data=data, console=Console())
+
+
+@app.command()
+def plan(
+    model: ModelArgument,
+    weights: WeightsOption = None,
+    key: KeyOption = None,
+    inputs: InputsOption = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option("--include", metavar="NAME", help="Convert only this: a dotted name or a glob. Once for each."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", metavar="NAME", help="Leave this as it is; wins over --include. Once for each."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show what of a model would become Bayesian, and why the rest would not.
+
+    [b]For example[/b]
+
+    bensemble plan "torchvision.models:resnet18(weights=None)"
+
+    bensemble plan "timm:create_model('resnet18', num_classes=7)" -w best.pth
+
+    bensemble plan mymodel:build --exclude head --input 1x3x224x224 --json
+    """
+    name, texts = parse_model_name(model), _parse_inputs(inputs)
+    with working("Importing torch") as stage:
+        from ..planning import plan as make_plan
+
+        network = _load(name, weights, key, stage)
+        stage("Following the weights")
+        found = make_plan(
+            network, include=include or None, exclude=exclude or None, example_inputs=make_inputs(texts, network)
+        )
+    typer.echo(found.to_json() if json else str(found))
+
+
+@app.command()
+def export(
+    model: ModelArgument,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The .onnx file to write.", show_default=False)
+    ],
+    weights: WeightsOption = None,
+    key: KeyOption = None,
+    inputs: InputsOption = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(metavar="SNR", help="Bayesian weights only: prune where |mu| / sigma is at most this, as 0.83."),
+    ] = None,
+    sparsity: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Bayesian weights only: prune this share, as 0.9.")
+    ] = None,
+    opset: Annotated[int | None, typer.Option(metavar="N", help="ONNX opset; the exporter's own by default.")] = None,
+    verify: Annotated[bool, typer.Option(help="Compare with the model in ONNX Runtime before writing.")] = True,
+    json: JsonOption = False,
+) -> None:
+    """Write a model as one ONNX file, confirmed by ONNX Runtime at another batch size.
+
+    The weights may be those of the model, or those of its Bayesian version (names in _mu and _rho): then the network at
+    the posterior mean is written.
+
+    [b]For example[/b]
+
+    bensemble export mymodel:build -w best.pth -i 1x3x224x224 -o mymodel.onnx
+
+    bensemble export mymodel:build -w bayesian.pt -i 1x1x28x28 --threshold 0.83 -o small.onnx
+
+    bensemble export nlp:encoder -i input_ids=2x128:int64 -i attention_mask=2x128:int64 -o encoder.onnx
+    """
+    name, texts = parse_model_name(model), _parse_inputs(inputs)
+    if not texts:
+        raise WrongUsage("export: no example input is given; add its shape, for example --input 1x3x224x224.")
+    with working("Importing torch") as stage:
+        from ..onnx import export_onnx
+
+        network = _load(name, weights, key, stage)
+        if threshold is not None or sparsity is not None:
+            from ..surgery import to_deterministic
+
+            network = to_deterministic(network, threshold=threshold, sparsity=sparsity, inplace=True)
+        stage(f"Writing {output}")
+        report = export_onnx(network, output, make_inputs(texts, network), opset=opset, verify=verify)
+    _show(report, json)
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="Any ONNX file.", show_default=False)],
+    json: JsonOption = False,
+) -> None:
+    """Show what an ONNX file holds: inputs, outputs, metadata, size, sparsity.
+
+    [b]For example[/b]
+
+    bensemble inspect small.onnx
+
+    bensemble inspect small.onnx --json
+    """
+    with working(f"Reading {file}"):
+        from ..onnx import inspect_onnx
+
+        summary = inspect_onnx(file)
+    _show(summary, json)
+
+
+def _parse_inputs(inputs: list[str] | None) -> list[InputText]:
+    return [parse_input(text) for text in inputs or []]
+
+
+def _load(name: ModelName, weights: Path | None, key: str | None, stage: Callable[[str], None]) -> Any:
+    """Build the named model and put the weights in."""
+    if key is not None and weights is None:
+        raise WrongUsage("--key: says where in a weights file to look, and there is none; add --weights FILE.")
+    from .model_building import build_model
+
+    stage(f"Building {name.module}:{name.attribute}")
+    network = build_model(name)
+    if weights is not None:
+        from .weights import load_weights
+
+        stage(f"Loading {weights}")
+        network, notes = load_weights(network, weights, key)
+        for note in notes:
+            say(f"weights: {note}.")
+    return network
+
+
+def _show(report: Any, json: bool) -> None:
+    """Print what the ONNX modules report."""
+    if json:
+        typer.echo(report_json(report))
+    else:
+        show_report(report)

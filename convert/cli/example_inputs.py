@@ -1,0 +1,155 @@
+"""Example inputs written on the command line: shapes, named shapes, or an .npz file.
+
+    1x3x224x224                 one float32 tensor
+    input_ids=2x128:int64       an argument of forward, by name, with its dtype
+    batch.npz                   the arrays of a file: by name, or in order where they are arr_0, arr_1, ...
+
+Floating values are standard normal. Integers lie below the size of the smallest embedding of the model, and below 100;
+0 or 1 in a model without one. Booleans, and integers of a name that ends in `mask`, are ones. The values come from a
+generator of their own: torch's random state does not move.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .failures import WrongUsage, first_line
+
+__all__ = ["InputText", "make_inputs", "parse_input"]
+
+DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+FORM = "write 1x3x224x224, input_ids=2x128:int64 or batch.npz"
+
+
+@dataclass(frozen=True)
+class InputText:
+    """One ``--input``: a shape, or a file.
+
+    Attributes:
+        name: The argument of forward, None for the next one in order.
+        shape: Sizes, batch first.
+        dtype: Name of a torch dtype.
+        file: An .npz file in place of a shape.
+    """
+
+    name: str | None = None
+    shape: tuple[int, ...] = ()
+    dtype: str = "float32"
+    file: Path | None = None
+
+
+def parse_input(text: str) -> InputText:
+    """Read one ``--input``.
+
+    Raises:
+        WrongUsage: The text is not of one of the three forms.
+    """
+    if text.endswith(".npz"):
+        return InputText(file=Path(text))
+    match = re.fullmatch(r"(?:(?P<name>[^=]*)=)?(?P<shape>[^=:]*)(?::(?P<dtype>.*))?", text.strip())
+    if match is None:
+        raise WrongUsage(f"input: {text!r} cannot be read; {FORM}.")
+    name, shape, dtype = match["name"], match["shape"], match["dtype"]
+    if name is not None and not name.isidentifier():
+        raise WrongUsage(f"input: {name!r} in {text!r} is not the name of an argument; {FORM}.")
+    if not re.fullmatch(r"[0-9]+(?:x[0-9]+)*", shape) or "0" in shape.split("x"):
+        raise WrongUsage(f"input: {shape!r} is not a shape of positive sizes with 'x' between them; {FORM}.")
+    if dtype is not None and dtype not in DTYPES:
+        raise WrongUsage(f"input: {dtype!r} in {text!r} is not a dtype; choose one of {', '.join(DTYPES)}.")
+    return InputText(name, tuple(int(size) for size in shape.split("x")), dtype or "float32")
+
+
+def make_inputs(texts: Sequence[InputText], model: Any, seed: int = 0) -> Any:
+    """Inputs for one call of a model: a tensor, a tuple or a mapping; None without texts.
+
+    Args:
+        texts: What ``--input`` said, in order.
+        model: The `torch.nn.Module` that will be called: its forward gives the names, its embeddings the safe integers.
+        seed: Of the generator that draws the values.
+
+    Raises:
+        WrongUsage: Named and unnamed inputs are mixed, a name comes twice, or forward does not take these.
+        InvalidValueError: A file cannot be read.
+    """
+    if not texts:
+        return None
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    below = _integers_below(model)
+    pairs: list[tuple[str | None, Any]] = []
+    for text in texts:
+        if text.file is not None:
+            pairs += _from_file(text.file, model)
+        else:
+            pairs.append((text.name, _random(text, below, generator)))
+    named = {name: value for name, value in pairs if name is not None}
+    if named and len(named) < len(pairs):
+        raise WrongUsage("input: some are named and some not, or a name comes twice; write each once, as name=shape.")
+    unnamed = () if named else tuple(value for _, value in pairs)
+    _check_forward(model, unnamed, named)
+    if named:
+        return named
+    return unnamed[0] if len(unnamed) == 1 else unnamed
+
+
+def _random(text: InputText, below: int, generator: Any) -> Any:
+    import torch
+
+    dtype = getattr(torch, text.dtype)
+    if dtype.is_floating_point:
+        return torch.randn(text.shape, generator=generator).to(dtype)
+    if dtype == torch.bool or (text.name or "").endswith("mask"):
+        return torch.ones(text.shape, dtype=dtype)
+    return torch.randint(0, below, text.shape, generator=generator).to(dtype)
+
+
+def _integers_below(model: Any) -> int:
+    """A bound that every embedding of the model can look up."""
+    from torch import nn
+
+    sizes = [module.num_embeddings for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
+    return min(*sizes, 100) if sizes else 2
+
+
+def _from_file(path: Path, model: Any) -> list[tuple[str | None, Any]]:
+    """The arrays of an .npz file; float64 becomes float32 unless the model itself computes in float64."""
+    import numpy as np
+    import torch
+
+    from bensemble.errors import InvalidValueError
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    except FileNotFoundError as err:
+        raise InvalidValueError(f"input: there is no file '{path}'; write a shape like 1x3x224x224 instead.") from err
+    except Exception as err:
+        raise InvalidValueError(
+            f"input: '{path}' is not a file of numeric arrays ({first_line(err)}); write it with numpy.savez."
+        ) from err
+    if not tensors:
+        raise InvalidValueError(f"input: '{path}' holds no arrays; write it with numpy.savez(path, name=array).")
+    if not any(parameter.dtype == torch.float64 for parameter in model.parameters()):
+        tensors = {k: v.float() if v.dtype == torch.float64 else v for k, v in tensors.items()}
+    in_order = all(name == f"arr_{i}" for i, name in enumerate(tensors))
+    return [(None if in_order else name, tensor) for name, tensor in tensors.items()]
+
+
+def _check_forward(model: Any, unnamed: tuple[Any, ...], named: dict[str, Any]) -> None:
+    try:
+        signature = inspect.signature(model.forward)
+        signature.bind(*unnamed, **named)
+    except TypeError as err:
+        takes = ", ".join(signature.parameters)
+        raise WrongUsage(
+            f"input: forward of {type(model).__name__} takes ({takes}): {err}; give each --input as name=shape."
+        ) from err
+    except ValueError:
+        return

@@ -1,0 +1,139 @@
+"""Weight files: safetensors, or torch files read without running anything in them, and the state dict in them.
+
+A file holds a state dict, or a mapping with the state dict under a usual key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bensemble.errors import CheckpointError
+
+from .failures import first_line
+
+__all__ = ["find_state_dict", "read_file"]
+
+#: Where training scripts put the state dict, the likeliest first.
+USUAL_KEYS = (
+    *("state_dict", "model_state_dict", "model", "net", "network", "module", "params", "weights"),
+    *("ema", "ema_state_dict", "model_ema", "state_dict_ema", "params_ema"),
+)
+
+
+def read_file(path: Path) -> Any:
+    """What a weights file holds: tensors and plain data, nothing that would have to be executed.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or needs code to be read.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"weights: '{path}' is a folder; name the .safetensors or .pt file in it.")
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except FileNotFoundError as err:
+        raise CheckpointError(f"weights: there is no file '{path}'; check the path.") from err
+    except OSError as err:
+        raise CheckpointError(f"weights: '{path}' cannot be read ({err.strerror}); check its permissions.") from err
+    if not head:
+        raise CheckpointError(f"weights: '{path}' is empty; download or save it again.")
+    if path.suffix == ".safetensors" or head[8:] == b"{":
+        return _read_safetensors(path)
+    return _read_torch(path)
+
+
+def find_state_dict(content: Any, path: Path, key: str | None = None) -> tuple[dict[str, Any], list[str]]:
+    """The state dict in what a file holds, and a note where there was a choice.
+
+    Args:
+        content: What :func:`read_file` returned.
+        path: The file, for the messages.
+        key: Where the state dict is, dotted where it is nested; a usual key, or the only one there is, if None.
+
+    Raises:
+        CheckpointError: There is none, or there are several and none has a usual name.
+    """
+    places = _places(content)
+    listing = ", ".join(places) or "none"
+    if key is not None:
+        if key not in places:
+            cure = "leave --key out, the file is a state dict" if _is_state_dict(content) else "choose one with --key"
+            raise CheckpointError(f"weights: '{path}' has no state dict at '{key}', got: {listing}; {cure}.")
+        return dict(places[key]), []
+    if _is_state_dict(content):
+        return dict(content), []
+    if not places:
+        held = ", ".join(map(repr, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
+        raise CheckpointError(
+            f"weights: '{path}' holds no state dict, got {held}; write torch.save(model.state_dict(), path)."
+        )
+    usual = [place for place in USUAL_KEYS if place in places]
+    if not usual and len(places) > 1:
+        raise CheckpointError(f"weights: '{path}' holds several state dicts, got: {listing}; choose one with --key.")
+    taken = usual[0] if usual else next(iter(places))
+    others = ", ".join(place for place in places if place != taken)
+    return dict(places[taken]), [f"took '{taken}'" + (f", not {others}; choose with --key" if others else "")]
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as err:
+        raise CheckpointError(
+            f"weights: '{path}' is truncated or not a safetensors file ({first_line(err)}); get it again."
+        ) from err
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        # Namespaces of command line options lie beside the weights in many published files; they are plain data.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as err:
+        named = re.search(r"GLOBAL ([\w.]+)", str(err))
+        if named is not None:
+            raise CheckpointError(
+                f"weights: '{path}' holds a pickled '{named[1]}', which only running code could rebuild; nothing was "
+                "executed. If you trust the file, load it in Python and write torch.save(model.state_dict(), path)."
+            ) from err
+        if "TorchScript" in str(err):
+            raise CheckpointError(
+                f"weights: '{path}' is a TorchScript program, not weights; "
+                "write torch.save(torch.jit.load(path).state_dict(), new_path)."
+            ) from err
+        raise CheckpointError(
+            f"weights: '{path}' is truncated or not a file of weights; get it again, or write it with "
+            "torch.save(model.state_dict(), path) or safetensors."
+        ) from err
+
+
+def _is_state_dict(value: Any) -> bool:
+    """True for a mapping from names to tensors; a module's extra state may be anything."""
+    if not isinstance(value, Mapping) or not any(isinstance(item, Tensor) for item in value.values()):
+        return False
+    names_fit = all(isinstance(name, str) for name in value)
+    return names_fit and all(isinstance(item, Tensor) or k.endswith("_extra_state") for k, item in value.items())
+
+
+def _places(content: Any, path: str = "", depth: int = 3) -> dict[str, Mapping[str, Any]]:
+    """Every state dict in nested mappings, by its dotted key; what optimizers keep is none."""
+    found: dict[str, Mapping[str, Any]] = {}
+    if isinstance(content, Mapping) and depth:
+        for name, value in content.items():
+            if _is_state_dict(value):
+                found[f"{path}{name}"] = value
+            elif "optim" not in str(name):
+                found |= _places(value, f"{path}{name}.", depth - 1)
+    return found

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bensemble.errors import BensembleError, ConversionError
+from convert.cli.model_building import build_model
+from convert.cli.model_name import parse_model_name
+
+Write = Callable[[str, str], Path]
+
+NETS = """
+import functools
+from os import system
+from torch import nn
+
+def build(width=8, *, depth=1):
+    return nn.Sequential(*[nn.Linear(4, width) for _ in range(depth)])
+
+class Net(nn.Module):
+    @classmethod
+    def small(cls):
+        return cls()
+
+class Box:
+    inner = Net()
+
+net = Net()
+partial = functools.partial(build, 3)
+number = 3
+
+def needs(width, depth=2): ...
+def pair(): return build(), 3
+def nothing(): ...
+def fails(): raise RuntimeError("no data set at /data.\\nmore lines")
+def leaves(): raise SystemExit(4)
+def late(): import not_installed_at_all
+"""
+
+
+@pytest.fixture
+def nets(write: Write) -> Path:
+    return write("nets.py", NETS)
+
+
+def build(text: str) -> nn.Module:
+    return build_model(parse_model_name(text))
+
+
+def test_builds_by_function_class_method_partial_and_instance(nets: Path) -> None:
+    assert build("nets:build")[0].out_features == 8
+    deep = build("nets:build(5, depth=3)")
+    assert (len(deep), deep[2].out_features) == (3, 5)
+    assert type(build("nets:Net")).__name__ == "Net"
+    assert type(build("nets:Net.small()")).__name__ == "Net"
+    assert build("nets:partial()")[0].out_features == 3
+    assert build("nets:net") is sys.modules["nets"].net
+    assert build("nets:Box.inner") is sys.modules["nets"].Box.inner
+    assert build("torch.nn:Linear(3, 2, bias=False)").weight.shape == (2, 3)
+    assert isinstance(build("torch:nn.ReLU"), nn.ReLU)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("not_there_at_all:build", "no module 'not_there_at_all' is installed or in this folder; install"),
+        ("netz:build", "no module 'netz' is installed or in this folder; did you mean 'nets'"),
+        ("torch.nnn:Linear(1, 1)", r"'torch' is there, 'torch\.nnn' is not"),
+        ("nets:buidl", r"'nets' \(.*nets\.py\) has no 'buidl'; did you mean 'build'\?"),
+        ("nets:zzz", r"'nets' \(.*nets\.py\) has no 'zzz'; it defines Box, Net, build, fails"),
+        ("nets:Net.smal", r"'nets\.Net' has no 'smal'; did you mean 'small'"),
+        ("nets:needs", r"'nets:needs' takes \(width, depth=2\): missing a required argument: 'width'; write the call"),
+        ("nets:build(wdth=3)", "got an unexpected keyword argument 'wdth'"),
+        ("nets:build(1, 2)", "too many positional arguments"),
+        ("nets:net()", "'nets:net' is a network already; write it without the parentheses"),
+        ("nets:number", "'nets:number' is of type int; name a function, a class or a torch.nn.Module"),
+        ("nets:pair", r"'nets:pair' returns a tuple of \(Sequential, int\); name a function that returns"),
+        ("nets:nothing", "'nets:nothing' returns None; name a function"),
+        ("nets:Box()", "returns an object of type Box"),
+        ("nets:fails()", r"'nets:fails\(\)' raised RuntimeError: no data set at /data \(.*nets\.py, line 24\)\.$"),
+        ("nets:leaves", r"'nets:leaves' raised SystemExit: 4"),
+        ("nets:late", "raised ModuleNotFoundError: No module named 'not_installed_at_all'"),
+        ("os:system('exit 1')", "'os:system' belongs to Python's standard library, which builds no networks"),
+        ("torch:os.system('exit 1')", "belongs to Python's standard library"),
+        ("nets:system('exit 1')", "belongs to Python's standard library"),
+        ("nets:functools.partial", "belongs to Python's standard library"),
+        ("torch.nn:Linear(3, -4)", "raised RuntimeError: Trying to create tensor with negative dimension"),
+    ],
+)
+def test_says_what_is_wrong_and_what_to_do(text: str, message: str, nets: Path) -> None:
+    with pytest.raises(ConversionError, match=message) as caught:
+        build(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("import not_installed_at_all", "'broken' imports 'not_installed_at_all', which is not installed"),
+        ("def f(:", r"importing 'broken' raised SyntaxError: invalid syntax \(.*broken\.py, line 1\)"),
+        ("x = 1\nraise ValueError('bad file')", r"raised ValueError: bad file \(.*broken\.py, line 2\)"),
+        ("raise SystemExit(3)", "importing 'broken' raised SystemExit: 3"),
+    ],
+)
+def test_a_module_that_cannot_be_imported(source: str, message: str, write: Write) -> None:
+    write("broken.py", source)
+    with pytest.raises(ConversionError, match=message):
+        build("broken:build")
+
+
+def test_an_error_of_ours_inside_the_users_code_stays_what_it_is(write: Write) -> None:
+    write("own.py", "import bensemble.errors as e\ndef build(): raise e.ReadOnlyError('of ours')")
+    with pytest.raises(BensembleError, match=r"^of ours$"):
+        build("own:build")
+
+
+def test_the_current_folder_is_searched_only_when_a_module_in_it_is_named(nets: Path) -> None:
+    before = list(sys.meta_path), list(sys.path)
+    build("torch.nn:Linear(3, 2)")
+    assert (list(sys.meta_path), list(sys.path)) == before
+    build("nets:net")
+    assert str(nets.parent) in sys.path
+
+
+def test_modules_of_the_folder_find_each_other_and_packages_work(write: Write) -> None:
+    write("zoo/__init__.py", "from .big import build")
+    write("zoo/big.py", "import parts\nbuild = parts.head")
+    write("parts.py", "from torch import nn\ndef head(): return nn.Linear(2, 7)")
+    write("plain/small.py", "from parts import head as build")
+    assert build("zoo:build").out_features == 7
+    assert build("zoo.big:build()").out_features == 7
+    assert build("plain.small:build").out_features == 7
+
+
+def test_a_folder_without_init_does_not_hide_an_installed_package(write: Write) -> None:
+    write("torchmetrics/notes.txt", "data of a metric")
+    with pytest.raises(ConversionError, match=r"'torchmetrics' \(.*site-packages.*\) has no 'build'"):
+        build("torchmetrics:build")
+
+
+@pytest.mark.parametrize("name", ["convert", "queue", "onnx", "torch"])
+def test_a_file_with_a_taken_name_is_refused_when_it_is_named(name: str, write: Write) -> None:
+    write(f"{name}.py", "raise RuntimeError('must not run')")
+    with pytest.raises(ConversionError, match=rf"'{name}\.py' in this folder has the name .*'my_{name}\.py'"):
+        build(f"{name}:build")
+
+
+def test_files_with_taken_names_disturb_nothing(write: Write) -> None:
+    """In a fresh process, where neither torch nor onnx is loaded before the folder becomes importable."""
+    for name in ("onnx", "queue", "rich", "safetensors", "torch", "numpy"):
+        write(f"{name}.py", "raise RuntimeError('must not run')")
+    write("innocent.py", "import queue, numpy\nfrom torch import nn\ndef build(): return nn.Linear(2, 3)")
+    code = (
+        "import sys; del sys.path[0];"
+        "from convert.cli.model_building import build_model;"
+        "from convert.cli.model_name import parse_model_name;"
+        "assert build_model(parse_model_name('innocent:build')).out_features == 3; import onnx; onnx.ModelProto"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_names_the_file_of_the_user_that_hides_behind_ours(write: Write) -> None:
+    write("convert.py", "def thing(): ...")
+    write("wants.py", "from convert import thing")
+    with pytest.raises(
+        ConversionError, match=r"'convert\.py' here has the name of a package that bensemble uses itself"
+    ):
+        build("wants:build")
+
+
+def test_leaves_the_random_state_to_the_builder(nets: Path) -> None:
+    torch.manual_seed(3)
+    expected = nn.Linear(4, 8).weight
+    torch.manual_seed(3)
+    torch.testing.assert_close(build("nets:build")[0].weight, expected, rtol=0, atol=0)

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from bensemble.errors import CheckpointError
+from convert.cli.weights import load_weights
+
+
+class Net(nn.Module):
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5))
+        self.head = nn.Linear(5, width)
+
+
+class Lightning(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Net()
+
+
+class Runs:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def assert_loads(content: Any, path: Path, key: str | None = None, model: nn.Module | None = None) -> list[str]:
+    """Save, load into a fresh network, and compare with the network of ``trained()``."""
+    torch.save(content, path)
+    loaded, notes = load_weights(model or Net(), path, key)
+    expected = trained().state_dict()
+    for name, value in loaded.state_dict().items():
+        torch.testing.assert_close(value, expected[name.removeprefix("model.")], rtol=0, atol=0)
+    return notes
+
+
+def trained(seed: int = 1) -> Net:
+    torch.manual_seed(seed)
+    return Net()
+
+
+def state() -> dict[str, torch.Tensor]:
+    return trained().state_dict()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "best.pth"
+
+
+def test_loads_safetensors_and_torch_files(path: Path, tmp_path: Path) -> None:
+    assert assert_loads(state(), path) == []
+    save_file(state(), tmp_path / "best.safetensors")
+    save_file(state(), tmp_path / "named_otherwise.bin")
+    for name in ("best.safetensors", "named_otherwise.bin"):
+        model, notes = load_weights(Net(), tmp_path / name)
+        torch.testing.assert_close(model.state_dict(), state(), rtol=0, atol=0)
+        assert notes == []
+    torch.save(state(), path, _use_new_zipfile_serialization=False)
+    torch.testing.assert_close(load_weights(Net(), path)[0].state_dict(), state(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "net", "ema", "params"])
+def test_finds_the_usual_keys(key: str, path: Path) -> None:
+    optimizer = torch.optim.Adam(trained().parameters()).state_dict()
+    content = {"epoch": 3, key: state(), "optimizer_state_dict": optimizer, "args": argparse.Namespace(lr=0.1)}
+    assert assert_loads(content, path) == [f"took '{key}'"]
+
+
+def test_says_what_else_there_was_and_takes_what_key_says(path: Path) -> None:
+    other = trained(2).state_dict()
+    notes = assert_loads({"ema": other, "model": state()}, path)
+    assert notes == ["took 'model', not ema; choose with --key"]
+    assert assert_loads({"ema": state(), "model": other}, path, key="ema") == []
+    assert assert_loads({"a": {"b": state()}}, path) == ["took 'a.b'"]
+    assert assert_loads({"a": {"b": state(), "c": other}}, path, key="a.b") == []
+
+
+@pytest.mark.parametrize("prefix", ["model.", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.model."])
+def test_takes_the_prefix_of_wrappers_away_and_says_so(prefix: str, path: Path) -> None:
+    wrapped = {f"{prefix}{name}": value for name, value in state().items()}
+    assert assert_loads(wrapped, path) == [f"removed the prefix '{prefix}' from every name"]
+    in_checkpoint = assert_loads({"state_dict": wrapped}, path)
+    assert in_checkpoint == ["took 'state_dict'", f"removed the prefix '{prefix}' from every name"]
+
+
+def test_keeps_a_prefix_that_the_model_has_itself(path: Path) -> None:
+    own = {f"model.{name}": value for name, value in state().items()}
+    assert assert_loads(own, path, model=Lightning()) == []
+    wrapped = {f"module.{name}": value for name, value in own.items()}
+    assert assert_loads(wrapped, path, model=Lightning()) == ["removed the prefix 'module.' from every name"]
+
+
+def test_loads_what_averaged_model_saves(path: Path) -> None:
+    averaged = torch.optim.swa_utils.AveragedModel(trained()).state_dict()
+    assert assert_loads(averaged, path) == ["removed the prefix 'module.' from every name"]
+
+
+def test_another_model_gives_one_error_with_all_names(path: Path) -> None:
+    renamed = {name.replace("head", "fc"): value for name, value in state().items()}
+    renamed["body.0.weight"] = torch.zeros(5, 9)
+    torch.save(renamed, path)
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(Net(), path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "2 missing ('head.weight', 'head.bias')" in message
+    assert "2 unexpected ('fc.weight', 'fc.bias')" in message
+    assert "1 of another shape ('body.0.weight' 5x9 instead of 5x4)" in message
+    assert "name the model with the arguments that it was trained with" in message
+
+
+def test_another_width_is_named(path: Path) -> None:
+    torch.save(Net(7).state_dict(), path)
+    with pytest.raises(CheckpointError, match=r"2 of another shape \('head\.weight' 7x5 instead of 3x5, 'head\.bias'"):
+        load_weights(Net(), path)
+
+
+def test_many_names_are_cut_short(path: Path) -> None:
+    torch.save({f"layer{i}": torch.zeros(1) for i in range(9)}, path)
+    with pytest.raises(CheckpointError, match=r"9 unexpected \('layer0', 'layer1', 'layer2', 'layer3', \.\.\.\)"):
+        load_weights(Net(), path)
+
+
+def test_what_the_model_itself_refuses_is_said(path: Path) -> None:
+    class Strict(Net):
+        def set_extra_state(self, extra: Any) -> None:
+            raise RuntimeError("made by version 2\nof the file")
+
+        def get_extra_state(self) -> Any:
+            return {}
+
+    torch.save(Strict().state_dict(), path)
+    with pytest.raises(CheckpointError, match="is of another model: RuntimeError: made by version 2;"):
+        load_weights(Strict(), path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("place", ["alone", "inside"])
+def test_a_pickle_with_code_is_refused_and_nothing_runs(legacy: bool, place: str, path: Path, tmp_path: Path) -> None:
+    trap = Runs(tmp_path / "ran")
+    content = trap if place == "alone" else {"state_dict": state(), "note": trap}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=r"holds a pickled 'posix\.mkdir'.* nothing was executed.*If you trust"):
+        load_weights(Net(), path)
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(CheckpointError, match="not a file of weights"):
+        load_weights(Net(), path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_whole_pickled_model_is_refused_with_the_cure(path: Path) -> None:
+    torch.save(nn.Linear(2, 2), path)
+    with pytest.raises(
+        CheckpointError, match=r"torch\.nn\.modules\.linear\.Linear.*torch\.save\(model\.state_dict\(\)"
+    ):
+        load_weights(nn.Linear(2, 2), path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
+def test_truncated_files_are_refused(share: float, form: str, tmp_path: Path) -> None:
+    path = tmp_path / ("best.safetensors" if form == "safetensors" else "best.pth")
+    if form == "safetensors":
+        save_file(state(), path)
+    else:
+        torch.save(state(), path, _use_new_zipfile_serialization=form == "zip")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(CheckpointError, match=r"is truncated or not|is empty; download or save it again"):
+        load_weights(Net(), path)
+
+
+Make = Callable[[Path], Any]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: None, r"there is no file '.*best\.pth'; check the path"),
+        (lambda p: p.mkdir(), r"is a folder; name the \.safetensors or \.pt file in it"),
+        (lambda p: p.write_text("not weights at all"), "is truncated or not a file of weights"),
+        (
+            lambda p: torch.save({"epoch": 3, "loss": 0.1}, p),
+            "holds no state dict, got 'epoch', 'loss'; write torch.save",
+        ),
+        (lambda p: torch.save(torch.zeros(3), p), "holds no state dict, got Tensor"),
+        (lambda p: torch.save([1], p), "holds no state dict, got list"),
+        (
+            lambda p: torch.save({"a": state(), "b": state()}, p),
+            "holds several state dicts, got: a, b; choose one with",
+        ),
+    ],
+)
+def test_files_that_are_no_weights(make: Make, message: str, path: Path) -> None:
+    make(path)
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(Net(), path)
+
+
+def test_a_torchscript_program_is_refused(path: Path) -> None:
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
+        torch.jit.script(nn.Linear(2, 2)).save(path)
+    with pytest.raises(CheckpointError, match="is a TorchScript program, not weights; write"):
+        load_weights(nn.Linear(2, 2), path)
+
+
+def test_a_file_that_the_system_refuses_to_open(path: Path) -> None:
+    path.write_text("a file, no folder")
+    with pytest.raises(CheckpointError, match=r"cannot be read \(Not a directory\); check its permissions"):
+        load_weights(Net(), path / "best.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model": {}}, "has no state dict at 'emma', got: none; choose one"),
+        ({"model": "state", "ema": "state"}, "has no state dict at 'emma', got: model, ema; choose one"),
+        ("state", "has no state dict at 'emma', got: none; leave --key out"),
+    ],
+)
+def test_a_key_that_is_not_there(content: Any, message: str, path: Path) -> None:
+    filled = {k: state() if v == "state" else v for k, v in content.items()} if isinstance(content, dict) else state()
+    torch.save(filled, path)
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(Net(), path, key="emma")
+
+
+def test_a_bayesian_state_dict_makes_the_model_bayesian(path: Path) -> None:
+    surgery = pytest.importorskip("convert.surgery")
+    bnn = surgery.bayesify(trained(), include="head", prior="pretrained", init_sigma=0.02)
+    torch.save({f"module.{name}": value for name, value in bnn.state_dict().items()}, path)
+    loaded, notes = load_weights(Net(), path)
+    assert type(loaded.head).__name__ == "BayesianLinear"
+    assert type(loaded.body[0]) is nn.Linear
+    torch.testing.assert_close(loaded.head.w_rho, bnn.head.w_rho, rtol=0, atol=0)
+    torch.testing.assert_close(loaded.head.w_mu, trained().head.weight, rtol=0, atol=0)
+    assert notes == [
+        "removed the prefix 'module.' from every name",
+        "made 2 parameters of the model Bayesian, as they are in the file",
+    ]
