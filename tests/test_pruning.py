@@ -1,0 +1,267 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from bensemble.errors import InvalidTypeError, InvalidValueError
+from bensemble.gaussian import rho_from_sigma
+from bensemble.layers import BayesianLinear
+from bensemble.objective import kl_divergence
+from bensemble.posterior import named_posteriors
+from bensemble.pruning import apply_masks, clear_masks, prune, pruning_masks
+from convert import bayesify, to_deterministic
+
+X = torch.randn(5, 3, 8, 8)
+
+
+def net():
+    """Every kind of weight that knows its channels, grouped ones included."""
+    plain = nn.Sequential(
+        nn.Conv2d(3, 8, 3, groups=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=4),
+        nn.ConvTranspose2d(8, 6, 2, groups=2),
+        nn.BatchNorm2d(6),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 4),
+    )
+    bnn = bayesify(plain.eval())
+    with torch.no_grad():
+        for _, posterior in named_posteriors(bnn):
+            posterior.rho.copy_(rho_from_sigma(0.1 * torch.rand(posterior.rho.shape) + 0.01))
+    return bnn
+
+
+def weights(model):
+    return {name: p for name, p in named_posteriors(model) if p.mu.ndim > 1}
+
+
+def snapshot(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_the_threshold_is_that_of_the_layers():
+    bnn = net()
+    before = snapshot(bnn)
+    masks = pruning_masks(bnn, threshold=0.83)
+    assert all(torch.equal(value, before[name]) for name, value in bnn.state_dict().items())
+    assert masks.keys() == dict(named_posteriors(bnn)).keys()
+    for name, posterior in named_posteriors(bnn):
+        expected = posterior.layer.get_pruning_masks(0.83)[f"{posterior.stem}_mu"]
+        assert torch.equal(masks[name], expected)
+        assert expected.numel() - expected.sum() > 0 or expected.numel() < 10
+    assert all(mask.min() == 1 for mask in pruning_masks(bnn, threshold=0.0).values())
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.9, 0.99])
+def test_sparsity_takes_the_lowest_ratios_of_the_whole_model(sparsity):
+    bnn = net()
+    masks = pruning_masks(bnn, sparsity=sparsity)
+    assert masks.keys() == weights(bnn).keys()
+    total = sum(mask.numel() for mask in masks.values())
+    pruned = round(sparsity * total)
+    assert total - sum(float(mask.sum()) for mask in masks.values()) == pruned
+    ratios = {name: p.snr().detach() for name, p in weights(bnn).items()}
+    gone = [float(ratios[name][mask == 0].max()) for name, mask in masks.items() if (mask == 0).any()]
+    kept = [float(ratios[name][mask == 1].min()) for name, mask in masks.items() if (mask == 1).any()]
+    assert not gone or not kept or max(gone) <= min(kept)
+
+
+def test_equal_ratios_are_pruned_to_the_asked_share():
+    layer = BayesianLinear(10, 10)
+    nn.init.ones_(layer.w_mu)
+    nn.init.constant_(layer.w_rho, -3)
+    assert pruning_masks(layer, sparsity=0.37)["weight"].sum() == 63
+
+
+def channel_ratio(posterior):
+    """By the definition, looping over the output channels of a plain forward."""
+    layer, mu, sigma = posterior.layer, posterior.mu, posterior.sigma()
+    if not isinstance(layer, nn.ConvTranspose2d):
+        return [(mu[c].norm() / sigma[c].norm(), [(c,)]) for c in range(len(mu))]
+    per_group, inputs = layer.out_channels // layer.groups, layer.in_channels // layer.groups
+    found = []
+    for c in range(layer.out_channels):
+        group, column = divmod(c, per_group)
+        rows = slice(group * inputs, (group + 1) * inputs)
+        found.append((mu[rows, column].norm() / sigma[rows, column].norm(), [(rows, column)]))
+    return found
+
+
+@pytest.mark.parametrize("criterion", [{"threshold": 3.0}, {"sparsity": 0.4}])
+def test_channels_go_as_a_whole_by_their_ratio(criterion):
+    bnn = net()
+    masks = pruning_masks(bnn, granularity="channel", **criterion)
+    kept, gone, removed = [], [], 0
+    for name, posterior in weights(bnn).items():
+        for ratio, places in channel_ratio(posterior):
+            part = torch.cat([masks[name][place].flatten() for place in places])
+            assert part.unique().numel() == 1
+            (kept if part[0] else gone).append(float(ratio))
+            removed += 0 if part[0] else part.numel()
+    assert kept
+    assert gone
+    assert max(gone) < min(kept)
+    if "threshold" in criterion:
+        assert max(gone) <= 3 < min(kept)
+    else:
+        total = sum(mask.numel() for mask in masks.values())
+        largest = max(p.mu.numel() // p.layer.channel_rows(p.mu).shape[0] for p in weights(bnn).values())
+        assert 0.4 * total - largest < removed <= 0.4 * total
+
+
+@pytest.mark.parametrize("criterion", [{"threshold": 3.0}, {"sparsity": 0.4}])
+def test_a_pruned_channel_is_constant_in_the_output(criterion):
+    bnn = bayesify(nn.ConvTranspose2d(4, 6, 3, groups=2))
+    with torch.no_grad():
+        bnn.w_mu.mul_(torch.rand(bnn.w_mu.shape[:2])[..., None, None])
+    prune(bnn, granularity="channel", sparsity=0.4)
+    output = to_deterministic(bnn)(torch.randn(2, 4, 5, 5))
+    dead = bnn.channel_rows(bnn.w_mask).sum(1) == 0
+    assert 0 < dead.sum() < 6
+    assert torch.equal(output.flatten(2).std(2).amax(0) == 0, dead)
+
+
+def test_hugging_face_conv1d_channels_are_columns():
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    bnn = bayesify(conv1d(5, 7))
+    nn.init.normal_(bnn.w_mu)
+    mask = pruning_masks(bnn, granularity="channel", sparsity=0.5)["weight"]
+    assert mask.sum(0).unique().tolist() == [0, 7]
+
+
+def test_pruning_twice_only_adds():
+    bnn = net()
+    first = prune(bnn, threshold=1.0)
+    masks = {name: p.mask.clone() for name, p in named_posteriors(bnn) if p.mask is not None}
+    with torch.no_grad():
+        for _, posterior in named_posteriors(bnn):
+            posterior.mu.add_(1.0)
+    assert prune(bnn, threshold=0.5) >= first
+    for name, posterior in named_posteriors(bnn):
+        assert (posterior.mask <= masks[name]).all()
+    total = sum(p.mu.numel() for p in weights(bnn).values())
+    before = sum(float((p.mask == 0).sum()) for p in weights(bnn).values())
+    again = pruning_masks(bnn, sparsity=0.9)
+    assert sum(float((mask == 0).sum()) for mask in again.values()) == max(round(0.9 * total), before)
+
+
+def test_prune_reports_the_share_and_lets_training_go_on():
+    bnn = net()
+    share = prune(bnn, sparsity=0.7)
+    count = sum(p.mu.numel() for _, p in named_posteriors(bnn))
+    zeros = sum(int((p.mean() == 0).sum()) for _, p in named_posteriors(bnn))
+    assert share == zeros / count
+    optimizer = torch.optim.Adam(bnn.parameters(), 1e-2)
+    bnn.train()
+    for _ in range(3):
+        optimizer.zero_grad()
+        (bnn(X).square().mean() + kl_divergence(bnn) / 100).backward()
+        optimizer.step()
+    assert all(bool((p.mean()[p.mask == 0] == 0).all()) for _, p in named_posteriors(bnn) if p.mask is not None)
+    plain = to_deterministic(bnn)
+    assert sum(int((plain.get_parameter(name) == 0).sum()) for name in weights(net())) >= zeros
+
+
+def test_own_masks_go_by_any_name_of_a_tied_weight():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.two.weight = self.one.weight
+
+        def forward(self, x):
+            return self.two(self.one(x))
+
+    bnn = bayesify(Tied())
+    mask = torch.eye(3)
+    assert list(pruning_masks(bnn, masks={"two.weight": mask})) == ["one.weight"]
+    assert prune(bnn, masks={"two.weight": mask.bool()}) == pytest.approx(6 / 15)
+    with pytest.raises(InvalidValueError, match=r"names the tied weight 'one\.weight' twice"):
+        apply_masks(bnn, {"one.weight": mask, "two.weight": mask})
+
+
+def test_clearing_lifts_every_mask():
+    bnn = net()
+    prune(bnn, sparsity=0.5)
+    clear_masks(bnn)
+    assert all(posterior.mask is None for _, posterior in named_posteriors(bnn))
+
+
+def test_channels_need_a_criterion():
+    with pytest.raises(InvalidValueError, match="granularity='channel' must come with threshold or sparsity"):
+        pruning_masks(net(), granularity="channel")
+
+
+def test_no_criterion_means_no_masks():
+    assert pruning_masks(net()) == {}
+    assert pruning_masks(nn.Linear(2, 2), sparsity=0.5) == {}
+    with pytest.raises(InvalidValueError, match="prune: one of threshold, sparsity and masks must be given"):
+        prune(net())
+
+
+def test_weights_that_are_not_prunable_are_left_out():
+    bnn = bayesify(nn.Sequential(nn.Linear(4, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))))
+    unprunable = {name for name, p in named_posteriors(bnn) if not p.prunable}
+    assert unprunable
+    assert not unprunable & pruning_masks(bnn, threshold=100.0).keys()
+    assert not unprunable & pruning_masks(bnn, sparsity=0.5).keys()
+    name = next(iter(unprunable))
+    shape = dict(named_posteriors(bnn))[name].mu.shape
+    with pytest.raises(InvalidValueError, match=f"'{name}' cannot be pruned"):
+        apply_masks(bnn, {name: torch.zeros(shape)})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"threshold": -0.1}, InvalidValueError, r"threshold must be finite and at least 0, got -0\.1"),
+        ({"threshold": math.nan}, InvalidValueError, "threshold must be finite and at least 0, got nan"),
+        ({"threshold": "0.83"}, InvalidTypeError, r"threshold must be a number, got '0\.83'"),
+        ({"sparsity": 1.0}, InvalidValueError, r"sparsity must be finite and at least 0 and below 1, got 1\.0"),
+        ({"sparsity": -0.1}, InvalidValueError, r"sparsity must be finite and at least 0 and below 1, got -0\.1"),
+        ({"sparsity": math.nan}, InvalidValueError, "sparsity must be .* got nan"),
+        ({"threshold": 1.0, "sparsity": 0.5}, InvalidValueError, "exclude each other, got threshold and sparsity"),
+        ({"sparsity": 0.5, "masks": {}}, InvalidValueError, "exclude each other, got sparsity and masks"),
+        ({"sparsity": 0.5, "granularity": "row"}, InvalidValueError, "must be one of weight, channel, got 'row'"),
+        ({"granularity": "channel", "masks": {}}, InvalidValueError, "must come with threshold or sparsity"),
+        ({"masks": [1]}, InvalidTypeError, "masks must map parameter names to values, got list"),
+        (
+            {"masks": {"7.weigth": torch.ones(4, 6)}},
+            InvalidValueError,
+            r"'7\.weigth', which has no posterior; did you mean '7\.weight'",
+        ),
+        ({"masks": {"4.weight": torch.ones(6)}}, InvalidValueError, r"'4\.weight', which has no posterior"),
+        (
+            {"masks": {"7.weight": torch.ones(6, 4)}},
+            InvalidValueError,
+            r"'7\.weight' must have shape \(4, 6\), got \(6, 4\)",
+        ),
+        ({"masks": {"7.weight": torch.full((4, 6), 0.5)}}, InvalidValueError, "must hold zeros and ones only"),
+        ({"masks": {"7.weight": 1}}, InvalidTypeError, r"'7\.weight' must be a tensor, got int"),
+        (
+            {"masks": {"7.weight": torch.ones(2), "7.bias": torch.ones(2), "0.bias": torch.full((8,), 2.0)}},
+            InvalidValueError,
+            r"prune: 3 problems",
+        ),
+    ],
+)
+def test_refusals_leave_the_model_as_it_was(arguments, error, message):
+    bnn = net()
+    before = snapshot(bnn)
+    with pytest.raises(error, match=message):
+        prune(bnn, **arguments)
+    if "masks" in arguments and len(arguments) == 1:
+        with pytest.raises(error, match=message):
+            apply_masks(bnn, arguments["masks"])
+    after = bnn.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("function", [pruning_masks, clear_masks, lambda m: apply_masks(m, {})])
+def test_other_objects_are_refused(function):
+    with pytest.raises(InvalidTypeError, match=r"model must be a torch\.nn\.Module, got str"):
+        function("model")
