@@ -24,3 +24,7 @@ class BayesianHFConv1D(LinearOpLayer, Conv1D):
         flat = x.reshape(-1, x.shape[-1])
         out = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
         return out.view(*x.shape[:-1], weight.shape[1])
+
+    def channel_rows(self, weight: Tensor) -> Tensor:
+        """The weight (in, out) as one row per output channel."""
+        return weight.t()
