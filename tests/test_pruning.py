@@ -78,7 +78,7 @@ def test_equal_ratios_are_pruned_to_the_asked_share():
 
 def channel_ratio(posterior):
     """By the definition, looping over the output channels of a plain forward."""
-    layer, mu, sigma = posterior.layer, posterior.mu, posterior.sigma()
+    layer, mu, sigma = posterior.layer, posterior.mu.detach(), posterior.sigma().detach()
     if not isinstance(layer, nn.ConvTranspose2d):
         return [(mu[c].norm() / sigma[c].norm(), [(c,)]) for c in range(len(mu))]
     per_group, inputs = layer.out_channels // layer.groups, layer.in_channels // layer.groups
