@@ -1,1 +1,69 @@
-"""bensemble: Bayesian layers, priors, objective, sampling and prediction on PyTorch."""
+"""bensemble: Gaussian posteriors for the weights of PyTorch networks.
+
+Layers, priors, the variational objective, sampling, prediction, posterior fitting, pruning. ``convert`` turns whole
+networks Bayesian and back, and writes them as ONNX.
+"""
+
+from . import likelihoods, priors
+from .errors import (
+    BensembleError,
+    CheckpointError,
+    ConversionError,
+    ExportError,
+    InvalidTypeError,
+    InvalidValueError,
+    ReadOnlyError,
+    VerificationError,
+)
+from .layers import (
+    BaseBayesianLayer,
+    BayesianConv1d,
+    BayesianConv2d,
+    BayesianConv3d,
+    BayesianConvTranspose1d,
+    BayesianConvTranspose2d,
+    BayesianConvTranspose3d,
+    BayesianLinear,
+)
+from .objective import elbo_loss, kl_divergence, kl_warmup, param_groups, posterior_summary
+from .posterior import Posterior, named_posteriors
+from .prediction import predict
+from .predictive import Prediction
+from .pruning import apply_masks, prune, pruning_masks
+from .sampling import sampling
+
+__version__ = "1.0.0"
+
+__all__ = [
+    "BaseBayesianLayer",
+    "BayesianConv1d",
+    "BayesianConv2d",
+    "BayesianConv3d",
+    "BayesianConvTranspose1d",
+    "BayesianConvTranspose2d",
+    "BayesianConvTranspose3d",
+    "BayesianLinear",
+    "BensembleError",
+    "CheckpointError",
+    "ConversionError",
+    "ExportError",
+    "InvalidTypeError",
+    "InvalidValueError",
+    "Posterior",
+    "Prediction",
+    "ReadOnlyError",
+    "VerificationError",
+    "apply_masks",
+    "elbo_loss",
+    "kl_divergence",
+    "kl_warmup",
+    "likelihoods",
+    "named_posteriors",
+    "param_groups",
+    "posterior_summary",
+    "predict",
+    "priors",
+    "prune",
+    "pruning_masks",
+    "sampling",
+]

@@ -7,7 +7,7 @@ handle reads them afresh each time, so it stays right under ``.to()``, ``functio
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from .errors import InvalidValueError
 from .gaussian import precise, sigma_from_rho, snr, standard_normal_like
-from .priors import kl_to
+from .kernels import applies_to, normal_kl
+from .priors import Normal, kl_to
 
 if TYPE_CHECKING:
     from .layers.weights import PosteriorWeights
@@ -31,11 +32,13 @@ class Posterior:
         layer: The layer that holds the tensors.
         name: The parameter's name in the deterministic module, such as ``weight``.
         stem: Prefix of its tensors on the layer, such as ``w`` for ``w_mu`` and ``w_rho``.
+        ties: The same posterior as other layers hold it; filled in by :func:`named_posteriors`.
     """
 
     layer: PosteriorWeights
     name: str
     stem: str
+    ties: tuple[Posterior, ...] = ()
 
     @property
     def mu(self) -> Tensor:
@@ -83,12 +86,13 @@ class Posterior:
 
     def kl(self) -> Tensor:
         """KL to the prior in nats, summed over the weights that are not pruned; scalar in the precise dtype."""
-        mu, sigma, prior, mask = self.mu, self.sigma(), self.prior, self.mask
-        if mask is not None:
-            keep = mask.bool()
-            prior = self.layer._prior_of(self.stem, keep)
-            mu, sigma = mu[keep], sigma[keep]
-        return kl_to(prior, precise(mu), sigma)
+        mu, rho, prior, mask = self.mu, self.rho, self.prior, self.mask
+        if mask is None:
+            if isinstance(prior, Normal) and prior.is_constant and applies_to(mu, rho):
+                return normal_kl(mu, rho, prior.mean, float(prior.sigma))
+            return kl_to(prior, precise(mu), self.sigma())
+        keep = mask.bool()
+        return kl_to(self.layer._prior_of(self.stem, keep), precise(mu)[keep], self.sigma()[keep])
 
     def draw_noise(self, generator: torch.Generator | None = None) -> Tensor:
         """Standard normal noise in the shape and precise dtype of mu."""
@@ -110,7 +114,8 @@ class Posterior:
         Args:
             mask: Zeros and ones in the shape of mu, or None to lift the mask.
         """
-        self.layer._set_mask(self.stem, mask)
+        for posterior in (self, *self.ties):
+            posterior.layer._set_mask(posterior.stem, mask)
 
     def __repr__(self) -> str:
         return f"Posterior({self.name}, shape={tuple(self.mu.shape)}, prior={self.prior})"
@@ -132,13 +137,14 @@ def named_posteriors(model: nn.Module) -> Iterator[tuple[str, Posterior]]:
     """
     from .layers.weights import PosteriorWeights
 
-    seen: set[int] = set()
+    found: dict[int, list[tuple[str, Posterior]]] = {}
     for path, module in model.named_modules():
         if isinstance(module, PosteriorWeights):
             for posterior in module._posteriors():
-                if id(posterior.mu) not in seen:
-                    seen.add(id(posterior.mu))
-                    yield f"{path}.{posterior.name}" if path else posterior.name, posterior
+                name = f"{path}.{posterior.name}" if path else posterior.name
+                found.setdefault(id(posterior.mu), []).append((name, posterior))
+    for (name, first), *others in found.values():
+        yield name, replace(first, ties=tuple(other for _, other in others)) if others else first
 
 
 def check_mask(verb: str, name: str, mask: Tensor, shape: torch.Size) -> None:

@@ -42,7 +42,11 @@ PRIOR_NAMES = ("normal", "empirical", "pretrained", "ard")
 
 @runtime_checkable
 class Prior(Protocol):
-    """A prior with a KL of its own."""
+    """A prior with a KL of its own.
+
+    Where weights are pruned, ``mu`` and ``sigma`` hold the others only, as one vector, and so do the prior's tensors
+    in the shape of the weight.
+    """
 
     def kl(self, mu: Tensor, sigma: Tensor) -> Tensor:
         """KL(N(mu, sigma^2) || prior) in nats, summed to a scalar."""
@@ -73,6 +77,15 @@ class Normal:
     def __post_init__(self) -> None:
         if not isinstance(self.sigma, Tensor):
             check_number("prior", "prior_sigma", self.sigma, above=0)
+        elif not self.sigma.is_meta and not bool(((self.sigma > 0) & self.sigma.isfinite()).all()):
+            raise InvalidValueError("prior: prior_sigma must be finite and above 0 for every weight.")
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the prior has one standard deviation for all weights, and nothing in it is learnt."""
+        parts = [part for part in (self.sigma, self.mean) if isinstance(part, Tensor)]
+        one_sigma = not isinstance(self.sigma, Tensor) or self.sigma.numel() == 1
+        return one_sigma and not any(part.requires_grad for part in parts)
 
     def kl(self, mu: Tensor, sigma: Tensor) -> Tensor:
         """KL(q || prior) in nats, summed (closed form)."""
@@ -138,7 +151,7 @@ def make_prior(verb: str, prior: Any, prior_sigma: float | None, mu: Tensor, sig
                 f"prior={prior!r}; leave prior_sigma out."
             )
     if not isinstance(prior, str):
-        return check_prior(verb, prior)
+        return check_prior(verb, prior, mu.shape)
     if prior == "normal":
         return Normal(1.0 if prior_sigma is None else prior_sigma)
     if prior == "empirical":
@@ -161,14 +174,21 @@ def kl_to(prior: Prior | DensityPrior, mu: Tensor, sigma: Tensor) -> Tensor:
     return -entropy(sigma) - prior.log_prob(draw).sum()
 
 
-def check_prior(verb: str, prior: Any) -> Any:
-    """The prior, or an error unless it has ``kl(mu, sigma)`` or ``log_prob(w)``."""
-    if isinstance(prior, (Prior, DensityPrior)) and not isinstance(prior, type):
-        return prior
-    raise InvalidTypeError(
-        f"{verb}: prior must be one of {', '.join(PRIOR_NAMES)}, or an object with kl(mu, sigma) or log_prob(w), "
-        f"got {prior!r}."
-    )
+def check_prior(verb: str, prior: Any, shape: torch.Size) -> Any:
+    """The prior, or an error unless it has ``kl(mu, sigma)`` or ``log_prob(w)`` and fits weights of this shape."""
+    if isinstance(prior, type) or not isinstance(prior, (Prior, DensityPrior)):
+        raise InvalidTypeError(
+            f"{verb}: prior must be one of {', '.join(PRIOR_NAMES)}, or an object with kl(mu, sigma) or log_prob(w), "
+            f"got {prior!r}."
+        )
+    for name, value in (("sigma", prior.sigma), ("mean", prior.mean)) if isinstance(prior, Normal) else ():
+        if isinstance(value, Tensor) and value.dim() and value.shape != shape:
+            # Masks pick entries out of it, so it must not rely on broadcasting.
+            raise InvalidValueError(
+                f"{verb}: {name} of the prior must be one number or one per weight, {tuple(shape)}, got shape "
+                f"{tuple(value.shape)}; expand it to the shape of the weight."
+            )
+    return prior
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kernels import ConvolutionOp, Operation
 from .linear_op import LinearOpLayer
 from .registry import register
 
@@ -44,6 +45,14 @@ class _BayesianConv(LinearOpLayer):
         """The convolution, with the layer's stride, padding, padding mode, dilation and groups."""
         module: Any = self
         return module._conv_forward(input, weight, bias)
+
+    def operation(self, input: Tensor) -> Operation | None:
+        """The convolution of batched input with zero padding."""
+        module: Any = self
+        padding = [0] * len(module.kernel_size) if module.padding == "valid" else module.padding
+        if input.dim() != module.w_mu.dim() or module.padding_mode != "zeros" or padding == "same":
+            return None
+        return ConvolutionOp(module.stride, tuple(padding), module.dilation, module.groups)
 
 
 @register(nn.Conv1d)

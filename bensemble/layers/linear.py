@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InvalidValueError
+from ..kernels import LinearOp, Operation
 from .linear_op import LinearOpLayer
 from .registry import register
 
@@ -70,6 +71,10 @@ class BayesianLinear(LinearOpLayer, nn.Linear):
     def linear_op(self, weight: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:
         """``input @ weight.T + bias``."""
         return F.linear(input, weight, bias)
+
+    def operation(self, input: Tensor) -> Operation | None:
+        """A matrix product over the last axis."""
+        return LinearOp()
 
     def initialise_means(self) -> None:
         """Weight means by ``weight_init``, bias means 0."""

@@ -12,6 +12,7 @@ the noise of one weight should be shared between positions, and here it is not: 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from ..checks import check_number
 from ..errors import InvalidValueError
 from ..gaussian import add_noise, precise, rho_from_sigma
+from ..kernels import Operation, applies_to, local_reparameterization
 from ..priors import make_prior
 from ..sampling import Frame, active_frame, mean_mode
 from .base import BaseBayesianLayer
@@ -53,6 +55,14 @@ class LinearOpLayer(BaseBayesianLayer):
         """Apply the given weight and bias to the input; the further arguments are those of ``forward``."""
         raise NotImplementedError(f"{type(self).__name__} must define linear_op(weight, bias, input)")
 
+    def operation(self, input: Tensor, *args: Any, **kwargs: Any) -> Operation | None:
+        """The operation with gradients of its own, for speed; None where only :meth:`linear_op` is right."""
+        return None
+
+    def channel_rows(self, weight: Tensor) -> Tensor:
+        """A tensor in the shape of the weight as one row per output channel."""
+        return weight.flatten(1)
+
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The operation by the state of the layer; see :mod:`bensemble.layers.base`."""
         frame = active_frame(self)
@@ -69,9 +79,14 @@ class LinearOpLayer(BaseBayesianLayer):
         plain_bias = self._parameters.get("bias")
         if weight is None:
             return super().forward(input, *args, **kwargs)
+        unmasked = weight.mask is None and (bias is None or bias.mask is None)
+        tensors = (weight.mu, weight.rho, bias.mu if bias else plain_bias, bias.rho if bias else None)
+        operation = self.operation(input, *args, **kwargs) if unmasked and applies_to(input, *tensors) else None
+        if operation is not None:
+            return local_reparameterization(input, *tensors, operation)
         mean = self.linear_op(weight.mean(), bias.mean() if bias else plain_bias, input, *args, **kwargs)
         # Squares overflow and small variances vanish in half precision, so this path never runs in it.
-        with torch.autocast(input.device.type, enabled=False):
+        with _no_autocast(input.device.type):
             bias_variance = bias.variance() if bias else None
             variance = self.linear_op(weight.variance(), bias_variance, precise(input).square(), *args, **kwargs)
         return add_noise(mean, variance)
@@ -127,6 +142,13 @@ class LinearOpLayer(BaseBayesianLayer):
         nn.init.kaiming_normal_(self.w_mu, mode="fan_in", nonlinearity="relu")
         if self.b_mu is not None:
             nn.init.zeros_(self.b_mu)
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Autocast switched off, on devices that know it (the meta device does not)."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def check_estimator(verb: str, estimator: str) -> str:

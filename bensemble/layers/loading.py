@@ -41,7 +41,8 @@ def adapt_state_dict(layer: PosteriorWeights, state_dict: Any, prefix: str, args
         name_key = prefix + posterior.name
         if mu_key not in own and name_key in own:
             own[mu_key] = own.pop(name_key)
-            own.setdefault(rho_key, posterior.rho)
+            if not posterior.rho.is_meta:  # nothing to keep there: then the key is missing
+                own.setdefault(rho_key, posterior.rho)
             if posterior.mask is not None:
                 own.setdefault(mask_key, posterior.mask)
             _warn_once(args[2], name_key)

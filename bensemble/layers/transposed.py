@@ -25,7 +25,7 @@ class _BayesianConvTranspose(LinearOpLayer):
         kwargs: See ``args``.
     """
 
-    operation: ClassVar[Callable[..., Tensor]]
+    transposed_convolution: ClassVar[Callable[..., Tensor]]
 
     def __init__(
         self, *args: Any, prior_sigma: float = 1.0, init_sigma: float = 0.1, prior: Any = None, **kwargs: Any
@@ -40,9 +40,14 @@ class _BayesianConvTranspose(LinearOpLayer):
         output_padding = module._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, module.w_mu.dim() - 2, self.dilation
         )
-        return type(self).operation(
+        return type(self).transposed_convolution(
             input, weight, bias, self.stride, self.padding, output_padding, self.groups, self.dilation
         )
+
+    def channel_rows(self, weight: Tensor) -> Tensor:
+        """The weight (in, out / groups, *kernel) as one row per output channel."""
+        groups: Any = self.groups
+        return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).flatten(1)
 
 
 @register(nn.ConvTranspose1d)
@@ -52,7 +57,7 @@ class BayesianConvTranspose1d(_BayesianConvTranspose, nn.ConvTranspose1d):
     Takes the arguments of ``torch.nn.ConvTranspose1d``, and by name ``prior_sigma``, ``init_sigma`` and ``prior``.
     """
 
-    operation = staticmethod(F.conv_transpose1d)
+    transposed_convolution = staticmethod(F.conv_transpose1d)
 
 
 @register(nn.ConvTranspose2d)
@@ -62,7 +67,7 @@ class BayesianConvTranspose2d(_BayesianConvTranspose, nn.ConvTranspose2d):
     Takes the arguments of ``torch.nn.ConvTranspose2d``, and by name ``prior_sigma``, ``init_sigma`` and ``prior``.
     """
 
-    operation = staticmethod(F.conv_transpose2d)
+    transposed_convolution = staticmethod(F.conv_transpose2d)
 
 
 @register(nn.ConvTranspose3d)
@@ -72,4 +77,4 @@ class BayesianConvTranspose3d(_BayesianConvTranspose, nn.ConvTranspose3d):
     Takes the arguments of ``torch.nn.ConvTranspose3d``, and by name ``prior_sigma``, ``init_sigma`` and ``prior``.
     """
 
-    operation = staticmethod(F.conv_transpose3d)
+    transposed_convolution = staticmethod(F.conv_transpose3d)

@@ -17,6 +17,7 @@ Everything here has a private name, because this class is mixed into modules of 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -106,17 +107,26 @@ class PosteriorWeights(nn.Module):
         posterior = Posterior(self, name, stem)
         frame = active_frame(self)
         if frame is None and self.training:
-            return random_draw(posterior, posterior.draw_noise)
-        if frame is not None and not frame.is_mean:
-            return frame.read(posterior)
-        return mu if posterior.mask is None else read_only(posterior, posterior.mean)
+            value = random_draw(posterior, posterior.draw_noise)
+        elif frame is not None and not frame.is_mean:
+            value = frame.read(posterior)
+        else:
+            value = mu if posterior.mask is None else read_only(posterior, posterior.mean)
+        if value is not mu and not isinstance(value, WeightDraw):
+            value._read_from = mu  # type: ignore[attr-defined]  # plain under tracing; see _assign_weight
+        return value
 
     def _assign_weight(self, name: str, value: Any) -> None:
-        """Make a tensor of the mean's shape the mean, as tie_weights and functional_call do."""
+        """Make a tensor of the mean's shape the mean, as tie_weights and functional_call do.
+
+        functional_call puts back what it read before: a draw stands for the mean that it was read from.
+        """
+        if not torch.compiler.is_compiling() and sys._getframe(2).f_globals.get("__name__") == "torch.nn.utils.fusion":
+            # Looks like any other assignment of a Parameter, but sigma would have to be scaled along.
+            raise ConversionError(_order_message("fuse", name, self))
         stem = self._stems[name]
         mu: Tensor | None = getattr(self, f"{stem}_mu", None)
-        if isinstance(value, WeightDraw):
-            value = value.source.mu
+        value = value.source.mu if isinstance(value, WeightDraw) else getattr(value, "_read_from", value)
         if mu is None and (value is None or isinstance(value, nn.Parameter)) and name in self._parameters:
             self._parameters[name] = value
         elif mu is None or not isinstance(value, Tensor) or value.shape != mu.shape:
@@ -137,16 +147,21 @@ class PosteriorWeights(nn.Module):
             super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
-        if name in self._stems:
+        if name in self._stems or name in self._posterior_keys():
             raise ConversionError(_order_message("delete", name, self))
         super().__delattr__(name)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As ``nn.Module.register_parameter``, but a posterior weight keeps its name."""
-        means = [p for p in self.__dict__.get("_parameters", {}).values() if p is not None]
-        if name in self._stems or isinstance(param, WeightDraw) or any(param is mean for mean in means):
+        taken = [key for key, value in self.__dict__.get("_parameters", {}).items() if value is param is not None]
+        renamed = any(key != name and key in self._posterior_keys() for key in taken)
+        if name in self._stems or isinstance(param, WeightDraw) or renamed:
             raise ConversionError(_order_message("register_parameter", name, self))
         super().register_parameter(name, param)
+
+    def _posterior_keys(self) -> set[str]:
+        """The names of the Parameters that make up the posteriors."""
+        return {f"{p.stem}_{part}" for p in self._posteriors() for part in ("mu", "rho")}
 
     # -- dtype, loading
 
@@ -160,14 +175,14 @@ class PosteriorWeights(nn.Module):
             (i, key): tensor.data
             for i, owner in enumerate(owners)
             for key, tensor in owner.items()
-            if tensor is not None and tensor.dtype == torch.float32 and self._stays_precise(key)
+            if tensor is not None and tensor.dtype in (torch.float32, torch.float64) and self._stays_precise(key)
         }
         super()._apply(fn, recurse)
         for (i, key), before in kept.items():
             after = owners[i][key]
             assert after is not None
             if after.dtype in (torch.float16, torch.bfloat16):
-                after.data = before.to(after.device)
+                after.data = before.to(after.device, torch.float32)
         return self
 
     def _stays_precise(self, key: str) -> bool:
