@@ -149,9 +149,7 @@ def export(
 
         network = _load(name, weights, key, stage)
         if threshold is not None or sparsity is not None:
-            from ..surgery import to_deterministic
-
-            network = to_deterministic(network, threshold=threshold, sparsity=sparsity, inplace=True)
+            network = _prune(network, threshold, sparsity)
         stage(f"Writing {output}")
         report = export_onnx(network, output, make_inputs(texts, network), opset=opset, verify=verify)
     _show(report, json)
@@ -197,6 +195,21 @@ def _load(name: ModelName, weights: Path | None, key: str | None, stage: Callabl
         for note in notes:
             say(f"weights: {note}.")
     return network
+
+
+def _prune(network: Any, threshold: float | None, sparsity: float | None) -> Any:
+    """A Bayesian network without the weights that its posterior is unsure of, plain torch.nn again."""
+    from bensemble.errors import ConversionError
+    from bensemble.posterior import named_posteriors
+
+    from ..surgery import to_deterministic
+
+    if not any(True for _ in named_posteriors(network)):
+        raise ConversionError(
+            "export: --threshold and --sparsity prune by the posterior, and the model has none; leave them out, or "
+            "give the weights of its Bayesian version with --weights."
+        )
+    return to_deterministic(network, threshold=threshold, sparsity=sparsity, inplace=True)
 
 
 def _show(report: Any, json: bool) -> None:

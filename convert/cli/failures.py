@@ -60,13 +60,14 @@ class OneLineErrors(TyperGroup):
                 code = super().main([word for word in words if word != "--debug"], *rest, **extra)
             except ParserError as err:
                 code = _parser_failure(err)
-            except (KeyboardInterrupt, typer.Abort):
-                say("Stopped.", "yellow")
+            except typer.Abort:
                 code = STOPPED
             except Exception as err:
                 if debug:
                     traceback.print_exception(err)
                 code = _failure(err)
+        if code == STOPPED:
+            say("Stopped.", "yellow")
         sys.exit(code or DONE)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
@@ -27,11 +26,12 @@ def show_report(summary: OnnxSummary) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = PIPED_WIDTH
-    table = Table(title=Text(str(summary.path)), title_justify="left", show_header=False, box=box.SIMPLE_HEAD)
-    table.add_column(style="bold", no_wrap=True)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for label, value in _rows(summary):
         table.add_row(label, Text(value))
+    console.print(Text(str(summary.path), "bold"))
     console.print(table)
 
 
