@@ -170,6 +170,6 @@ def _view_of(base: WeightDraw, view: Tensor) -> WeightDraw:
 def _read_only_message(draw: WeightDraw, operation: str) -> str:
     posterior = draw._draw.posterior
     return (
-        f"{operation}: '{posterior.name}' of {type(posterior.layer).__name__} is a draw from the posterior, so the "
-        f"write would be lost; write into `{posterior.stem}_mu` under torch.no_grad(), or call eval() first."
+        f"{operation}: '{posterior.name}' of {type(posterior.layer).__name__} is computed from its posterior at every "
+        f"read, so the write would be lost; write into `{posterior.stem}_mu` under torch.no_grad()."
     )

@@ -12,7 +12,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +34,7 @@ class Frame:
     def __init__(self, layers: dict[int, nn.Module], noise: dict[tuple[int, str], Tensor] | None) -> None:
         self.layers = layers
         self.noise = noise
-        self._values: dict[tuple[int, str], tuple[tuple[Any, ...], Tensor]] = {}
+        self._values: dict[tuple[int, str], tuple[_Source, Tensor]] = {}
 
     @property
     def is_mean(self) -> bool:
@@ -53,8 +52,7 @@ class Frame:
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or posterior.mu.is_inference():
             return posterior.draw(noise)
         # Without gradients the value is kept, as long as nobody replaces or updates the tensors it came from.
-        tensors = (posterior.mu, posterior.rho, posterior.mask)
-        source = (*map(id, tensors), posterior.mu._version, posterior.rho._version)
+        source = _Source((posterior.mu, posterior.rho, posterior.mask))
         key = (id(posterior.layer), posterior.stem)
         if key not in self._values or self._values[key][0] != source:
             self._values[key] = (source, posterior.draw(noise))
@@ -65,6 +63,19 @@ class Frame:
         if torch.is_grad_enabled():
             return random_draw(posterior, lambda: self.noise_of(posterior))
         return read_only(posterior, lambda: self.sample(posterior))
+
+
+class _Source:
+    """Which tensors a value was computed from, and which contents of theirs. Holding them keeps identities valid."""
+
+    def __init__(self, tensors: tuple[Tensor | None, ...]) -> None:
+        self.tensors = tensors
+        self.versions = [None if t is None or t.is_inference() else t._version for t in tensors]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Source) or self.versions != other.versions:
+            return False
+        return all(mine is its for mine, its in zip(self.tensors, other.tensors, strict=True))
 
 
 class ForwardFrame(Frame):
