@@ -1,0 +1,21 @@
+"""ONNX files: written, verified in ONNX Runtime, measured and read back.
+
+One stage a file, in the order in which an export runs them: ``writing`` (is the path writable), ``deployable`` (a plain
+copy of the model), ``inputs`` and ``axes`` (what it is called with, what may vary), ``trials`` (what the model itself
+accepts), ``tracing`` (torch's exporter), ``graph`` (names, metadata, the same bytes every time), ``verification`` (ONNX
+Runtime against the model), ``report``. ``export`` puts them together, ``inspection`` reads any ONNX file.
+"""
+
+try:
+    import onnx as _onnx  # noqa: F401
+    import onnxscript as _onnxscript  # noqa: F401  # torch.onnx needs it
+except ImportError as err:
+    raise ImportError(
+        f"convert.onnx: needs {err.name}, which is not installed; pip install 'bensemble[onnx]'."
+    ) from err
+
+from .export import export_onnx
+from .inspection import inspect_onnx
+from .report import ExportReport, OnnxSummary, TensorInfo
+
+__all__ = ["ExportReport", "OnnxSummary", "TensorInfo", "export_onnx", "inspect_onnx"]

@@ -1,0 +1,70 @@
+"""The model as it is deployed: a plain copy on the CPU, at the posterior mean, in eval mode, without caches."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from bensemble.errors import ConversionError, ExportError
+from bensemble.posterior import named_posteriors
+
+from ..copying import copy_model
+from .trials import one_line
+
+__all__ = ["deployable"]
+
+
+@contextlib.contextmanager
+def deployable(model: nn.Module) -> Iterator[nn.Module]:
+    """A deployable copy of a model; random state and configuration are as before when the block ends.
+
+    Raises:
+        ExportError: The model cannot be copied to the CPU.
+    """
+    with torch.inference_mode(False), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
+        network = _copy(_unwrapped(model)).eval()
+        with _without_caches(network):
+            yield network
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside torch.compile and data parallel wrappers."""
+    inner = getattr(model, "_orig_mod", None)  # torch.compile keeps the module there
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        inner = model.module
+    return _unwrapped(inner) if isinstance(inner, nn.Module) else model
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        if any(True for _ in named_posteriors(model)):
+            from ..surgery import to_deterministic  # torch.fx comes with it
+
+            return to_deterministic(model).cpu()
+        return copy_model("export_onnx", model).cpu()
+    except ConversionError as err:
+        raise ExportError(
+            f"export_onnx: {type(model).__name__} cannot be copied, got {one_line(err.__cause__ or err)}."
+        ) from err
+    except NotImplementedError as err:
+        raise ExportError(
+            f"export_onnx: {type(model).__name__} cannot be moved to the CPU, got {one_line(err)}."
+        ) from err
+
+
+@contextlib.contextmanager
+def _without_caches(network: nn.Module) -> Iterator[None]:
+    """Set ``config.use_cache`` of Hugging Face models to False: a file keeps no keys and values between calls."""
+    configs: list[Any] = [getattr(module, "config", None) for module in network.modules()]
+    caching = [config for config in configs if getattr(config, "use_cache", None) is True]
+    for config in caching:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in caching:  # some models share their configuration with their copies
+            config.use_cache = True

@@ -1,0 +1,165 @@
+"""``export_onnx``: a model as one ONNX file that ONNX Runtime confirms."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bensemble.batches import Inputs
+from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError, refuse
+from bensemble.outputs import OutputSelector
+
+from .axes import dynamic_axes
+from .deployable import deployable
+from .finishing import check_ranges, finished, serialized
+from .inputs import FlatModel, checked_names, read_arguments
+from .inspection import summarize
+from .report import ExportReport
+from .tracing import quiet, trace
+from .trials import Trials, one_line, run_trials
+from .verification import verified
+from .writing import checked_target, replacing
+
+__all__ = ["export_onnx"]
+
+logger = logging.getLogger("bensemble.onnx")
+
+#: A protobuf message, and so a self-contained ONNX file, holds less than 2 GiB.
+MOST_BYTES = 2**31 - 1
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: Inputs,
+    *,
+    outputs: str = "mean",
+    output: OutputSelector | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    dynamic_shapes: Mapping[str, Any] | None = None,
+    opset: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    verify: bool = True,
+    verbose: bool = False,
+) -> ExportReport:
+    """Write a model as one self-contained ONNX file, and make sure that ONNX Runtime computes what the model does.
+
+    The file holds the model in eval mode; a Bayesian model at its posterior mean, pruned by the masks of its layers. It
+    is written beside ``path`` and renamed, whole or not at all. The same model gives the same bytes. The model, its
+    training flags and the random state stay as they are.
+
+    Args:
+        model: Any module that torch.export can follow, Bayesian or not. It is exported from a copy on the CPU.
+        path: Where to write. An old file is replaced only by a verified new one.
+        example_inputs: A tensor for ``model(t)``, a tuple for ``model(*t)``, a mapping for ``model(**m)``. A batch of
+            one will do. What is no tensor becomes a constant.
+        outputs: ``"mean"``, the model's own outputs.
+        output: Which output to keep: a key, a dotted path, an index or a callable. Default: all tensors that the model
+            returns, named by their keys, fields or positions.
+        input_names: Names in place of those of forward's arguments.
+        output_names: Names in place of those of the outputs.
+        dynamic_shapes: ``{input name: {axis: name}}``, the axes that may vary, for the inputs that should not follow
+            the rule: axis 0 is ``batch``, axis 1 of integer inputs is ``sequence`` where the model accepts other
+            lengths. A name may also be a ``torch.export.Dim`` with bounds; ``{}`` fixes all axes of an input.
+        opset: Version of the operator set. Default: what torch's exporter prefers.
+        metadata: Strings to store in the file; keys that start with ``bensemble.`` are the toolkit's own.
+        verify: Run the written file in ONNX Runtime at the example and at another size of every dynamic axis. The
+            largest difference may be 1e-5 of the largest output for float32 (float64 1e-10, float16 2e-2); integer
+            outputs must be equal.
+        verbose: Let torch's exporter print, log and warn.
+
+    Returns:
+        Sizes, latency, error, sparsity, inputs and outputs; it prints well.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: An argument that cannot work, or a path that cannot be written.
+        ExportError: The model rejects the inputs, cannot be traced, or does not fit into one file.
+        VerificationError: The file does not reproduce the model, or ONNX Runtime cannot run it.
+
+    Example:
+        >>> print(export_onnx(bnn, "sure.onnx", images[:1], metadata={"classes": "cat,dog"}))
+    """
+    _check(model, outputs, opset, metadata)
+    target = checked_target(path, "export_onnx")
+    with deployable(model) as network:
+        arguments = read_arguments(network, example_inputs, input_names)
+        flat = FlatModel(network, arguments, output).eval()
+        _check_size(network)
+        axes = dynamic_axes(arguments, dynamic_shapes)
+        with quiet(verbose):
+            trials = run_trials(flat, axes)
+        names = _output_names(output_names, tuple(trials.example.outputs), arguments.names)
+        own = {**(metadata or {}), "bensemble.outputs": outputs, "bensemble.model": type(network).__name__}
+
+        def attempt(trials: Trials) -> ExportReport:
+            traced = trace(trials, opset, verbose)
+            check_ranges(trials, traced, verify)
+            proto = finished(trials, traced, names, own)
+            data = serialized(proto, verify)
+            with replacing(target) as temporary:
+                temporary.write_bytes(data)
+                measured = verified(temporary, trials, names) if verify else {}
+            return summarize(ExportReport, Path(path), proto, data, **measured)
+
+        try:
+            return attempt(trials)
+        except ExportError as err:
+            required = [axis for axis in trials.axes if axis.required]
+            if len(required) == len(trials.axes):
+                raise
+            logger.info("exporting with a fixed length of integer inputs, because of %s", one_line(err))
+        with quiet(verbose):
+            trials = run_trials(flat, required)
+        return attempt(trials)
+
+
+def _check(model: nn.Module, outputs: str, opset: int | None, metadata: Mapping[str, str] | None) -> None:
+    """Refuse arguments that cannot work, before anything happens."""
+    if not isinstance(model, nn.Module):
+        raise InvalidTypeError(f"export_onnx: model must be a torch.nn.Module, got {type(model).__name__}.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InvalidTypeError(
+            "export_onnx: model must be Python code, got a ScriptModule; give the module it came from."
+        )
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise InvalidTypeError(f"export_onnx: metadata must be a mapping of strings, got {type(metadata).__name__}.")
+    problems = []
+    if outputs != "mean":
+        problems.append(f"outputs: must be 'mean', got {outputs!r}.")
+    if opset is not None and (isinstance(opset, bool) or not isinstance(opset, int) or opset < 1):
+        problems.append(f"opset: must be a positive integer, got {opset!r}.")
+    for key, value in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str) or not key:
+            problems.append(f"metadata: must map strings to strings, got {key!r}: {value!r}.")
+        elif key.startswith("bensemble."):
+            problems.append(f"metadata: {key!r} is reserved; choose a key that does not start with 'bensemble.'.")
+    refuse("export_onnx", problems, InvalidValueError)
+
+
+def _output_names(wanted: Sequence[str] | None, found: tuple[str, ...], inputs: tuple[str, ...]) -> tuple[str, ...]:
+    """The outputs' names in the file, different from the inputs'."""
+    if wanted is None:
+        return tuple(f"{name}_out" if name in inputs else name for name in found)
+    names = checked_names("output_names", wanted, found)
+    shared = ", ".join(repr(name) for name in names if name in inputs)
+    if shared:
+        raise InvalidValueError(f"export_onnx: output_names must differ from the inputs' names, got {shared} in both.")
+    return names
+
+
+def _check_size(network: nn.Module) -> None:
+    """Refuse weights that no single file can hold, before the exporter spends minutes on them."""
+    tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if size > MOST_BYTES:
+        raise ExportError(
+            f"export_onnx: the weights of {type(network).__name__} must fit into one file of 2 GiB, got "
+            f"{size / 2**30:.2f} GiB; export in float16 (model.half()), or a smaller model."
+        )

@@ -1,0 +1,112 @@
+"""From the exporter's graph to the bytes of a file that keeps its promises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+
+import onnx
+from google.protobuf.message import EncodeError
+
+from bensemble.errors import ExportError, refuse
+
+from .axes import BATCH
+from .graph import correct_output_shapes, operators, rename_symbols, rename_values, set_metadata, strip
+from .tracing import Traced
+from .trials import Trials, one_line
+
+__all__ = ["check_ranges", "finished", "serialized"]
+
+#: Version of the ``bensemble.*`` metadata.
+SCHEMA = 1
+
+#: Operators that answer differently each time.
+RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+
+
+def check_ranges(trials: Trials, traced: Traced, verify: bool) -> None:
+    """Refuse a graph that holds only for some sizes of an axis that has to vary.
+
+    A graph that the exporter calls fixed passes when the file is going to be run at another size.
+
+    Raises:
+        ExportError: The exporter fixed an axis, or followed one of two branches that depend on its size.
+    """
+    problems = []
+    for axis in trials.axes:
+        smallest, largest = traced.ranges[axis.name]
+        index, dim = axis.places[0]
+        name = trials.model.arguments.names[index]
+        where = f"axis {dim} of '{name}' ({axis.name})"
+        if not traced.symbols[axis.name] or (smallest == largest and not verify):
+            problems.append(
+                f"{where} must vary, but torch's exporter fixed it to {axis.size}; make the code follow the input's "
+                f"shape, or accept the size with dynamic_shapes={{'{name}': {{}}}}."
+            )
+            continue
+        capped = largest is not None and (axis.largest is None or largest < axis.largest)
+        floored = axis.name == BATCH and smallest > max(2, axis.smallest or 1)  # torch's own code says 2 without need
+        if axis.required and smallest != largest and (capped or floored):
+            limits = {"min": smallest if smallest > 2 else None, "max": largest}
+            bounds = ", ".join(f"{key}={value}" for key, value in limits.items() if value is not None)
+            problems.append(
+                f"{where} would hold for sizes {max(smallest, 1)} to {largest or 'any'} only, because the code "
+                f"branches on it; remove the branch, or accept the bounds with dynamic_shapes={{'{name}': "
+                f"{{{dim}: torch.export.Dim('{axis.name}', {bounds})}}}}."
+            )
+    refuse("export_onnx", problems, ExportError)
+
+
+def finished(trials: Trials, traced: Traced, outputs: Sequence[str], metadata: Mapping[str, str]) -> onnx.ModelProto:
+    """The exporter's graph with the promised names and metadata, without traces of this machine.
+
+    Args:
+        trials: What was exported; gives the names of inputs and axes.
+        traced: The exporter's graph; it is changed in place.
+        outputs: The names of the outputs.
+        metadata: Strings to store besides the toolkit's version and the bounds of the axes.
+    """
+    proto = traced.proto
+    strip(proto)
+    names = {value.name: name for value, name in zip(proto.graph.output, outputs, strict=True)}
+    names |= {value.name: name for value, name in zip(proto.graph.input, trials.model.arguments.names, strict=True)}
+    promised = set(names.values())
+    for tensor in proto.graph.initializer:  # FlatModel holds the model as `network`
+        own = tensor.name.removeprefix("network.")
+        if tensor.name not in names and own not in promised:
+            names[tensor.name] = own
+    rename_values(proto, names)
+    rename_symbols(proto, {symbol: axis.name for axis in trials.axes for symbol in traced.symbols[axis.name]})
+    shapes = [[tuple(output.shape) for output in trial.outputs.values()] for trial in (trials.example, trials.varied)]
+    correct_output_shapes(proto, shapes, (trials.example.sizes, trials.varied.sizes))
+    bounds = {
+        f"bensemble.range.{name}": f"{max(smallest, 1)} to {largest or 'any'}"
+        for name, (smallest, largest) in traced.ranges.items()
+        if smallest != largest and (smallest > 2 or largest is not None)
+    }
+    toolkit = {"bensemble.schema": str(SCHEMA), "bensemble.version": version("bensemble")}
+    set_metadata(proto, {**metadata, **toolkit, **bounds})
+    return proto
+
+
+def serialized(proto: onnx.ModelProto, verify: bool) -> bytes:
+    """The bytes of the file, the same for the same graph.
+
+    Raises:
+        ExportError: The graph is not valid, is too large for one file, or draws random numbers and cannot be verified.
+    """
+    drawn = sorted(set(operators(proto)) & set(RANDOM))
+    if drawn and verify:
+        raise ExportError(
+            f"export_onnx: the model must not draw random numbers in eval mode, got {', '.join(drawn)} in its graph; "
+            "make its forward deterministic in eval. verify=False writes it all the same."
+        )
+    try:
+        onnx.checker.check_model(proto)
+        return proto.SerializeToString(deterministic=True)
+    except (ValueError, EncodeError) as err:
+        raise ExportError(f"export_onnx: the graph must fit into one file of 2 GiB, got {one_line(err)}.") from err
+    except onnx.checker.ValidationError as err:
+        raise ExportError(
+            f"export_onnx: torch's exporter made a graph that is not valid, got {one_line(err)}."
+        ) from err

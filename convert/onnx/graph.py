@@ -1,0 +1,150 @@
+"""The graph after torch's exporter: readable names, metadata, and the same bytes for the same model every time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import onnx
+
+__all__ = ["correct_output_shapes", "operators", "rename_symbols", "rename_values", "set_metadata", "strip", "tensors"]
+
+
+def strip(proto: onnx.ModelProto) -> None:
+    """Remove what tells about the exporting machine: stack traces with paths, scopes, doc strings."""
+    proto.doc_string = ""
+    del proto.metadata_props[:]
+    for function in proto.functions:
+        function.doc_string = ""
+        del function.metadata_props[:]
+        _strip_values(function.value_info)
+        _strip_nodes(function.node)
+    for graph in _graphs(proto.graph):
+        graph.doc_string = ""
+        del graph.metadata_props[:]
+        _strip_values(graph.input)
+        _strip_values(graph.output)
+        _strip_values(graph.value_info)
+        _strip_nodes(graph.node)
+        for tensor in graph.initializer:
+            tensor.doc_string = ""
+            del tensor.metadata_props[:]
+
+
+def rename_values(proto: onnx.ModelProto, wanted: Mapping[str, str]) -> None:
+    """Rename values everywhere; a value that holds a wanted name already makes way."""
+    taken = {name for graph in _graphs(proto.graph) for name in _defined(graph)}
+    names = {old: new for old, new in wanted.items() if old in taken}
+    for name in sorted(set(names.values()) & (taken - set(names))):
+        other = f"{name}_"
+        while other in taken or other in names.values():
+            other += "_"
+        names[name] = other
+    for graph in _graphs(proto.graph):
+        for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+            value.name = names.get(value.name, value.name)
+        for sparse in graph.sparse_initializer:
+            sparse.values.name = names.get(sparse.values.name, sparse.values.name)
+        for node in graph.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names.get(name, name) for name in node.output]
+
+
+def rename_symbols(proto: onnx.ModelProto, names: Mapping[str, str]) -> None:
+    """Rename the symbols of dynamic axes, also inside expressions such as ``2*s7``."""
+    if not names:
+        return
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
+    for graph in _graphs(proto.graph):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param:
+                    dim.dim_param = pattern.sub(lambda match: names[match.group(1)], dim.dim_param)
+
+
+def correct_output_shapes(
+    proto: onnx.ModelProto, observed: Sequence[Sequence[Sequence[int]]], sizes: Sequence[Mapping[str, int]]
+) -> None:
+    """Free output axes that the exporter took for constants although they vary.
+
+    Args:
+        proto: The model.
+        observed: The shape of every output, in each of two trials.
+        sizes: The size of every dynamic axis, by name, in the same trials.
+    """
+    wrong = False
+    for output, first, second in zip(proto.graph.output, *observed, strict=True):
+        dims = output.type.tensor_type.shape.dim
+        if not len(dims) == len(first) == len(second):  # the model squeezes a size of one
+            continue
+        for axis, (dim, *pair) in enumerate(zip(dims, first, second, strict=True)):
+            if not dim.dim_param and pair[0] != pair[1]:
+                names = [name for name in sizes[0] if [sizes[0][name], sizes[1][name]] == pair]
+                dim.dim_param = names[0] if names else f"{output.name}_{axis}"
+                wrong = True
+    if wrong:  # the shapes on the way there are wrong too
+        for graph in _graphs(proto.graph):
+            del graph.value_info[:]
+
+
+def set_metadata(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+    """Store strings in the file, sorted by key."""
+    onnx.helper.set_model_props(proto, dict(sorted(metadata.items())))
+
+
+def operators(proto: onnx.ModelProto) -> dict[str, int]:
+    """How often each operator occurs, the most frequent first."""
+    counts: dict[str, int] = {}
+    nodes = [node for graph in _graphs(proto.graph) for node in graph.node]
+    for node in (*nodes, *(node for function in proto.functions for node in function.node)):
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto | onnx.SparseTensorProto]:
+    """Every stored tensor: initializers, dense and sparse, and constants, also of subgraphs and functions."""
+    for graph in _graphs(proto.graph):
+        yield from graph.initializer
+        yield from graph.sparse_initializer
+        yield from _constants(graph.node)
+    for function in proto.functions:
+        yield from _constants(function.node)
+
+
+def _constants(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto | onnx.SparseTensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            elif attribute.HasField("sparse_tensor"):
+                yield attribute.sparse_tensor
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and the bodies of its loops and branches."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _graphs(body)
+
+
+def _defined(graph: onnx.GraphProto) -> Iterator[str]:
+    for value in (*graph.input, *graph.initializer):
+        yield value.name
+    for sparse in graph.sparse_initializer:
+        yield sparse.values.name
+    for node in graph.node:
+        yield from node.output
+
+
+def _strip_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        node.doc_string = ""
+        del node.metadata_props[:]
+
+
+def _strip_values(values: Iterable[onnx.ValueInfoProto]) -> None:
+    for value in values:
+        value.doc_string = ""
+        del value.metadata_props[:]

@@ -1,0 +1,130 @@
+"""Reading any ONNX file: names, shapes, metadata, sizes, weights and zeros."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+
+from bensemble.errors import InvalidTypeError, InvalidValueError
+
+from .graph import operators, tensors
+from .report import OnnxSummary, TensorInfo
+
+__all__ = ["inspect_onnx", "summarize"]
+
+S = TypeVar("S", bound=OnnxSummary)
+
+#: Element types of weights. Integers of 32 and 64 bits are shapes, indices and biases of quantised layers.
+WEIGHT_TYPES = {
+    number
+    for name, number in onnx.TensorProto.DataType.items()
+    if name.startswith(("FLOAT", "BFLOAT", "DOUBLE", "COMPLEX", "INT8", "UINT8", "INT4", "UINT4"))
+}
+
+
+def inspect_onnx(path: str | os.PathLike[str]) -> OnnxSummary:
+    """Say what an ONNX file holds, without running it.
+
+    Args:
+        path: Any ONNX file, also with weights in files beside it.
+
+    Raises:
+        InvalidTypeError: ``path`` is not a path.
+        InvalidValueError: The file does not exist, cannot be read, or is not ONNX.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InvalidTypeError(f"inspect_onnx: path must be a string or a Path, got {type(path).__name__}.")
+    file = Path(path)
+    try:
+        data = file.read_bytes()
+    except OSError as err:
+        raise InvalidValueError(f"inspect_onnx: '{file}' cannot be read, {err.strerror}; check the path.") from err
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except DecodeError:
+        proto.Clear()
+    if not proto.ir_version or not proto.opset_import or not proto.graph.output:
+        raise InvalidValueError(
+            f"inspect_onnx: '{file}' is not an ONNX file, got {len(data)} bytes of something else; give a file that an "
+            "ONNX exporter wrote."
+        )
+    beside = {
+        file.parent / entry.value
+        for tensor in tensors(proto)
+        if isinstance(tensor, onnx.TensorProto) and uses_external_data(tensor)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    try:
+        load_external_data_for_model(proto, str(file.parent))
+        data += b"".join(other.read_bytes() for other in sorted(beside))
+    except (OSError, ValueError, onnx.checker.ValidationError) as err:
+        raise InvalidValueError(
+            f"inspect_onnx: '{file}' keeps weights in {', '.join(repr(other.name) for other in sorted(beside))}, which "
+            "cannot be read; put the files beside it."
+        ) from err
+    return summarize(OnnxSummary, file, proto, data)
+
+
+def summarize(kind: type[S], path: Path, proto: onnx.ModelProto, data: bytes, **more: Any) -> S:
+    """The summary of a parsed file, or a report with ``more`` fields.
+
+    Args:
+        kind: The class to make.
+        path: The file.
+        proto: Its content.
+        data: Its bytes.
+        more: Fields that only the report has.
+    """
+    counts = [_weights(tensor) for tensor in tensors(proto)]
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    return kind(
+        path=path,
+        size=len(data),
+        gzip_size=_gzip_size(data),
+        inputs=tuple(_info(value) for value in proto.graph.input if value.name not in initializers),
+        outputs=tuple(_info(value) for value in proto.graph.output),
+        parameters=sum(count for count, _ in counts),
+        zeros=sum(zeros for _, zeros in counts),
+        opset=next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0),
+        operators=operators(proto),
+        metadata={entry.key: entry.value for entry in proto.metadata_props},
+        **more,
+    )
+
+
+def _weights(tensor: onnx.TensorProto | onnx.SparseTensorProto) -> tuple[int, int]:
+    """Number of weights in a tensor, and how many are zero; (0, 0) for scalars and for shapes and indices."""
+    if isinstance(tensor, onnx.SparseTensorProto):
+        if tensor.values.data_type not in WEIGHT_TYPES:
+            return 0, 0
+        total = int(np.prod(tensor.dims))
+        return total, total - int(np.count_nonzero(numpy_helper.to_array(tensor.values)))
+    if not tensor.dims or tensor.data_type not in WEIGHT_TYPES:
+        return 0, 0
+    values = numpy_helper.to_array(tensor)
+    return values.size, values.size - int(np.count_nonzero(values))
+
+
+def _info(value: onnx.ValueInfoProto) -> TensorInfo:
+    kind = value.type.tensor_type
+    name = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
+    dtype = {"float": "float32", "double": "float64"}.get(name, name)
+    return TensorInfo(value.name, dtype, tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim))
+
+
+def _gzip_size(data: bytes, chunk: int = 1 << 24) -> int:
+    """Size of the gzip file: a header and trailer of 18 bytes around the deflated data."""
+    packer = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
+    view = memoryview(data)
+    packed = sum(len(packer.compress(view[start : start + chunk])) for start in range(0, len(data), chunk))
+    return packed + len(packer.flush()) + 18

@@ -1,0 +1,136 @@
+"""What an ONNX file holds, and what running it showed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["ExportReport", "OnnxSummary", "TensorInfo"]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of a file.
+
+    Attributes:
+        name: Its name.
+        dtype: Its element type, as numpy calls it.
+        shape: Sizes; a string names an axis that varies, and may be an expression such as ``"2*batch"``.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(str(size) for size in self.shape)}]"
+
+
+@dataclass(frozen=True)
+class OnnxSummary:
+    """What an ONNX file holds.
+
+    Attributes:
+        path: The file.
+        size: Bytes on disk, with the files of external weights.
+        gzip_size: Bytes after gzip.
+        inputs: What the graph takes.
+        outputs: What the graph gives.
+        parameters: Number of stored weights: the entries of all float, int8 and int4 tensors with at least one axis.
+            The exporter folds BatchNorm into convolutions, so the model may have had more.
+        zeros: How many of them are exactly 0.
+        opset: Version of the operator set.
+        operators: How often each operator occurs.
+        metadata: Strings stored in the file; those of the toolkit start with ``bensemble.``.
+    """
+
+    path: Path
+    size: int
+    gzip_size: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    parameters: int
+    zeros: int
+    opset: int
+    operators: Mapping[str, int] = field(repr=False)
+    metadata: Mapping[str, str] = field(repr=False)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the weights that are exactly 0."""
+        return self.zeros / self.parameters if self.parameters else 0.0
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> list[str]:
+        nodes = sum(self.operators.values())
+        lines = [
+            f"{self.path}",
+            f"  size        {_bytes(self.size)}, {_bytes(self.gzip_size)} gzipped",
+            f"  parameters  {self.parameters:,}, {self.sparsity:.1%} zeros",
+            f"  graph       {nodes} {'operator' if nodes == 1 else 'operators'}, opset {self.opset}",
+        ]
+        lines += [
+            f"  {label if not row else '':<10}  {row_text}"
+            for label, rows in (
+                ("inputs", self.inputs),
+                ("outputs", self.outputs),
+                ("metadata", sorted(self.metadata.items())),
+            )
+            for row, row_text in enumerate(_row(entry) for entry in rows)
+        ]
+        return lines
+
+
+@dataclass(frozen=True)
+class ExportReport(OnnxSummary):
+    """What an ONNX file holds, and what running it in ONNX Runtime showed.
+
+    Attributes:
+        max_error: Largest absolute difference from the model's outputs; None when the file was not verified.
+        relative_error: The same over the largest absolute output; None when the file was not verified.
+        tolerance: What the relative error may be at most, by the model's precision.
+        latency_ms: Median milliseconds of a run on one thread, by batch size (key 0: no batch axis); empty when the
+            file was not verified.
+    """
+
+    max_error: float | None = None
+    relative_error: float | None = None
+    tolerance: float | None = None
+    latency_ms: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def verified(self) -> bool:
+        """Whether the written file was run and reproduced the model."""
+        return self.max_error is not None
+
+    def _lines(self) -> list[str]:
+        lines = super()._lines()
+        if self.max_error is None:
+            return [*lines, "  verified    no"]
+        lines.append(
+            f"  verified    max error {self.max_error:.1e}, {self.relative_error:.1e} of the largest output "
+            f"(allowed {self.tolerance:.0e})"
+        )
+        times = [f"{value:.3g} ms" + (f" at batch {size}" if size else "") for size, value in self.latency_ms.items()]
+        return [*lines, f"  latency     {', '.join(times)}, one thread"] if times else lines
+
+
+def _row(entry: TensorInfo | tuple[str, str]) -> str:
+    if isinstance(entry, TensorInfo):
+        return str(entry)
+    key, value = entry
+    shown = value if len(value) <= 80 else value[:77] + "..."
+    return f"{key} = {shown}"
+
+
+def _bytes(count: int) -> str:
+    """Bytes in decimal units: 1.56 MB."""
+    size = float(count)
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
+        size /= 1000
+    return f"{size:.3g} GB"

@@ -1,0 +1,169 @@
+"""torch's own exporter, kept quiet, with its errors in one readable line.
+
+The exporter prints, logs and warns on several channels; all of it goes to the logger ``bensemble.onnx`` at level DEBUG
+unless ``verbose`` is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx
+import torch
+from torch.export import Dim
+
+from bensemble.errors import ExportError
+
+from .axes import Axis
+from .inputs import FlatModel
+from .trials import Trials, one_line
+
+__all__ = ["Traced", "quiet", "trace"]
+
+logger = logging.getLogger("bensemble.onnx")
+
+#: Packages that log while a model is exported.
+NOISY = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What torch's exporter made.
+
+    Attributes:
+        proto: The model as ONNX, with the exporter's names.
+        symbols: The exporter's symbols for each axis, by the axis' name; none where it fixed the axis.
+        ranges: Sizes for which the exporter says that the graph holds, as (smallest, largest or None), by the axis'
+            name. Where both are equal it may be wrong: a graph with LSTMs holds for any length all the same.
+    """
+
+    proto: onnx.ModelProto
+    symbols: dict[str, tuple[str, ...]]
+    ranges: dict[str, tuple[int, int | None]]
+
+
+def trace(trials: Trials, opset: int | None = None, verbose: bool = False) -> Traced:
+    """Export a model with the axes of its trials dynamic.
+
+    Raises:
+        ExportError: The exporter cannot follow the model, or cannot write that operator set.
+    """
+    model, axes = trials.model, trials.axes
+    # A size of one looks like a constant to the exporter.
+    tensors = (trials.varied if any(axis.size == 1 for axis in axes) else trials.example).tensors
+    shapes: list[dict[int, object]] = [{} for _ in tensors]
+    for axis in axes:
+        for index, dim in axis.places:
+            bounded = axis.smallest is not None or axis.largest is not None
+            shapes[index][dim] = Dim.AUTO(min=axis.smallest, max=axis.largest) if bounded else Dim.AUTO
+    try:
+        with quiet(verbose), torch.no_grad():
+            program = torch.onnx.export(
+                model,
+                tensors,
+                dynamo=True,
+                verbose=verbose,
+                opset_version=opset,
+                dynamic_shapes=(tuple(shapes),),
+            )
+            assert program is not None  # the other, older exporter returns nothing
+            assert program.exported_program is not None
+            proto, constraints = program.model_proto, program.exported_program.range_constraints
+    except Exception as err:
+        raise _explained(model, err) from err
+    written = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset is not None and written != opset:
+        raise ExportError(
+            f"export_onnx: opset must be one that torch's exporter can write, got {opset}; it wrote {written}."
+        )
+    limits = {str(symbol): _limits(found) for symbol, found in constraints.items()}
+    symbols = {axis.name: _symbols(proto, axis) for axis in axes}
+    ranges = {
+        axis.name: _intersection([limits.get(symbol, (0, None)) for symbol in symbols[axis.name]]) for axis in axes
+    }
+    return Traced(proto, symbols, ranges)
+
+
+@contextlib.contextmanager
+def quiet(verbose: bool = False) -> Iterator[None]:
+    """Send prints, warnings and log records of the exporter to ``bensemble.onnx``; do nothing when ``verbose``."""
+    if verbose:
+        yield
+        return
+    printed = io.StringIO()
+    warned: list[warnings.WarningMessage] = []
+    try:
+        with (
+            warnings.catch_warnings(record=True) as warned,
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+            _redirected_logs(),
+        ):
+            warnings.simplefilter("always")
+            yield
+    finally:
+        for warning in warned:
+            logger.debug("%s: %s", warning.category.__name__, warning.message)
+        if printed.getvalue().strip():
+            logger.debug("%s", printed.getvalue().strip())
+
+
+class _Forward(logging.Handler):
+    """Hands every record to the toolkit's logger."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger.debug("%s: %s", record.name, record.getMessage())
+
+
+@contextlib.contextmanager
+def _redirected_logs() -> Iterator[None]:
+    """Replace the handlers of the noisy packages' loggers; torch gives some of its modules handlers of their own."""
+    known = logging.root.manager.loggerDict
+    names = [name for name in known if name.split(".")[0] in NOISY] + list(NOISY)
+    saved = []
+    for noisy in map(logging.getLogger, dict.fromkeys(names)):
+        if noisy.handlers or noisy.name in NOISY:
+            saved.append((noisy, noisy.handlers, noisy.propagate))
+            noisy.handlers, noisy.propagate = [_Forward()], False
+    try:
+        yield
+    finally:
+        for noisy, handlers, propagate in saved:
+            noisy.handlers, noisy.propagate = handlers, propagate
+
+
+def _symbols(proto: onnx.ModelProto, axis: Axis) -> tuple[str, ...]:
+    """The symbols that the graph has in the places of an axis; empty when one of them is fixed."""
+    dims = [proto.graph.input[index].type.tensor_type.shape.dim[dim] for index, dim in axis.places]
+    return tuple(dict.fromkeys(dim.dim_param for dim in dims)) if all(dim.dim_param for dim in dims) else ()
+
+
+def _limits(found: object) -> tuple[int, int | None]:
+    """Bounds of a symbol; the exporter writes infinity as a symbol of its own."""
+    lower, upper = str(getattr(found, "lower", 0)), str(getattr(found, "upper", ""))
+    return int(lower) if lower.isdigit() else 0, int(upper) if upper.isdigit() else None
+
+
+def _intersection(bounds: Sequence[tuple[int, int | None]]) -> tuple[int, int | None]:
+    largest = [upper for _, upper in bounds if upper is not None]
+    return max((lower for lower, _ in bounds), default=0), min(largest, default=None)
+
+
+def _explained(model: FlatModel, err: Exception) -> ExportError:
+    """The exporter's long report in one line: the cause, and the line of the model's code that it names."""
+    cause = err
+    while isinstance(cause.__cause__, Exception):
+        cause = cause.__cause__
+    text = f"{cause}"
+    places = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*([^\n]+)', text)
+    at = f" at {places[-1][0].rsplit('/', 1)[-1]}:{places[-1][1]} `{places[-1][2].strip()}`" if places else ""
+    return ExportError(
+        f"export_onnx: torch.onnx cannot follow {type(model.network).__name__}{at}, got {one_line(cause)}; "
+        "change that operation, or export a part of the model."
+    )

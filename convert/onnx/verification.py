@@ -1,0 +1,209 @@
+"""The written file in ONNX Runtime: does it give what the model gives, and how long does it take."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bensemble.errors import ExportError, VerificationError
+
+from .axes import BATCH, Axis, resized
+from .trials import Trial, Trials, one_line
+
+__all__ = ["Agreement", "compare", "latency", "open_session", "verified"]
+
+logger = logging.getLogger("bensemble.onnx")
+
+#: Largest |file - model| over the largest |model|, by the lowest precision in the model.
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+#: Batch sizes that are timed, as far as the first allows.
+BATCH_SIZES = (1, 16, 128)
+
+#: A batch size whose single run is expected to take longer than this is left out.
+LONGEST_RUN = 1.0
+
+#: Seconds spent on timing one batch size, in 3 to 200 runs.
+SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a file is from its model, over all outputs and trials.
+
+    Attributes:
+        max_error: Largest absolute difference.
+        relative_error: Largest absolute difference of an output over its largest absolute value.
+        tolerance: What the relative error may be.
+    """
+
+    max_error: float
+    relative_error: float
+    tolerance: float
+
+
+def tolerance(tensors: Iterable[Tensor]) -> float:
+    """The bound for a model with these weights, inputs and outputs: that of the lowest precision among them."""
+    return max((TOLERANCES[tensor.dtype] for tensor in tensors if tensor.dtype in TOLERANCES), default=1e-5)
+
+
+def verified(path: Path, trials: Trials, names: Sequence[str]) -> dict[str, Any]:
+    """Run a file at both trials, and time it: the fields of the report that only running gives.
+
+    Args:
+        path: The file.
+        trials: What the model answers.
+        names: The names of the outputs in the file.
+
+    Raises:
+        VerificationError: The file does not reproduce the model, or cannot be run.
+        ExportError: onnxruntime is not installed.
+    """
+    model, example = trials.model, trials.example
+    bound = tolerance((*model.parameters(), *model.buffers(), *example.tensors, *example.outputs.values()))
+    session = open_session(path)
+    agreement = compare(session, trials.different, names, bound)
+    return {**vars(agreement), "latency_ms": latency(session, example.tensors, trials.axes)}
+
+
+def open_session(path: Path) -> Any:
+    """An ONNX Runtime session on one CPU thread, as silent as it can be.
+
+    Raises:
+        ExportError: onnxruntime is not installed.
+        VerificationError: It refuses the file.
+    """
+    try:
+        import onnxruntime
+    except ImportError as err:
+        raise ExportError(
+            "export_onnx: verify=True needs onnxruntime, which is not installed; pip install 'bensemble[onnx]'."
+        ) from err
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as err:
+        raise VerificationError(
+            f"export_onnx: ONNX Runtime cannot load the file, got {one_line(err)}; no file was written. Export float32 "
+            "weights (model.float()) or another opset; verify=False writes it all the same."
+        ) from err
+
+
+def compare(session: Any, trials: Sequence[Trial], names: Sequence[str], bound: float) -> Agreement:
+    """Run a file on every trial and compare.
+
+    Args:
+        session: The file.
+        trials: What the model was given, and what it gave.
+        names: The names of the outputs in the file, in the order of the trials' outputs.
+        bound: Largest relative error; integer and boolean outputs must be equal.
+
+    Raises:
+        VerificationError: An output differs, or ONNX Runtime cannot run the file.
+    """
+    worst = Agreement(0.0, 0.0, bound)
+    for trial in trials:
+        found = run(session, trial)
+        for name, expected, got in zip(names, trial.outputs.values(), found, strict=True):
+            error, relative = _difference(name, _array(expected), got, trial.sizes)
+            if relative > bound:
+                share = (
+                    f"{relative:.1e} of its largest value (allowed {bound:.0e})" if relative < np.inf else "not equal"
+                )
+                raise VerificationError(
+                    f"export_onnx: output '{name}' of the file differs from the model by {error:.2e}, {share}, at "
+                    f"{_sizes(trial.sizes)}; no file was written. verify=False writes it all the same."
+                )
+            worst = Agreement(max(worst.max_error, error), max(worst.relative_error, relative), bound)
+    return worst
+
+
+def latency(session: Any, tensors: Sequence[Tensor], axes: Sequence[Axis]) -> dict[int, float]:
+    """Median milliseconds of a run by batch size, other axes as in the example; key 0 where there is no batch axis."""
+    batch = next((axis for axis in axes if axis.name == BATCH), None)
+    if batch is None:
+        return {0: _median_ms(session, tensors)}
+    found: dict[int, float] = {}
+    sizes = [size for size in BATCH_SIZES if batch.allows(size)] or [batch.size]
+    for size in sizes:
+        if found and max(found.values()) / max(found) * size > LONGEST_RUN * 1e3:
+            break
+        try:
+            found[size] = _median_ms(session, resized(tensors, batch, size))
+        except Exception as err:  # the model may reject this size as well
+            logger.debug("no latency at batch %d: %s", size, one_line(err))
+    return found
+
+
+def run(session: Any, trial: Trial) -> list[np.ndarray]:
+    """The file's outputs for the inputs of a trial.
+
+    Raises:
+        VerificationError: ONNX Runtime cannot run the file.
+    """
+    try:
+        return list(session.run(None, _feed(session, trial.tensors)))
+    except Exception as err:
+        raise VerificationError(
+            f"export_onnx: ONNX Runtime cannot run the file at {_sizes(trial.sizes)}, got {one_line(err)}; no file was "
+            "written. Name the axes that vary with dynamic_shapes; verify=False writes it all the same."
+        ) from err
+
+
+def _feed(session: Any, tensors: Sequence[Tensor]) -> dict[str, np.ndarray]:
+    """Arrays by input name."""
+    names = [entry.name for entry in session.get_inputs()]
+    return {name: _array(tensor) for name, tensor in zip(names, tensors, strict=True)}
+
+
+def _median_ms(session: Any, tensors: Sequence[Tensor]) -> float:
+    feed = _feed(session, tensors)
+    session.run(None, feed)
+    times: list[float] = []
+    while len(times) < 3 or (sum(times) < SECONDS and len(times) < 200):
+        start = time.perf_counter()
+        session.run(None, feed)
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)
+
+
+def _difference(name: str, expected: np.ndarray, got: np.ndarray, sizes: dict[str, int]) -> tuple[float, float]:
+    """Largest absolute difference, and the same over the largest absolute expected value."""
+    if sizes.get(BATCH) == 1 and expected.squeeze().shape == got.squeeze().shape:
+        got = got.reshape(expected.shape)  # a model may squeeze a batch of one away, the file keeps its axes
+    if expected.shape != got.shape or expected.dtype != got.dtype:
+        raise VerificationError(
+            f"export_onnx: output '{name}' of the file is {got.dtype}{list(got.shape)} and of the model "
+            f"{expected.dtype}{list(expected.shape)}, at {_sizes(sizes)}; no file was written."
+        )
+    if not np.issubdtype(expected.dtype, np.floating):
+        error = float(np.max(np.abs(expected.astype(np.float64) - got.astype(np.float64)), initial=0.0))
+        return error, float("inf") if error else 0.0
+    expected, got = expected.astype(np.float64), got.astype(np.float64)
+    finite = np.isfinite(expected)
+    if not np.array_equal(expected[~finite], got[~finite], equal_nan=True) or not np.isfinite(got[finite]).all():
+        return float("inf"), float("inf")
+    error = float(np.max(np.abs(expected[finite] - got[finite]), initial=0.0))
+    scale = float(np.max(np.abs(expected[finite]), initial=0.0))
+    if not scale:
+        return error, float("inf") if error else 0.0
+    return error, error / scale
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().numpy()
+
+
+def _sizes(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{name} {size}" for name, size in sizes.items()) or "the example's shapes"
