@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .gaussian import RHO_MIN, add_noise, kl_normal, sigma_from_rho, standard_normal_like, tracing
+from .gaussian import RHO_MIN, kl_normal, sigma_from_rho, standard_normal_like, tracing
 
 __all__ = ["ConvolutionOp", "LinearOp", "Operation", "applies_to", "local_reparameterization", "normal_kl"]
 
@@ -129,14 +129,16 @@ def normal_kl(mu: Tensor, rho: Tensor, prior_mean: Tensor | float, prior_sigma: 
 
 # -- sigma^2, once for each version of rho
 
-_variances: weakref.WeakValueDictionary[tuple[int, int], Tensor] = weakref.WeakValueDictionary()
+_variances: weakref.WeakValueDictionary[tuple[Any, ...], Tensor] = weakref.WeakValueDictionary()
 
 
 def _variance(rho: Tensor) -> Tensor:
     """softplus(rho)^2, shared between the forward and the KL of one step; it lives as long as one of them needs it."""
-    key = (id(rho), rho._version)
+    # Writes through rho.data do not count as a new version, so a few of its values belong to the key.
+    flat = rho.detach().view(-1) if rho.is_contiguous() else rho.detach().as_strided((rho.numel(),), (1,))
+    key = (id(rho), rho._version, *(float(flat[i]) for i in {0, rho.numel() // 2, rho.numel() - 1} if rho.numel()))
     found = _variances.get(key)
-    if found is not None and found.shape == rho.shape:
+    if found is not None:
         return found
     variance = torch.empty_like(rho)
     for part, out in _blocks(rho, variance):

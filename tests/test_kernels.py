@@ -1,0 +1,164 @@
+"""The hand-written gradients against float64 autograd of the plain formulas, and where they step aside."""
+
+import pytest
+import torch
+from torch import nn
+
+from bensemble import BayesianConv2d, BayesianConvTranspose2d, BayesianLinear
+from bensemble.gaussian import kl_normal, sigma_from_rho
+from bensemble.kernels import ConvolutionOp, LinearOp, applies_to, local_reparameterization, normal_kl
+
+OPERATIONS = {
+    "linear": (LinearOp(), (7, 3, 20), (30, 20), 30),
+    "strided": (ConvolutionOp((2, 2), (1, 1), (1, 1), 1), (4, 6, 9, 9), (8, 6, 3, 3), 8),
+    "depthwise": (ConvolutionOp((1, 1), (2, 2), (2, 2), 6), (4, 6, 9, 9), (6, 1, 3, 3), 6),
+    "transposed": (ConvolutionOp((2, 2), (1, 1), (1, 1), 1, True, (1, 1)), (4, 6, 9, 9), (6, 8, 3, 3), 8),
+    "one-dimensional": (ConvolutionOp((1,), (1,), (1,), 1), (4, 6, 9), (8, 6, 3), 8),
+    "three-dimensional": (ConvolutionOp((1, 2, 1), (1, 0, 1), (1, 1, 1), 1), (2, 3, 5, 6, 7), (4, 3, 2, 2, 2), 4),
+}
+
+
+def _inputs(name, bias, layout=None):
+    operation, x_shape, w_shape, outputs = OPERATIONS[name]
+    x = torch.randn(x_shape)
+    x = x if layout is None else x.to(memory_format=layout)
+    tensors = [x, torch.randn(w_shape), torch.randn(w_shape) - 3]
+    tensors += [torch.randn(outputs), torch.randn(outputs) - 3] if bias else [None, None]
+    return operation, [None if t is None else t.requires_grad_() for t in tensors]
+
+
+def _plain(operation, tensors, noise):
+    x, w_mu, w_rho, b_mu, b_rho = tensors
+    b_var = None if b_rho is None else sigma_from_rho(b_rho).square()
+    variance = operation.forward(x.square(), sigma_from_rho(w_rho).square(), b_var)
+    return operation.forward(x, w_mu, b_mu) + variance.sqrt() * noise
+
+
+def _doubles(tensors):
+    return [None if t is None else t.detach().double().requires_grad_() for t in tensors]
+
+
+def _relative(actual, expected):
+    expected = expected.detach()
+    return float((actual.detach().double() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_values_and_gradients_agree_with_float64_autograd(name, bias):
+    operation, tensors = _inputs(name, bias)
+    torch.manual_seed(1)
+    output = local_reparameterization(*tensors, operation)
+    torch.manual_seed(1)
+    noise = torch.randn(output.shape)
+    doubles = _doubles(tensors)
+    expected = _plain(operation, doubles, noise.double())
+    assert _relative(output, expected) < 1e-6
+    upstream = torch.randn_like(output)
+    wanted = [t for t in tensors if t is not None]
+    for create_graph in (False, True):
+        found = torch.autograd.grad(output, wanted, upstream, retain_graph=True, create_graph=create_graph)
+        right = torch.autograd.grad(
+            expected, [t for t in doubles if t is not None], upstream.double(), retain_graph=True
+        )
+        assert max(_relative(a, b) for a, b in zip(found, right, strict=True)) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["linear", "strided"])
+def test_double_backward_agrees_with_float64_autograd(name):
+    operation, tensors = _inputs(name, bias=True)
+    torch.manual_seed(1)
+    output = local_reparameterization(*tensors, operation)
+    torch.manual_seed(1)
+    noise = torch.randn(output.shape)
+    doubles = _doubles(tensors)
+    penalties = []
+    for result, leaves in ((output, tensors), (_plain(operation, doubles, noise.double()), doubles)):
+        (slope,) = torch.autograd.grad(result.square().sum(), leaves[0], create_graph=True)
+        penalties.append(torch.autograd.grad(slope.square().sum(), leaves))
+    assert max(_relative(a, b) for a, b in zip(*penalties, strict=True)) < 1e-5
+
+
+def test_channels_last_agrees_with_contiguous():
+    operation, tensors = _inputs("strided", bias=True, layout=torch.channels_last)
+    torch.manual_seed(1)
+    output = local_reparameterization(*tensors, operation)
+    torch.manual_seed(1)
+    noise = torch.randn(output.numel()).as_strided(output.shape, output.stride())
+    doubles = _doubles(tensors)
+    expected = _plain(operation, doubles, noise.double())
+    assert _relative(output, expected) < 1e-6
+    found = torch.autograd.grad(output.sum(), tensors)
+    right = torch.autograd.grad(expected.sum(), doubles)
+    assert max(_relative(a, b) for a, b in zip(found, right, strict=True)) < 1e-6
+
+
+@pytest.mark.parametrize("mean", [0.0, "tensor"])
+def test_normal_kl_and_its_gradients_agree_with_float64(mean):
+    mu, rho = torch.randn(300, 500).requires_grad_(), (torch.randn(300, 500) - 3).requires_grad_()
+    mean = torch.randn(300, 500) if mean == "tensor" else mean
+    doubles = _doubles([mu, rho])
+    wide_mean = mean.double() if isinstance(mean, torch.Tensor) else mean
+    kl = normal_kl(mu, rho, mean, 0.7)
+    expected = kl_normal(doubles[0], sigma_from_rho(doubles[1]), wide_mean, 0.7)
+    assert _relative(kl, expected) < 1e-6
+    found, right = torch.autograd.grad(kl, (mu, rho)), torch.autograd.grad(expected, doubles)
+    assert max(_relative(a, b) for a, b in zip(found, right, strict=True)) < 1e-6
+
+
+@pytest.mark.parametrize("rho", [-200.0, -60.0, -27.6, 90.0, 200.0])
+def test_extreme_rho_gives_finite_values_and_gradients(rho):
+    layer = BayesianLinear(5, 3)
+    with torch.no_grad():
+        layer.w_rho.fill_(rho)
+    loss = layer(torch.zeros(4, 5)).sum() + layer(torch.full((4, 5), 1e3)).sum() + layer.kl_divergence()
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in layer.parameters())
+
+
+@pytest.mark.parametrize("write", [lambda rho: rho.data.fill_(1.0), lambda rho: rho.data.copy_(torch.ones_like(rho))])
+def test_sigma_is_not_shared_across_a_write_through_data(write):
+    layer = BayesianLinear(6, 4, bias=False)
+    output = layer(torch.randn(2, 6))  # keeps sigma^2 alive
+    write(layer.w_rho)
+    expected = kl_normal(layer.w_mu, sigma_from_rho(layer.w_rho), 0.0, 1.0)
+    torch.testing.assert_close(layer.kl_divergence(), expected)
+    del output
+
+
+def test_the_kernels_leave_everything_else_to_the_plain_formula():
+    x = torch.randn(2, 3)
+    assert applies_to(x, None)
+    assert not applies_to(x.double())
+    assert not applies_to(x.to("meta"))
+    with torch.no_grad():
+        assert not applies_to(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not applies_to(x)
+    seen = []
+    torch.vmap(lambda row: seen.append(applies_to(row)) or row)(x)
+    assert seen == [False]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        BayesianLinear(6, 4),
+        BayesianConv2d(6, 4, 3, padding=1),
+        BayesianConv2d(6, 4, 3, padding="valid"),
+        BayesianConv2d(6, 4, 3, padding="same", bias=False),
+        BayesianConv2d(6, 4, 3, padding=1, padding_mode="reflect"),
+        BayesianConvTranspose2d(6, 4, 3, stride=2),
+    ],
+    ids=str,
+)
+def test_a_masked_layer_trains_by_the_same_distribution(layer: nn.Module):
+    """With a mask the plain formula runs; with every weight kept it must give the numbers of the kernel."""
+    x = torch.randn(3, 6) if isinstance(layer, nn.Linear) else torch.randn(3, 6, 8, 8)
+    torch.manual_seed(1)
+    fast = layer(x)
+    for posterior in layer.posteriors():
+        posterior.set_mask(torch.ones_like(posterior.mu))
+    torch.manual_seed(1)
+    torch.testing.assert_close(layer(x), fast, rtol=1e-5, atol=1e-5)
