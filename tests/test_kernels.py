@@ -46,22 +46,25 @@ def _relative(actual, expected):
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_values_and_gradients_agree_with_float64_autograd(name, bias):
+    """To 1e-6, or to what the plain formula itself reaches in float32 where its products cancel."""
     operation, tensors = _inputs(name, bias)
     torch.manual_seed(1)
     output = local_reparameterization(*tensors, operation)
     torch.manual_seed(1)
     noise = torch.randn(output.shape)
     doubles = _doubles(tensors)
-    expected = _plain(operation, doubles, noise.double())
+    expected, plain = _plain(operation, doubles, noise.double()), _plain(operation, tensors, noise)
     assert _relative(output, expected) < 1e-6
     upstream = torch.randn_like(output)
-    wanted = [t for t in tensors if t is not None]
+    leaves = [t for t in tensors if t is not None]
+    right = torch.autograd.grad(expected, [t for t in doubles if t is not None], upstream.double())
+    bounds = [
+        max(1e-6, 2 * _relative(a, b)) for a, b in zip(torch.autograd.grad(plain, leaves, upstream), right, strict=True)
+    ]
     for create_graph in (False, True):
-        found = torch.autograd.grad(output, wanted, upstream, retain_graph=True, create_graph=create_graph)
-        right = torch.autograd.grad(
-            expected, [t for t in doubles if t is not None], upstream.double(), retain_graph=True
-        )
-        assert max(_relative(a, b) for a, b in zip(found, right, strict=True)) < 1e-6
+        found = torch.autograd.grad(output, leaves, upstream, retain_graph=True, create_graph=create_graph)
+        errors = [_relative(a, b) for a, b in zip(found, right, strict=True)]
+        assert all(error < bound for error, bound in zip(errors, bounds, strict=True)), (errors, bounds)
 
 
 @pytest.mark.parametrize("name", ["linear", "strided"])
