@@ -1,0 +1,1 @@
+"""Networks in the styles that people write by hand, with torch alone."""
