@@ -119,12 +119,20 @@ def local_reparameterization(
         b_rho: The same for biases; None for a bias without a posterior.
         operation: How weight and bias are applied.
     """
-    return _LocalReparameterization.apply(input, w_mu, w_rho, b_mu, b_rho, operation)
+    return _LocalReparameterization.apply(
+        input, w_mu, _dense(w_rho), b_mu, None if b_rho is None else _dense(b_rho), operation
+    )
 
 
 def normal_kl(mu: Tensor, rho: Tensor, prior_mean: Tensor | float, prior_sigma: float) -> Tensor:
     """KL(N(mu, softplus(rho)^2) || N(prior_mean, prior_sigma^2)) in nats, summed; see ``gaussian.kl_normal``."""
-    return _NormalKL.apply(mu, rho, prior_mean, prior_sigma)
+    return _NormalKL.apply(mu, _dense(rho), prior_mean, prior_sigma)
+
+
+def _dense(rho: Tensor) -> Tensor:
+    """The tensor where its elements fill one stretch of memory; a copy of slices and expanded ones."""
+    order = sorted(range(rho.dim()), key=rho.stride, reverse=True)
+    return rho if rho.is_contiguous() or rho.permute(order).is_contiguous() else rho.contiguous()
 
 
 # -- sigma^2, once for each version of rho
