@@ -15,6 +15,7 @@ from .errors import (
     ReadOnlyError,
     VerificationError,
 )
+from .frames import sampling
 from .layers import (
     BaseBayesianLayer,
     BayesianConv1d,
@@ -30,7 +31,6 @@ from .posterior import Posterior, named_posteriors
 from .prediction import predict
 from .predictive import Prediction
 from .pruning import apply_masks, prune, pruning_masks
-from .sampling import sampling
 
 __version__ = "1.0.0"
 

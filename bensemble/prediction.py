@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .batches import Inputs, Unpack, batch_size, call, is_loader, split_batch, split_inputs, to_device
 from .checks import check_count, check_module
 from .errors import InvalidTypeError, InvalidValueError
+from .frames import open_frame
 from .gaussian import precise
 from .likelihoods import Likelihood, resolve
 from .modes import evaluating
@@ -25,7 +26,6 @@ from .outputs import OutputSelector, describe, select_output
 from .posterior import named_posteriors
 from .predictive import ClassPrediction, Prediction, RegressionPrediction
 from .running import RunningMoments, assemble
-from .sampling import open_frame
 from .weight_samples import WeightSamples
 
 __all__ = ["ClassPrediction", "Prediction", "RegressionPrediction", "predict"]

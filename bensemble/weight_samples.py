@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from .batches import device_of
+from .frames import Frame, draw_frame
 from .posterior import named_posteriors
-from .sampling import Frame, draw_frame
 
 __all__ = ["HELD_BYTES", "WeightSamples"]
 

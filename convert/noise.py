@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from bensemble.batches import call
 from bensemble.checks import check_module
 from bensemble.errors import ConversionError, InvalidValueError
+from bensemble.frames import Frame, draw_frame, open_frame
 from bensemble.outputs import tensor_paths
 from bensemble.posterior import Posterior, named_posteriors
-from bensemble.sampling import Frame, draw_frame, open_frame
 
 from .analysis import Analysis, analyse
 

@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bensemble.weight_samples
 from bensemble.errors import InvalidTypeError, InvalidValueError
+from bensemble.frames import sampling
 from bensemble.gaussian import rho_from_sigma, sigma_from_rho
 from bensemble.likelihoods import Categorical, Gaussian, GaussianHead
 from bensemble.posterior import named_posteriors
 from bensemble.prediction import ClassPrediction, Prediction, RegressionPrediction, predict
-from bensemble.sampling import sampling
 from convert import bayesify
 
 X = torch.randn(7, 1, 6, 6)

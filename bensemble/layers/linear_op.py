@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from ..checks import check_number
 from ..errors import InvalidValueError
+from ..frames import Frame, active_frame, mean_mode
 from ..gaussian import add_noise, precise, rho_from_sigma
 from ..kernels import Operation, applies_to, local_reparameterization
 from ..priors import make_prior
-from ..sampling import Frame, active_frame, mean_mode
 from .base import BaseBayesianLayer
 from .weights import weight_property
 

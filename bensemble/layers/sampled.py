@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..frames import ForwardFrame, active_frame, open_frame
 from ..gaussian import tracing
-from ..sampling import ForwardFrame, active_frame, open_frame
 from .weights import PosteriorWeights, weight_property
 
 __all__ = ["SampledWeights", "sampled_type"]

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 from ..draws import WeightDraw, random_draw, read_only
 from ..errors import ConversionError, InvalidValueError
+from ..frames import active_frame
 from ..gaussian import precise
 from ..posterior import Posterior, check_mask
 from ..priors import Normal, PriorSlot
-from ..sampling import active_frame
 from .loading import adapt_state_dict
 
 __all__ = ["PosteriorWeights", "weight_property"]
