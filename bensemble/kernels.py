@@ -31,6 +31,7 @@ __all__ = ["ConvolutionOp", "LinearOp", "Operation", "applies_to", "local_repara
 
 _BLOCK = 1 << 17  # elements; half a megabyte of float32 stays in the second-level cache
 _LEAST_DEVIATION = 1e-18
+_EXP_OVERFLOWS = 80.0
 
 
 class Operation(Protocol):
@@ -148,12 +149,14 @@ def _variance(rho: Tensor) -> Tensor:
     found = _variances.get(key)
     if found is not None:
         return found
-    variance = torch.empty_like(rho)
-    for part, out in _blocks(rho, variance):
-        torch.exp(part, out=out)
-        out.log1p_().square_()
-    if not bool(torch.isfinite(variance.sum())) or bool((rho < RHO_MIN).any()):
+    least, most = (float(end) for end in rho.detach().aminmax()) if rho.numel() else (0.0, 0.0)
+    if not (least >= RHO_MIN and most < _EXP_OVERFLOWS):
         variance = sigma_from_rho(rho).square()
+    else:
+        variance = torch.empty_like(rho)
+        for part, out in _blocks(rho, variance):
+            torch.exp(part, out=out)
+            out.log1p_().square_()
     _variances[key] = variance
     return variance
 
