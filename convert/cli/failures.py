@@ -97,9 +97,6 @@ def _failure(err: Exception) -> int:
     if isinstance(err, WrongUsage):
         say(str(err), "bold red", "Error: ")
         return WRONG_USAGE
-    if isinstance(err, BrokenPipeError):
-        sys.stdout = None  # whoever read it has gone; do not flush into the closed pipe
-        return REFUSED
     from bensemble.errors import BensembleError, VerificationError
 
     if isinstance(err, BensembleError):

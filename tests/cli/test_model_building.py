@@ -138,10 +138,15 @@ def test_modules_of_the_folder_find_each_other_and_packages_work(write: Write) -
     assert build("plain.small:build").out_features == 7
 
 
-def test_a_folder_without_init_does_not_hide_an_installed_package(write: Write) -> None:
-    write("torchmetrics/notes.txt", "data of a metric")
-    with pytest.raises(ConversionError, match=r"'torchmetrics' \(.*site-packages.*\) has no 'build'"):
-        build("torchmetrics:build")
+def test_a_folder_without_init_does_not_hide_an_installed_package(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("site/installed/__init__.py", "from torch import nn\ndef build(): return nn.Linear(2, 9)")
+    monkeypatch.syspath_prepend("site")
+    write("installed/notes.txt", "a folder of the same name")
+    write("mine.py", "from installed import build")
+    assert build("mine:build").out_features == 9
+    assert build("installed:build").out_features == 9
 
 
 @pytest.mark.parametrize("name", ["convert", "queue", "onnx", "torch"])

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bensemble.errors import CheckpointError
+from convert import bayesify
 from convert.cli.weights import load_weights
 
 
@@ -77,8 +78,11 @@ def test_loads_safetensors_and_torch_files(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "net", "ema", "params"])
 def test_finds_the_usual_keys(key: str, path: Path) -> None:
-    optimizer = torch.optim.Adam(trained().parameters()).state_dict()
-    content = {"epoch": 3, key: state(), "optimizer_state_dict": optimizer, "args": argparse.Namespace(lr=0.1)}
+    model = trained()
+    optimizer = torch.optim.Adam(model.parameters())
+    sum(parameter.sum() for parameter in model.parameters()).backward()
+    optimizer.step()  # fills its state with tensors by name, which are no weights
+    content = {"epoch": 3, "optimizer": optimizer.state_dict(), key: state(), "args": argparse.Namespace(lr=0.1)}
     assert assert_loads(content, path) == [f"took '{key}'"]
 
 
@@ -242,14 +246,16 @@ def test_a_key_that_is_not_there(content: Any, message: str, path: Path) -> None
 
 
 def test_a_bayesian_state_dict_makes_the_model_bayesian(path: Path) -> None:
-    surgery = pytest.importorskip("convert.surgery")
-    bnn = surgery.bayesify(trained(), include="head", prior="pretrained", init_sigma=0.02)
+    bnn = bayesify(trained(), include="head", prior="pretrained", init_sigma=0.02)
+    bnn.head.apply_pruning(10.0)
     torch.save({f"module.{name}": value for name, value in bnn.state_dict().items()}, path)
     loaded, notes = load_weights(Net(), path)
     assert type(loaded.head).__name__ == "BayesianLinear"
     assert type(loaded.body[0]) is nn.Linear
     torch.testing.assert_close(loaded.head.w_rho, bnn.head.w_rho, rtol=0, atol=0)
-    torch.testing.assert_close(loaded.head.w_mu, trained().head.weight, rtol=0, atol=0)
+    torch.testing.assert_close(loaded.head.w_mu, bnn.head.w_mu, rtol=0, atol=0)
+    torch.testing.assert_close(loaded.head.w_mask, bnn.head.w_mask, rtol=0, atol=0)
+    assert 0 < int(bnn.head.w_mask.sum()) < bnn.head.w_mask.numel()
     assert notes == [
         "removed the prefix 'module.' from every name",
         "made 2 parameters of the model Bayesian, as they are in the file",
