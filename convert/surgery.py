@@ -7,6 +7,7 @@ before the first module changes; if a change fails all the same, what was change
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -16,9 +17,10 @@ from torch.nn.utils import prune as torch_prune
 from bensemble.checks import check_module
 from bensemble.errors import ConversionError, InvalidTypeError
 from bensemble.layers.linear_op import LinearOpLayer, check_estimator
-from bensemble.layers.swap import NewPosterior, make_bayesian, make_deterministic, restorer
+from bensemble.layers.swap import Alias, NewPosterior, make_bayesian, make_deterministic, restorer
 from bensemble.posterior import named_posteriors
 
+from .aliases import aliases_of
 from .copying import copy_model
 from .initial import initial_posterior
 from .planning import ConversionPlan, bayesian_places, make_plan, owners_of
@@ -83,9 +85,9 @@ def bayesify(
     changes = _changes(target, plan, prior, prior_sigma, init_sigma)
     undo: list[Callable[[], None]] = []
     try:
-        for module, posteriors, local in changes:
-            undo.append(restorer(module))
-            layer = make_bayesian(module, posteriors, local)
+        for change in changes:
+            undo.append(restorer(change.module))
+            layer = make_bayesian(change.module, change.posteriors, change.local, change.aliases)
             if isinstance(layer, LinearOpLayer) and estimator != "local":
                 layer.estimator = estimator
     except BaseException:
@@ -148,13 +150,21 @@ def to_deterministic(
     return target
 
 
-Changes = list[tuple[nn.Module, dict[str, NewPosterior], bool]]
+@dataclass
+class _Change:
+    """What happens to one module; the fields are the arguments of ``make_bayesian``."""
+
+    module: nn.Module
+    posteriors: dict[str, NewPosterior] = field(default_factory=dict)
+    local: bool = True
+    aliases: list[Alias] = field(default_factory=list)
 
 
-def _changes(target: nn.Module, plan: ConversionPlan, prior: Any, prior_sigma: Any, init_sigma: Any) -> Changes:
+def _changes(target: nn.Module, plan: ConversionPlan, prior: Any, prior_sigma: Any, init_sigma: Any) -> list[_Change]:
     """Every module that changes, with the posteriors of its parameters. Nothing is changed yet."""
     places_by_name = {places[0].full_name: (p, places) for p, places in owners_of(target).values()}
-    modules: dict[int, tuple[nn.Module, dict[str, NewPosterior], bool]] = {}
+    changes: dict[int, _Change] = {}
+    owners: dict[int, tuple[nn.Module, str]] = {}
     for row in plan.rows:
         if not row.is_bayesian:
             continue
@@ -164,11 +174,16 @@ def _changes(target: nn.Module, plan: ConversionPlan, prior: Any, prior_sigma: A
             "bayesify", row.name, parameter, layer_weight, prior, prior_sigma, init_sigma
         )
         new = NewPosterior(parameter, rho, its_prior, row.prunable)
+        owners[id(parameter)] = (places[0].module, places[0].name)
         for place in places:
-            _, posteriors, local = modules.setdefault(id(place.module), (place.module, {}, True))
-            posteriors[place.name] = new
-            modules[id(place.module)] = (place.module, posteriors, local and place.is_local)
-    return list(modules.values())
+            change = changes.setdefault(id(place.module), _Change(place.module))
+            change.posteriors[place.name] = new
+            change.local = change.local and place.is_local
+    for module, alias in aliases_of(target, owners):
+        change = changes.setdefault(id(module), _Change(module))
+        change.aliases.append(alias)
+        change.local = False
+    return list(changes.values())
 
 
 def _check_plan(plan: ConversionPlan, model: nn.Module) -> None:

@@ -6,20 +6,20 @@ become the posterior means, as the same objects and at the same place in the ord
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from .registry import bayesian_type
-from .sampled import SampledWeights, sampled_type
+from .sampled import SampledWeights, free_stems, sampled_type
 from .weights import PosteriorWeights
 
-__all__ = ["NewPosterior", "make_bayesian", "make_deterministic", "restorer"]
+__all__ = ["Alias", "NewPosterior", "make_bayesian", "make_deterministic", "restorer"]
 
 #: Instance attributes that come and go with the posteriors.
-_OWN = ("_prior_slots", "_not_prunable")
+_OWN = ("_prior_slots", "_not_prunable", "_alias_owners")
 _OWN_OF_TWINS = ("prior_sigma", "init_sigma", "estimator", "weight_init")
 
 
@@ -40,17 +40,34 @@ class NewPosterior:
     prunable: bool = True
 
 
-def make_bayesian(module: nn.Module, posteriors: dict[str, NewPosterior], local: bool) -> PosteriorWeights:
+@dataclass(frozen=True)
+class Alias:
+    """A plain attribute that holds Parameters of other modules.
+
+    Attributes:
+        attribute: Its name.
+        owners: The modules that those Parameters belong to, with their names there.
+    """
+
+    attribute: str
+    owners: tuple[tuple[nn.Module, str], ...]
+
+
+def make_bayesian(
+    module: nn.Module, posteriors: dict[str, NewPosterior], local: bool, aliases: Sequence[Alias] = ()
+) -> PosteriorWeights:
     """Give the named parameters of a module posteriors, in place.
 
     Args:
         module: The module; it keeps its identity and changes its class.
         posteriors: By parameter name.
         local: Whether the registered twin takes over; otherwise the weights are sampled.
+        aliases: Attributes to read as the posteriors of other modules, of a module that no twin takes over.
     """
     base = type(module)
-    twin = bayesian_type(base) if local else None
-    cls: type[PosteriorWeights] = twin if twin is not None else sampled_type(base, frozenset(posteriors))
+    cls: type[PosteriorWeights] | None = bayesian_type(base) if local else None
+    if cls is None:
+        cls = sampled_type(base, free_stems(module, posteriors), [alias.attribute for alias in aliases])
     parameters: dict[str, Any] = {}
     for name, parameter in module._parameters.items():
         stem = cls._stems.get(name)
@@ -61,8 +78,10 @@ def make_bayesian(module: nn.Module, posteriors: dict[str, NewPosterior], local:
         else:
             parameters[name] = parameter
     _replace(module._parameters, parameters)
-    module.__class__ = cls
+    _change_class(module, cls)
     assert isinstance(module, PosteriorWeights)
+    if aliases:
+        module.__dict__["_alias_owners"] = tuple({o: None for alias in aliases for o in alias.owners})
     for name, new in posteriors.items():
         stem = cls._stems[name]
         module._set_prior(stem, new.prior)
@@ -92,7 +111,7 @@ def make_deterministic(layer: PosteriorWeights, values: dict[str, nn.Parameter])
     for attribute in _OWN if isinstance(layer, SampledWeights) else (*_OWN, *_OWN_OF_TWINS):
         layer.__dict__.pop(attribute, None)
     module: nn.Module = layer
-    module.__class__ = layer.deterministic_class
+    _change_class(module, layer.deterministic_class)
     if isinstance(module, nn.RNNBase):
         module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
     return module
@@ -104,12 +123,17 @@ def restorer(module: nn.Module) -> Callable[[], None]:
     parameters, buffers = dict(module._parameters), dict(module._buffers)
 
     def restore() -> None:
-        module.__class__ = cls
+        _change_class(module, cls)
         _replace(module._parameters, parameters)
         _replace(module._buffers, buffers)
         _replace(module.__dict__, attributes)
 
     return restore
+
+
+def _change_class(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Past a ``__setattr__`` of the user's own."""
+    object.__setattr__(module, "__class__", cls)
 
 
 def _belongs_to_posterior(key: str, names: dict[str, str]) -> bool:
