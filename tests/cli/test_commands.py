@@ -48,7 +48,8 @@ def nets(write: Write) -> Path:
 
 
 def run(*words: str) -> Result:
-    return CliRunner().invoke(app, list(words), prog_name="bensemble")
+    plain = {"FORCE_COLOR": None, "TTY_COMPATIBLE": None}
+    return CliRunner(env=plain).invoke(app, list(words), prog_name="bensemble")
 
 
 def assert_one_line(result: Result, code: int, *parts: str) -> None:

@@ -29,8 +29,11 @@ def nets(tmp_path: Path) -> Path:
     return tmp_path
 
 
+PLAIN = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "TTY_COMPATIBLE")}
+
+
 def bensemble(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([SCRIPT, *words], cwd=folder, capture_output=True, text=True, check=False)
+    return subprocess.run([SCRIPT, *words], cwd=folder, env=PLAIN, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +76,10 @@ def test_a_spinner_shows_on_a_terminal_and_only_on_stderr(nets: Path) -> None:
     ours, theirs = os.openpty()
     try:
         words = [SCRIPT, "plan", "nets:build", "--json"]
-        with subprocess.Popen(words, cwd=nets, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
+        terminal = {**PLAIN, "TERM": "xterm"}
+        with subprocess.Popen(
+            words, cwd=nets, env=terminal, stdout=subprocess.PIPE, stderr=theirs, text=True
+        ) as process:
             assert process.stdout is not None
             assert json.loads(process.stdout.read())["model"] == "Sequential"
         assert process.returncode == 0
