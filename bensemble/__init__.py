@@ -5,6 +5,7 @@ networks Bayesian and back, and writes them as ONNX.
 """
 
 from . import likelihoods, priors
+from .checkpoint import load, save
 from .errors import (
     BensembleError,
     CheckpointError,
@@ -58,6 +59,7 @@ __all__ = [
     "kl_divergence",
     "kl_warmup",
     "likelihoods",
+    "load",
     "named_posteriors",
     "param_groups",
     "posterior_summary",
@@ -66,4 +68,5 @@ __all__ = [
     "prune",
     "pruning_masks",
     "sampling",
+    "save",
 ]

@@ -14,6 +14,7 @@ from torch import nn
 from bensemble.batches import Inputs
 from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError, refuse
 from bensemble.outputs import OutputSelector
+from bensemble.writing import checked_target, replacing
 
 from .axes import dynamic_axes
 from .deployable import deployable
@@ -24,7 +25,6 @@ from .report import ExportReport
 from .tracing import quiet, trace
 from .trials import Trials, one_line, run_trials
 from .verification import verified
-from .writing import checked_target, replacing
 
 __all__ = ["export_onnx"]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bensemble.errors import InvalidTypeError, InvalidValueError
+from .errors import InvalidTypeError, InvalidValueError
 
 __all__ = ["checked_target", "replacing"]
 

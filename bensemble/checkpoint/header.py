@@ -1,0 +1,171 @@
+"""The JSON header of a checkpoint: which weights are Bayesian, how, and with which priors.
+
+It is read from files that strangers may have sent, so every field is checked before anything is done with it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..posterior import Posterior
+from ..priors import ARD, Normal
+
+__all__ = ["FORMAT_VERSION", "Header", "PosteriorEntry", "describe_prior", "read_header", "restore_prior"]
+
+FORMAT_VERSION = 1
+_LONGEST = 64 * 1024 * 1024  # characters; a header of a model with 100,000 posteriors has about a third of this
+
+
+@dataclass(frozen=True)
+class PosteriorEntry:
+    """One posterior of a checkpoint.
+
+    Attributes:
+        places: Original names of the weight, the first one its own; more than one when it is shared.
+        tiers: For each place "local" (a registered twin) or "sampled".
+        shape: Shape of the weight.
+        prior: What :func:`describe_prior` said.
+        mask: Whether the weight has a pruning mask.
+        prunable: For each place, whether pruning may touch it.
+        estimators: For each place, how a training forward draws noise.
+    """
+
+    places: tuple[str, ...]
+    tiers: tuple[str, ...]
+    shape: tuple[int, ...]
+    prior: dict[str, Any]
+    mask: bool
+    prunable: tuple[bool, ...]
+    estimators: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Header:
+    """All posteriors of a checkpoint, and the names under which shared tensors were left out."""
+
+    posteriors: tuple[PosteriorEntry, ...]
+    shared: dict[str, str]
+    version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """The header as text, the same for the same model."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+
+def describe_prior(name: str, posterior: Posterior) -> dict[str, Any]:
+    """A built-in prior as JSON; its tensors are in the state dict already.
+
+    Raises:
+        CheckpointError: the prior is a user's own, which a header cannot rebuild.
+    """
+    prior = posterior.prior
+    if type(prior) is ARD:
+        return {"type": "ard"}
+    if type(prior) is Normal:
+        return {
+            "type": "normal",
+            "sigma": "tensor" if isinstance(prior.sigma, Tensor) else float(prior.sigma),
+            "mean": "tensor" if isinstance(prior.mean, Tensor) else float(prior.mean),
+        }
+    raise CheckpointError(
+        f"save: the prior of '{name}' must be one of bensemble.priors, got {type(prior).__name__}; "
+        "save bnn.state_dict() and keep the code that made the prior."
+    )
+
+
+def restore_prior(described: dict[str, Any], tensors: dict[str, Tensor]) -> Normal | ARD:
+    """The prior that a header describes.
+
+    Args:
+        described: Its entry in a checked header.
+        tensors: The tensors of its fields.
+    """
+    if described["type"] == "ard":
+        return ARD()
+    parts = {part: tensors[part] if described[part] == "tensor" else described[part] for part in ("sigma", "mean")}
+    return Normal(**parts)
+
+
+def read_header(path: str, text: str | None) -> Header:
+    """The header of a file, every field checked.
+
+    Raises:
+        CheckpointError: it is missing, malformed, or from a newer version.
+    """
+    if text is None:
+        raise CheckpointError(
+            f"load: '{path}' has no bensemble header, got a plain safetensors file; "
+            "load a deterministic checkpoint with model.load_state_dict(safetensors.torch.load_file(path))."
+        )
+    try:
+        if len(text) > _LONGEST:
+            raise ValueError(f"it has {len(text)} characters")
+        raw = json.loads(text, object_pairs_hook=_no_duplicates)
+        if not isinstance(raw, dict) or type(raw.get("version")) is not int:
+            raise ValueError("it has no version")
+        if raw["version"] > FORMAT_VERSION:
+            raise CheckpointError(
+                f"load: '{path}' has format version {raw['version']}, got a bensemble that reads up to "
+                f"{FORMAT_VERSION}; update bensemble."
+            )
+        return _checked(raw)
+    except (ValueError, KeyError, TypeError, RecursionError) as err:
+        raise CheckpointError(f"load: the header of '{path}' is damaged ({err}); get the file again.") from err
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def _checked(raw: dict[str, Any]) -> Header:
+    _require(set(raw) == {"posteriors", "shared", "version"}, "its fields are not those of a header")
+    _require(isinstance(raw["posteriors"], list), "posteriors is no list")
+    shared = raw["shared"]
+    _require(isinstance(shared, dict) and all(isinstance(v, str) for v in shared.values()), "shared is no map of names")
+    return Header(tuple(_checked_entry(entry) for entry in raw["posteriors"]), dict(shared), raw["version"])
+
+
+def _checked_entry(entry: Any) -> PosteriorEntry:
+    wanted = {field.name for field in fields(PosteriorEntry)}
+    _require(isinstance(entry, dict) and set(entry) == wanted, "an entry has other fields than a posterior")
+    places, count = entry["places"], len(entry["places"])
+    _require(isinstance(places, list) and count > 0, "a posterior has no place")
+    _require(all(isinstance(p, str) and p and ".." not in p for p in places), "a place is no parameter name")
+    for key, allowed in (("tiers", ("local", "sampled")), ("estimators", ("local", "weights"))):
+        values = entry[key]
+        _require(isinstance(values, list) and len(values) == count and all(v in allowed for v in values), f"bad {key}")
+    prunable = entry["prunable"]
+    _require(isinstance(prunable, list) and len(prunable) == count, "bad prunable")
+    _require(all(type(value) is bool for value in [*prunable, entry["mask"]]), "a flag is neither true nor false")
+    _require(isinstance(entry["shape"], list) and all(type(n) is int and n >= 0 for n in entry["shape"]), "bad shape")
+    _check_prior(entry["prior"])
+    return PosteriorEntry(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
+
+
+def _check_prior(prior: Any) -> None:
+    _require(isinstance(prior, dict), "a prior is no object")
+    if prior.get("type") == "ard":
+        _require(set(prior) == {"type"}, "an ard prior has parameters")
+        return
+    _require(prior.get("type") == "normal" and set(prior) == {"type", "sigma", "mean"}, "a prior of unknown type")
+    sigma, mean = prior["sigma"], prior["mean"]
+    _require(sigma == "tensor" or (_is_number(sigma) and sigma > 0), "a prior sigma is not positive")
+    _require(mean == "tensor" or _is_number(mean), "a prior mean is no number")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _require(holds: bool, problem: str) -> None:
+    if not holds:
+        raise ValueError(problem)

@@ -1,0 +1,86 @@
+"""Writing a checkpoint: whole or not at all, the same bytes for the same model."""
+
+from __future__ import annotations
+
+import os
+
+from torch import Tensor, nn
+
+from ..checks import check_module
+from ..errors import CheckpointError
+from ..layers.linear_op import LinearOpLayer
+from ..layers.sampled import SampledWeights
+from ..layers.weights import PosteriorWeights
+from ..posterior import Posterior
+from ..writing import checked_target, replacing
+from .header import Header, PosteriorEntry, describe_prior
+
+__all__ = ["save"]
+
+
+def save(bnn: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a Bayesian model as safetensors with everything that is needed to rebuild it.
+
+    Means, rho, masks, priors, ties and every other parameter and buffer go in. Needs the ``io`` extra.
+
+    Args:
+        bnn: A model with posteriors.
+        path: The file; an existing one is replaced when the new one is complete.
+
+    Raises:
+        CheckpointError: the model has no posteriors, or a prior of its own making.
+        InvalidValueError: the path cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    check_module("save", bnn)
+    target = checked_target(path, "save")
+    entries = _entries(bnn)
+    if not entries:
+        raise CheckpointError(f"save: {type(bnn).__name__} has no posteriors; save its state_dict as you always do.")
+    tensors, shared = _distinct(bnn.state_dict(keep_vars=True))
+    with replacing(target) as temporary:
+        save_file(tensors, temporary, metadata={"bensemble": Header(tuple(entries), shared).to_json()})
+
+
+def _entries(bnn: nn.Module) -> list[PosteriorEntry]:
+    """Every distinct posterior with all its places, in the model's order."""
+    places: dict[int, list[tuple[str, Posterior]]] = {}
+    for path, module in bnn.named_modules():
+        if isinstance(module, PosteriorWeights):
+            for posterior in module._posteriors():
+                name = f"{path}.{posterior.name}" if path else posterior.name
+                places.setdefault(id(posterior.mu), []).append((name, posterior))
+    found = []
+    for tied in places.values():
+        name, first = tied[0]
+        found.append(
+            PosteriorEntry(
+                places=tuple(name for name, _ in tied),
+                tiers=tuple("sampled" if isinstance(p.layer, SampledWeights) else "local" for _, p in tied),
+                shape=tuple(first.mu.shape),
+                prior=describe_prior(name, first),
+                mask=first.mask is not None,
+                prunable=tuple(p.prunable for _, p in tied),
+                estimators=tuple(p.layer.estimator if isinstance(p.layer, LinearOpLayer) else "local" for _, p in tied),
+            )
+        )
+    return found
+
+
+def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every tensor once, dense and on the CPU, and which names stand for a tensor of another name."""
+    tensors: dict[str, Tensor] = {}
+    shared: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(
+                f"save: '{name}' must be a tensor, got {type(tensor).__name__}; safetensors holds no other."
+            )
+        if id(tensor) in first:
+            shared[name] = first[id(tensor)]
+        else:
+            first[id(tensor)] = name
+            tensors[name] = tensor.detach().cpu().contiguous().clone()
+    return tensors, shared
