@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 import convert
+from bensemble.frames import sampling
 from bensemble.objective import kl_divergence
 from bensemble.posterior import Posterior, named_posteriors
-from bensemble.sampling import sampling
 
 from .coverage import measure_coverage
 from .entries import Entry, Example
@@ -192,7 +192,7 @@ def posteriors_match_parameters(subject: Subject) -> None:
     assert len(left) + len(posteriors) == len(source), "more parameters than posteriors and what was left"
     for name, parameter in left.items():
         assert torch.equal(parameter, source[name]), f"{name} changed"
-    kl = float(kl_divergence(subject.bnn))
+    kl = float(kl_divergence(subject.bnn).detach())
     assert 0 <= kl < float("inf"), f"KL is {kl}"
 
 
