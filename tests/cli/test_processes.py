@@ -92,7 +92,7 @@ def test_a_spinner_shows_on_a_terminal_and_only_on_stderr(nets: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
 def test_a_reader_that_goes_away_is_no_error(nets: Path) -> None:
     line = f"'{SCRIPT}' plan nets:build 2>messages | true"
-    subprocess.run(["bash", "-c", line], cwd=nets, check=True)
+    subprocess.run(["bash", "-c", line], cwd=nets, env=PLAIN, check=True)
     assert (nets / "messages").read_text().splitlines()[3:] == []
 
 
