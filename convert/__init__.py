@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .noise import NoiseReport, check_noise
+    from .onnx import ExportReport, OnnxSummary, export_onnx, inspect_onnx
     from .planning import ConversionPlan, PlanRow, plan
-    from .zeros import SparsityReport, sparsity
     from .surgery import bayesify, to_deterministic
+    from .zeros import SparsityReport, sparsity
 
 _HOMES = {
     "ConversionPlan": "planning",
+    "ExportReport": "onnx",
     "NoiseReport": "noise",
+    "OnnxSummary": "onnx",
     "PlanRow": "planning",
     "SparsityReport": "zeros",
     "bayesify": "surgery",
     "check_noise": "noise",
+    "export_onnx": "onnx",
+    "inspect_onnx": "onnx",
     "plan": "planning",
     "sparsity": "zeros",
     "to_deterministic": "surgery",
@@ -28,11 +33,15 @@ _HOMES = {
 
 __all__ = [
     "ConversionPlan",
+    "ExportReport",
     "NoiseReport",
+    "OnnxSummary",
     "PlanRow",
     "SparsityReport",
     "bayesify",
     "check_noise",
+    "export_onnx",
+    "inspect_onnx",
     "plan",
     "sparsity",
     "to_deterministic",

@@ -148,7 +148,8 @@ def _checked_entry(entry: Any) -> PosteriorEntry:
     _require(all(type(value) is bool for value in [*prunable, entry["mask"]]), "a flag is neither true nor false")
     _require(isinstance(entry["shape"], list) and all(type(n) is int and n >= 0 for n in entry["shape"]), "bad shape")
     _check_prior(entry["prior"])
-    return PosteriorEntry(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
+    checked: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    return PosteriorEntry(**checked)
 
 
 def _check_prior(prior: Any) -> None:

@@ -89,7 +89,7 @@ def _mismatches(header: Header, tensors: dict[str, Tensor], model: nn.Module) ->
             if tuple(weight.shape) != entry.shape:
                 yield f"'{place}' has shape {tuple(weight.shape)} in the model, got {entry.shape} in the file."
             if tier == "local" and not isinstance(module, PosteriorWeights) and bayesian_type(type(module)) is None:
-                yield f"'{place}' belongs to {type(module).__name__}, which has no Bayesian twin here; register it first."
+                yield f"'{place}' belongs to {type(module).__name__}, which has no Bayesian twin here; register one."
         if len(found) > 1:
             yield f"{', '.join(map(repr, found.values()))} are one shared weight in the file, but not in the model."
     prefixes = _prefixes(header, model)
