@@ -19,6 +19,7 @@ from bensemble.errors import ConversionError, InvalidTypeError
 from bensemble.layers.linear_op import LinearOpLayer, check_estimator
 from bensemble.layers.swap import Alias, NewPosterior, make_bayesian, make_deterministic, restorer
 from bensemble.posterior import named_posteriors
+from bensemble.pruning import apply_masks, pruning_masks
 
 from .aliases import aliases_of
 from .copying import copy_model
@@ -135,8 +136,6 @@ def to_deterministic(
             f"to_deterministic: {type(bnn).__name__} has no Bayesian layers, got a deterministic model; "
             "it can be used as it is."
         )
-    from bensemble.pruning import apply_masks, pruning_masks
-
     wanted = pruning_masks(bnn, threshold=threshold, sparsity=sparsity, granularity=granularity, masks=masks)
     target = bnn if inplace else copy_model("to_deterministic", bnn)
     apply_masks(target, wanted)
