@@ -19,7 +19,7 @@ from bensemble.errors import CheckpointError
 
 from .failures import first_line
 
-__all__ = ["find_state_dict", "read_file"]
+__all__ = ["find_state_dict", "is_checkpoint", "read_file"]
 
 #: Where training scripts put the state dict, the likeliest first.
 USUAL_KEYS = (
@@ -48,6 +48,17 @@ def read_file(path: Path) -> Any:
     if path.suffix == ".safetensors" or head[8:] == b"{":
         return _read_safetensors(path)
     return _read_torch(path)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """True for a file of ``bensemble.save``, whose header says how to make the model Bayesian."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "bensemble" in (file.metadata() or {})
+    except (SafetensorError, OSError):  # whatever it is, `read_file` says so
+        return False
 
 
 def find_state_dict(content: Any, path: Path, key: str | None = None) -> tuple[dict[str, Any], list[str]]:

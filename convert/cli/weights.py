@@ -1,7 +1,8 @@
 """Weights from a file into a model.
 
 Wrappers leave a prefix on every name (`module.` DataParallel, `_orig_mod.` torch.compile, `model.` Lightning), which
-is taken away where the model has none. Names in `_mu` and `_rho` make the model Bayesian first.
+is taken away where the model has none. A checkpoint of `bensemble.save`, or names in `_mu` and `_rho`, make the model
+Bayesian first.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bensemble.checkpoint import load
 from bensemble.errors import CheckpointError
 
 from .failures import first_line
-from .weight_files import find_state_dict, read_file
+from .weight_files import find_state_dict, is_checkpoint, read_file
 
 __all__ = ["fit_names", "load_weights"]
 
@@ -35,6 +37,8 @@ def load_weights(model: nn.Module, path: Path, key: str | None = None) -> tuple[
     Raises:
         CheckpointError: The file cannot be read without running code, holds no state dict, or one of another model.
     """
+    if key is None and is_checkpoint(path):
+        return load(path, model), ["made the model Bayesian as the header of the checkpoint says"]
     state, notes = find_state_dict(read_file(path), path, key)
     state, note = fit_names(state, model)
     notes += [note] if note else []
@@ -98,7 +102,7 @@ def _load(model: nn.Module, state: dict[str, Any]) -> str:
     refusal = ""
     try:
         found = model.load_state_dict(state, strict=False)
-        missing, unexpected = list(found.missing_keys), list(found.unexpected_keys)
+        missing, unexpected = _not_tied(found.missing_keys, state, model), list(found.unexpected_keys)
     except RuntimeError as err:  # names that do not fit do not raise; shapes do, and whatever the model checks itself
         refusal = first_line(err)
         own = model.state_dict()
@@ -119,6 +123,13 @@ def _load(model: nn.Module, state: dict[str, Any]) -> str:
         if names
     ]
     return ", ".join(parts) or refusal
+
+
+def _not_tied(missing: list[str], state: dict[str, Any], model: nn.Module) -> list[str]:
+    """The missing names without those that share a tensor with one in the file: safetensors stores it once."""
+    own = model.state_dict(keep_vars=True)
+    loaded = {id(own[name]) for name in state if name in own}
+    return [name for name in missing if id(own.get(name)) not in loaded]
 
 
 def _shape(tensor: Tensor) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import nn
 
+from bensemble.checkpoint import save
 from bensemble.errors import CheckpointError
 from convert import bayesify
 from convert.cli.weights import load_weights
@@ -243,6 +244,30 @@ def test_a_key_that_is_not_there(content: Any, message: str, path: Path) -> None
     torch.save(filled, path)
     with pytest.raises(CheckpointError, match=message):
         load_weights(Net(), path, key="emma")
+
+
+def test_a_tensor_that_is_stored_once_for_two_names(tmp_path: Path) -> None:
+    def tied() -> nn.Module:
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3, bias=False))
+        model[1].weight = model[0].weight
+        return model
+
+    source = tied()
+    save_model(source, str(tmp_path / "tied.safetensors"))
+    loaded, _ = load_weights(tied(), tmp_path / "tied.safetensors")
+    torch.testing.assert_close(loaded.state_dict(), source.state_dict(), rtol=0, atol=0)
+    with pytest.raises(CheckpointError, match=r"1 missing \('1\.weight'\)"):
+        load_weights(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3, bias=False)), tmp_path / "tied.safetensors")
+
+
+def test_a_checkpoint_of_bensemble_makes_the_model_bayesian(tmp_path: Path) -> None:
+    bnn = bayesify(trained(), exclude="head")
+    save(bnn, tmp_path / "bnn.safetensors")
+    loaded, notes = load_weights(Net(), tmp_path / "bnn.safetensors")
+    torch.testing.assert_close(loaded.state_dict(), bnn.state_dict(), rtol=0, atol=0)
+    assert notes == ["made the model Bayesian as the header of the checkpoint says"]
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_weights(nn.Linear(3, 3), tmp_path / "bnn.safetensors")
 
 
 def test_a_bayesian_state_dict_makes_the_model_bayesian(path: Path) -> None:
