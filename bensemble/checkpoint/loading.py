@@ -90,10 +90,22 @@ def _mismatches(header: Header, tensors: dict[str, Tensor], model: nn.Module) ->
                 yield f"'{place}' has shape {tuple(weight.shape)} in the model, got {entry.shape} in the file."
             if tier == "local" and not isinstance(module, PosteriorWeights) and bayesian_type(type(module)) is None:
                 yield f"'{place}' belongs to {type(module).__name__}, which has no Bayesian twin here; register one."
+            for part in ("mu", "rho", "mask") if entry.mask else ("mu", "rho"):
+                key = f"{_prefix(module, place, tier)}{part}"
+                stored = tensors.get(header.shared.get(key, key))
+                if stored is None or tuple(stored.shape) != entry.shape:
+                    got = "none" if stored is None else f"shape {tuple(stored.shape)}"
+                    yield f"'{place}' needs '{key}' of shape {entry.shape} in the file, got {got}."
         if len(found) > 1:
             yield f"{', '.join(map(repr, found.values()))} are one shared weight in the file, but not in the model."
-    prefixes = _prefixes(header, model)
-    posterior_keys = {key for key in available if any(key.startswith(p) and "." not in key[len(p) :] for p in prefixes)}
+    prefixes = {
+        _prefix(_owner(model, place)[0], place, tier)
+        for entry in header.posteriors
+        for place, tier in zip(entry.places, entry.tiers, strict=True)
+    }
+    posterior_keys = {
+        key for key in available | set(left) if any(key.startswith(p) and "." not in key[len(p) :] for p in prefixes)
+    }
     for key, tensor in left.items():
         if key in posterior_keys:
             continue
@@ -126,16 +138,12 @@ def _weight(module: nn.Module, name: str) -> Tensor | None:
     return module._parameters.get(name)
 
 
-def _prefixes(header: Header, model: nn.Module) -> set[str]:
-    """What the names of all posterior tensors in the file start with, such as ``fc.w_``."""
-    found = set()
-    for entry in header.posteriors:
-        for place, tier in zip(entry.places, entry.tiers, strict=True):
-            module, name = _owner(model, place)
-            twin = bayesian_type(type(module)) if module is not None and tier == "local" else None
-            stems = module._stems if isinstance(module, PosteriorWeights) else twin._stems if twin is not None else {}
-            found.add(f"{place.removesuffix(name)}{stems.get(name, name)}_")
-    return found
+def _prefix(module: nn.Module | None, place: str, tier: str) -> str:
+    """What the names of the posterior tensors of one place start with, such as ``fc.w_``."""
+    name = place.rpartition(".")[2]
+    twin = bayesian_type(type(module)) if module is not None and tier == "local" else None
+    stems = module._stems if isinstance(module, PosteriorWeights) else twin._stems if twin is not None else {}
+    return f"{place.removesuffix(name)}{stems.get(name, name)}_"
 
 
 def _convert(header: Header, tensors: dict[str, Tensor], model: nn.Module) -> None:

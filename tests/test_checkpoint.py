@@ -1,0 +1,176 @@
+"""Checkpoints: everything comes back, nothing foreign gets in, a failure changes nothing."""
+
+import copy
+import json
+import pickle
+import struct
+
+import pytest
+import torch
+from torch import nn
+
+import bensemble
+from bensemble.errors import CheckpointError, InvalidValueError
+from convert import bayesify
+
+pytest.importorskip("safetensors")
+
+
+class Network(nn.Module):
+    """Local twins, sampled weights, norms and a tied head."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(10, 6)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.norm = nn.LayerNorm(6)
+        self.recurrent = nn.GRU(6, 6, batch_first=True)
+        self.head = nn.Linear(6, 10)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        x = self.embedding(tokens)
+        x = self.norm(x + self.attention(x, x, x, need_weights=False)[0])
+        return self.head(self.recurrent(x)[0])
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(0, 10, (2, 5))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.safetensors"
+
+
+def _trained(prior="empirical"):
+    bnn = bayesify(Network(), prior=prior)
+    with torch.no_grad():
+        for _, posterior in bensemble.named_posteriors(bnn):
+            posterior.rho.add_(torch.randn_like(posterior.rho))
+    bnn.attention.out_proj._set_mask("weight", torch.randint(0, 2, (6, 6)).float())
+    return bnn.eval()
+
+
+@pytest.mark.parametrize("prior", ["empirical", "pretrained", "normal", "ard"])
+@pytest.mark.parametrize("into", ["a fresh deterministic model", "the Bayesian model"])
+def test_everything_comes_back(path, tokens, prior, into):
+    bnn = _trained(prior)
+    bensemble.save(bnn, path)
+    fresh = Network() if into.startswith("a fresh") else bayesify(Network())
+    loaded = bensemble.load(path, fresh)
+    assert loaded is fresh
+    state = loaded.state_dict()
+    assert list(state) == list(bnn.state_dict())
+    assert all(torch.equal(value, state[name]) for name, value in bnn.state_dict().items())
+    torch.testing.assert_close(bensemble.kl_divergence(loaded), bensemble.kl_divergence(bnn), rtol=0, atol=0)
+    assert torch.equal(loaded.eval()(tokens), bnn(tokens))
+    assert loaded.head.w_mu is loaded.embedding.weight_mu
+    assert loaded.head.w_rho is loaded.embedding.weight_rho
+    for model in (bnn, loaded):
+        with bensemble.sampling(model, torch.Generator().manual_seed(0)):
+            model.sampled = model(tokens)
+    assert torch.equal(bnn.sampled, loaded.sampled)
+
+
+def test_the_same_model_gives_the_same_bytes(path):
+    bnn = _trained()
+    bensemble.save(bnn, path)
+    first = path.read_bytes()
+    bensemble.save(copy.deepcopy(bnn), path)
+    assert path.read_bytes() == first
+
+
+def _refused(path, model, match):
+    before = copy.deepcopy(model.state_dict())
+    types = [type(module) for module in model.modules()]
+    with pytest.raises(CheckpointError, match=match):
+        bensemble.load(path, model)
+    assert [type(module) for module in model.modules()] == types
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_checkpoint_of_another_model_lists_every_mismatch(path):
+    bensemble.save(_trained(), path)
+    _refused(path, nn.Sequential(nn.Linear(3, 2)), r"(?s)no weight 'embedding.weight'.*|'0.weight' is in the model")
+    wider = Network()
+    wider.norm = nn.LayerNorm((5, 6))
+    _refused(path, wider, r"'norm.weight' is \(5, 6\)")
+    untied = Network()
+    untied.head.weight = nn.Parameter(torch.randn(10, 6))
+    _refused(path, untied, "one shared weight in the file, but not in the model")
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(path, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "exploded"), "w"))
+
+    path.write_bytes(pickle.dumps({"weight": Bomb()}))
+    _refused(path, Network(), "damaged or no safetensors file")
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("keep", [0, 1, 7, 8, 9, 100, 2000, -1])
+def test_a_truncated_file_is_refused(path, keep):
+    bensemble.save(_trained(), path)
+    path.write_bytes(path.read_bytes()[:keep])
+    _refused(path, Network(), "damaged")
+
+
+def _rewrite_header(path, change):
+    """Change the bensemble header inside a safetensors file."""
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    outer = json.loads(data[8 : 8 + length])
+    outer["__metadata__"]["bensemble"] = change(outer["__metadata__"]["bensemble"])
+    text = json.dumps(outer).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda text: text.replace('"version":1', '"version":99'), "format version 99"),
+        (lambda text: text[:-5], "is damaged"),
+        (lambda text: "[" * 100_000, "is damaged"),
+        (lambda text: text.replace('"version":1', '"version":1,"version":1'), "a key occurs twice"),
+        (lambda text: text.replace('"normal"', '"os.system"'), "a prior of unknown type"),
+        (lambda text: text.replace('"local"', '"magic"'), "bad tiers"),
+        (lambda text: text.replace("embedding.weight", "embedding..weight"), "no parameter name"),
+        (lambda text: text.replace("embedding.weight", "encoder.weight"), "no weight 'encoder.weight'"),
+        (lambda text: json.dumps({"version": 1}), "its fields are not those"),
+        (lambda text: "null", "has no version"),
+    ],
+)
+def test_a_damaged_header_is_refused(path, change, match):
+    bensemble.save(_trained(), path)
+    _rewrite_header(path, change)
+    _refused(path, Network(), match)
+
+
+def test_a_plain_safetensors_file_names_the_cure(path):
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.zeros(2)}, path)
+    _refused(path, Network(), "load_state_dict")
+    _refused(path.with_name("missing"), Network(), "is no file")
+
+
+def test_saving_refuses_what_it_cannot_keep_and_leaves_the_old_file(path):
+    with pytest.raises(CheckpointError, match="has no posteriors"):
+        bensemble.save(nn.Linear(2, 2), path)
+
+    class Flat:
+        def kl(self, mu, sigma):
+            return mu.sum() * 0
+
+    bensemble.save(_trained(), path)
+    old = path.read_bytes()
+    with pytest.raises(CheckpointError, match=r"the prior of '\S+' must be one of bensemble.priors, got Flat"):
+        bensemble.save(bayesify(Network(), prior=Flat()), path)
+    assert path.read_bytes() == old
+    with pytest.raises(InvalidValueError, match="does not exist"):
+        bensemble.save(_trained(), path.parent / "nowhere" / "model.safetensors")
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
