@@ -1,0 +1,77 @@
+"""Contract tests for a Bayesian layer, for anyone's layer: what every layer promises, and a check of each promise.
+
+In the test suite of a package that registers a layer type of its own::
+
+    from bensemble.testing import CONTRACTS, check_layer
+
+    @pytest.mark.parametrize("contract", CONTRACTS)
+    def test_my_layer(contract):
+        check_layer(lambda: MyLinear(3, 4), lambda: torch.randn(5, 3), contracts=[contract])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidValueError
+from . import distribution, forward, storage
+from .case import Case
+
+__all__ = ["CONTRACTS", "check_layer"]
+
+_contracts: dict[str, Callable[[Case], None]] = {
+    **forward.CONTRACTS,
+    **distribution.CONTRACTS,
+    **storage.CONTRACTS,
+}
+
+#: The names of the contracts.
+CONTRACTS = tuple(_contracts)
+
+
+def check_layer(
+    make_layer: Callable[[], nn.Module],
+    make_input: Callable[[], Tensor],
+    *,
+    contracts: Iterable[str] | None = None,
+    dtypes: Iterable[torch.dtype] = (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+    num_samples: int = 10_000,
+    seed: int = 0,
+) -> None:
+    """Check that a layer keeps its contracts. All randomness is seeded here; the caller's generator is put back.
+
+    Args:
+        make_layer: Builds the Bayesian layer, or a deterministic module of a registered type, which is converted.
+        make_input: Gives a small float32 input, batch first.
+        contracts: Which of ``CONTRACTS`` to check; default all. Those that compare with the deterministic module pass
+            for a layer that stands for none.
+        dtypes: What the layer must compute in.
+        num_samples: Samples behind each statistical comparison. With the default, one sigma that is 10 % off shows.
+        seed: Seed of everything random.
+
+    Raises:
+        AssertionError: Contracts that do not hold, each with what was found.
+        InvalidTypeError: ``make_layer`` gives neither a Bayesian layer nor a module of a registered type.
+        InvalidValueError: A contract that does not exist.
+    """
+    names = list(CONTRACTS if contracts is None else contracts)
+    for name in names:
+        if name not in _contracts:
+            raise InvalidValueError(f"check_layer: contracts must be among {', '.join(CONTRACTS)}, got {name!r}.")
+    broken: dict[str, AssertionError] = {}
+    with torch.random.fork_rng(devices=[]):
+        case = Case(make_layer, make_input, tuple(dtypes), num_samples)
+        layer = type(case.layer()).__name__
+        for name in names:
+            torch.manual_seed(seed)
+            try:
+                _contracts[name](case)
+            except AssertionError as error:
+                broken[name] = error
+    if broken:
+        told = "\n".join(f"  {name}: {' '.join(str(error).split())}" for name, error in broken.items())
+        first = next(iter(broken.values()))
+        raise AssertionError(f"check_layer: {layer} breaks {len(broken)} of {len(names)} contracts.\n{told}") from first

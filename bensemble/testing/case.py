@@ -1,0 +1,105 @@
+"""The layer under test, the deterministic module it stands for, and how a contract says that it does not hold."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidTypeError
+from ..gaussian import rho_from_sigma
+from ..layers import BaseBayesianLayer, bayesian_type
+from ..layers.swap import NewPosterior, make_bayesian, make_deterministic
+from ..priors import Normal
+
+__all__ = ["Case", "require", "require_equal", "require_same_state", "seeded", "to_bayesian", "to_plain"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer under test, made anew for each use; see :func:`bensemble.testing.check_layer`."""
+
+    make_layer: Callable[[], nn.Module]
+    make_input: Callable[[], Tensor]
+    dtypes: tuple[torch.dtype, ...]
+    num_samples: int
+
+    def pair(self) -> tuple[BaseBayesianLayer, nn.Module | None]:
+        """The layer in training mode, with a sigma of its own for each weight, and the module it stands for."""
+        module = self.make_layer()
+        twin: nn.Module | None
+        if isinstance(module, BaseBayesianLayer):
+            layer, twin = module, to_plain(module)
+        elif bayesian_type(type(module)) is not None:
+            layer, twin = to_bayesian(copy.deepcopy(module)), module
+        else:
+            raise InvalidTypeError(
+                "check_layer: make_layer must give a BaseBayesianLayer or a module of a registered type, got "
+                f"{type(module).__name__}; register its Bayesian type first."
+            )
+        with torch.no_grad():
+            for posterior in layer.posteriors():
+                low = 0.3 if posterior.mu.dim() > 1 else 0.05  # biases stay in the background
+                posterior.rho.copy_(rho_from_sigma(low + low * torch.rand_like(posterior.rho)))
+        return layer.train(), twin
+
+    def layer(self) -> BaseBayesianLayer:
+        """The layer alone."""
+        return self.pair()[0]
+
+
+def to_plain(layer: BaseBayesianLayer) -> nn.Module | None:
+    """A copy of the layer as its deterministic type, at the means; None for a layer that stands for none."""
+    if not hasattr(type(layer), "deterministic_class"):
+        return None
+    layer = copy.deepcopy(layer)
+    means = {posterior.name: nn.Parameter(posterior.mu.detach()) for posterior in layer.posteriors()}
+    return make_deterministic(layer, means)
+
+
+def to_bayesian(module: nn.Module) -> BaseBayesianLayer:
+    """The module with its class changed to the registered Bayesian type; sigma and prior are 1."""
+    posteriors = {
+        name: NewPosterior(p, nn.Parameter(rho_from_sigma(torch.ones_like(p.detach()))), Normal())
+        for name, p in module._parameters.items()
+        if p is not None
+    }
+    layer = make_bayesian(module, posteriors, local=True)
+    assert isinstance(layer, BaseBayesianLayer)
+    return layer
+
+
+def require(holds: bool, otherwise: str) -> None:
+    """Raise an AssertionError unless the claim holds, under ``python -O`` too."""
+    if not holds:
+        raise AssertionError(otherwise)
+
+
+def require_equal(actual: Tensor, expected: Tensor, what: str) -> None:
+    """Raise unless two tensors agree bit for bit."""
+    if not torch.equal(actual, expected):
+        difference = f"{tuple(actual.shape)} and {tuple(expected.shape)}"
+        if actual.shape == expected.shape:
+            difference = f"up to {float((actual.double() - expected.double()).abs().max()):g}"
+        raise AssertionError(f"{what} differ: {difference}")
+
+
+def require_same_state(actual: nn.Module, expected: nn.Module) -> None:
+    """Raise unless two modules have the same state dict, keys in the same order."""
+    states: list[dict[str, Any]] = [actual.state_dict(), expected.state_dict()]
+    require(list(states[0]) == list(states[1]), f"keys are {list(states[0])}, not {list(states[1])}")
+    for key, value in states[1].items():
+        require_equal(states[0][key], value, key)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """A fixed start of torch's generator; afterwards it goes on where it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

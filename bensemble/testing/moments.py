@@ -1,0 +1,72 @@
+"""Means and variances of samples, and their comparison within standard errors.
+
+Both sides are normal, so the standard error of a mean is sqrt(var / S) and that of a variance var * sqrt(2 / (S - 1)).
+A family of K comparisons may fail by accident as rarely as one comparison at five standard errors does, 6e-7
+(Bonferroni), which moves the bound to 6.3 standard errors for K = 2,000.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["Moments", "require_same_moments"]
+
+_CHANCE = 5.7e-7  # of a normal variable beyond five standard errors, on either side
+
+
+class Moments:
+    """Mean and variance of samples that come in parts, element by element.
+
+    Samples should be taken around a value close to their mean, so that nothing cancels.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sum: Tensor | float = 0.0
+        self._squares: Tensor | float = 0.0
+
+    def add(self, samples: Tensor) -> None:
+        """Take in samples of shape (S, ...)."""
+        self.count += len(samples)
+        self._sum = self._sum + samples.double().sum(0)
+        self._squares = self._squares + samples.double().square().sum(0)
+
+    def mean(self) -> Tensor:
+        """Sample mean."""
+        return torch.as_tensor(self._sum) / self.count
+
+    def variance(self) -> Tensor:
+        """Unbiased sample variance."""
+        return (torch.as_tensor(self._squares) - self.count * self.mean().square()).clamp_min(0) / (self.count - 1)
+
+
+def require_same_moments(sample: Moments, mean: Tensor, variance: Tensor, what: str, count: float = torch.inf) -> None:
+    """Raise unless a sample has the given mean and variance, both within standard errors.
+
+    Args:
+        sample: What is tested.
+        mean: Expected mean, exact or an estimate.
+        variance: Expected variance, likewise.
+        what: Names the sample in the error.
+        count: Size of the sample behind the expected values, if they are estimates.
+    """
+    weight = 1 / sample.count + 1 / count
+    mean, variance = mean.double(), variance.double()
+    errors = {
+        "mean": (sample.mean() - mean, (variance * weight).sqrt()),
+        "variance": (sample.variance() - variance, variance * (2 * weight) ** 0.5),
+    }
+    comparisons = 2 * variance.numel()
+    most = float(-torch.special.ndtri(torch.tensor(_CHANCE / 2 / comparisons, dtype=torch.float64)))
+    for name, (difference, error) in errors.items():
+        # A constant has no standard error; rounding is all that it may differ by.
+        worst = (difference.abs() - 1e-9).clamp_min(0) / error.clamp_min(1e-300)
+        if not bool((worst <= most).all()):
+            index = int(worst.argmax())
+            got, expected = (sample.mean(), mean) if name == "mean" else (sample.variance(), variance)
+            numbers = [float(tensor.flatten()[index]) for tensor in (got, expected, worst)]
+            raise AssertionError(
+                "the {} of {} is {:.4g} where {:.4g} is due, {:.1f} standard errors off".format(name, what, *numbers)
+                + f" ({most:.1f} allowed, {sample.count} samples)"
+            )
