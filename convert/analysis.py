@@ -23,21 +23,9 @@ from bensemble.batches import call
 from bensemble.errors import InvalidValueError
 
 from .copying import hollow_copy
+from .flow import Flow, data_arguments, plain_name
 
 __all__ = ["Analysis", "analyse"]
-
-#: Operations that are linear in a weight, by function name.
-LINEAR_OPERATIONS = frozenset(
-    [
-        *("linear", "bilinear", "mul", "multiply", "__mul__", "__rmul__"),
-        *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"),
-        *("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "inner", "tensordot", "einsum"),
-        *("addmm", "addbmm", "baddbmm", "addmv", "grouped_mm", "_grouped_mm"),
-        *("multi_head_attention_forward", "scaled_dot_product_attention"),
-        *("_native_multi_head_attention", "_transformer_encoder_layer_fwd"),
-        *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
-    ]
-)
 
 
 @dataclass
@@ -48,22 +36,23 @@ class Analysis:
         source: "probe", "fx" or "unknown".
         calls: How often the forward calls each module, by path.
         inside: Modules that run within a fused module: path -> path of the module that uses their weights.
-        operations: By identity of a Parameter, the names of the operations it reaches outside of called layers.
+        operations: By identity of a Parameter, the names of the operations where it meets data, outside of what
+            torch.fx calls as a whole.
+        seen: Identities of the Parameters that the forward reads.
+        altered: Identities of the Parameters that are computed with before they meet data.
     """
 
     source: str = "unknown"
     calls: Counter[str] = field(default_factory=Counter)
     inside: dict[str, str] = field(default_factory=dict)
     operations: dict[int, set[str]] = field(default_factory=dict)
+    seen: set[int] = field(default_factory=set)
+    altered: set[int] = field(default_factory=set)
 
     @property
     def known(self) -> bool:
         """Whether a forward was seen."""
         return self.source != "unknown"
-
-    def add_operation(self, parameter: int, name: str) -> None:
-        """Record that an operation consumes a Parameter."""
-        self.operations.setdefault(parameter, set()).add(name)
 
 
 def analyse(verb: str, model: nn.Module, example_inputs: Any = None) -> Analysis:
@@ -92,8 +81,10 @@ def _undisturbed() -> Iterator[None]:
 
 def _uncalled(model: nn.Module, analysis: Analysis) -> bool:
     return any(
-        module._parameters and path not in analysis.calls and path not in analysis.inside
+        id(parameter) not in analysis.seen and path not in analysis.calls and path not in analysis.inside
         for path, module in model.named_modules()
+        for parameter in module._parameters.values()
+        if parameter is not None
     )
 
 
@@ -115,23 +106,41 @@ def _trace(model: nn.Module, analysis: Analysis, flip: bool = False) -> bool:
     except Exception:
         return False
     analysis.source = "fx"
-    derived: dict[fx.Node, set[int]] = {}
+    flow = Flow(analysis.operations, analysis.altered)
     for node in graph.nodes:
         if node.op == "call_module":
             _record_call(hollow, str(node.target), analysis)
-        elif node.op == "get_attr":
+        if node.op == "get_attr":
             tensor = _attribute(hollow, str(node.target))
-            if isinstance(tensor, Tensor):
-                derived[node] = {id(tensor)} if isinstance(tensor, nn.Parameter) else set()
-        elif node.op in ("call_function", "call_method"):
-            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-            weights = {w for source in node.all_input_nodes for w in derived.get(source, ())}
-            if node.all_input_nodes and all(source in derived for source in node.all_input_nodes):
-                derived[node] = weights
-            else:
-                for weight in weights:
-                    analysis.add_operation(weight, name)
+            flow.start(node, id(tensor) if isinstance(tensor, nn.Parameter) else None)
+            analysis.seen.add(id(tensor))
+        elif _is_size(node, flow):
+            flow.start(node)
+        elif any(flow.knows(source) for source in node.all_input_nodes):
+            name, data = _operation(node, hollow)
+            flow.apply(name, list(node.all_input_nodes), data, [node])
     return True
+
+
+def _is_size(node: fx.Node, flow: Flow) -> bool:
+    """Whether a node gives a shape, dtype or device, which is neither weight nor data."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim", "numel", "stride", "ndimension", "element_size")
+    return (
+        node.op == "call_function" and node.target is getattr and node.args[1] in ("shape", "dtype", "device", "ndim")
+    )
+
+
+def _operation(node: fx.Node, model: nn.Module) -> tuple[str, list[fx.Node]]:
+    """The plain name of what a node does, and those of its inputs that it takes as data."""
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        stateless = not any(True for _ in module.parameters())
+        return type(module).__name__, [] if stateless else list(node.all_input_nodes)
+    name = _name_of(node.target)
+    leading, keywords = data_arguments(name, node.args)
+    data = (*node.args[:leading], *(node.kwargs.get(keyword) for keyword in keywords))
+    return name, [leaf for leaf in tree_leaves(data) if isinstance(leaf, fx.Node)]
 
 
 def _record_call(model: nn.Module, path: str, analysis: Analysis) -> None:
@@ -161,7 +170,11 @@ def _probe(verb: str, model: nn.Module, inputs: Any) -> Analysis:
     for training in (False, True):
         hollow.train(training)
         calls: Counter[str] = Counter()
-        handles = [module.register_forward_pre_hook(_counter(calls, path)) for path, module in hollow.named_modules()]
+        handles = [
+            module.register_forward_pre_hook(_counter(calls, path))
+            for path, module in hollow.named_modules()
+            if not isinstance(module, torch.jit.ScriptModule)  # takes no hooks, and is not converted
+        ]
         try:
             with _Recorder(hollow, analysis):
                 call(hollow, inputs)
@@ -188,29 +201,40 @@ def _counter(calls: Counter[str], path: str) -> Any:
 
 
 class _Recorder(TorchFunctionMode):
-    """Notes which operations consume a Parameter, directly or through operations on weights alone."""
+    """Follows Parameters through every operation that torch runs."""
 
     def __init__(self, model: nn.Module, analysis: Analysis) -> None:
         super().__init__()
         self.analysis = analysis
-        self.derived: dict[int, set[int]] = {id(p): {id(p)} for p in model.parameters()}
-        self.derived |= {id(b): set() for b in model.buffers()}
+        self.flow = Flow(analysis.operations, analysis.altered)
         self.alive: list[Tensor] = []  # identities stay valid while the tensors live
+        for parameter in model.parameters():
+            self.flow.start(id(parameter), id(parameter))
+        for buffer in model.buffers():
+            self.flow.start(id(buffer))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        weights = {w for operand in operands for w in self.derived.get(id(operand), ())}
-        if not weights:
-            return result
-        if all(id(operand) in self.derived for operand in operands):
-            for leaf in tree_leaves(result):
-                if isinstance(leaf, Tensor) and id(leaf) not in self.derived:
-                    self.derived[id(leaf)] = weights
-                    self.alive.append(leaf)
-        else:
-            name = (resolve_name(func) or getattr(func, "__name__", "")).rpartition(".")[2]
-            for weight in weights:
-                self.analysis.add_operation(weight, name)
+        operands = _tensors((args, kwargs))
+        results = _tensors(result)
+        if results and any(self.flow.knows(id(operand)) for operand in operands):
+            self.analysis.seen |= {id(operand) for operand in operands if isinstance(operand, nn.Parameter)}
+            name = _name_of(func)
+            leading, keywords = data_arguments(name, args)
+            data = _tensors((args[:leading], [kwargs.get(keyword) for keyword in keywords]))
+            self.flow.apply(name, [id(o) for o in operands], [id(d) for d in data], [id(r) for r in results])
+            self.alive += [r for r in results if self.flow.knows(id(r))]
         return result
+
+
+def _name_of(operation: Any) -> str:
+    """The plain name of a function, a method, or the name of a method."""
+    if isinstance(operation, torch._ops.OpOverload):
+        return plain_name(operation.overloadpacket.__name__)
+    name = operation if isinstance(operation, str) else resolve_name(operation) or getattr(operation, "__name__", "")
+    return plain_name(name.rpartition(".")[2])
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]

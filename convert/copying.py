@@ -23,11 +23,17 @@ def copy_model(verb: str, model: M) -> M:
     """
     memo: dict[int, Any] = {id(t): t.detach().clone() for t in _computed_tensors(model)}
     try:
-        return copy.deepcopy(model, memo)
+        with torch.no_grad():  # a ScriptModule would copy its parameters into a graph
+            copied = copy.deepcopy(model, memo)
     except Exception as err:
         raise ConversionError(
             f"{verb}: {type(model).__name__} cannot be copied ({err}); pass inplace=True to change the model itself."
         ) from err
+    for module, twin in zip(model.modules(), copied.modules(), strict=False):
+        if isinstance(module, torch.jit.ScriptModule):
+            for parameter, other in zip(module.parameters(), twin.parameters(), strict=True):
+                other.requires_grad_(parameter.requires_grad)
+    return copied
 
 
 def hollow_copy(model: M) -> M | None:

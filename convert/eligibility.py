@@ -13,13 +13,14 @@ from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-def
 from bensemble.errors import refuse
 from bensemble.layers.weights import PosteriorWeights
 
-from .analysis import LINEAR_OPERATIONS, Analysis
+from .analysis import Analysis
+from .flow import LINEAR_OPERATIONS
 from .selection import Selection
 
 if TYPE_CHECKING:
     from .planning import Place
 
-__all__ = ["refusal", "why_deterministic"]
+__all__ = ["is_embedding", "refusal", "why_deterministic"]
 
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
@@ -43,11 +44,13 @@ def why_deterministic(
     named = any(selection.names_outright(p.path, p.module, p.name) for p in places)
     if not parameter.is_floating_point():
         return f"holds {parameter.dtype}, not floating point numbers"
+    if parameter.numel() == 0:
+        return "has no elements"
     if not parameter.requires_grad and not named:
         return "frozen; name it in include to convert it"
-    converts = [p for p in places if not isinstance(p.module, (*EMBEDDINGS, *NORMS))]
+    converts = [p for p in places if not (is_embedding(p) or _is_norm(p))]
     if not converts and not named:
-        return "an embedding" if isinstance(places[0].module, EMBEDDINGS) else "a norm"
+        return "an embedding" if is_embedding(places[0]) else "a norm"
     if any(p.is_local for p in places):
         return _why_never_used(parameter, places, analysis)
     if not named:
@@ -58,6 +61,11 @@ def why_deterministic(
         unused = _why_never_used(parameter, places, analysis)
         return unused or _why_no_linear_operation(parameter, converts[0], analysis)
     return _why_never_used(parameter, places, analysis)
+
+
+def is_embedding(place: Place) -> bool:
+    """Whether the Parameter is a lookup table of torch's own."""
+    return isinstance(place.module, EMBEDDINGS) and place.name == "weight"
 
 
 def refusal(verb: str, owners: dict[int, tuple[nn.Parameter, list[Place]]]) -> None:
@@ -94,11 +102,19 @@ def _why_left_as_it_is(places: list[Place]) -> str:
     return "Bayesian already" if stem and part in ("mu", "rho") else "beside weights that are Bayesian already"
 
 
+def _is_norm(place: Place) -> bool:
+    return isinstance(place.module, NORMS) and place.name in ("weight", "bias")
+
+
 def _why_never_used(parameter: nn.Parameter, places: list[Place], analysis: Analysis) -> str | None:
-    if not analysis.known or id(parameter) in analysis.operations:
+    if not analysis.known or id(parameter) in analysis.seen:
         return None
-    if any(analysis.calls[p.path] or p.path in analysis.inside for p in places):
-        return None
+    for place in places:
+        # A trace does not look into what it calls; a probe sees every read, except by kernels that torch cannot see.
+        if place.path in analysis.inside or (
+            analysis.calls[place.path] and (analysis.source == "fx" or place.is_local)
+        ):
+            return None
     return "never used in a forward; the KL alone would shrink it to nothing"
 
 
@@ -110,7 +126,7 @@ def _why_no_linear_operation(parameter: nn.Parameter, place: Place, analysis: An
         return f"reaches {', '.join(sorted(operations))}, no linear operation"
     if analysis.calls[place.path] and type(place.module).__module__.startswith("torch.nn."):
         return None
-    if parameter.shape[0] == 1 and parameter.dim() > 2:
+    if parameter.shape[0] == 1 and parameter.dim() in (3, 4):
         return "looks like a token or a position table; name it in include to convert it"
     if _TABLE_NAME.search(place.name) and not type(place.module).__module__.startswith("torch.nn."):
         return "named like a table or token; name it in include, or pass example_inputs, to convert it"

@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bensemble.checks import check_module
 from bensemble.layers.registry import bayesian_type
 from bensemble.layers.weights import PosteriorWeights
 
 from .analysis import Analysis, analyse
-from .eligibility import refusal, why_deterministic
+from .eligibility import is_embedding, refusal, why_deterministic
+from .flow import LINEAR_OPERATIONS
 from .plan_table import render_html, render_text
 from .selection import Selection, parse_selection
 
@@ -208,17 +209,22 @@ def _row(
         tier=tier,
         calls=calls,
         operations=tuple(sorted(analysis.operations.get(id(parameter), ()))),
-        prunable=reason is None and all(_prunable(p) for p in places),
+        prunable=reason is None and all(_prunable(parameter, p, analysis) for p in places),
         reason=reason or _remark(places, analysis),
     )
 
 
-def _prunable(place: Place) -> bool:
-    """Whether zeros in the Parameter are zeros in the operation: true where torch itself applies the weight."""
-    if isinstance(place.module, (nn.Embedding, nn.EmbeddingBag)):
+def _prunable(parameter: nn.Parameter, place: Place, analysis: Analysis) -> bool:
+    """Whether zeros in the Parameter are zeros in the operation that it reaches."""
+    if is_embedding(place) or id(parameter) in analysis.altered:
         return False
-    plain = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.ParameterList, nn.ParameterDict)
-    return place.is_local or type(place.module).__module__.startswith("torch.nn.modules") or type(place.module) in plain
+    if place.is_local:
+        return True
+    computed = any(isinstance(value, Tensor) for value in vars(place.module).values())  # by a hook, such as weight norm
+    torchs_own = type(place.module).__module__.startswith("torch.nn.modules")
+    if torchs_own and not computed and not isinstance(place.module, (nn.ParameterList, nn.ParameterDict)):
+        return True
+    return not LINEAR_OPERATIONS.isdisjoint(analysis.operations.get(id(parameter), ()))
 
 
 def _remark(places: list[Place], analysis: Analysis) -> str:
