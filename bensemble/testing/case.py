@@ -85,7 +85,7 @@ def require_equal(actual: Tensor, expected: Tensor, what: str) -> None:
     if not torch.equal(actual, expected):
         difference = f"{tuple(actual.shape)} and {tuple(expected.shape)}"
         if actual.shape == expected.shape:
-            difference = f"up to {float((actual.double() - expected.double()).abs().max()):g}"
+            difference = f"by up to {float((actual.double() - expected.double()).detach().abs().max()):g}"
         raise AssertionError(f"{what} differ: {difference}")
 
 

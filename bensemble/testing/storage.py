@@ -26,7 +26,6 @@ def round_trip(case: Case) -> None:
     if twin is None:
         return
     back = to_plain(layer)
-    assert back is not None
     require(type(back) is type(twin), f"the way back gives a {type(back).__name__}, not a {type(twin).__name__}")
     require_same_state(back, twin)
     require(repr(back) == repr(twin), f"the way back gives {back!r}, not {twin!r}")
