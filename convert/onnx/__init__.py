@@ -1,9 +1,9 @@
 """ONNX files: written, verified in ONNX Runtime, measured and read back.
 
-One stage a file, in the order in which an export runs them: ``writing`` (is the path writable), ``deployable`` (a plain
-copy of the model), ``inputs`` and ``axes`` (what it is called with, what may vary), ``trials`` (what the model itself
-accepts), ``tracing`` (torch's exporter), ``graph`` (names, metadata, the same bytes every time), ``verification`` (ONNX
-Runtime against the model), ``report``. ``export`` puts them together, ``inspection`` reads any ONNX file.
+One stage a file, in the order in which an export runs them: ``deployable`` (a plain copy of the model), ``inputs`` and
+``axes`` (what it is called with, what may vary), ``trials`` (what the model itself accepts), ``tracing`` (torch's
+exporter), ``finishing`` and ``graph`` (names, metadata, the same bytes every time), ``verification`` (ONNX Runtime
+against the model), ``report``. ``export`` puts them together, ``inspection`` reads any ONNX file.
 """
 
 try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,10 @@ def export_onnx(
         >>> print(export_onnx(bnn, "sure.onnx", images[:1], metadata={"classes": "cat,dog"}))
     """
     _check(model, outputs, opset, metadata)
+    if verify and find_spec("onnxruntime") is None:
+        raise ExportError(
+            "export_onnx: verify=True needs onnxruntime, which is not installed; pip install 'bensemble[onnx]'."
+        )
     target = checked_target(path, "export_onnx")
     with deployable(model) as network:
         arguments = read_arguments(network, example_inputs, input_names)
@@ -103,9 +108,14 @@ def export_onnx(
             check_ranges(trials, traced, verify)
             proto = finished(trials, traced, names, own)
             data = serialized(proto, verify)
-            with replacing(target) as temporary:
-                temporary.write_bytes(data)
-                measured = verified(temporary, trials, names) if verify else {}
+            try:
+                with replacing(target) as temporary:
+                    temporary.write_bytes(data)
+                    measured = verified(temporary, trials, names) if verify else {}
+            except OSError as err:
+                raise ExportError(
+                    f"export_onnx: '{target}' cannot be written, got {one_line(err)}; try again."
+                ) from err
             return summarize(ExportReport, Path(path), proto, data, **measured)
 
         try:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 
 import onnx
 from google.protobuf.message import EncodeError
 
+from bensemble import __version__
 from bensemble.errors import ExportError, refuse
 
 from .axes import BATCH
@@ -84,7 +84,7 @@ def finished(trials: Trials, traced: Traced, outputs: Sequence[str], metadata: M
         for name, (smallest, largest) in traced.ranges.items()
         if smallest != largest and (smallest > 2 or largest is not None)
     }
-    toolkit = {"bensemble.schema": str(SCHEMA), "bensemble.version": version("bensemble")}
+    toolkit = {"bensemble.schema": str(SCHEMA), "bensemble.version": __version__}
     set_metadata(proto, {**metadata, **toolkit, **bounds})
     return proto
 

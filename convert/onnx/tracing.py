@@ -125,7 +125,7 @@ class _Forward(logging.Handler):
 def _redirected_logs() -> Iterator[None]:
     """Replace the handlers of the noisy packages' loggers; torch gives some of its modules handlers of their own."""
     known = logging.root.manager.loggerDict
-    names = [name for name in known if name.split(".")[0] in NOISY] + list(NOISY)
+    names = [name for name in list(known) if name.split(".")[0] in NOISY] + list(NOISY)
     saved = []
     for noisy in map(logging.getLogger, dict.fromkeys(names)):
         if noisy.handlers or noisy.name in NOISY:
