@@ -42,12 +42,13 @@ class Likelihood(ABC):
     def spread(self, output: Tensor) -> Tensor:
         """The uncertainty in the data given w: an entropy in nats, or the variance of the noise."""
 
-    def probe(self, output: Tensor, signs: Signs) -> Tensor:
+    def probe(self, output: Tensor, signs: Signs, target: Tensor | None = None) -> Tensor:
         r"""A vector v in the shape of ``output`` with :math:`E[v v^T] = F`, the Fisher information of the output.
 
         Args:
             output: The model's outputs.
             signs: Gives independent random signs like a tensor.
+            target: Where given, says which terms are ignored; v is 0 there.
         """
         raise InvalidTypeError(
             f"fit_posterior: {type(self).__name__} does not define probe(output, signs), which curvature='ggn' needs; "

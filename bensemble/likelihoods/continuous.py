@@ -48,7 +48,7 @@ class Gaussian(Likelihood):
         """Variance of the noise, in the shape of ``output``."""
         return self._sigma(output).square().expand_as(output)
 
-    def probe(self, output: Tensor, signs: Signs) -> Tensor:
+    def probe(self, output: Tensor, signs: Signs, target: Tensor | None = None) -> Tensor:
         """Signs over sigma."""
         return signs(precise(output)) / self._sigma(output)
 
@@ -82,7 +82,7 @@ class GaussianHead(Likelihood):
         """Variance of the noise, in the shape of the mean."""
         return (2 * self._take_apart(output)[1]).exp()
 
-    def probe(self, output: Tensor, signs: Signs) -> Tensor:
+    def probe(self, output: Tensor, signs: Signs, target: Tensor | None = None) -> Tensor:
         """The Fisher information of (mean, log sigma) is diag(1 / sigma^2, 2); the split carries it to the output."""
         with torch.enable_grad():
             leaf = precise(output).detach().requires_grad_()

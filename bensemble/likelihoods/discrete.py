@@ -72,11 +72,12 @@ class Categorical(DiscreteLikelihood):
         """Entropy of the classes in nats, in the shape of ``probs`` without the class axis."""
         return torch.special.entr(probs).sum(self.axis(probs))
 
-    def probe(self, output: Tensor, signs: Signs) -> Tensor:
+    def probe(self, output: Tensor, signs: Signs, target: Tensor | None = None) -> Tensor:
         r""":math:`\sum_c s_c \sqrt{p_c}\,(e_c - p)`, whose outer product is diag(p) - p p^T on average."""
         probs = self.expect(output)
         signed = signs(probs) * probs.sqrt()
-        return signed - probs * signed.sum(self.axis(output), keepdim=True)
+        probe = signed - probs * signed.sum(self.axis(output), keepdim=True)
+        return probe if target is None else probe * (target != self.ignore_index).unsqueeze(self.axis(output))
 
     def check(self, output: Tensor) -> None:
         """Raise when ``output`` holds probabilities; log probabilities are logits too."""
@@ -142,7 +143,7 @@ class Bernoulli(DiscreteLikelihood):
         """Entropy of each element in nats."""
         return torch.special.entr(probs) + torch.special.entr(1 - probs)
 
-    def probe(self, output: Tensor, signs: Signs) -> Tensor:
+    def probe(self, output: Tensor, signs: Signs, target: Tensor | None = None) -> Tensor:
         """Signs times sqrt(p (1 - p))."""
         logits = precise(output)
         return signs(logits) * (logits.sigmoid() * (-logits).sigmoid()).sqrt()

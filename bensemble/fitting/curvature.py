@@ -1,0 +1,138 @@
+r"""The diagonal of the curvature of the negative log likelihood, for every posterior mean, in one pass.
+
+With J the Jacobian of the outputs of one example and F the Fisher information of the likelihood at those outputs,
+the generalised Gauss-Newton matrix is :math:`\sum_n J_n^T F_n J_n`. A random vector with :math:`E[v v^T] = F` gives
+:math:`E[(J^T v)_i^2] = (J^T F J)_{ii}` from one backward pass (Hutchinson 1990; Martens, Sutskever & Swersky 2012,
+"Estimating the Hessian by Back-propagating Curvature"). Because the signs in v are independent between examples too,
+cross terms vanish on average, and one backward serves a whole chunk of examples: any module that has a backward
+will do, nothing is stored per example, and the cost is that of one epoch without an optimizer.
+
+The empirical Fisher takes :math:`v = \pm\nabla_{output}(-\log p(y | output))` at the given targets instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..batches import batch_size, call, device_of, split_inputs, to_device
+from ..errors import InvalidValueError
+from ..likelihoods import Likelihood
+from ..outputs import OutputSelector, select_output
+from ..posterior import named_posteriors
+
+__all__ = ["Curvature", "Pairs", "diagonal_curvature"]
+
+#: Backward passes to aim for: the relative error of a curvature from P passes is about sqrt(2 / P), of a sigma half.
+PASSES = 512
+#: Examples in one backward pass when the length of the loader is unknown.
+CHUNK = 8
+
+
+class Pairs(Protocol):
+    """Batches as pairs of inputs and target, None where there is none."""
+
+    num_batches: int | None
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]: ...
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Sum over the data of the diagonal curvature.
+
+    Attributes:
+        values: By posterior name, in the shape and precise dtype of rho; not negative.
+        num_terms: Terms of the likelihood that were summed.
+        num_passes: Backward passes.
+    """
+
+    values: dict[str, Tensor]
+    num_terms: int
+    num_passes: int
+
+
+def diagonal_curvature(
+    model: nn.Module,
+    pairs: Pairs,
+    likelihood: Likelihood,
+    kind: str,
+    *,
+    output: OutputSelector | None = None,
+    generator: torch.Generator,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Curvature:
+    """The diagonal GGN (``kind="ggn"``) or empirical Fisher (``"fisher"``) of every posterior mean.
+
+    Args:
+        model: A model in evaluation mode, whose means require gradients.
+        pairs: Inputs and targets; targets are needed for the Fisher, and say for the GGN which terms are ignored.
+        likelihood: What the outputs mean.
+        kind: ``"ggn"`` or ``"fisher"``.
+        output: Which part of a structured output.
+        generator: Source of the random signs.
+        progress: Called with (batches done, batches in all or None).
+    """
+    posteriors = dict(named_posteriors(model))
+    means = [posterior.mu for posterior in posteriors.values()]
+    sums = [torch.zeros_like(posterior.rho, requires_grad=False) for posterior in posteriors.values()]
+    batches, device = pairs.num_batches, device_of(model)
+    num_terms = num_passes = 0
+    for index, pair in enumerate(pairs):
+        inputs, target = to_device(pair, device)
+        if kind == "fisher" and target is None:
+            raise InvalidValueError("fit_posterior: curvature='fisher' needs targets, got a batch without; use 'ggn'.")
+        for part, wanted in _chunks(inputs, target, batches):
+            raw = select_output(call(model, part), output)
+            if not index:
+                likelihood.check(raw.detach())
+            probe = _probe(likelihood, kind, raw, wanted, generator)
+            gradients = torch.autograd.grad(raw, means, probe, allow_unused=True)
+            for total, gradient in zip(sums, gradients, strict=True):
+                if gradient is not None:
+                    total += gradient.to(total.dtype).square()
+            num_terms += likelihood.num_terms(likelihood.spread(raw.detach()) if wanted is None else wanted)
+            num_passes += 1
+        if progress is not None:
+            progress(index + 1, batches)
+    if not num_passes:
+        raise InvalidValueError("fit_posterior: loader must give at least one batch, got none.")
+    values = dict(zip(posteriors, sums, strict=True))
+    broken = [name for name, value in values.items() if not bool(value.isfinite().all())]
+    if broken:
+        raise InvalidValueError(
+            f"fit_posterior: the curvature of {len(broken)} weights is not finite, '{broken[0]}' first; look for "
+            "inputs or outputs that are not finite, and fit in float32."
+        )
+    return Curvature(values, num_terms, num_passes)
+
+
+def _probe(likelihood: Likelihood, kind: str, raw: Tensor, target: Any, generator: torch.Generator) -> Tensor:
+    """The vector whose pull-back squares to the curvature."""
+
+    def signs(like: Tensor) -> Tensor:
+        bits = torch.randint(0, 2, like.shape, generator=generator, device=generator.device)
+        return (2 * bits - 1).to(like.device, like.dtype)
+
+    if kind == "ggn":
+        return likelihood.probe(raw.detach(), signs, target).to(raw.dtype)
+    leaf = raw.detach().requires_grad_()
+    terms = likelihood.terms(leaf, target)
+    return torch.autograd.grad(terms, leaf, signs(terms))[0]
+
+
+def _chunks(inputs: Any, target: Any, batches: int | None) -> Iterator[tuple[Any, Any]]:
+    """The batch in pieces, so small that the whole loader gives enough backward passes."""
+    size = CHUNK if batches is None else max(1, batches * batch_size(inputs) // PASSES)
+    pair = (inputs,) if target is None else (inputs, target)
+    try:
+        pieces = list(split_inputs(pair, size))
+    except InvalidValueError:  # tensors without a common batch axis: one pass for the whole batch, still unbiased
+        pieces = [pair]
+    for piece in pieces:
+        assert isinstance(piece, tuple)
+        yield piece[0], piece[1] if len(piece) > 1 else None
