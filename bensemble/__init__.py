@@ -16,6 +16,7 @@ from .errors import (
     ReadOnlyError,
     VerificationError,
 )
+from .fitting import FitReport, fit_posterior, set_posterior
 from .frames import sampling
 from .layers import (
     BaseBayesianLayer,
@@ -31,7 +32,7 @@ from .objective import elbo_loss, kl_divergence, kl_warmup, param_groups, poster
 from .posterior import Posterior, named_posteriors
 from .prediction import predict
 from .predictive import Prediction
-from .pruning import apply_masks, prune, pruning_masks
+from .pruning import apply_masks, clear_masks, prune, pruning_masks
 
 __version__ = "1.0.0"
 
@@ -48,6 +49,7 @@ __all__ = [
     "CheckpointError",
     "ConversionError",
     "ExportError",
+    "FitReport",
     "InvalidTypeError",
     "InvalidValueError",
     "Posterior",
@@ -55,7 +57,9 @@ __all__ = [
     "ReadOnlyError",
     "VerificationError",
     "apply_masks",
+    "clear_masks",
     "elbo_loss",
+    "fit_posterior",
     "kl_divergence",
     "kl_warmup",
     "likelihoods",
@@ -69,4 +73,5 @@ __all__ = [
     "pruning_masks",
     "sampling",
     "save",
+    "set_posterior",
 ]
