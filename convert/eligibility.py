@@ -68,7 +68,7 @@ def is_embedding(place: Place) -> bool:
     return isinstance(place.module, EMBEDDINGS) and place.name == "weight"
 
 
-def refusal(verb: str, owners: dict[int, tuple[nn.Parameter, list[Place]]]) -> None:
+def refusal(verb: str, model: nn.Module, owners: dict[int, tuple[nn.Parameter, list[Place]]]) -> None:
     """Raise one ConversionError for all Parameters and modules that no conversion can handle."""
     problems = []
     for parameter, places in owners.values():
@@ -81,9 +81,15 @@ def refusal(verb: str, owners: dict[int, tuple[nn.Parameter, list[Place]]]) -> N
             problems.append(f"'{name}' is quantised, got {parameter.dtype}; convert before you quantise.")
         elif _is_sharded(parameter):
             problems.append(f"'{name}' is sharded, got {type(parameter).__name__}; bayesify first, then shard.")
-    for path, module in {p.path: p.module for _, places in owners.values() for p in places}.items():
-        if type(module).__module__.startswith("torch.ao.nn.quantized"):
-            problems.append(f"'{path}' is quantised, got {type(module).__name__}; convert before you quantise.")
+    for path, module in model.named_modules():
+        at = f"'{path}'" if path else "the model"
+        if type(module).__module__.startswith("torch.ao.nn.quantized") and "packed" not in path:
+            problems.append(f"{at} is quantised, got {type(module).__name__}; convert before you quantise.")
+        elif isinstance(module, nn.parallel.DistributedDataParallel):
+            problems.append(
+                f"{at} is a DistributedDataParallel, which would not reduce the gradients of new parameters; "
+                "bayesify its .module, then wrap the result."
+            )
     refuse(verb, problems)
 
 

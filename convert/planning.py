@@ -143,7 +143,7 @@ def make_plan(
     check_module(verb, model)
     owners = owners_of(model)
     selection = parse_selection(verb, model, include, exclude)
-    refusal(verb, owners)
+    refusal(verb, model, owners)
     analysis = analyse(verb, model, example_inputs) if trace or example_inputs is not None else Analysis()
     rows = []
     verdicts: dict[int, PlanRow] = {}
