@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test quick check format lint types wheel clean
+.PHONY: demo test quick check format lint types wheel bench clean
 
 demo: $(READY)          ## the whole story on one page: demo-output/index.html
 	$(BIN)/bensemble demo --output demo-output
@@ -30,6 +30,11 @@ types: $(READY)
 
 wheel: $(READY)         ## build the wheel and try it in an empty environment
 	$(BIN)/python tests/wheel_smoke.py
+
+bench: $(READY)         ## ratios to the deterministic network; needs a quiet machine
+	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/kl.py
+	$(BIN)/python benchmarks/conversion.py
 
 clean:
 	rm -rf $(VENV) build dist demo-output
