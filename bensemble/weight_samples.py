@@ -44,13 +44,11 @@ class WeightSamples:
             return None
         if index < len(self._frames):
             return self._frames[index]
-        now = self._generator.get_state()
         if index < len(self._states):
+            # Drawn again for a later batch; after the last index the generator is where the first batch left it.
             self._generator.set_state(self._states[index])
-            frame = draw_frame(self.model, self._generator)
-            self._generator.set_state(now)
-            return frame
-        self._states.append(now)
+            return draw_frame(self.model, self._generator)
+        self._states.append(self._generator.get_state())
         frame = draw_frame(self.model, self._generator)
         if self._hold:
             self._frames.append(frame)

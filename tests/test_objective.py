@@ -80,6 +80,12 @@ def test_a_layer_with_a_kl_of_its_own_is_asked_for_it():
     assert_close(kl_divergence(scaled), 3 * reference_kl(scaled))
 
 
+def test_two_layers_of_their_own_kl_that_share_weights_count_once():
+    one, two = OwnScale(2, 2), OwnScale(2, 2)
+    two._parameters.update(one._parameters)
+    assert_close(kl_divergence(nn.Sequential(one, two)), 3 * reference_kl(one))
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_tie_with_a_layer_of_its_own_kl_counts_once_in_either_order(first):
     layer, scaled = BayesianLinear(2, 2), OwnScale(2, 2)

@@ -155,6 +155,13 @@ def test_entropies_follow_their_definitions():
     assert prediction.mutual_information.min() > 0.01
 
 
+def test_mutual_information_is_not_negative_where_rounding_would_make_it_so():
+    bnn = bayesian(nn.Sequential(nn.Flatten(), nn.Linear(36, 10)), 1e-6)
+    prediction = predict(bnn, torch.randn(500, 36), 7, likelihood="categorical", generator=seeded())
+    assert (prediction.entropy < prediction.expected_entropy).any()
+    assert (prediction.mutual_information >= 0).all()
+
+
 def test_bernoulli_predictions_are_per_element():
     bnn = bayesian(cnn(2), 1.0)
     prediction = predict(bnn, X, 50, likelihood="bernoulli", generator=seeded())

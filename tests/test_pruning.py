@@ -183,6 +183,15 @@ def test_own_masks_go_by_any_name_of_a_tied_weight():
         apply_masks(bnn, {"one.weight": mask, "two.weight": mask})
 
 
+def test_own_masks_keep_those_in_force():
+    layer = BayesianLinear(2, 2)
+    first, second = torch.tensor([[1.0, 0], [1, 1]]), torch.tensor([[1.0, 1], [0, 1]])
+    apply_masks(layer, {"weight": first})
+    assert torch.equal(pruning_masks(layer, masks={"weight": second})["weight"], first * second)
+    apply_masks(layer, {"weight": second})
+    assert torch.equal(layer.w_mask, first * second)
+
+
 def test_clearing_lifts_every_mask():
     bnn = net()
     prune(bnn, sparsity=0.5)

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..batches import call, to_device
+from ..batches import call, device_of, to_device
 from ..frames import open_frame
 from ..likelihoods import Likelihood
 from ..outputs import OutputSelector, select_output
@@ -50,7 +50,7 @@ def heldout_terms(
         num_samples: Weight samples; 0 for the mean network.
         seed: Of the noise.
     """
-    samples = WeightSamples(model, max(num_samples, 1), torch.Generator().manual_seed(seed), several=True)
+    samples = WeightSamples(model, max(num_samples, 1), torch.Generator(device_of(model)).manual_seed(seed), True)
     found = []
     for batch in batches:
         inputs, target = to_device(batch, samples.device)
