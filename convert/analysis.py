@@ -21,6 +21,8 @@ from torch.utils._pytree import tree_leaves
 
 from bensemble.batches import call
 from bensemble.errors import InvalidValueError
+from bensemble.layers.linear_op import LinearOpLayer
+from bensemble.layers.weights import PosteriorWeights
 
 from .copying import hollow_copy
 from .flow import Flow, data_arguments, plain_name
@@ -100,7 +102,7 @@ def _trace(model: nn.Module, analysis: Analysis, flip: bool = False) -> bool:
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
         module.training = module.training != flip
-    tracer = fx.Tracer()
+    tracer = _Tracer()
     try:
         graph = tracer.trace(hollow)
     except Exception:
@@ -141,6 +143,15 @@ def _operation(node: fx.Node, model: nn.Module) -> tuple[str, list[fx.Node]]:
     leading, keywords = data_arguments(name, node.args)
     data = (*node.args[:leading], *(node.kwargs.get(keyword) for keyword in keywords))
     return name, [leaf for leaf in tree_leaves(data) if isinstance(leaf, fx.Node)]
+
+
+class _Tracer(fx.Tracer):
+    """Calls the twins of torch.nn modules as a whole, as torch.fx does with torch.nn itself."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        kind = m.deterministic_class if isinstance(m, PosteriorWeights) else None
+        known = kind is not None and (isinstance(m, LinearOpLayer) or kind.__module__.startswith("torch.nn"))
+        return known or super().is_leaf_module(m, module_qualified_name)
 
 
 def _record_call(model: nn.Module, path: str, analysis: Analysis) -> None:

@@ -35,7 +35,7 @@ class PlanRow:
         type: Type of the module that owns it.
         shape: Its shape.
         tier: "local" (a Bayesian twin of the layer: local reparameterization), "sampled" (a posterior with sampled
-            weights), or "deterministic".
+            weights), "deterministic", or "posterior" (a mean or rho of a layer that is Bayesian already).
         calls: How often a forward calls the owning module, None when that is unknown.
         operations: Operations that the weight reaches without a call of its module.
         prunable: Whether a zero mean is a zero in the weight that reaches the operation.
@@ -63,7 +63,7 @@ class PlanRow:
     @property
     def is_bayesian(self) -> bool:
         """Whether the Parameter gets a posterior."""
-        return self.tier != "deterministic"
+        return self.tier in ("local", "sampled")
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,10 @@ def _row(
         assert weight is not None
         if why_deterministic(weight, owners[id(weight)][1], selection, analysis) is not None:
             reason = "the weight of its layer stays deterministic"
-    tier = "deterministic" if reason else ("local" if first.is_local else "sampled")
+    if _is_posterior_tensor(places[0]):
+        tier = "posterior"
+    else:
+        tier = "deterministic" if reason else ("local" if first.is_local else "sampled")
     calls = sum(analysis.calls[path] for path in {p.path for p in places}) if analysis.known else None
     return PlanRow(
         name=places[0].full_name,
@@ -212,6 +215,13 @@ def _row(
         prunable=reason is None and all(_prunable(parameter, p, analysis) for p in places),
         reason=reason or _remark(places, analysis),
     )
+
+
+def _is_posterior_tensor(place: Place) -> bool:
+    """Whether the Parameter is a mean or rho already."""
+    if not isinstance(place.module, PosteriorWeights):
+        return False
+    return place.name in {f"{p.stem}_{part}" for p in place.module._posteriors() for part in ("mu", "rho")}
 
 
 def _prunable(parameter: nn.Parameter, place: Place, analysis: Analysis) -> bool:

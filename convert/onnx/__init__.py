@@ -11,7 +11,8 @@ try:
     import onnxscript as _onnxscript  # noqa: F401  # torch.onnx needs it
 except ImportError as err:
     raise ImportError(
-        f"convert.onnx: needs {err.name}, which is not installed; pip install 'bensemble[onnx]'."
+        f"convert.onnx: needs {err.name}, which is not installed; "
+        "install bensemble with its onnx extra, from the source tree: pip install '.[onnx]'."
     ) from err
 
 from .export import export_onnx
