@@ -87,7 +87,7 @@ class WeightDraw(torch.Tensor):
                 raise ReadOnlyError(_read_only_message(kwargs["out"], "out="))
         plain_args, plain_kwargs = tree_map(_value_of, (args, kwargs))
         result = func(*plain_args, **plain_kwargs)
-        if func is not torch.ops.aten.detach.default and any(r.alias_info is not None for r in schema.returns):
+        if any(r.alias_info is not None for r in schema.returns):
             viewed = next((a for a in args if isinstance(a, WeightDraw)), None)
             if viewed is not None and not schema.is_mutable:
                 return tree_map_only(torch.Tensor, lambda view: _view_of(viewed, view), result)
@@ -101,6 +101,10 @@ class WeightDraw(torch.Tensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         return self._draw.value().clone()
+
+    def tolist(self) -> Any:
+        """The value as nested lists."""
+        return self._draw.value().tolist()
 
     def numpy(self, *, force: bool = False) -> Any:
         """The value as an array, by the rules of ``torch.Tensor.numpy``."""
