@@ -1,0 +1,340 @@
+"""What people do with a model after the conversion, on models that hold both kinds of Bayesian layers."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import fusion, parametrizations, prune
+
+from bensemble import ConversionError, ReadOnlyError, kl_divergence, named_posteriors, sampling
+from convert import bayesify, to_deterministic
+
+from .tied import LanguageModel
+from .wrappers import Checkpointed
+
+
+class Mixed(nn.Module):
+    """A twin, attention, a recurrent layer and a raw Parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.attention = nn.Linear(4, 4), nn.MultiheadAttention(4, 2, batch_first=True)
+        self.gru, self.raw = nn.GRU(4, 4, batch_first=True), nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        return self.gru(self.attention(x, x, x, need_weights=False)[0])[0] @ self.raw
+
+
+@pytest.fixture
+def bnn() -> nn.Module:
+    return bayesify(Mixed().eval())
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(2, 3, 4)
+
+
+# -- ties
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_tying_again_keeps_one_posterior(training: bool) -> None:
+    bnn = bayesify(LanguageModel()).train(training)
+    kl = kl_divergence(bnn)
+    bnn.head.weight = bnn.embedding.weight  # what tie_weights() does, in every state
+    names = [name for name, _ in named_posteriors(bnn)]
+    assert names == ["embedding.weight", "body.weight", "body.bias"]
+    assert bnn.head.w_mu is bnn.embedding.weight_mu
+    assert bnn.head.w_rho is bnn.embedding.weight_rho
+    torch.testing.assert_close(kl_divergence(bnn), kl)
+    with sampling(bnn):
+        assert torch.equal(bnn.head.weight, bnn.embedding.weight)
+    back = to_deterministic(bnn)
+    assert back.head.weight is back.embedding.weight
+
+
+def test_a_lookup_reads_the_sample_of_its_tie() -> None:
+    bnn, index = bayesify(LanguageModel().eval()), torch.arange(9)
+    with sampling(bnn), torch.no_grad():
+        assert torch.equal(bnn.embedding(index), torch.as_tensor(bnn.head.weight).clone())
+        assert not torch.equal(bnn.embedding(index), bnn.embedding.weight_mu)
+
+
+def test_tying_a_head_to_a_deterministic_embedding_makes_the_table_its_mean() -> None:
+    model = LanguageModel()
+    model.head.weight = nn.Parameter(torch.randn(9, 6))
+    bnn = bayesify(model.eval())
+    bnn.head.weight = bnn.embedding.weight
+    assert bnn.head.w_mu is bnn.embedding.weight
+    assert to_deterministic(bnn).head.weight.shape == (9, 6)
+
+
+def test_resizing_after_the_conversion_is_refused_with_the_order_that_works() -> None:
+    bnn = bayesify(LanguageModel().eval())
+    larger = nn.Embedding(11, 6)
+    with torch.no_grad():
+        larger.weight[:9] = bnn.embedding.weight  # copying out of a posterior works
+    bnn.embedding = larger
+    with pytest.raises(ConversionError, match=r"'weight' has .* \(9, 6\), got .* \(11, 6\).*bayesify again"):
+        bnn.head.weight = larger.weight
+    resized = to_deterministic(bnn)
+    resized.head = nn.Linear(6, 11, bias=False)
+    resized.head.weight = resized.embedding.weight
+    again = bayesify(resized)
+    assert again(torch.tensor([[10]])).shape == (1, 1, 11)
+    assert again.head.w_mu is again.embedding.weight_mu
+
+
+# -- reading and writing weights
+
+
+def test_reading_metadata_of_a_weight_draws_nothing(bnn: nn.Module) -> None:
+    bnn.train()
+    state = torch.random.get_rng_state()
+    for weight in (bnn.linear.weight, bnn.attention.in_proj_weight, bnn.gru.weight_ih_l0, bnn.raw):
+        assert (weight.dtype, weight.device.type, weight.ndim) == (torch.float32, "cpu", 2)
+        assert weight.shape[1] in (3, 4)
+        assert weight.requires_grad
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("read", "mean"),
+    [
+        (lambda bnn: bnn.linear.weight, "w_mu"),
+        (lambda bnn: bnn.attention.in_proj_weight, "in_proj_weight_mu"),
+        (lambda bnn: bnn.attention.out_proj.weight, "weight_mu"),
+        (lambda bnn: bnn.gru.weight_hh_l0, "weight_hh_l0_mu"),
+        (lambda bnn: bnn.raw, "raw_mu"),
+    ],
+    ids=["linear", "packed", "out_proj", "recurrent", "raw"],
+)
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda w: w.data.clamp_(0),
+        lambda w: nn.init.zeros_(w),
+        lambda w: w.detach().mul_(2),
+        lambda w: w[0].fill_(0),
+        lambda w: w.t().add_(1),
+        lambda w: torch.neg(w, out=w),
+        lambda w: w.__setitem__(0, 0.0),
+        lambda w: setattr(w, "data", torch.zeros(w.shape)),
+    ],
+    ids=["data", "init", "detach", "row", "view", "out", "setitem", "set_data"],
+)
+def test_writing_into_a_draw_is_refused_and_names_the_mean(bnn: nn.Module, read, mean: str, write) -> None:
+    before = {name: tensor.clone() for name, tensor in bnn.state_dict().items()}
+    bnn.train()
+    with torch.no_grad(), pytest.raises(ReadOnlyError, match=f"write into `{mean}`"):
+        write(read(bnn))
+    bnn.eval()
+    with torch.no_grad(), sampling(bnn), pytest.raises(ReadOnlyError, match=f"write into `{mean}`"):
+        write(read(bnn))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in bnn.state_dict().items())
+
+
+def test_writing_in_eval_reaches_the_mean(bnn: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        bnn.raw.mul_(2.0)
+        bnn.attention.in_proj_weight.data[0] = 0.0
+    assert torch.equal(bnn.raw, bnn.raw_mu)
+    assert not bool(bnn.attention.in_proj_weight_mu[0].any())
+
+
+# -- changes that need the deterministic model
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda bnn: prune.l1_unstructured(bnn.linear, "weight", 0.5),
+        lambda bnn: prune.l1_unstructured(bnn.attention, "in_proj_weight", 0.5),
+        lambda bnn: parametrizations.weight_norm(bnn.linear),
+        lambda bnn: parametrizations.spectral_norm(bnn.gru, "weight_ih_l0"),
+        lambda bnn: parametrizations.orthogonal(bnn, "raw"),
+        lambda bnn: nn.utils.spectral_norm(bnn.linear),
+        lambda bnn: delattr(bnn.linear, "weight"),
+        lambda bnn: delattr(bnn, "raw"),
+        lambda bnn: bnn.register_parameter("raw", nn.Parameter(torch.zeros(4, 3))),
+        lambda bnn: setattr(bnn, "raw", nn.Parameter(torch.zeros(3, 4))),
+    ],
+    ids=[
+        "prune",
+        "prune_packed",
+        "weight_norm",
+        "spectral",
+        "orthogonal",
+        "legacy",
+        "del",
+        "del_raw",
+        "register",
+        "shape",
+    ],
+)
+def test_changes_of_structure_are_refused_with_the_order_that_works(bnn: nn.Module, x: Tensor, change) -> None:
+    with pytest.raises(ConversionError, match=r"to_deterministic"):
+        change(bnn)
+    assert bnn(x).shape == (2, 3, 3)
+
+
+def test_norm_fusion_is_refused() -> None:
+    bnn = bayesify(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval())
+    with pytest.raises(ConversionError, match=r"fuse: .*take the deterministic model"):
+        fusion.fuse_conv_bn_eval(bnn[0], bnn[1])
+
+
+# -- functional calls
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_functional_call_takes_original_and_posterior_names(bnn: nn.Module, x: Tensor, training: bool) -> None:
+    bnn.train(training)
+    means = {name: posterior.mu for name, posterior in named_posteriors(bnn)}
+    before = {name: mean.detach().clone() for name, mean in means.items()}
+    original = {name: torch.zeros_like(mean) for name, mean in means.items()}
+    torch.manual_seed(1)
+    by_original = torch.func.functional_call(bnn, original, (x,))
+    stems = {"linear.w": "linear.weight", "linear.b": "linear.bias"}
+    posterior = {f"{stem}_mu": original[name] for stem, name in stems.items()}
+    posterior |= {f"{name}_mu": value for name, value in original.items() if name not in stems.values()}
+    torch.manual_seed(1)
+    assert torch.equal(by_original, torch.func.functional_call(bnn, posterior, (x,)))
+    if not training:
+        assert torch.equal(by_original, torch.func.functional_call(to_deterministic(bnn), original, (x,)))
+    for name, after in named_posteriors(bnn):
+        assert after.mu is means[name]
+        assert torch.equal(after.mu, before[name])
+
+
+def test_functional_gradients_agree_with_backward(bnn: nn.Module, x: Tensor) -> None:
+    parameters = {name: p.detach() for name, p in bnn.named_parameters()}
+
+    def loss(values: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(bnn, values, (x,)).square().sum()
+
+    with sampling(bnn, torch.Generator().manual_seed(0)):
+        functional = torch.func.grad(loss)(parameters)
+        bnn(x).square().sum().backward()
+    for name, parameter in bnn.named_parameters():
+        torch.testing.assert_close(functional[name], parameter.grad, msg=name)
+
+
+def test_vmap_over_an_ensemble_of_weights(x: Tensor) -> None:
+    bnns = [bayesify(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).eval()) for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(bnns)
+    template = copy.deepcopy(bnns[0])
+
+    def call(values: dict[str, Tensor], state: dict[str, Tensor], data: Tensor) -> Tensor:
+        return torch.func.functional_call(template, (values, state), (data,))
+
+    stacked = torch.func.vmap(call, in_dims=(0, 0, None))(parameters, buffers, x)
+    torch.testing.assert_close(stacked, torch.stack([bnn(x) for bnn in bnns]))
+
+
+# -- contexts
+
+
+def test_contexts_nest_by_part(bnn: nn.Module, x: Tensor) -> None:
+    with sampling(bnn, torch.Generator().manual_seed(0)), torch.no_grad():
+        outer = bnn(x)
+        weight = bnn.attention.in_proj_weight.clone()
+        with sampling(bnn.gru, torch.Generator().manual_seed(1)):
+            assert torch.equal(bnn.attention.in_proj_weight, weight)
+            assert not torch.equal(bnn(x), outer)
+        assert torch.equal(bnn(x), outer)
+    assert torch.equal(bnn(x), bnn(x))
+
+
+def test_threads_do_not_see_each_other(bnn: nn.Module, x: Tensor) -> None:
+    def sample(seed: int) -> Tensor:
+        with sampling(bnn, torch.Generator().manual_seed(seed)), torch.no_grad():
+            return bnn(x)
+
+    expected = {seed: sample(seed) for seed in range(4)}
+    wrong: list[int] = []
+    together = threading.Barrier(4)
+
+    def work(seed: int) -> None:
+        for _ in range(20):
+            together.wait()
+            with sampling(bnn, torch.Generator().manual_seed(seed)), torch.no_grad():
+                together.wait()  # all four contexts are open now
+                if not torch.equal(bnn(x), expected[seed]):
+                    wrong.append(seed)
+                together.wait()
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("held", [True, False])
+def test_checkpointing_recomputes_with_the_same_noise(reentrant: bool, held: bool) -> None:
+    bnn, x = bayesify(Checkpointed(reentrant)).train(), torch.randn(2, 3, 5)
+    gradients = []
+    for forward in (bnn, lambda data: bnn.mix(bnn.stem(data))):
+        bnn.zero_grad()
+        torch.manual_seed(3)
+        if held:
+            with sampling(bnn, torch.Generator().manual_seed(1)):
+                forward(x).square().sum().backward()
+        else:
+            forward(x).square().sum().backward()
+        gradients.append({name: p.grad for name, p in bnn.named_parameters()})
+    assert all(grad is not None for grad in gradients[1].values())
+    for name, expected in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name], expected, msg=name)
+
+
+def test_one_forward_of_a_sampled_layer_reads_one_draw(x: Tensor) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, data: Tensor) -> Tensor:
+            return F.linear(data, self.weight) - F.linear(data, self.weight)
+
+    bnn = bayesify(Twice()).train()
+    assert not bool(bnn(x).any())
+    assert not torch.equal(bnn.weight + 0, bnn.weight + 0), "two reads outside of a forward are two draws"
+
+
+# -- training and averaging
+
+
+def test_every_kind_of_layer_learns(x: Tensor) -> None:
+    torch.manual_seed(0)
+    bnn, target = bayesify(Mixed()), torch.randn(2, 3, 3)
+    optimizer = torch.optim.Adam(bnn.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(200):
+        loss = F.mse_loss(bnn(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+    assert all(bool(torch.isfinite(p).all()) for p in bnn.parameters())
+
+
+def test_weights_are_averaged_like_any_other(bnn: nn.Module, x: Tensor) -> None:
+    average = torch.optim.swa_utils.AveragedModel(bnn)
+    average.update_parameters(bnn)
+    with torch.no_grad():
+        bnn.raw.add_(2.0)
+    average.update_parameters(bnn)
+    torch.testing.assert_close(average.module.raw_mu, bnn.raw_mu - 1.0)
+    assert average(x).shape == (2, 3, 3)
