@@ -60,12 +60,12 @@ class FitReport:
             lines.append(f"  beta {self.beta:.3g}, chosen on {self.heldout}")
             lines.append(f"  NLL per term {self.nll:.4f}, of the mean network {self.mean_nll:.4f} nats")
         width = max([len(row.name) for row in self.rows] + [4])
-        lines.append(f"  {'name':<{width}}  {'shape':<18}{'sigma':>10}{'at most':>10}{'SNR':>8}")
+        lines.append(f"  {'name':<{width}}  {'shape':<18}{'sigma':>10}{'at most':>10}{'SNR':>10}")
         shown = self.rows if len(self.rows) <= 30 else (*self.rows[:15], None, *self.rows[-14:])
         for row in shown:
             lines.append(
                 f"  ... {len(self.rows) - 29} more"
                 if row is None
-                else f"  {row.name:<{width}}  {row.shape!s:<18}{row.sigma:>10.3g}{row.width:>10.3g}{row.snr:>8.3g}"
+                else f"  {row.name:<{width}}  {row.shape!s:<18}{row.sigma:>10.3g}{row.width:>10.3g}{row.snr:>10.3g}"
             )
         return "\n".join(lines)
