@@ -121,6 +121,7 @@ class LinearOpLayer(BaseBayesianLayer):
             self.register_parameter(f"{stem}_mu", mu)
             rho = None if mu is None else nn.Parameter(torch.empty_like(precise(mu.detach())))
             self.register_parameter(f"{stem}_rho", rho)
+        self._answer_original_names()
         self.reset_parameters()
         if prior is not None:
             for p in self.posteriors():

@@ -77,9 +77,10 @@ def make_bayesian(
             parameters[f"{stem}_mu"] = parameters[f"{stem}_rho"] = None
         else:
             parameters[name] = parameter
-    _replace(module._parameters, parameters)
+    module.__dict__["_parameters"] = parameters
     _change_class(module, cls)
     assert isinstance(module, PosteriorWeights)
+    module._answer_original_names()
     if aliases:
         module.__dict__["_alias_owners"] = tuple({o: None for alias in aliases for o in alias.owners})
     for name, new in posteriors.items():
@@ -106,7 +107,7 @@ def make_deterministic(layer: PosteriorWeights, values: dict[str, nn.Parameter])
         elif part == "mu":
             parameters[names[stem]] = values.get(names[stem]) if parameter is not None else None
     kept = {key: b for key, b in layer._buffers.items() if not _belongs_to_posterior(key, names)}
-    _replace(layer._parameters, parameters)
+    layer.__dict__["_parameters"] = parameters
     _replace(layer._buffers, kept)
     for attribute in _OWN if isinstance(layer, SampledWeights) else (*_OWN, *_OWN_OF_TWINS):
         layer.__dict__.pop(attribute, None)
@@ -119,14 +120,12 @@ def make_deterministic(layer: PosteriorWeights, values: dict[str, nn.Parameter])
 
 def restorer(module: nn.Module) -> Callable[[], None]:
     """A function that puts the module back into the state it has now, for when a conversion fails half-way."""
-    cls, attributes = type(module), dict(module.__dict__)
-    parameters, buffers = dict(module._parameters), dict(module._buffers)
+    cls, attributes, buffers = type(module), dict(module.__dict__), dict(module._buffers)
 
     def restore() -> None:
         _change_class(module, cls)
-        _replace(module._parameters, parameters)
-        _replace(module._buffers, buffers)
         _replace(module.__dict__, attributes)
+        _replace(module._buffers, buffers)
 
     return restore
 

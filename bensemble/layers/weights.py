@@ -17,7 +17,6 @@ Everything here has a private name, because this class is mixed into modules of 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -31,6 +30,7 @@ from ..gaussian import precise
 from ..posterior import Posterior, check_mask
 from ..priors import Normal, PriorSlot
 from .loading import adapt_state_dict
+from .parameters import PosteriorParameters, called_from, order_message
 
 __all__ = ["PosteriorWeights", "weight_property"]
 
@@ -52,6 +52,11 @@ class PosteriorWeights(nn.Module):
             stem = key.removesuffix("_mu")
             if stem != key and self._parameters[key] is not None and getattr(self, f"{stem}_rho", None) is not None:
                 yield Posterior(self, names.get(stem, stem), stem)
+
+    def _answer_original_names(self) -> None:
+        """Let ``_parameters`` find the posterior means under the names of the parameters they stand for."""
+        means = {name: f"{stem}_mu" for name, stem in self._stems.items()}
+        self.__dict__["_parameters"] = PosteriorParameters(self._parameters, means)
 
     def _posterior(self, name: str) -> Posterior | None:
         """The posterior of a parameter by its original name, or None when that parameter has none."""
@@ -107,48 +112,25 @@ class PosteriorWeights(nn.Module):
         posterior = Posterior(self, name, stem)
         frame = active_frame(self)
         if frame is None and self.training:
-            value = random_draw(posterior, posterior.draw_noise)
-        elif frame is not None and not frame.is_mean:
-            value = frame.read(posterior)
-        else:
-            value = mu if posterior.mask is None else read_only(posterior, posterior.mean)
-        if value is not mu and not isinstance(value, WeightDraw):
-            value._read_from = mu  # type: ignore[attr-defined]  # plain under tracing; see _assign_weight
-        return value
-
-    def _assign_weight(self, name: str, value: Any) -> None:
-        """Make a tensor of the mean's shape the mean, as tie_weights and functional_call do.
-
-        functional_call puts back what it read before: a draw stands for the mean that it was read from.
-        """
-        if not torch.compiler.is_compiling() and sys._getframe(2).f_globals.get("__name__") == "torch.nn.utils.fusion":
-            # Looks like any other assignment of a Parameter, but sigma would have to be scaled along.
-            raise ConversionError(_order_message("fuse", name, self))
-        stem = self._stems[name]
-        mu: Tensor | None = getattr(self, f"{stem}_mu", None)
-        value = value.source.mu if isinstance(value, WeightDraw) else getattr(value, "_read_from", value)
-        if mu is None and (value is None or isinstance(value, nn.Parameter)) and name in self._parameters:
-            self._parameters[name] = value
-        elif mu is None or not isinstance(value, Tensor) or value.shape != mu.shape:
-            have = "no posterior" if mu is None else f"a posterior of shape {tuple(mu.shape)}"
-            got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            raise ConversionError(
-                f"assign: '{name}' of {type(self).__name__} has {have}, got {got}; "
-                "call to_deterministic first, change the layer, then bayesify again."
-            )
-        else:
-            self._parameters[f"{stem}_mu"] = value  # type: ignore[assignment]
+            return random_draw(posterior, posterior.draw_noise)
+        if frame is not None and not frame.is_mean:
+            return frame.read(posterior)
+        return mu if posterior.mask is None else read_only(posterior, posterior.mean)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # nn.Module registers Parameters before it looks at properties, so the public names are answered here.
-        if name in self._stems:
-            self._assign_weight(name, value)
-        else:
+        if name not in self._stems:
             super().__setattr__(name, value)
+            return
+        if called_from("torch.nn.utils.fusion"):
+            # Looks like any other assignment of a Parameter, but sigma would have to be scaled along.
+            raise ConversionError(order_message("fuse", name))
+        # A Parameter of the mean's shape becomes the mean, as tie_weights wants it; a draw stands for its mean.
+        self._parameters[name] = value.source.mu if isinstance(value, WeightDraw) else value  # type: ignore[assignment]
 
     def __delattr__(self, name: str) -> None:
         if name in self._stems or name in self._posterior_keys():
-            raise ConversionError(_order_message("delete", name, self))
+            raise ConversionError(order_message("delete", name))
         super().__delattr__(name)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
@@ -156,7 +138,7 @@ class PosteriorWeights(nn.Module):
         taken = [key for key, value in self.__dict__.get("_parameters", {}).items() if value is param is not None]
         renamed = any(key != name and key in self._posterior_keys() for key in taken)
         if name in self._stems or isinstance(param, WeightDraw) or renamed:
-            raise ConversionError(_order_message("register_parameter", name, self))
+            raise ConversionError(order_message("register_parameter", name))
         super().register_parameter(name, param)
 
     def _posterior_keys(self) -> set[str]:
@@ -200,10 +182,3 @@ def weight_property(name: str) -> property:
 
     read.__doc__ = f"The {name} by the state of the layer: mean, draw, or held sample."
     return property(read)
-
-
-def _order_message(verb: str, name: str, layer: nn.Module) -> str:
-    return (
-        f"{verb}: '{name}' of {type(layer).__name__} belongs to a posterior; pruning, parametrization and norm fusion "
-        "take the deterministic model: apply them before bayesify, or after to_deterministic."
-    )

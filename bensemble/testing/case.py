@@ -34,7 +34,7 @@ class Case:
         module = self.make_layer()
         twin: nn.Module | None
         if isinstance(module, BaseBayesianLayer):
-            layer, twin = module, to_plain(module)
+            layer, twin = module, to_plain(module) if module._stems else None
         elif bayesian_type(type(module)) is not None:
             layer, twin = to_bayesian(copy.deepcopy(module)), module
         else:
@@ -53,10 +53,8 @@ class Case:
         return self.pair()[0]
 
 
-def to_plain(layer: BaseBayesianLayer) -> nn.Module | None:
-    """A copy of the layer as its deterministic type, at the means; None for a layer that stands for none."""
-    if not hasattr(type(layer), "deterministic_class"):
-        return None
+def to_plain(layer: BaseBayesianLayer) -> nn.Module:
+    """A copy of the layer as its deterministic type, at the means."""
     layer = copy.deepcopy(layer)
     means = {posterior.name: nn.Parameter(posterior.mu.detach()) for posterior in layer.posteriors()}
     return make_deterministic(layer, means)
