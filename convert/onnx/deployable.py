@@ -25,7 +25,7 @@ def deployable(model: nn.Module) -> Iterator[nn.Module]:
     Raises:
         ExportError: The model cannot be copied to the CPU.
     """
-    with torch.inference_mode(False), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
+    with torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
         network = _copy(_unwrapped(model)).eval()
         with _without_caches(network):
             yield network

@@ -90,12 +90,13 @@ def export_onnx(
     _check(model, outputs, opset, metadata)
     if verify and find_spec("onnxruntime") is None:
         raise ExportError(
-            "export_onnx: verify=True needs onnxruntime, which is not installed; pip install 'bensemble[onnx]'."
+            "export_onnx: verify=True needs onnxruntime, which is not installed; "
+            "install bensemble with its onnx extra, from the source tree: pip install '.[onnx]'."
         )
     target = checked_target(path, "export_onnx")
     with deployable(model) as network:
         arguments = read_arguments(network, example_inputs, input_names)
-        flat = FlatModel(network, arguments, output).eval()
+        flat = FlatModel(network, arguments, output)
         _check_size(network)
         axes = dynamic_axes(arguments, dynamic_shapes)
         with quiet(verbose):

@@ -11,7 +11,15 @@ from bensemble import __version__
 from bensemble.errors import ExportError, refuse
 
 from .axes import BATCH
-from .graph import correct_output_shapes, operators, rename_symbols, rename_values, set_metadata, strip
+from .graph import (
+    correct_output_shapes,
+    operators,
+    rename_symbols,
+    rename_values,
+    set_metadata,
+    share_transposed,
+    strip,
+)
 from .tracing import Traced
 from .trials import Trials, one_line
 
@@ -76,6 +84,7 @@ def finished(trials: Trials, traced: Traced, outputs: Sequence[str], metadata: M
         if tensor.name not in names and own not in promised:
             names[tensor.name] = own
     rename_values(proto, names)
+    share_transposed(proto)
     rename_symbols(proto, {symbol: axis.name for axis in trials.axes for symbol in traced.symbols[axis.name]})
     shapes = [[tuple(output.shape) for output in trial.outputs.values()] for trial in (trials.example, trials.varied)]
     correct_output_shapes(proto, shapes, (trials.example.sizes, trials.varied.sizes))

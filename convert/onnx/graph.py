@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 
-__all__ = ["correct_output_shapes", "operators", "rename_symbols", "rename_values", "set_metadata", "strip", "tensors"]
+__all__ = [
+    "correct_output_shapes",
+    "operators",
+    "rename_symbols",
+    "rename_values",
+    "set_metadata",
+    "share_transposed",
+    "strip",
+    "tensors",
+]
 
 
 def strip(proto: onnx.ModelProto) -> None:
@@ -48,6 +60,30 @@ def rename_values(proto: onnx.ModelProto, wanted: Mapping[str, str]) -> None:
         for node in graph.node:
             node.input[:] = [names.get(name, name) for name in node.input]
             node.output[:] = [names.get(name, name) for name in node.output]
+
+
+def share_transposed(proto: onnx.ModelProto, smallest: int = 1024) -> None:
+    """Store a matrix once that the graph needs both ways, as tied embeddings and heads do.
+
+    The exporter transposes weights ahead of time, and so writes a tied weight twice. ONNX Runtime does the same when it
+    loads a file.
+
+    Args:
+        proto: The model; it is changed in place.
+        smallest: Number of entries from which on it is worth it.
+    """
+    graph = proto.graph
+    matrices = [tensor for tensor in graph.initializer if len(tensor.dims) == 2 and np.prod(tensor.dims) >= smallest]
+    stored: dict[tuple[int, bytes], str] = {}
+    for tensor in sorted(matrices, key=lambda tensor: ("." not in tensor.name, tensor.name)):  # parameters first
+        array = numpy_helper.to_array(tensor)
+        source = stored.get((tensor.data_type, _digest(array.T)))
+        if source is None:
+            stored[tensor.data_type, _digest(array)] = tensor.name
+            continue
+        node = onnx.helper.make_node("Transpose", [source], [tensor.name], f"transpose_{source}", perm=[1, 0])
+        graph.node.insert(0, node)
+        graph.initializer.remove(tensor)
 
 
 def rename_symbols(proto: onnx.ModelProto, names: Mapping[str, str]) -> None:
@@ -127,6 +163,11 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
         for attribute in node.attribute:
             for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 yield from _graphs(body)
+
+
+def _digest(array: np.ndarray) -> bytes:
+    """The same for equal matrices of the same shape, whatever their layout."""
+    return hashlib.sha256(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes()).digest()
 
 
 def _defined(graph: onnx.GraphProto) -> Iterator[str]:

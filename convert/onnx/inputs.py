@@ -56,6 +56,7 @@ class FlatModel(nn.Module):
         self.network = network
         self.arguments = arguments
         self.selector = selector
+        self.train(network.training)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The outputs in the order of :meth:`named`."""

@@ -1,7 +1,10 @@
 """What every export promises: the same numbers at any batch size, names, bytes, and nothing touched."""
 
 import copy
+import os
 import random
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -114,13 +117,20 @@ def test_masks_of_a_bayesian_model_are_zeros_in_the_file(tmp_path):
     assert report.zeros == pruned > 0  # the bias, all zeros here, is left out by the exporter
 
 
+class Drawing(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_and_the_random_state_stay(tmp_path, training):
     model = cnn().train(training)
     model[1].eval()
     before, flags = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+    x = torch.randn(2, 1, 8, 8)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
-    export_onnx(model, tmp_path / "m.onnx", torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    export_onnx(model, tmp_path / "m.onnx", x)
+    export_onnx(Drawing(), tmp_path / "d.onnx", x, verify=False)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
     assert np.array_equal(np.random.get_state()[1], states[2])
@@ -140,6 +150,14 @@ def test_the_example_and_the_gradients_stay(tmp_path):
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.slow
+def test_a_fresh_process_prints_nothing(tmp_path):
+    code = "import torch, convert.onnx as o; o.export_onnx(torch.nn.Linear(4, 3), 'm.onnx', torch.ones(2, 4))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+    assert os.listdir(tmp_path) == ["m.onnx"]
+
+
 def test_nothing_is_printed_or_warned_and_everything_is_logged(tmp_path, capfd, caplog):
     class Chatty(nn.Linear):
         def forward(self, x):
@@ -155,6 +173,16 @@ def test_nothing_is_printed_or_warned_and_everything_is_logged(tmp_path, capfd, 
 def test_verbose_lets_the_exporter_talk(tmp_path, capfd, recwarn):
     export_onnx(nn.Linear(4, 3), tmp_path / "m.onnx", torch.randn(2, 4), verbose=True)
     assert "torch.onnx" in capfd.readouterr().out
+    assert not [warning for warning in recwarn if "training mode" in str(warning.message)]
+
+
+def test_missing_packages_are_named():
+    code = "import sys; sys.modules['onnxscript'] = None; import convert.onnx"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (
+        "ImportError: convert.onnx: needs onnxscript, which is not installed; install bensemble with its onnx"
+        in done.stderr
+    )
 
 
 def test_the_same_model_gives_the_same_bytes_without_traces_of_the_machine(tmp_path):
@@ -187,7 +215,7 @@ def test_a_compiled_model_is_exported_as_the_model_inside(tmp_path):
     assert_same(run_file(tmp_path / "m.onnx", input=x)["output"], model(x))
 
 
-def test_autocast_and_inference_mode_leave_no_trace(tmp_path):
+def test_autocast_and_inference_mode_around_it_leave_no_trace(tmp_path):
     model, x = mlp(), torch.randn(2, 4)
     export_onnx(model, tmp_path / "plain.onnx", x)
     with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():

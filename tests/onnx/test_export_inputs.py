@@ -187,6 +187,24 @@ def test_bounds_of_a_dimension_are_kept_and_stored(tmp_path):
     assert_same(run_file(path, x=x)["output"], model(x))
 
 
+def test_a_tied_weight_is_stored_once(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = nn.Embedding(64, 32)
+            self.head = nn.Linear(32, 64, bias=False)
+            self.head.weight = self.words.weight
+
+        def forward(self, ids):
+            return self.head(self.words(ids))
+
+    model, path = Tied(), tmp_path / "m.onnx"
+    report = export_onnx(model, path, torch.randint(0, 64, (1, 5)))
+    assert report.parameters == 64 * 32
+    ids = torch.randint(0, 64, (3, 7))
+    assert_same(run_file(path, ids=ids)["output"], model(ids))
+
+
 @pytest.mark.parametrize("example", [1, 2])
 def test_a_model_may_squeeze_a_batch_of_one(tmp_path, example):
     class Squeezing(nn.Conv2d):

@@ -96,6 +96,15 @@ def test_other_precisions(tmp_path, dtype, bound):
     assert_same(run_file(tmp_path / "m.onnx", input=x)["output"], model(x), bound)
 
 
+def test_the_lowest_precision_sets_the_bound(tmp_path):
+    class Mixed(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.half()).float()
+
+    report = export_onnx(Mixed(16, 4).half(), tmp_path / "m.onnx", torch.randn(1, 16))
+    assert (report.outputs[0].dtype, report.tolerance) == ("float32", 2e-2)
+
+
 def test_float16_convolutions_run(tmp_path):
     model = resnet().half().eval()
     assert export_onnx(model, tmp_path / "m.onnx", torch.randn(1, 3, 33, 35).half()).verified
