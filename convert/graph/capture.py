@@ -1,0 +1,226 @@
+"""A model as a graph whose every operation is visible, with what one run on example inputs shows about it.
+
+``torch.fx`` first, because its graphs keep the modules and run at any size; where it cannot trace the model,
+``torch.export``. Both look at a hollow copy in evaluation mode: modules are copied, Parameters are the model's own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, export
+from torch.fx._pytree import tree_flatten_spec
+from torch.utils._pytree import tree_leaves, tree_map
+
+from bensemble.outputs import tensor_paths
+
+__all__ = ["Capture", "CaptureError", "TensorMeta", "capture", "outputs_agree", "undisturbed"]
+
+
+class CaptureError(Exception):
+    """A tracer cannot express the model; the message says why."""
+
+
+class TensorMeta(NamedTuple):
+    """Shape and dtype of a tensor in the example run."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass
+class Capture:
+    """A model's forward as a graph.
+
+    Attributes:
+        module: Runs the graph. Its submodules and tensors have the paths of the model's own.
+        source: The tracer.
+        metas: What each node returned in the example run: tensors as ``TensorMeta``, other values as they are.
+        unchanged: Nodes that returned one of their arguments untouched, such as dropout in evaluation.
+        mutated: For nodes that write into a tensor in place, the nodes whose later readers see the new content.
+        hooked: Paths of modules whose hooks run at every call.
+    """
+
+    module: fx.GraphModule
+    source: Literal["fx", "export"]
+    metas: dict[fx.Node, Any] = field(default_factory=dict)
+    unchanged: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    mutated: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
+    hooked: frozenset[str] = frozenset()
+
+
+def capture(source: Literal["fx", "export"], model: nn.Module, inputs: Any, reference: Any) -> Capture:
+    """The model's graph from one of the tracers, run once and checked against the model's own output.
+
+    Args:
+        source: The tracer.
+        model: A hollow copy in evaluation mode. It loses its hooks.
+        inputs: Example inputs, as :func:`bensemble.batches.call` takes them.
+        reference: The model's output for them.
+
+    Raises:
+        CaptureError: the tracer fails, or its graph computes something else.
+    """
+    hooked = _remove_hooks(model)
+    args, kwargs = _arguments(inputs)
+    try:
+        module = (_trace if source == "fx" else _export)(model, args, kwargs)
+    except Exception as err:
+        raise CaptureError(f"torch.{source} cannot trace it ({_first_line(err)})") from err
+    captured = Capture(module, source, hooked=hooked)
+    try:
+        output = _Observer(captured).run_on(args, kwargs)
+    except Exception as err:
+        raise CaptureError(f"the torch.{source} graph does not run ({_first_line(err)})") from err
+    if not outputs_agree(output, reference):
+        raise CaptureError(f"the torch.{source} graph computes something else")
+    return captured
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keep the random state of every device, gradients and warnings out of it."""
+    with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def outputs_agree(found: Any, expected: Any, factor: float = 1.0) -> bool:
+    """Whether two outputs hold the same tensors up to rounding: ``factor`` x 1e-4 of the largest value in float32."""
+    ours, theirs = [t for _, t in tensor_paths(found)], [t for _, t in tensor_paths(expected)]
+    if len(ours) != len(theirs):
+        return False
+    return all(_agree(a, b, factor) for a, b in zip(ours, theirs, strict=True))
+
+
+def _agree(a: Tensor, b: Tensor, factor: float) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    finite = b.isfinite()
+    if not torch.equal(a.isfinite(), finite):
+        return False
+    if not finite.any():
+        return True
+    difference = (a[finite].double() - b[finite].double()).abs().max()
+    scale = b[finite].double().abs().max()
+    precision = max(torch.finfo(b.dtype).eps, torch.finfo(torch.float32).eps)
+    return bool(difference <= factor * 1e3 * precision * scale + torch.finfo(b.dtype).tiny)
+
+
+# -- torch.fx
+
+
+class _Tracer(fx.Tracer):
+    """Sees buffers as well as Parameters."""
+
+    proxy_buffer_attributes = True
+
+
+def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.GraphModule:
+    """Symbolic trace; arguments that are not tensors keep the values that they have in the example."""
+    signature = inspect.signature(model.forward)
+    bound = signature.bind(*args, **kwargs)
+    given = {name for name, value in bound.arguments.items() if isinstance(value, Tensor)}
+    bound.apply_defaults()
+    fixed = {name: value for name, value in bound.arguments.items() if name not in given}
+    if any(isinstance(leaf, Tensor) for leaf in tree_leaves(fixed)):
+        raise CaptureError("an argument is a container of tensors")
+    graph = _Tracer().trace(model, concrete_args=fixed or None)
+    return fx.GraphModule(model, graph, type(model).__name__)
+
+
+# -- torch.export
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.GraphModule:
+    """Export with every input axis dynamic that can be, else with the sizes of the example."""
+    dynamic = tree_map(
+        lambda leaf: dict.fromkeys(range(leaf.ndim), Dim.AUTO) if isinstance(leaf, Tensor) else None, (args, kwargs)
+    )
+    shapes: Any = dynamic[0] or None
+    if kwargs:
+        names = list(inspect.signature(model.forward).parameters)
+        shapes = dict(zip(names, dynamic[0], strict=False)) | dynamic[1]
+    try:
+        program = export(model, args, kwargs, dynamic_shapes=shapes)
+    except Exception:
+        program = export(model, args, kwargs)
+    return program.module(check_guards=False)
+
+
+# -- what a run shows
+
+
+class _Observer(fx.Interpreter):
+    """Runs a graph and notes shapes, untouched arguments and writes in place."""
+
+    def __init__(self, captured: Capture) -> None:
+        super().__init__(captured.module)
+        self.captured = captured
+
+    def run_on(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The output of the graph."""
+        if self.captured.source == "export":
+            leaves = tree_flatten_spec((list(args), kwargs), self.captured.module._in_spec)
+            return self.run(*leaves, enable_io_processing=False)
+        bound = inspect.signature(self.captured.module.forward).bind(*args, **kwargs)
+        bound.apply_defaults()
+        return self.run(*bound.arguments.values(), enable_io_processing=False)
+
+    def run_node(self, node: fx.Node) -> Any:
+        """Run one node and note what it did."""
+        before = {source: self._tensors(source) for source in node.all_input_nodes}
+        versions = [(tensor, tensor._version) for tensors in before.values() for tensor in tensors]
+        result = super().run_node(node)
+        captured = self.captured
+        captured.metas[node] = tree_map(_meta, result)
+        written = {tensor.untyped_storage()._cdata for tensor, version in versions if tensor._version != version}
+        if written:
+            captured.mutated[node] = [
+                other
+                for other in self.env
+                if any(tensor.untyped_storage()._cdata in written for tensor in self._tensors(other))
+            ]
+        elif isinstance(result, Tensor) and node.op != "output":
+            same = [source for source in before if self.env.get(source) is result]
+            if same:
+                captured.unchanged[node] = same[0]
+        return result
+
+    def _tensors(self, node: fx.Node) -> list[Tensor]:
+        return [leaf for leaf in tree_leaves(self.env.get(node)) if isinstance(leaf, Tensor)]
+
+
+def _meta(value: Any) -> Any:
+    return TensorMeta(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
+
+
+def _remove_hooks(model: nn.Module) -> frozenset[str]:
+    """Take the forward hooks off, and say where there were any."""
+    hooked = set()
+    for path, module in model.named_modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            if hooks:
+                hooked.add(path)
+                hooks.clear()
+    return frozenset(hooked)
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+
+
+def _first_line(err: Exception) -> str:
+    text = str(err).strip().splitlines()
+    return f"{type(err).__name__}: {text[0][:200]}" if text else type(err).__name__

@@ -1,0 +1,208 @@
+"""What remains of every weight: the channels that stay, with the constants of those that go folded in."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .flow import Flow, Leaf
+from .readers import Reader
+from .solution import Solution
+
+__all__ = ["CannotKeepClassError", "Cut", "cut_leaves", "install"]
+
+
+class CannotKeepClassError(Exception):
+    """The smaller weights do not fit into the model's own modules; the message says why."""
+
+
+@dataclass
+class Cut:
+    """New tensors by path, for all parameters and buffers that change.
+
+    Attributes:
+        tensors: In place of existing ones; tied ones under each of their paths.
+        biases: Where there was none.
+        groups: New numbers of groups of convolutions, by path of the weight.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
+    groups: dict[str, int] = field(default_factory=dict)
+
+
+def cut_leaves(flow: Flow, solution: Solution) -> Cut:
+    """Compute all new tensors; exact up to one rounding of each folded number."""
+    cut = Cut()
+    readers: dict[str, Reader] = {}
+    for reader in flow.readers:
+        readers.setdefault(reader.weight, reader)
+    for path, leaf in flow.leaves.items():
+        new = _cut_weight(leaf, readers[path], solution) if path in readers else _cut_leaf(leaf, solution)
+        if new is not None:
+            _put(cut, flow, path, new)
+    for reader in readers.values():
+        _fold(cut, flow, reader, solution)
+        if reader.num_groups != solution.groups.get(reader.weight, reader.num_groups):
+            cut.groups[reader.weight] = solution.groups[reader.weight]
+    return cut
+
+
+def _put(cut: Cut, flow: Flow, path: str, tensor: Tensor) -> None:
+    for alias in flow.aliases(path):
+        cut.tensors[alias] = tensor
+
+
+def _cut_leaf(leaf: Leaf, solution: Solution) -> Tensor | None:
+    """A leaf that is used element by element, or as a table."""
+    masks: dict[int, Tensor] = {}
+    if leaf.value is not None:
+        masks = {axis: mask for axis, mask in enumerate(solution.alive_axes(leaf.value)) if mask is not None}
+    for axis, atoms in leaf.axes.items():
+        stays = solution.stays(atoms)
+        if not stays.all():
+            masks[axis] = stays
+    return _select(leaf.tensor.detach(), masks) if masks else None
+
+
+def _select(tensor: Tensor, masks: dict[int, Tensor]) -> Tensor:
+    for axis, mask in masks.items():
+        tensor = tensor.index_select(axis, mask.nonzero().flatten().to(tensor.device))
+    return tensor
+
+
+def _cut_weight(leaf: Leaf, reader: Reader, solution: Solution) -> Tensor | None:
+    """Rows and columns of a weight, after its carriers took over what the constants that go had to say."""
+    inputs, outputs = solution.stays(reader.inputs), solution.stays(reader.outputs)
+    if inputs.all() and outputs.all():
+        return None
+    weight = leaf.tensor.detach()
+    if reader.carried and reader.shares(inputs, outputs).any():
+        weight = _carry(weight, reader, inputs, outputs)
+    if reader.num_groups == 1:
+        return _select(weight, {reader.out_axis: outputs, reader.in_axis: inputs})
+    slabs = _slabs(weight, reader)
+    rows_in, rows_out = reader.grouped(inputs), reader.grouped(outputs)
+    kept = [
+        _select(slab, {reader.out_axis: rows_out[g], reader.in_axis: rows_in[g]})
+        for g, slab in enumerate(slabs)
+        if rows_in[g].any()
+    ]
+    return torch.cat(kept, 0)
+
+
+def _slabs(weight: Tensor, reader: Reader) -> tuple[Tensor, ...]:
+    """The weights of each group: every layout has the groups along its first axis."""
+    return weight.chunk(reader.num_groups, 0)
+
+
+def _carry(weight: Tensor, reader: Reader, inputs: Tensor, outputs: Tensor) -> Tensor:
+    """W_ok + sum_i W_oi * c_i / c_k, in every group that needs it."""
+    wide = weight.to(torch.float64).clone()
+    shares = reader.grouped(reader.shares(inputs, outputs))
+    carriers = reader.grouped(reader.carriers() & inputs)
+    const = reader.grouped(reader.const).to(weight.device)
+    for g, slab in enumerate(_slabs(wide, reader)):
+        if shares[g].any():
+            sizes = torch.where(carriers[g], reader.grouped(reader.const)[g].abs(), 0.0)
+            carrier = int(sizes.argmax())
+            missing = shares[g].nonzero().flatten().to(weight.device)
+            ratio = const[g][missing] / const[g][carrier]
+            by_input = slab.movedim(reader.in_axis, -1)
+            by_input[..., carrier] += (by_input[..., missing] * ratio).sum(-1)
+    return wide.to(weight.dtype)
+
+
+def _fold(cut: Cut, flow: Flow, reader: Reader, solution: Solution) -> None:
+    """b_o + sum_i W_oi * c_i over the constants that go."""
+    inputs, outputs = solution.stays(reader.inputs), solution.stays(reader.outputs)
+    shares = reader.shares(inputs, outputs)
+    if reader.carried or not shares.any():
+        return
+    weight = flow.leaves[reader.weight].tensor.detach()
+    wide = weight.to(torch.float64).movedim((reader.out_axis, reader.in_axis), (0, 1))
+    sums = wide.reshape(*wide.shape[:2], -1).sum(-1).cpu().reshape(reader.reads.shape)
+    worth = torch.where(shares, reader.const, 0.0)
+    shift = (sums * reader.grouped(worth)[:, None]).sum(2).reshape(-1)
+    if reader.bias is None:
+        assert reader.new_bias is not None
+        cut.biases[reader.new_bias] = shift[outputs].to(weight.device, weight.dtype)
+        return
+    bias = flow.leaves[reader.bias].tensor.detach()
+    new = (bias.to(torch.float64) + shift.to(bias.device)).to(bias.dtype)
+    _put(cut, flow, reader.bias, new[outputs.to(bias.device)])
+
+
+def install(root: nn.Module, cut: Cut, keep_class: bool) -> None:
+    """Put the new tensors into a module tree, and tell its modules their new sizes.
+
+    Args:
+        root: A copy of the model, or the module of its graph.
+        cut: The tensors.
+        keep_class: Whether biases may only go where a module keeps a place for one.
+
+    Raises:
+        CannotKeepClassError: a bias has no such place.
+    """
+    made: dict[int, nn.Parameter] = {}
+    touched: dict[str, nn.Module] = {}
+    for path, tensor in cut.tensors.items():
+        owner, name = _owner(root, path)
+        if owner is None:
+            continue
+        if name in owner._parameters:
+            old = owner._parameters[name]
+            wanted = old is None or old.requires_grad
+            owner._parameters[name] = made.setdefault(id(tensor), nn.Parameter(tensor.clone(), requires_grad=wanted))
+        else:
+            owner._buffers[name] = tensor.clone()
+        touched[path] = owner
+    for path, tensor in cut.biases.items():
+        owner, name = _owner(root, path)
+        if owner is None or (keep_class and owner._parameters.get(name, owner) is not None):
+            raise CannotKeepClassError(f"there is no place for a bias at '{path}'")
+        owner.register_parameter(name, nn.Parameter(tensor.clone()))
+    for path, owner in touched.items():
+        _tell_sizes(owner, cut.groups.get(path))
+
+
+def _owner(root: nn.Module, path: str) -> tuple[nn.Module | None, str]:
+    parent, _, name = path.rpartition(".")
+    try:
+        return root.get_submodule(parent), name
+    except AttributeError:
+        return None, name
+
+
+def _tell_sizes(module: nn.Module, groups: int | None) -> None:
+    """The sizes that torch.nn modules keep beside their weights."""
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        module.groups = groups or module.groups
+        first, second = module.weight.shape[:2]
+        second *= module.groups
+        module.in_channels, module.out_channels = (first, second) if module.transposed else (second, first)
+    elif isinstance(module, (nn.modules.batchnorm._NormBase,)):
+        sizes = [t.shape[0] for t in (module.weight, module.running_mean) if t is not None]
+        module.num_features = sizes[0] if sizes else module.num_features
+    elif isinstance(module, nn.GroupNorm):
+        per_group = module.num_channels // module.num_groups
+        module.num_channels = module.weight.shape[0]
+        module.num_groups = module.num_channels // per_group
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.shape[0]
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
+    else:
+        _tell_hugging_face_conv1d(module)
+
+
+def _tell_hugging_face_conv1d(module: nn.Module) -> None:
+    """Conv1D of transformers keeps its sizes as ``nx`` and ``nf``; loaded when the user has it loaded."""
+    library = sys.modules.get("transformers.pytorch_utils")
+    if library is not None and isinstance(module, library.Conv1D):
+        module.nx, module.nf = module.weight.shape

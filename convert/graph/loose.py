@@ -1,0 +1,117 @@
+"""Values that vary along several axes at once, such as channels viewed as (groups, channels of a group).
+
+What stays of such a value need not be a tensor. Where the movements that made it only choose channels in the end, as a
+channel shuffle does, one index replaces them; elsewhere its inner axes go together.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
+
+from .arrays import varying_axes
+from .domain import Value
+from .flow import Flow
+
+__all__ = ["Shortcut", "settle_loose"]
+
+#: Values with more elements are not probed.
+MOST_ELEMENTS = 1 << 25
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """A value that is ``source.index_select(axis, positions)``.
+
+    Attributes:
+        source: The node before the movements.
+        through: The values in between, which vary along several axes.
+        axis: The axis of the channels.
+        positions: Channels of the source, in order.
+    """
+
+    source: fx.Node
+    through: tuple[Value, ...]
+    axis: int
+    positions: Tensor
+
+
+def settle_loose(flow: Flow) -> None:
+    """Find the shortcuts, and tie what has none. Repeats, because every tie may settle other values."""
+    while True:
+        flow.shortcuts.clear()
+        if not _one_round(flow):
+            return
+
+
+def _one_round(flow: Flow) -> bool:
+    nodes: dict[int, fx.Node] = {}
+    for node, value in flow.values.items():
+        if isinstance(value, Value):
+            nodes.setdefault(id(value), node)
+    reached: set[int] = set()
+    for node, value in flow.values.items():
+        for leaf in tree_leaves(value, is_leaf=lambda item: isinstance(item, Value)):
+            if not isinstance(leaf, Value) or leaf.parent is None or not _is_loose(flow, leaf.parent):
+                continue
+            reached.add(id(leaf.parent))
+            if _is_loose(flow, leaf):
+                continue
+            shortcut = _shortcut(flow, leaf, nodes) if leaf is value else None
+            if shortcut is None and leaf is value:
+                return _tie(flow, leaf.parent)
+            if shortcut is not None:
+                flow.shortcuts[node] = shortcut
+    for value in flow.loose:
+        if id(value) not in reached and _is_loose(flow, value):
+            return _tie(flow, value)
+    for entry in flow.leaves.values():
+        if entry.value is not None and _is_loose(flow, entry.value):
+            return _tie(flow, entry.value)
+    return False
+
+
+def _is_loose(flow: Flow, value: Value) -> bool:
+    return len(varying_axes(flow.atoms.find(value.atoms))) > 1
+
+
+def _tie(flow: Flow, value: Value) -> bool:
+    """Settle a value; True when that changed something."""
+    before = flow.atoms.find(value.atoms)
+    flow.settled(value)
+    return not torch.equal(before, flow.atoms.find(value.atoms))
+
+
+def _shortcut(flow: Flow, value: Value, nodes: dict[int, fx.Node]) -> Shortcut | None:
+    """The choice of channels that leads from the last settled value to this one, if that is all that happened."""
+    moves, through = [value.move], []
+    source = value.parent
+    while source is not None and _is_loose(flow, source):
+        moves.append(source.move)
+        through.append(source)
+        source = source.parent
+    if source is None or id(source) not in nodes or math.prod(source.shape) > MOST_ELEMENTS:
+        return None
+    varying = varying_axes(flow.atoms.find(source.atoms))
+    if len(varying) != 1 or source.ndim != value.ndim:
+        return None
+    axis = varying[0]
+    places = torch.arange(source.shape[axis]).reshape([-1 if k == axis else 1 for k in range(source.ndim)])
+    everything = torch.arange(math.prod(source.shape)).reshape(source.shape)
+    moved = everything
+    for move in reversed(moves):
+        if move is None:
+            return None
+        places, moved = move(places), move(moved)
+    if any(size > 1 and k != axis for k, size in enumerate(places.shape)) and varying_axes(places) != [axis]:
+        return None
+    for k in range(places.ndim):
+        places = places if k == axis else places.narrow(k, 0, 1)
+    positions = places.reshape(-1).clone()
+    if moved.shape != value.shape or not torch.equal(moved, everything.index_select(axis, positions)):
+        return None
+    return Shortcut(nodes[id(source)], tuple(through), axis, positions)

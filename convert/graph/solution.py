@@ -1,0 +1,260 @@
+"""Which atoms stay: the smallest set that reproduces every output.
+
+Backward liveness to a fixpoint: what is pinned stays; what a staying output reads stays, unless it is constant. Then
+what the shapes ask for: equal groups, at least one element along every axis, a carrier where zero padding needs one.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
+
+from .domain import Value
+from .flow import Flow
+from .loose import settle_loose
+from .readers import Reader
+
+__all__ = ["Solution", "remaining", "scaled", "solve"]
+
+#: Unread inputs are left out by an index only where that removes at least this share of all parameters that stay.
+LEAST_SELECTION = 0.05
+
+
+@dataclass
+class Solution:
+    """The atoms that stay.
+
+    Attributes:
+        roots: For every atom the representative of its set.
+        alive: For every representative whether the set stays.
+        groups: New numbers of groups, by path of the weight.
+    """
+
+    roots: Tensor
+    alive: Tensor
+    groups: dict[str, int] = field(default_factory=dict)
+
+    def stays(self, atoms: Tensor) -> Tensor:
+        """Whether each of the atoms stays."""
+        return self.alive[self.roots[atoms]]
+
+    def alive_axes(self, value: Value) -> list[Tensor | None]:
+        """For each axis of a value the elements that stay, or None where all do."""
+        stays = self.stays(value.atoms)
+        masks: list[Tensor | None] = []
+        for axis, size in enumerate(value.shape):
+            along = stays.movedim(axis, 0).reshape(stays.shape[axis], -1).any(1)
+            masks.append(None if stays.shape[axis] == 1 or along.all() else along.expand(size))
+        return masks
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """The shape of a value without what goes."""
+        masks = self.alive_axes(value)
+        return tuple(size if m is None else int(m.sum()) for size, m in zip(value.shape, masks, strict=True))
+
+    def is_product(self, value: Value) -> bool:
+        """Whether what stays of a value is again a tensor: a product of positions along its axes."""
+        stays = self.stays(value.atoms)
+        expected = torch.ones_like(stays)
+        for axis, mask in enumerate(self.alive_axes(value)):
+            if mask is not None:
+                expected = expected & mask.reshape([-1 if k == axis else 1 for k in range(value.ndim)])
+        return torch.equal(stays, expected)
+
+    def resize(self, node: fx.Node, size: Any, value: Value, axis: int) -> Any:
+        """An argument of ``node`` that asks for the size of an axis of ``value``, after the removal."""
+        before, after = value.shape[axis], self.shape(value)[axis]
+        if before == after or (isinstance(size, int) and size == -1):
+            return size
+        if isinstance(size, int):
+            return after
+        with node.graph.inserting_before(node):
+            return scaled(node.graph, size, after, before)
+
+
+def scaled(graph: fx.Graph, size: fx.Node, numerator: int, denominator: int) -> fx.Node:
+    """``size * numerator // denominator`` in lowest terms, in a graph."""
+    if numerator == denominator:
+        return size
+    common = math.gcd(numerator, denominator)
+    product = graph.call_function(operator.mul, (size, numerator // common))
+    return graph.call_function(operator.floordiv, (product, denominator // common))
+
+
+def solve(flow: Flow) -> Solution:
+    """Decide what stays."""
+    _agree_on_shared_weights(flow)
+    _forget_unfoldable(flow)
+    settle_loose(flow)
+    roots = flow.atoms.find(torch.arange(len(flow.atoms)))
+    solution = Solution(roots, torch.zeros(len(roots), dtype=torch.bool))
+    for atoms, _ in flow.atoms.pins:
+        solution.alive[roots[atoms]] = True
+    search = _Search(flow, solution)
+    search.run()
+    if search.drop_small_selections():
+        search.run()
+    for reader in flow.readers:
+        if reader.num_groups > 1:
+            rows = reader.grouped(solution.stays(reader.inputs)).any(1)
+            solution.groups[reader.weight] = int(rows.sum())
+    return solution
+
+
+class _Search:
+    """The fixpoint."""
+
+    def __init__(self, flow: Flow, solution: Solution) -> None:
+        self.flow = flow
+        self.solution = solution
+        self.values = [value.atoms.reshape(-1) for value in _all_values(flow)]
+        self.values += [reader.inputs for reader in flow.readers if reader.selects]
+
+    def run(self) -> None:
+        """Cheap steps until nothing changes, then the next dearer one, from the start again."""
+        steps = (self._read, self._equal_groups, self._no_empty_axis, self._carry)
+        while any(step() for step in steps):
+            pass
+
+    def drop_small_selections(self) -> bool:
+        """Read the whole input again where leaving parts of it out saves little."""
+        solution, changed = self.solution, False
+        total = remaining(self.flow, solution)
+        for reader in self.flow.readers:
+            if reader.selects:
+                unread = int((~solution.stays(reader.inputs)).sum())
+                saved = unread * int(solution.stays(reader.outputs).sum())
+                if saved < LEAST_SELECTION * total:
+                    changed |= self._revive(reader.inputs)
+        return changed
+
+    def _revive(self, atoms: Tensor) -> bool:
+        solution = self.solution
+        fresh = not bool(solution.stays(atoms).all())
+        solution.alive[solution.roots[atoms]] = True
+        return fresh
+
+    def _read(self) -> bool:
+        """What outputs that stay read, stays."""
+        changed = False
+        for reader in reversed(self.flow.readers):
+            needed = reader.needed(self.solution.stays(reader.outputs))
+            changed |= self._revive(reader.inputs[needed])
+        return changed
+
+    def _equal_groups(self) -> bool:
+        """Groups that stay keep as many channels as the fullest of them."""
+        changed = False
+        for sizes in self.flow.groups:
+            inputs, outputs = self.solution.stays(sizes.inputs), self.solution.stays(sizes.outputs)
+            rows = inputs.any(1) | outputs.any(1)
+            for atoms, stays in ((sizes.inputs, inputs), (sizes.outputs, outputs)):
+                most = max(int(stays.sum(1).max()), 1)
+                for row in rows.nonzero().flatten().tolist():
+                    missing = most - int(stays[row].sum())
+                    if missing > 0:
+                        changed |= self._revive(atoms[row][~stays[row]][:missing])
+        return changed
+
+    def _no_empty_axis(self) -> bool:
+        """A tensor keeps at least one element."""
+        changed = False
+        for atoms in self.values:
+            if not self.solution.stays(atoms).any():
+                changed |= self._revive(atoms[:1])
+        return changed
+
+    def _carry(self) -> bool:
+        """Where constants go that a bias cannot replace, one of them stays: the one that helps most."""
+        wanted: dict[int, int] = {}
+        pending: list[tuple[Reader, Tensor]] = []
+        for reader in self.flow.readers:
+            candidates = self._missing_carriers(reader)
+            if candidates is not None:
+                pending.append((reader, candidates))
+                for root in self.solution.roots[reader.inputs[candidates]].unique().tolist():
+                    wanted[root] = wanted.get(root, 0) + 1
+        for reader, _ in pending:
+            candidates = self._missing_carriers(reader)
+            if candidates is not None:
+                roots = self.solution.roots[reader.inputs[candidates]].tolist()
+                best = max(
+                    range(len(roots)), key=lambda k: (wanted.get(roots[k], 0), abs(float(reader.const[candidates[k]])))
+                )
+                self._revive(reader.inputs[candidates[best : best + 1]])
+        return bool(pending)
+
+    def _missing_carriers(self, reader: Reader) -> Tensor | None:
+        """Inputs that could carry the constants of the first group that lacks a carrier; None if none does."""
+        if not reader.carried:
+            return None
+        inputs, outputs = self.solution.stays(reader.inputs), self.solution.stays(reader.outputs)
+        carriers = reader.carriers()
+        lacking = reader.grouped(reader.shares(inputs, outputs)).any(1) & ~reader.grouped(inputs & carriers).any(1)
+        if not lacking.any():
+            return None
+        group = int(lacking.nonzero()[0])
+        size = reader.inputs.numel() // reader.num_groups
+        return carriers[group * size : (group + 1) * size].nonzero().flatten() + group * size
+
+
+def remaining(flow: Flow, solution: Solution) -> int:
+    """Number of elements of the leaves that stay, about right for grouped convolutions."""
+    total = 0
+    for leaf in flow.leaves.values():
+        shape: list[int] = list(leaf.tensor.shape if leaf.value is None else solution.shape(leaf.value))
+        for axis, atoms in leaf.axes.items():
+            shape[axis] = int(solution.stays(atoms).sum())
+        total += math.prod(shape)
+    return total
+
+
+def _all_values(flow: Flow) -> Iterator[Value]:
+    for value in flow.values.values():
+        for leaf in tree_leaves(value, is_leaf=lambda item: isinstance(item, Value)):
+            if isinstance(leaf, Value) and leaf.leaf is None and all(leaf.shape):
+                yield leaf
+
+
+def _agree_on_shared_weights(flow: Flow) -> None:
+    """A weight that several operations use is cut once, so they must agree on what goes and what it is worth."""
+    first: dict[str, Reader] = {}
+    for reader in flow.readers:
+        other = first.setdefault(reader.weight, reader)
+        leaf = flow.leaves[reader.weight]
+        if leaf.value is not None:
+            for atoms in (reader.inputs, reader.outputs, leaf.value.atoms):
+                flow.atoms.pin(atoms, f"'{leaf.path}' is used in different ways")
+        if other is not reader:
+            flow.atoms.unite(reader.inputs, other.inputs)
+            flow.atoms.unite(reader.outputs, other.outputs)
+            other.known &= reader.known & (reader.const == other.const)
+            other.carried |= reader.carried
+    for reader in flow.readers:
+        reader.known, reader.carried = first[reader.weight].known, first[reader.weight].carried
+
+
+def _forget_unfoldable(flow: Flow) -> None:
+    """Constants that no bias can take are not known, unless they are zero."""
+    users: dict[str, set[str]] = {}
+    counts: dict[str, int] = {}
+    for reader in flow.readers:
+        if reader.bias is not None:
+            users.setdefault(reader.bias, set()).add(reader.weight)
+            counts[reader.bias] = counts.get(reader.bias, 0) + 1
+    for reader in flow.readers:
+        if reader.carried:
+            continue
+        if reader.bias is None:
+            foldable = reader.new_bias is not None
+        else:
+            foldable = len(users[reader.bias]) == 1 and flow.leaves[reader.bias].uses == counts[reader.bias]
+        if not foldable:
+            reader.known = reader.known & (reader.const == 0)
