@@ -134,7 +134,8 @@ class LinearOpLayer(BaseBayesianLayer):
                 super().reset_parameters()  # type: ignore[misc]
                 return
             self.initialise_means()
-        rho = float(rho_from_sigma(torch.tensor(self.init_sigma, dtype=torch.float64)))
+        # Under `with torch.device("meta")` as well, this is a number.
+        rho = float(rho_from_sigma(torch.tensor(self.init_sigma, dtype=torch.float64, device="cpu")))
         for posterior in self.posteriors():
             nn.init.constant_(posterior.rho, rho)
 

@@ -171,7 +171,15 @@ class PosteriorWeights(nn.Module):
         return any(key.startswith(f"{p.stem}_") and key != f"{p.stem}_mu" for p in self._posteriors())
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(adapt_state_dict(self, state_dict, prefix, args), prefix, *args)
+        # The user's hooks know the original names: they run first, and only once.
+        hooks = dict(self._load_state_dict_pre_hooks)
+        for hook in hooks.values():
+            hook(state_dict, prefix, *args)
+        self._load_state_dict_pre_hooks.clear()
+        try:
+            super()._load_from_state_dict(adapt_state_dict(self, state_dict, prefix, args), prefix, *args)
+        finally:
+            self._load_state_dict_pre_hooks.update(hooks)
 
 
 def weight_property(name: str) -> property:
