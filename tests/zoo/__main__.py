@@ -24,9 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time (default 2)")
     parser.add_argument("--seconds", type=float, default=600, help="limit of time for one model (default 600)")
     parser.add_argument("--gib", type=float, default=10, help="limit of memory for one model (default 10)")
-    parser.add_argument(
-        "--budget", type=float, default=20, help="seconds for moving posteriors one by one (default 20)"
-    )
+    parser.add_argument("--budget", type=float, default=8, help="seconds for moving posteriors one by one (default 8)")
     parser.add_argument("--source-only", action="store_true", help="only see whether the models themselves run")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth model of each library")
     parser.add_argument("--json", type=Path, help="write all results to this file")

@@ -298,13 +298,13 @@ def every_posterior_moves_the_output(subject: Subject) -> None:
 def check_noise_agrees(subject: Subject) -> None:
     """``check_noise`` finds silent exactly what this zoo found; asked where its forwards fit the budget."""
     facts = subject.result.facts
-    if facts["posteriors"] * facts["forward_seconds"] > subject.budget or "ignored_by_the_source" not in facts:
+    if facts["posteriors"] * facts["forward_seconds"] > subject.budget / 2 or "ignored_by_the_source" not in facts:
         return
     report = convert.check_noise(subject.bnn, subject.example.inputs)
     silent = {row.name for row in report.silent}
     assert {row.name for row in report.rows} == set(subject.posteriors), "not one row for each posterior"
     assert all(row.reason for row in report.silent), "silent without a reason"
-    wrong = sorted(silent - set(facts["ignored_by_the_source"]))
+    wrong = sorted(name for name in silent - set(facts["ignored_by_the_source"]) if _source_reads(subject, name))
     assert not wrong, f"check_noise calls silent what the source reads: {wrong[:4]}"
 
 
@@ -341,21 +341,23 @@ def _moves(subject: Subject, owner: nn.Module) -> bool:
 
 
 def _source_reads(subject: Subject, name: str) -> bool:
-    """Whether moving the weight in the source by noise of the same size changes its output."""
+    """Whether moving the weight in the source by twenty sigma changes its output by more than rounding does.
+
+    Attention ignores the bias of its keys, for instance: it shifts all scores of a query alike.
+    """
     parameter = dict(subject.source.named_parameters())[name]
     kept = parameter.detach().clone()
-    step = subject.posteriors[name].sigma().detach() * torch.randn(
-        kept.shape, generator=torch.Generator().manual_seed(3)
-    )
+    noise = torch.randn(kept.shape, generator=torch.Generator().manual_seed(3))
     try:
-        with torch.no_grad():
-            for size in (1.0, 20.0):
-                parameter.data.copy_(kept + size * step.to(kept.dtype))
-                if first_difference(subject.outputs, run(subject.source, subject.example.inputs)) is not None:
-                    return True
-        return False
+        parameter.data.add_((20 * subject.posteriors[name].sigma().detach() * noise).to(kept.dtype))
+        moved = run(subject.source, subject.example.inputs)
     finally:
         parameter.data.copy_(kept)
+    return any(
+        moved[path].shape != value.shape or distance(value, moved[path]) > 1e-5 * scale(value)
+        for path, value in subject.outputs.items()
+        if path in moved
+    )
 
 
 def train_mode_is_noisy(subject: Subject) -> None:
@@ -577,17 +579,18 @@ def _hooks(module: nn.Module) -> list[int]:
 @contextmanager
 def _training(model: nn.Module) -> Iterator[None]:
     """Train mode, with buffers and flags put back afterwards."""
-    flags = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    flags = [(module, module.training, dict(module._buffers)) for module in model.modules()]
+    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     model.train()
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, kept in buffers:
-                buffer.copy_(kept)
-        for module, flag in flags:
+            for buffer, value in values:
+                buffer.copy_(value)
+        for module, flag, buffers in flags:
             module.training = flag
+            module._buffers.update(buffers)
 
 
 @contextmanager

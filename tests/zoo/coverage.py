@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-#: Types that hold tables or scales, by the ending or a part of their name: libraries define their own.
-TABLE_OR_NORM = re.compile(r"Embedding|Embeddings$|Norm|BatchNorm|FrozenBatchNorm", re.IGNORECASE)
+#: Types of norms, by their name: libraries define their own.
+NORM = re.compile(r"Norm|^AffineTransform", re.IGNORECASE)
 #: Position tables and tokens, by the last parts of the parameter's name.
 POSITION_OR_TOKEN = re.compile(
     r"(pos|token|cls|query|queries|latent|prompt|register|rel_|relative|class_embed|embedding|anchor|probe|prefix|tags?$)",
@@ -65,7 +65,8 @@ def measure_coverage(source: nn.Module, bayesian: set[str]) -> Coverage:
         if parameter.ndim < 2 or not parameter.requires_grad or not parameter.is_floating_point():
             continue
         path, _, leaf = name.rpartition(".")
-        if TABLE_OR_NORM.search(type(source.get_submodule(path)).__name__) and leaf == "weight":
+        owner = source.get_submodule(path)
+        if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) or NORM.search(type(owner).__name__):
             continue
         (exempt if POSITION_OR_TOKEN.search(leaf) else left)[name] = parameter.numel()
     if sum(exempt.values()) > EXEMPT_SHARE * total:

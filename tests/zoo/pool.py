@@ -63,7 +63,9 @@ class _Job:
         self.seconds = seconds
         self.log = Path(tempfile.mkstemp(suffix=".log")[1])
         self.receiver, sender = context.Pipe(duplex=False)
-        self.process = context.Process(target=_work, args=(entry.key, str(self.log), limit, options, sender))
+        self.process = context.Process(
+            target=_work, args=(entry.key, str(self.log), limit, options, sender), daemon=True
+        )
         self.process.start()
         sender.close()
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..architectures import raw, sequences, vision
 from ..entries import Entry, Example
+from .inputs import image, normal, several, tokens
 
 
 def entries() -> Iterator[Entry]:
@@ -21,22 +22,6 @@ def entries() -> Iterator[Entry]:
 
 def _build(model: Callable[[], nn.Module], inputs: Callable[[], Any]) -> Example:
     return Example(model(), inputs())
-
-
-def image(side: int = 32) -> Any:
-    return partial(torch.randn, 2, 3, side, side)
-
-
-def normal(*shape: int) -> Any:
-    return partial(torch.randn, *shape)
-
-
-def tokens(length: int, vocabulary: int) -> Any:
-    return partial(torch.randint, 1, vocabulary, (2, length))
-
-
-def several(*makers: Callable[[], Any]) -> Callable[[], tuple[Any, ...]]:
-    return lambda: tuple(make() for make in makers)
 
 
 def _click() -> tuple[dict[str, torch.Tensor]]:
