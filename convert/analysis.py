@@ -1,12 +1,13 @@
 """What a forward does with each weight: which modules it calls, and which operations the weights reach.
 
 Three sources, the first that applies: a probe forward on example inputs, which sees every operation; a torch.fx trace,
-which needs no inputs; or nothing, and then every question is answered with "unknown". All of them look at a hollow
-copy in which only the Parameters are the model's own, and leave the random state where it was.
+which needs no inputs; or nothing, and then every question is answered with "unknown". The probe runs on a copy, the
+trace on a hollow one in which only the Parameters are the model's own; both leave the random state where it was.
 """
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from bensemble.errors import InvalidValueError
 from bensemble.layers.linear_op import LinearOpLayer
 from bensemble.layers.weights import PosteriorWeights
 
-from .copying import hollow_copy
+from .copying import hollow_copy, traced_copy
 from .flow import Flow, data_arguments, plain_name
 
 __all__ = ["Analysis", "analyse"]
@@ -75,10 +76,14 @@ def analyse(verb: str, model: nn.Module, example_inputs: Any = None) -> Analysis
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Keep the random state of every device, gradients and warnings out of it."""
-    with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Keep the random state of every device and of Python, gradients and warnings out of it."""
+    state = random.getstate()
+    try:
+        with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        random.setstate(state)
 
 
 def _uncalled(model: nn.Module, analysis: Analysis) -> bool:
@@ -108,10 +113,11 @@ def _trace(model: nn.Module, analysis: Analysis, flip: bool = False) -> bool:
     except Exception:
         return False
     analysis.source = "fx"
-    flow = Flow(analysis.operations, analysis.altered)
+    flow, calls = Flow(analysis.operations, analysis.altered), Counter[str]()
     for node in graph.nodes:
         if node.op == "call_module":
-            _record_call(hollow, str(node.target), analysis)
+            calls[str(node.target)] += 1
+            _record_inside(hollow, str(node.target), analysis)
         if node.op == "get_attr":
             tensor = _attribute(hollow, str(node.target))
             flow.start(node, id(tensor) if isinstance(tensor, nn.Parameter) else None)
@@ -121,6 +127,7 @@ def _trace(model: nn.Module, analysis: Analysis, flip: bool = False) -> bool:
         elif any(flow.knows(source) for source in node.all_input_nodes):
             name, data = _operation(node, hollow)
             flow.apply(name, list(node.all_input_nodes), data, [node])
+    analysis.calls |= calls
     return True
 
 
@@ -154,9 +161,8 @@ class _Tracer(fx.Tracer):
         return known or super().is_leaf_module(m, module_qualified_name)
 
 
-def _record_call(model: nn.Module, path: str, analysis: Analysis) -> None:
+def _record_inside(model: nn.Module, path: str, analysis: Analysis) -> None:
     """A leaf of the trace was called, and whatever lies below it runs inside."""
-    analysis.calls[path] += 1
     for below, _ in model.get_submodule(path).named_modules():
         if below:
             analysis.inside.setdefault(f"{path}.{below}", path)
@@ -175,20 +181,21 @@ def _attribute(model: nn.Module, target: str) -> Any:
 def _probe(verb: str, model: nn.Module, inputs: Any) -> Analysis:
     """What one forward on real inputs does, in evaluation mode, and in training mode for what evaluation leaves out."""
     analysis = Analysis(source="probe")
-    hollow = hollow_copy(model)
-    if hollow is None:
+    copied = traced_copy(model)
+    if copied is None:
         return Analysis()
+    probed, originals = copied
     for training in (False, True):
-        hollow.train(training)
+        probed.train(training)
         calls: Counter[str] = Counter()
         handles = [
             module.register_forward_pre_hook(_counter(calls, path))
-            for path, module in hollow.named_modules()
+            for path, module in probed.named_modules()
             if not isinstance(module, torch.jit.ScriptModule)  # takes no hooks, and is not converted
         ]
         try:
-            with _Recorder(hollow, analysis):
-                call(hollow, inputs)
+            with _Recorder(probed, originals, analysis):
+                call(probed, inputs)
         except Exception as err:
             if not training:
                 raise InvalidValueError(
@@ -214,13 +221,14 @@ def _counter(calls: Counter[str], path: str) -> Any:
 class _Recorder(TorchFunctionMode):
     """Follows Parameters through every operation that torch runs."""
 
-    def __init__(self, model: nn.Module, analysis: Analysis) -> None:
+    def __init__(self, model: nn.Module, originals: dict[int, int], analysis: Analysis) -> None:
         super().__init__()
+        self.originals = originals
         self.analysis = analysis
         self.flow = Flow(analysis.operations, analysis.altered)
         self.alive: list[Tensor] = []  # identities stay valid while the tensors live
-        for parameter in model.parameters():
-            self.flow.start(id(parameter), id(parameter))
+        for parameter, original in originals.items():
+            self.flow.start(parameter, original)
         for buffer in model.buffers():
             self.flow.start(id(buffer))
 
@@ -230,7 +238,7 @@ class _Recorder(TorchFunctionMode):
         operands = _tensors((args, kwargs))
         results = _tensors(result)
         if results and any(self.flow.knows(id(operand)) for operand in operands):
-            self.analysis.seen |= {id(operand) for operand in operands if isinstance(operand, nn.Parameter)}
+            self.analysis.seen |= {self.originals[id(o)] for o in operands if id(o) in self.originals}
             name = _name_of(func)
             leading, keywords = data_arguments(name, args)
             data = _tensors((args[:leading], [kwargs.get(keyword) for keyword in keywords]))

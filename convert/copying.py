@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bensemble.errors import ConversionError
 
-__all__ = ["copy_model", "hollow_copy"]
+__all__ = ["copy_model", "hollow_copy", "traced_copy"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -47,6 +47,19 @@ def hollow_copy(model: M) -> M | None:
         return copy.deepcopy(model, memo)
     except Exception:
         return None
+
+
+def traced_copy(model: M) -> tuple[M, dict[int, int]] | None:
+    """A deep copy to run, and the identity of each original Parameter by that of its copy.
+
+    A forward may write into Parameters, so it runs on copies of them. None when the model cannot be copied.
+    """
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in _computed_tensors(model)}
+    try:
+        copied = copy.deepcopy(model, memo)
+    except Exception:
+        return None
+    return copied, {id(memo[id(p)]): id(p) for p in model.parameters() if id(p) in memo}
 
 
 def _computed_tensors(model: nn.Module) -> list[Tensor]:

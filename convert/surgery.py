@@ -6,7 +6,8 @@ before the first module changes; if a change fails all the same, what was change
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from bensemble.checks import check_module
-from bensemble.errors import ConversionError, InvalidTypeError
+from bensemble.errors import ConversionError, InvalidTypeError, refuse
 from bensemble.layers.linear_op import LinearOpLayer, check_estimator
 from bensemble.layers.swap import Alias, NewPosterior, make_bayesian, make_deterministic, restorer
 from bensemble.posterior import named_posteriors
@@ -76,6 +77,7 @@ def bayesify(
         >>> bnn = bayesify(model)
         >>> loss = bensemble.elbo_loss(F.cross_entropy(bnn(x), y), bensemble.kl_divergence(bnn), num_data=len(train))
     """
+    check_module("bayesify", model)
     check_estimator("bayesify", estimator)
     if plan is None:
         plan = make_plan("bayesify", model, include, exclude, example_inputs)
@@ -85,16 +87,12 @@ def bayesify(
     target = model if inplace else copy_model("bayesify", model)
     changes = _changes(target, plan, prior, prior_sigma, init_sigma)
     undo: list[Callable[[], None]] = []
-    try:
+    with _undone_on_failure(undo):
         for change in changes:
             undo.append(restorer(change.module))
             layer = make_bayesian(change.module, change.posteriors, change.local, change.aliases)
             if isinstance(layer, LinearOpLayer) and estimator != "local":
                 layer.estimator = estimator
-    except BaseException:
-        for restore in reversed(undo):
-            restore()
-        raise
     return target
 
 
@@ -138,15 +136,42 @@ def to_deterministic(
         )
     wanted = pruning_masks(bnn, threshold=threshold, sparsity=sparsity, granularity=granularity, masks=masks)
     target = bnn if inplace else copy_model("to_deterministic", bnn)
-    apply_masks(target, wanted)
-    values = _plain_parameters(target, sample, generator)
-    for layer in [layer for _, layer in bayesian_places(target)]:
-        held = list(layer._posteriors())
-        kept = {p.name: p.mask for p in held if keep_masks and p.mask is not None}
-        module = make_deterministic(layer, {p.name: values[id(p.mu)] for p in held})
-        for name, mask in kept.items():
-            torch_prune.custom_from_mask(module, name, mask)
+    layers = [layer for _, layer in bayesian_places(target)]
+    undo: list[Callable[[], None]] = [restorer(layer) for layer in layers]
+    if inplace and (wanted or sample):
+        undo += [_value_restorer(posterior.mu) for _, posterior in named_posteriors(target)]
+    with _undone_on_failure(undo):
+        apply_masks(target, wanted)
+        values = _plain_parameters(target, sample, generator)
+        kept_masks = []
+        for layer in layers:
+            held = list(layer._posteriors())
+            masked = [(p.name, p.mask) for p in held if keep_masks and p.mask is not None]
+            module = make_deterministic(layer, {p.name: values[id(p.mu)] for p in held})
+            kept_masks += [(module, name, mask) for name, mask in masked]
+    for module, name, mask in kept_masks:
+        torch_prune.custom_from_mask(module, name, mask)
     return target
+
+
+@contextmanager
+def _undone_on_failure(undo: list[Callable[[], None]]) -> Iterator[None]:
+    """Run the functions of ``undo``, the last one first, when the body raises."""
+    try:
+        yield
+    except BaseException:
+        for restore in reversed(undo):
+            restore()
+        raise
+
+
+def _value_restorer(tensor: Tensor) -> Callable[[], None]:
+    kept = tensor.detach().clone()
+
+    def restore() -> None:
+        tensor.data.copy_(kept)
+
+    return restore
 
 
 @dataclass
@@ -177,7 +202,7 @@ def _changes(target: nn.Module, plan: ConversionPlan, prior: Any, prior_sigma: A
         for place in places:
             change = changes.setdefault(id(place.module), _Change(place.module))
             change.posteriors[place.name] = new
-            change.local = change.local and place.is_local
+            change.local = change.local and place.is_local and row.tier == "local"
     for module, alias in aliases_of(target, owners):
         change = changes.setdefault(id(module), _Change(module))
         change.aliases.append(alias)
@@ -189,13 +214,17 @@ def _check_plan(plan: ConversionPlan, model: nn.Module) -> None:
     """Raise unless the plan was made for this model and leaves something to convert."""
     if not isinstance(plan, ConversionPlan):
         raise InvalidTypeError(f"bayesify: plan must be a ConversionPlan, got {type(plan).__name__}.")
-    shapes = {places[0].full_name: tuple(p.shape) for p, places in owners_of(model).values()}
-    for row in plan.rows:
-        if shapes.get(row.name) != row.shape:
-            got = f"shape {shapes[row.name]}" if row.name in shapes else "no such parameter"
-            raise ConversionError(
-                f"bayesify: the plan has '{row.name}' of shape {row.shape}, got {got} in the model; make the plan anew."
-            )
+    planned = {row.name: (row.shape, row.aliases) for row in plan.rows}
+    owned = {
+        places[0].full_name: (tuple(p.shape), tuple(place.full_name for place in places[1:]))
+        for p, places in owners_of(model).values()
+    }
+    problems = [
+        f"the plan has {_described(name, planned)}, got {_described(name, owned)} in the model; make the plan anew."
+        for name in planned.keys() | owned.keys()
+        if planned.get(name) != owned.get(name)
+    ]
+    refuse("bayesify", problems)
     if any(row.is_bayesian for row in plan.rows):
         return
     if any(True for _ in bayesian_places(model)):
@@ -204,6 +233,13 @@ def _check_plan(plan: ConversionPlan, model: nn.Module) -> None:
     raise ConversionError(
         f"bayesify: nothing to convert in {plan.model}: {'; '.join(reasons[:5])}. print(plan(model)) shows each."
     )
+
+
+def _described(name: str, known: dict[str, tuple[tuple[int, ...], tuple[str, ...]]]) -> str:
+    if name not in known:
+        return f"no '{name}'"
+    shape, aliases = known[name]
+    return f"'{name}' of shape {shape}" + (f", also called {', '.join(aliases)}" if aliases else "")
 
 
 def _plain_parameters(model: nn.Module, sample: bool, generator: torch.Generator | None) -> dict[int, nn.Parameter]:
