@@ -191,7 +191,8 @@ class _LocalReparameterization(torch.autograd.Function):
         output = operation.forward(input, w_mu, b_mu)
         deviation = _like(operation.forward(input.square(), w_var, b_var), output).sqrt_()
         noise = standard_normal_like(output)
-        output.addcmul_(noise, deviation)
+        # A view (a product over three and more axes is one) could not be changed in place by the user any more.
+        output = torch.addcmul(output, noise, deviation) if output._is_view() else output.addcmul_(noise, deviation)
         noise.div_(deviation.clamp_min_(_LEAST_DEVIATION)).mul_(0.5)
         ctx.operation = operation
         ctx.save_for_backward(input, w_mu, w_rho, b_mu, b_rho, w_var, b_var, noise)

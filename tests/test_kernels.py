@@ -165,3 +165,15 @@ def test_a_masked_layer_trains_by_the_same_distribution(layer: nn.Module):
         posterior.set_mask(torch.ones_like(posterior.mu))
     torch.manual_seed(1)
     torch.testing.assert_close(layer(x), fast, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (2, 3, 6), (2, 2, 3, 6)])
+def test_the_output_can_be_changed_in_place(shape):
+    layer, x = BayesianLinear(6, 4), torch.randn(shape)
+    torch.manual_seed(1)
+    expected = (layer(x) + 1).relu().sum()
+    torch.manual_seed(1)
+    output = layer(x)
+    output += 1
+    torch.testing.assert_close(nn.functional.relu(output, inplace=True).sum(), expected)
+    output.sum().backward()
