@@ -110,7 +110,7 @@ def _parse(verb: str, argument: str, item: Any, model: nn.Module) -> _Selector:
         return _Selector(
             item, lambda path, module, name: id(module) in inside, lambda path, module, name: module is item
         )
-    if callable(item):
+    if callable(item) and not isinstance(item, type):
         return _Selector(item, lambda path, module, name: bool(item(path, module)))
     raise InvalidTypeError(
         f"{verb}: {argument} takes names, globs, module types, modules of the model and callables (name, module) -> "

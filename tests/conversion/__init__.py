@@ -1,0 +1,1 @@
+"""The conversion itself: which parameters, in which way, and what is refused."""
