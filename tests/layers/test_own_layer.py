@@ -1,0 +1,76 @@
+"""A layer type from outside the repository: everything it needs is what stands here."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bensemble
+from bensemble.errors import InvalidTypeError, InvalidValueError
+from bensemble.layers import BaseBayesianLayer, LinearOpLayer, bayesian_type, register
+from bensemble.testing import CONTRACTS, check_layer
+from convert import bayesify, plan, to_deterministic
+
+
+class CausalConv1d(nn.Conv1d):
+    """A user's own module: a convolution that looks at the past only."""
+
+    def forward(self, x):
+        return super().forward(F.pad(x, ((self.kernel_size[0] - 1) * self.dilation[0], 0)))
+
+
+@register(CausalConv1d)
+class BayesianCausalConv1d(LinearOpLayer, CausalConv1d):
+    """Its Bayesian type: how a given weight and bias are applied. Noise, KL, masks and conversion come with it."""
+
+    def linear_op(self, weight, bias, x):
+        past = (self.kernel_size[0] - 1) * self.dilation[0]
+        return self._conv_forward(F.pad(x, (past, 0)), weight, bias)
+
+
+@pytest.mark.parametrize("contract", CONTRACTS)
+def test_it_keeps_the_contracts(contract):
+    check_layer(lambda: CausalConv1d(2, 3, 2, dilation=2), lambda: torch.randn(4, 2, 3), contracts=[contract])
+
+
+def test_whole_models_with_it_convert_there_and_back():
+    model = nn.Sequential(CausalConv1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 1, 1))
+    x = torch.randn(3, 2, 10)
+    assert [row.name for row in plan(model).rows if row.is_bayesian] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    bnn = bayesify(model)
+    assert type(bnn[0]) is BayesianCausalConv1d
+    assert torch.equal(bnn.eval()(x), model(x))
+    bensemble.elbo_loss(bnn.train()(x).square().mean(), bensemble.kl_divergence(bnn), num_data=3).backward()
+    assert bnn[0].w_rho.grad.abs().sum() > 0
+    with bensemble.sampling(bnn):
+        future = x.clone()
+        future[..., 5:] += 1.0
+        assert torch.equal(bnn(x)[..., :5], bnn(future)[..., :5])
+    back = to_deterministic(bnn)
+    assert type(back[0]) is CausalConv1d
+    assert torch.equal(back(x), model(x))
+
+
+def test_types_match_exactly():
+    class Special(CausalConv1d):
+        pass
+
+    assert bayesian_type(CausalConv1d) is BayesianCausalConv1d
+    assert bayesian_type(Special) is None
+
+
+def test_what_cannot_be_registered_is_refused():
+    with pytest.raises(InvalidTypeError, match=r"register: need a subclass of BaseBayesianLayer and Conv1d, got "):
+        register(nn.Conv1d)(nn.Conv1d)
+    with pytest.raises(InvalidTypeError, match=r"register: need a subclass of BaseBayesianLayer and Bilinear, got "):
+        register(nn.Bilinear)(BaseBayesianLayer)
+
+    class Another(LinearOpLayer, CausalConv1d):
+        pass
+
+    with pytest.raises(InvalidValueError, match="register: CausalConv1d already has the twin BayesianCausalConv1d"):
+        register(CausalConv1d)(Another)
+    layer = bayesify(nn.Sequential(CausalConv1d(2, 3, 2)))[0]
+    layer.__class__ = type("Unfinished", (LinearOpLayer, CausalConv1d), {})
+    with pytest.raises(NotImplementedError, match=r"Unfinished must define linear_op\(weight, bias, input\)"):
+        layer(torch.randn(1, 2, 4))
