@@ -31,7 +31,7 @@ from .layers import (
 from .objective import elbo_loss, kl_divergence, kl_warmup, param_groups, posterior_summary
 from .posterior import Posterior, named_posteriors
 from .prediction import predict
-from .predictive import Prediction
+from .predictive import ClassPrediction, Prediction, RegressionPrediction
 from .pruning import apply_masks, clear_masks, prune, pruning_masks
 
 __version__ = "1.0.0"
@@ -47,6 +47,7 @@ __all__ = [
     "BayesianLinear",
     "BensembleError",
     "CheckpointError",
+    "ClassPrediction",
     "ConversionError",
     "ExportError",
     "FitReport",
@@ -55,6 +56,7 @@ __all__ = [
     "Posterior",
     "Prediction",
     "ReadOnlyError",
+    "RegressionPrediction",
     "VerificationError",
     "apply_masks",
     "clear_masks",

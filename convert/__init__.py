@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .graph import CompactionReport, compact, compaction_report
     from .noise import NoiseReport, check_noise
     from .onnx import ExportReport, OnnxSummary, export_onnx, inspect_onnx
     from .planning import ConversionPlan, PlanRow, plan
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .zeros import SparsityReport, sparsity
 
 _HOMES = {
+    "CompactionReport": "graph",
     "ConversionPlan": "planning",
     "ExportReport": "onnx",
     "NoiseReport": "noise",
@@ -24,6 +26,8 @@ _HOMES = {
     "SparsityReport": "zeros",
     "bayesify": "surgery",
     "check_noise": "noise",
+    "compact": "graph",
+    "compaction_report": "graph",
     "export_onnx": "onnx",
     "inspect_onnx": "onnx",
     "plan": "planning",
@@ -32,6 +36,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CompactionReport",
     "ConversionPlan",
     "ExportReport",
     "NoiseReport",
@@ -40,6 +45,8 @@ __all__ = [
     "SparsityReport",
     "bayesify",
     "check_noise",
+    "compact",
+    "compaction_report",
     "export_onnx",
     "inspect_onnx",
     "plan",
