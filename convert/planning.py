@@ -203,18 +203,24 @@ def _row(
         tier = "posterior"
     else:
         tier = "deterministic" if reason else ("local" if first.is_local else "sampled")
-    calls = sum(analysis.calls[path] for path in {p.path for p in places}) if analysis.known else None
     return PlanRow(
         name=places[0].full_name,
         aliases=tuple(p.full_name for p in places[1:]),
         type=type(first.module).__name__,
         shape=tuple(parameter.shape),
         tier=tier,
-        calls=calls,
+        calls=_calls(parameter, places, analysis),
         operations=tuple(sorted(analysis.operations.get(id(parameter), ()))),
         prunable=reason is None and all(_prunable(parameter, p, analysis) for p in places),
-        reason=reason or _remark(places, analysis),
+        reason=reason or _remark(parameter, places, analysis),
     )
+
+
+def _calls(parameter: nn.Parameter, places: list[Place], analysis: Analysis) -> int | None:
+    """How often the owning modules are called; a trace does not say it of modules that it looks into."""
+    calls = sum(analysis.calls[path] for path in {p.path for p in places})
+    looked_into = analysis.source == "fx" and id(parameter) in analysis.seen and not any(p.is_local for p in places)
+    return None if not analysis.known or (looked_into and not calls) else calls
 
 
 def _is_posterior_tensor(place: Place) -> bool:
@@ -237,10 +243,13 @@ def _prunable(parameter: nn.Parameter, place: Place, analysis: Analysis) -> bool
     return not LINEAR_OPERATIONS.isdisjoint(analysis.operations.get(id(parameter), ()))
 
 
-def _remark(places: list[Place], analysis: Analysis) -> str:
+def _remark(parameter: nn.Parameter, places: list[Place], analysis: Analysis) -> str:
     inside = next((analysis.inside[p.path] for p in places if p.path in analysis.inside), None)
     if inside is not None:
         return f"used inside {inside or 'the model'}"
+    layers = [p for p in places if p.is_local]
+    if layers and id(parameter) in analysis.seen and not any(analysis.calls[p.path] for p in layers):
+        return "read without a call of its layer"
     return "tied" if len({id(p.module) for p in places}) > 1 else ""
 
 

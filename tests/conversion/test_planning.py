@@ -1,0 +1,310 @@
+"""What a plan says, where it knows it from, and that bayesify does exactly that."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import random
+
+import pytest
+import torch
+from patterns.architectures import SmallResNet
+from patterns.fused import FunctionalAttention
+from patterns.tied import LanguageModel
+from torch import Tensor, nn
+
+from bensemble import BayesianLinear, ConversionError, InvalidTypeError, InvalidValueError, named_posteriors
+from convert import ConversionPlan, bayesify, plan
+
+from .networks import TextModel, small, tokens
+
+
+class DataDependent(nn.Module):
+    """torch.fx cannot trace it; one layer runs for large inputs only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.table, self.matrix = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x) + self.table
+        return self.two(x) if float(x.detach().abs().max()) > 1e6 else x @ self.matrix
+
+
+def rows(made: ConversionPlan) -> dict[str, object]:
+    return {row.name: row for row in made.rows}
+
+
+# -- what a row says
+
+
+def test_every_parameter_has_a_row_in_the_order_of_the_model() -> None:
+    model = TextModel()
+    made = plan(model)
+    assert [row.name for row in made.rows] == [name for name, _ in model.named_parameters()]
+    assert [row.shape for row in made.rows] == [tuple(p.shape) for p in model.parameters()]
+    assert made.summary == "TextModel: 111 of 203 parameters (54.7 %) become Bayesian, in 11 posteriors."
+
+
+def test_tiers_and_reasons() -> None:
+    found = {name: (row.tier, row.reason) for name, row in rows(plan(TextModel())).items()}
+    assert found["head.weight"] == ("local", "")
+    assert found["mix"] == ("sampled", "")
+    assert found["positions"] == ("deterministic", "reaches add, no linear operation")
+    assert found["embedding.weight"] == ("deterministic", "an embedding")
+    assert found["projection.bias"] == ("deterministic", "frozen; name it in include to convert it")
+    assert found["blocks.1.norm.weight"] == ("deterministic", "a norm")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_other_reasons() -> None:
+    model = nn.Module()
+    model.integers = nn.Parameter(torch.ones(2, 2, dtype=torch.int64), requires_grad=False)
+    model.empty = nn.Parameter(torch.zeros(0, 3))
+    model.row = nn.Parameter(torch.zeros(1, 3))
+    model.vector = nn.Parameter(torch.zeros(3))
+    model.script = torch.jit.script(nn.Linear(2, 2))
+    model.norm = nn.LayerNorm(3)
+    model.head = nn.Linear(2, 2)
+    reasons = {name: row.reason for name, row in rows(plan(model, exclude="head.weight")).items()}
+    assert reasons == {
+        "integers": "holds torch.int64, not floating point numbers",
+        "empty": "has no elements",
+        "row": "a vector in disguise",
+        "vector": "a vector",
+        "script.weight": "compiled by TorchScript",
+        "script.bias": "compiled by TorchScript",
+        "norm.weight": "a norm",
+        "norm.bias": "a norm",
+        "head.weight": "excluded",
+        "head.bias": "the weight of its layer stays deterministic",
+    }
+
+
+def test_aliases_are_named_and_ties_counted_once() -> None:
+    made = plan(LanguageModel())
+    row = rows(made)["embedding.weight"]
+    assert (row.aliases, row.tier, row.calls, row.reason, row.prunable) == (("head.weight",), "local", 2, "tied", False)
+    assert made.summary.endswith("in 3 posteriors.")
+
+
+def test_calls_and_hidden_layers() -> None:
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    found = rows(plan(layer, example_inputs=torch.randn(2, 3, 4)))
+    assert found["self_attn.in_proj_weight"].tier == "sampled"
+    traced = rows(plan(nn.Sequential(layer)))
+    assert traced["0.linear1.weight"].calls == 0
+    assert traced["0.linear1.weight"].reason == "used inside 0"
+    bag = rows(plan(FunctionalAttention(), example_inputs=torch.randn(5, 2, 8)))
+    assert bag["q.weight"].calls == 0
+    assert bag["q.weight"].reason == "read without a call of its layer"
+    assert bag["q.weight"].operations == ("multi_head_attention_forward",)
+
+
+@pytest.mark.parametrize("informed", [False, True])
+def test_a_layer_called_in_one_mode_only_counts_as_called(informed: bool) -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head, self.auxiliary = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.body(x)
+            return self.auxiliary(x) if self.training else self.head(x)
+
+    model = Heads()
+    made = plan(model, example_inputs=torch.randn(2, 4) if informed else None)
+    assert {name: row.calls for name, row in rows(made).items() if name.endswith("weight")} == {
+        "body.weight": 1,
+        "head.weight": 1,
+        "auxiliary.weight": 1,
+    }
+    assert model.training
+
+
+# -- where it knows it from
+
+
+def test_without_knowledge_shapes_and_names_decide() -> None:
+    made = plan(DataDependent())
+    assert made.source == "unknown"
+    assert "pass example_inputs" in str(made)
+    found = rows(made)
+    assert found["one.weight"].calls is None
+    assert (
+        found["table"].reason
+        == "named like a table or token; name it in include, or pass example_inputs, to convert it"
+    )
+    assert (found["matrix"].tier, found["two.weight"].tier) == ("sampled", "local")
+    assert not found["matrix"].prunable
+
+
+def test_a_probe_sees_what_a_trace_cannot() -> None:
+    made = plan(DataDependent(), example_inputs=torch.randn(2, 3, 4))
+    assert made.source == "probe"
+    found = rows(made)
+    assert found["table"].reason == "reaches add, no linear operation"
+    assert (found["matrix"].tier, found["matrix"].prunable) == ("sampled", True)
+    assert found["two.weight"].reason == "never used in a forward; the KL alone would shrink it to nothing"
+
+
+def test_tracing_can_be_left_out() -> None:
+    assert plan(TextModel(), trace=False).source == "unknown"
+    assert plan(TextModel(), trace=False, example_inputs=tokens()).source == "probe"
+
+
+@pytest.mark.parametrize("inputs", [tokens(), (tokens(),), {"index": tokens()}], ids=["tensor", "tuple", "mapping"])
+def test_example_inputs_come_in_three_forms(inputs: object) -> None:
+    assert plan(TextModel(), example_inputs=inputs).rows == plan(TextModel(), example_inputs=tokens()).rows
+
+
+@pytest.mark.parametrize("function", [plan, bayesify], ids=["plan", "bayesify"])
+def test_inputs_that_the_model_rejects_are_refused(function) -> None:
+    message = rf"{function.__name__}: the model rejects example_inputs \(RuntimeError: .*; pass what its forward takes"
+    with pytest.raises(InvalidValueError, match=message):
+        function(small(), example_inputs=torch.randn(2, 7))
+
+
+class Eventful(nn.Module):
+    """Changes itself, and every random state, whenever it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm, self.dropout = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)
+        self.codebook = nn.Parameter(torch.randn(4, 4))
+        self.unused = nn.Linear(2, 2)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.codebook.data.mul_(0.9)
+        with torch.no_grad():
+            self.linear.weight.clamp_(-0.1, 0.1)
+        noise = torch.randn_like(x) * random.random()
+        return self.dropout(self.norm(self.linear(x + noise))) @ self.codebook
+
+
+def test_planning_leaves_the_model_and_the_random_state_alone() -> None:
+    model, x = Eventful(), torch.randn(3, 4)
+    before = copy.deepcopy(model.state_dict())
+    states = torch.random.get_rng_state(), random.getstate()
+    for inputs in (None, x):
+        plan(model, example_inputs=inputs)
+        bayesify(model, example_inputs=inputs)
+    assert torch.equal(states[0], torch.random.get_rng_state())
+    assert states[1] == random.getstate()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert (model.calls, model.training, len(model.linear._forward_pre_hooks)) == (0, True, 0)
+
+
+# -- printing
+
+
+def test_a_plan_prints_within_forty_lines() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    for model in (nn.TransformerEncoder(layer, 24), nn.Sequential(*[SmallResNet() for _ in range(8)]), small()):
+        lines = str(plan(model)).splitlines()
+        assert len(lines) <= 40
+        assert max(map(len, lines)) <= 130
+    assert "layers.*.linear*.weight" in str(plan(nn.TransformerEncoder(layer, 24)))
+
+
+def test_a_plan_of_hundreds_of_kinds_is_cut() -> None:
+    model = nn.Module()
+    for number in range(60):
+        kind = type(f"Kind{chr(97 + number % 26)}{chr(97 + number // 26)}", (nn.Linear,), {})
+        model.add_module(f"layer{number}", kind(2, 2))
+    text = str(plan(model, trace=False))
+    assert len(text.splitlines()) <= 40
+    assert "more groups" in text
+
+
+def test_html_and_json() -> None:
+    made = plan(small())
+    assert made._repr_html_().count("<tr>") == 1 + len(made.rows)
+    assert "BatchNorm2d" in made._repr_html_()
+    data = json.loads(made.to_json())
+    assert data["summary"] == made.summary
+    assert [row["name"] for row in data["rows"]] == [row.name for row in made.rows]
+    assert data["rows"][0]["shape"] == [4, 3, 3, 3]
+
+
+def test_a_plan_is_frozen() -> None:
+    made = plan(small())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.rows = ()  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.rows[0].tier = "sampled"  # type: ignore[misc]
+
+
+# -- executing
+
+
+def test_a_plan_is_executed_exactly() -> None:
+    model = TextModel()
+    bnn = bayesify(model, plan=plan(model, include="blocks", exclude="*.value"))
+    assert {name.rpartition(".")[0] for name, _ in named_posteriors(bnn)} == {"blocks.0.query", "blocks.1.query"}
+
+
+def test_an_edited_plan_is_executed_as_edited() -> None:
+    model = small()
+    made = plan(model)
+    edited = {
+        "0.weight": {"tier": "deterministic"},
+        "0.bias": {"tier": "deterministic"},
+        "3.weight": {"tier": "sampled"},
+    }
+    edited["3.bias"] = {"tier": "deterministic"}
+    changed = dataclasses.replace(
+        made, rows=tuple(dataclasses.replace(row, **edited.get(row.name, {})) for row in made.rows)
+    )
+    bnn = bayesify(model, plan=changed)
+    assert [name for name, _ in named_posteriors(bnn)] == ["3.weight"]
+    assert not isinstance(bnn[3], BayesianLinear)
+    assert type(bnn[0]) is nn.Conv2d
+
+
+def test_a_plan_works_on_a_copy_and_after_json_free_storage() -> None:
+    model = TextModel()
+    made = plan(model)
+    assert bayesify(copy.deepcopy(model), plan=copy.deepcopy(made)).head.w_mu.shape == (3, 4)
+
+
+@pytest.mark.parametrize("argument", [{"include": "head"}, {"exclude": "head"}, {"example_inputs": tokens()}], ids=str)
+def test_a_plan_excludes_what_it_was_made_from(argument: dict) -> None:
+    model = TextModel()
+    with pytest.raises(InvalidTypeError, match=r"bayesify: a plan excludes include, exclude and example_inputs"):
+        bayesify(model, plan=plan(model), **argument)
+
+
+def test_a_plan_has_to_be_a_plan() -> None:
+    with pytest.raises(InvalidTypeError, match=r"bayesify: plan must be a ConversionPlan, got str"):
+        bayesify(small(), plan="all")  # type: ignore[arg-type]
+
+
+def retie(model: LanguageModel) -> nn.Module:
+    model.head.weight = nn.Parameter(model.head.weight.detach().clone())
+    return model
+
+
+def linear(outputs: int = 3, bias: bool = True) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, outputs, bias=bias))
+
+
+OTHERS = {
+    "shape": (linear, lambda: linear(2), r"'0.weight' of shape \(3, 4\), got '0.weight' of shape \(2, 4\)"),
+    "missing": (linear, lambda: linear(bias=False), r"'0.bias' of shape \(3,\), got no '0.bias'"),
+    "extra": (lambda: linear(bias=False), linear, r"the plan has no '0.bias', got '0.bias' of shape"),
+    "tie": (LanguageModel, lambda: retie(LanguageModel()), r"also called head.weight, got 'embedding.weight' of shape"),
+}
+
+
+@pytest.mark.parametrize(("planned", "given", "message"), OTHERS.values(), ids=OTHERS)
+def test_a_plan_of_another_model_is_refused(planned, given, message: str) -> None:
+    model = given()
+    kinds = [type(module) for module in model.modules()]
+    with pytest.raises(ConversionError, match=r"(?s)bayesify: .*" + message):
+        bayesify(model, plan=plan(planned()), inplace=True)
+    assert [type(module) for module in model.modules()] == kinds
