@@ -2,7 +2,7 @@
 
 Libraries initialise norms to one, biases to zero and the last layer of a residual branch to zero, often so that a
 fresh network ignores half of its weights. A conversion that loses such a weight would go unnoticed, so constants
-become random, batch norms get statistics of real activations, and nothing is left at zero.
+become random, matrices of vanishing gain are raised, and batch norms get statistics of real activations.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def enliven(model: nn.Module, forward: Callable[[], object], seed: int = 0) -> N
         for parameter in model.parameters():
             if parameter.is_floating_point() and not parameter.is_meta:
                 _move_constants(parameter.data, generator)
+                _lift(parameter.data)
         _calibrate_norms(model, forward, generator)
 
 
@@ -46,6 +47,15 @@ def _move_constants(tensor: Tensor, generator: torch.Generator) -> None:
         tensor.copy_(0.1 * noise)
     else:  # a gate or scale that starts (nearly) closed
         tensor.copy_(0.5 + 0.1 * noise)
+
+
+def _lift(tensor: Tensor) -> None:
+    """Raise a matrix of vanishing gain to gain 1: after some layers of gain 0.1 only the last biases would count."""
+    if tensor.ndim < 2 or tensor.numel() == 0:
+        return
+    gain = float(tensor.float().square().mean().sqrt()) * math.sqrt(math.prod(tensor.shape[1:]))
+    if 0.0 < gain < 0.5:
+        tensor.mul_(1.0 / gain)
 
 
 def _calibrate_norms(model: nn.Module, forward: Callable[[], object], generator: torch.Generator) -> None:

@@ -29,6 +29,18 @@ def sub(library: str, path: str, build: Callable[[Any], nn.Module], inputs: Inpu
     return library, lambda m: build(importlib.import_module(path)), inputs
 
 
+def adapter(kind: str, **options: Any) -> Row:
+    """A frozen language model with trainable adapters."""
+
+    def build(peft: Any) -> nn.Module:
+        from .transformers_models import example
+
+        model: nn.Module = peft.get_peft_model(example("llama").model, getattr(peft, kind)(**options))
+        return model
+
+    return "peft", build, lambda: {"input_ids": torch.randint(1, 90, (2, 8))}
+
+
 MODELS: dict[str, Row] = {
     "gpt": xt(lm),
     "tied": xt(partial(lm, outer={"tie_embedding": True})),
@@ -157,4 +169,7 @@ MODELS: dict[str, Row] = {
         lambda m: m.TCN(4, [8, 8], kernel_size=3, use_skip_connections=True, use_norm="weight_norm"),
         normal(2, 4, 20),
     ),
+    "lora": adapter("LoraConfig", r=4, target_modules=["q_proj", "v_proj"]),
+    "dora": adapter("LoraConfig", r=4, target_modules=["q_proj", "v_proj"], use_dora=True),
+    "ia3": adapter("IA3Config", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
 }
