@@ -1,0 +1,351 @@
+"""bayesify and to_deterministic: copies and originals, priors and sigmas, and what happens when a change fails."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import weakref
+
+import pytest
+import torch
+from patterns.aliases import ListedWeights
+from patterns.recurrent import Packed
+from patterns.test_use import Mixed
+from patterns.tied import LanguageModel
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from zoo.checks import Fingerprint
+
+import convert.surgery
+from bensemble import BayesianLinear, kl_divergence, named_posteriors, sampling
+from bensemble.priors import ARD, Normal
+from convert import bayesify, to_deterministic
+
+from .networks import TextModel, small
+
+
+def posteriors(model: nn.Module) -> dict:
+    return dict(named_posteriors(model))
+
+
+# -- the model that comes back
+
+
+def test_a_copy_by_default_and_the_model_itself_in_place() -> None:
+    model = small()
+    bnn = bayesify(model)
+    assert bnn is not model
+    assert bnn[3].w_mu is not model[3].weight
+    assert bnn[3].w_mu.data_ptr() != model[3].weight.data_ptr()
+    weight = model[3].weight
+    assert bayesify(model, inplace=True) is model
+    assert model[3].w_mu is weight
+
+
+def test_the_copy_keeps_flags_dtype_and_attributes() -> None:
+    model = small().double()
+    model[0].eval()
+    model.note = {"trained": "on digits"}
+    bnn = bayesify(model)
+    assert [module.training for module in bnn.modules()] == [module.training for module in model.modules()]
+    assert {p.dtype for p in bnn.parameters()} == {torch.float64}
+    assert bnn.note == model.note
+    assert bnn.note is not model.note
+    assert list(bnn.state_dict())[:4] == ["0.w_mu", "0.w_rho", "0.b_mu", "0.b_rho"]
+
+
+def test_layers_that_are_bayesian_already_stay_as_they_are() -> None:
+    model = nn.Sequential(BayesianLinear(4, 4, init_sigma=0.3), nn.Linear(4, 2))
+    rho = model[0].w_rho.detach().clone()
+    bnn = bayesify(model)
+    assert torch.equal(bnn[0].w_rho, rho)
+    assert bnn[0].init_sigma == 0.3
+    assert isinstance(bnn[1], BayesianLinear)
+    step = bayesify(bayesify(small(), include="0"), include="3")
+    assert set(posteriors(step)) == {"0.weight", "0.bias", "3.weight", "3.bias"}
+
+
+def test_the_estimator_reaches_the_twins() -> None:
+    bnn = bayesify(small(), estimator="weights")
+    assert {bnn[0].estimator, bnn[3].estimator} == {"weights"}
+    back = to_deterministic(bnn)
+    assert "estimator" not in vars(back[0])
+    x, row = torch.randn(1, 3, 4, 4), nn.Linear(3, 2)
+    one_draw = bayesify(row, estimator="weights", init_sigma=0.5).train()
+    same_rows = x[0, :, 0, 0].expand(5, 3)
+    out = one_draw(same_rows)
+    assert torch.equal(out, out[:1].expand(5, 2)), "one draw of the weights serves the whole batch"
+
+
+def test_nothing_keeps_a_discarded_model_alive() -> None:
+    model = Mixed()
+    bnn = bayesify(model)
+    with sampling(bnn):
+        bnn(torch.randn(1, 2, 4))
+    watched = [weakref.ref(model), weakref.ref(bnn), weakref.ref(bnn.gru)]
+    del model, bnn
+    gc.collect()
+    assert [ref() for ref in watched] == [None] * 3
+
+
+# -- sigmas
+
+
+def sigma_of(bnn: nn.Module, name: str) -> Tensor:
+    return posteriors(bnn)[name].sigma().detach()
+
+
+def test_the_default_sigma_is_a_share_of_each_tensors_size() -> None:
+    model = Mixed()
+    bnn = bayesify(model)
+    for name, posterior in posteriors(bnn).items():
+        weight = dict(model.named_parameters())[name].detach()
+        expected = 0.05 * weight.square().mean().sqrt()
+        torch.testing.assert_close(posterior.sigma().detach(), expected.expand(weight.shape))
+
+
+def test_a_tensor_of_zeros_borrows_the_size_of_its_layer() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    with torch.no_grad():
+        for parameter in (model[0].bias, model[1].weight, model[1].bias):
+            parameter.zero_()
+    bnn = bayesify(model)
+    rms = model[0].weight.detach().square().mean().sqrt()
+    torch.testing.assert_close(sigma_of(bnn, "0.bias"), (0.05 * rms).expand(3))
+    torch.testing.assert_close(sigma_of(bnn, "1.weight"), torch.full((2, 3), 1e-3))
+    torch.testing.assert_close(sigma_of(bnn, "1.bias"), torch.full((2,), 1e-3))
+    assert math.isfinite(kl_divergence(bnn).item())
+
+
+def test_a_sigma_for_all_or_by_a_function() -> None:
+    model = small()
+    assert bool((sigma_of(bayesify(model, init_sigma=0.02), "0.weight") - 0.02).abs().max() < 1e-8)
+    seen = {}
+
+    def choose(name: str, weight: Tensor) -> float | Tensor:
+        seen[name] = tuple(weight.shape)
+        return 0.1 * weight.abs() + 0.01 if name.endswith("weight") else 0.3
+
+    bnn = bayesify(model, init_sigma=choose)
+    assert seen == {name: tuple(p.shape) for name, p in model.named_parameters() if not name.startswith("1")}
+    torch.testing.assert_close(sigma_of(bnn, "3.weight"), 0.1 * model[3].weight.detach().abs() + 0.01)
+    torch.testing.assert_close(sigma_of(bnn, "3.bias"), torch.full((2,), 0.3))
+
+
+def test_a_scalar_tensor_is_a_sigma_for_the_whole_weight() -> None:
+    bnn = bayesify(small(), init_sigma=lambda name, weight: weight.std() if weight.dim() > 1 else 0.1)
+    assert sigma_of(bnn, "3.weight").unique().numel() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rho_stays_precise_beside_narrow_weights(dtype: torch.dtype) -> None:
+    bnn = bayesify(Mixed().to(dtype))
+    for name, posterior in posteriors(bnn).items():
+        assert (posterior.mu.dtype, posterior.rho.dtype) == (dtype, torch.float32), name
+    expected = 0.05 * bnn.raw_mu.detach().float().square().mean().sqrt()
+    torch.testing.assert_close(sigma_of(bnn, "raw"), expected.expand(4, 3))
+
+
+def test_strides_of_the_weight_are_those_of_rho() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3)).to(memory_format=torch.channels_last)
+    bnn = bayesify(model)
+    assert bnn[0].w_rho.stride() == bnn[0].w_mu.stride() == model[0].weight.stride()
+
+
+# -- priors
+
+
+def test_the_empirical_prior_is_the_default_and_fits_each_tensor() -> None:
+    for posterior in posteriors(bayesify(Mixed())).values():
+        prior, sigma = posterior.prior, posterior.sigma().detach()
+        expected = (posterior.mu.detach().square().mean() + sigma.square().mean()).sqrt()
+        torch.testing.assert_close(torch.as_tensor(prior.sigma), expected)
+        assert prior.mean == 0.0
+
+
+def test_a_prior_at_the_trained_weights_starts_at_a_kl_of_zero() -> None:
+    bnn = bayesify(Mixed(), prior="pretrained")
+    count = sum(p.mu.numel() for p in posteriors(bnn).values())
+    assert abs(kl_divergence(bnn).item()) < 1e-6 * count, "rounding, against terms of order one"
+    wider = bayesify(Mixed(), prior="pretrained", prior_sigma=0.5, init_sigma=0.1)
+    expected = count * (math.log(0.5 / 0.1) + (0.1 / 0.5) ** 2 / 2 - 0.5)
+    torch.testing.assert_close(kl_divergence(wider).item(), expected, rtol=1e-5, atol=0)
+
+
+def test_named_priors_objects_and_functions() -> None:
+    assert {p.prior.sigma for p in posteriors(bayesify(small(), prior="normal")).values()} == {1.0}
+    assert {p.prior.sigma for p in posteriors(bayesify(small(), prior="normal", prior_sigma=0.3)).values()} == {0.3}
+    assert all(isinstance(p.prior, ARD) for p in posteriors(bayesify(small(), prior="ard")).values())
+    assert {p.prior.sigma for p in posteriors(bayesify(small(), prior=Normal(0.7))).values()} == {0.7}
+
+    def choose(name: str, weight: Tensor) -> object:
+        return ARD() if weight.dim() > 1 else "normal"
+
+    mixed = posteriors(bayesify(small(), prior=choose))
+    assert isinstance(mixed["0.weight"].prior, ARD)
+    assert mixed["0.bias"].prior.sigma == 1.0
+
+
+def test_a_prior_that_knows_its_density_only() -> None:
+    class Laplace:
+        def log_prob(self, w: Tensor) -> Tensor:
+            return torch.distributions.Laplace(0.0, 0.1).log_prob(w)
+
+    bnn = bayesify(nn.Linear(30, 20), prior=Laplace())
+    kl = kl_divergence(bnn)
+    kl.backward()
+    assert bool(torch.isfinite(kl))
+    assert bnn.w_mu.grad is not None
+
+
+def test_one_posterior_and_one_kl_term_for_a_tie() -> None:
+    model = LanguageModel()
+    bnn = bayesify(model, prior="normal")
+    assert list(posteriors(bnn)) == ["embedding.weight", "body.weight", "body.bias"]
+    separate = sum(posterior.kl().item() for posterior in posteriors(bnn).values())
+    torch.testing.assert_close(kl_divergence(bnn).item(), separate, rtol=1e-5, atol=0)
+    before = list(bnn.parameters())
+    assert len(before) == 6, "three means and three rhos"
+
+
+# -- the way back
+
+
+def test_a_sample_as_a_plain_network() -> None:
+    model = Mixed().eval()
+    bnn = bayesify(model)
+    x, generator = torch.randn(2, 3, 4), torch.Generator()
+    plain = to_deterministic(bnn, sample=True, generator=generator.manual_seed(5))
+    assert [type(module) for module in plain.modules()] == [type(module) for module in model.modules()]
+    with sampling(bnn, generator.manual_seed(5)), torch.no_grad():
+        torch.testing.assert_close(plain(x), bnn(x))
+    assert torch.equal(bnn(x), model(x)), "the Bayesian model is as it was"
+    assert not torch.equal(plain(x), model(x))
+
+
+def test_a_sample_of_a_tie_is_one_tensor() -> None:
+    plain = to_deterministic(bayesify(LanguageModel()), sample=True)
+    assert plain.head.weight is plain.embedding.weight
+
+
+def test_masks_stay_for_torch_to_train_on() -> None:
+    bnn = bayesify(nn.Sequential(nn.Linear(6, 5), nn.MultiheadAttention(5, 1)))
+    pruned = to_deterministic(bnn, sparsity=0.5, keep_masks=True)
+    assert torch.nn.utils.prune.is_pruned(pruned)
+    mask = pruned[0].weight_mask.clone()
+    assert 0 < int(mask.sum()) < mask.numel()
+    optimizer = torch.optim.SGD(pruned.parameters(), lr=0.1)
+    pruned[0](torch.randn(4, 6)).square().sum().backward()
+    optimizer.step()
+    pruned[0](torch.randn(1, 6))
+    assert not bool(pruned[0].weight[mask == 0].any())
+
+
+def test_what_is_not_prunable_stays_whole() -> None:
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 5)), nn.Linear(5, 4))
+    bnn = bayesify(model)
+    pruned = to_deterministic(bnn, sparsity=0.9)
+    direction = pruned[0].parametrizations.weight.original1
+    assert torch.equal(direction, model[0].parametrizations.weight.original1)
+    assert float((pruned[1].weight == 0).float().mean()) == pytest.approx(0.9)
+    assert bool(torch.isfinite(pruned(torch.randn(2, 6))).all())
+
+
+def test_recurrent_layers_come_back_with_their_list_of_weights() -> None:
+    model = Packed()
+    back = to_deterministic(bayesify(model))
+    assert all(
+        a is getattr(back.lstm, n) for a, n in zip(back.lstm._flat_weights, back.lstm._flat_weights_names, strict=True)
+    )
+    back.half().float()
+    assert back(torch.randn(2, 5, 6)).shape == (2, 5, 3)
+
+
+def test_aliases_come_back_as_they_were() -> None:
+    model = ListedWeights()
+    back = to_deterministic(bayesify(model))
+    assert back.weights[0] is back.one.weight
+    assert back.named["again"][0] is back.one.weight
+    assert sorted(vars(back)) == sorted(vars(model))
+
+
+def test_back_and_forth_many_times_changes_nothing() -> None:
+    model = Mixed().eval()
+    before, turned = Fingerprint(model), model
+    for _ in range(5):
+        turned = to_deterministic(bayesify(turned))
+    before.compare(turned, "five rounds", identity=False)
+
+
+# -- changes that fail half-way
+
+
+@pytest.mark.parametrize("survived", [0, 1, 3])
+def test_a_conversion_that_fails_half_way_leaves_the_model_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, survived: int
+) -> None:
+    model = TextModel()
+    model.register_forward_hook(lambda module, args, output: output)
+    before, changed = Fingerprint(model), []
+    make_bayesian = convert.surgery.make_bayesian
+
+    def fail_later(module: nn.Module, *args: object) -> nn.Module:
+        layer = make_bayesian(module, *args)  # type: ignore[arg-type]
+        changed.append(module)
+        if len(changed) > survived:
+            raise KeyboardInterrupt
+        return layer
+
+    monkeypatch.setattr(convert.surgery, "make_bayesian", fail_later)
+    with pytest.raises(KeyboardInterrupt):
+        bayesify(model, inplace=True)
+    assert len(changed) == survived + 1
+    before.compare(model, "failed conversion", identity=True)
+    monkeypatch.undo()
+    assert bayesify(model, inplace=True)(torch.tensor([[1, 2, 3, 4, 5]])).shape == (1, 5, 3)
+
+
+@pytest.mark.parametrize("asked", [{}, {"sparsity": 0.5}, {"sample": True}], ids=str)
+def test_a_way_back_that_fails_half_way_leaves_the_model_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, asked: dict
+) -> None:
+    bnn = bayesify(Mixed())
+    before, calls = Fingerprint(bnn), []
+    make_deterministic = convert.surgery.make_deterministic
+
+    def fail_later(layer: nn.Module, values: dict) -> nn.Module:
+        module = make_deterministic(layer, values)  # type: ignore[arg-type]
+        calls.append(module)
+        if len(calls) > 1:
+            raise RuntimeError("no more")
+        return module
+
+    monkeypatch.setattr(convert.surgery, "make_deterministic", fail_later)
+    with pytest.raises(RuntimeError, match="no more"):
+        to_deterministic(bnn, inplace=True, **asked)
+    before.compare(bnn, "failed way back", identity=True)
+
+
+def test_a_function_that_fails_is_asked_before_anything_changes() -> None:
+    model = small()
+    before = Fingerprint(model)
+
+    def choose(name: str, weight: Tensor) -> float:
+        if name == "3.bias":
+            raise LookupError(name)
+        return 0.1
+
+    for argument in ("init_sigma", "prior"):
+        with pytest.raises((LookupError, TypeError)):
+            bayesify(model, inplace=True, **{argument: choose})
+    before.compare(model, "failed function", identity=True)
+
+
+def test_a_model_that_cannot_be_copied_can_be_converted_in_place() -> None:
+    model = small()
+    model.lock = (item for item in ())  # generators refuse deepcopy
+    with pytest.raises(convert.surgery.ConversionError, match=r"Sequential cannot be copied .*; pass inplace=True"):
+        bayesify(model)
+    assert bayesify(model, inplace=True) is model
+    assert copy.copy(model.lock is not None)
