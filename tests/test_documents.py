@@ -1,0 +1,30 @@
+"""The code in README.md and CONTRIBUTING.md runs as it stands, in one session from top to bottom."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.filterwarnings("ignore:predict. the posterior is neither trained nor fitted")
+def test_the_code_of_a_document_runs(document, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
+    assert blocks
+    name = f"code_of_{document.partition('.')[0].lower()}"
+    (tmp_path / f"{name}.py").write_text("\n\n".join(blocks))
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module(name)
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+)
+def test_every_link_leads_somewhere(document):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / document).read_text()):
+        if not target.startswith("http"):
+            assert ((ROOT / document).parent / target).exists(), target
