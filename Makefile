@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test quick check format lint types wheel bench clean
+.PHONY: demo test quick check format lint types wheel zoo bench clean
 
 demo: $(READY)          ## the whole story on one page: demo-output/index.html
 	$(BIN)/bensemble demo --output demo-output
@@ -31,13 +31,19 @@ types: $(READY)
 wheel: $(READY)         ## build the wheel and try it in an empty environment
 	$(BIN)/python tests/wheel_smoke.py
 
+zoo:                    ## convert and check every model of torchvision, timm, transformers and others; takes hours
+	test -x .venv-zoo/bin/python || $(PYTHON) -m venv .venv-zoo
+	.venv-zoo/bin/pip install --quiet --constraint constraints.txt --editable ".[io,onnx]"
+	.venv-zoo/bin/pip install --quiet --no-deps --requirement tests/zoo/requirements.txt
+	.venv-zoo/bin/python -m tests.zoo
+
 bench: $(READY)         ## ratios to the deterministic network; needs a quiet machine
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/kl.py
 	$(BIN)/python benchmarks/conversion.py
 
 clean:
-	rm -rf $(VENV) build dist demo-output
+	rm -rf $(VENV) .venv-zoo build dist demo-output
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
