@@ -1,12 +1,19 @@
 """The base class of Bayesian layers, and its published contract: KL, signal-to-noise masks, pruning.
 
-A subclass only has to declare Parameters in pairs ``<stem>_mu``, ``<stem>_rho``::
+A subclass only has to declare Parameters in pairs ``<stem>_mu``, ``<stem>_rho``. Read through a ``weight_property``,
+the weight is a draw, the mean or the held sample by the state of the layer::
 
     class BayesianScale(BaseBayesianLayer):
+        _stems: ClassVar = {"scale": "scale"}  # self.scale comes from scale_mu and scale_rho
+        scale = weight_property("scale")
+
         def __init__(self, features):
             super().__init__(prior_sigma=1.0)
             self.scale_mu = nn.Parameter(torch.ones(features))
             self.scale_rho = nn.Parameter(torch.full((features,), -5.0))
+
+        def forward(self, x):
+            return x * self.scale
 
 What a forward of the built-in layers does: in ``train()`` noise by local reparameterization, in ``eval()`` the
 posterior mean, bit for bit the numbers of the deterministic layer, inside ``bensemble.sampling`` the held sample.
@@ -39,6 +46,7 @@ class BaseBayesianLayer(PosteriorWeights):
 
     def __init__(self, prior_sigma: float = 1.0) -> None:
         super().__init__()
+        self._answer_original_names()
         self.prior_sigma = check_number(type(self).__name__, "prior_sigma", prior_sigma, above=0)
 
     def posteriors(self) -> Iterator[Posterior]:

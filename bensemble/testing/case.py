@@ -34,7 +34,8 @@ class Case:
         module = self.make_layer()
         twin: nn.Module | None
         if isinstance(module, BaseBayesianLayer):
-            layer, twin = module, to_plain(module) if module._stems else None
+            stands_for = getattr(type(module), "deterministic_class", None)
+            layer, twin = module, None if stands_for is None else to_plain(module)
         elif bayesian_type(type(module)) is not None:
             layer, twin = to_bayesian(copy.deepcopy(module)), module
         else:

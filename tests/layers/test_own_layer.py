@@ -1,13 +1,17 @@
 """A layer type from outside the repository: everything it needs is what stands here."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.testing import assert_close
 
 import bensemble
-from bensemble.errors import InvalidTypeError, InvalidValueError
+from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
 from bensemble.layers import BaseBayesianLayer, LinearOpLayer, bayesian_type, register
+from bensemble.layers.weights import weight_property
 from bensemble.testing import CONTRACTS, check_layer
 from convert import bayesify, plan, to_deterministic
 
@@ -49,6 +53,31 @@ def test_whole_models_with_it_convert_there_and_back():
     back = to_deterministic(bnn)
     assert type(back[0]) is CausalConv1d
     assert torch.equal(back(x), model(x))
+
+
+class BayesianScale(BaseBayesianLayer):
+    """A layer that stands for no deterministic module, as in the text of the base class."""
+
+    _stems: ClassVar = {"scale": "scale"}
+    scale = weight_property("scale")
+
+    def __init__(self, features):
+        super().__init__(prior_sigma=1.0)
+        self.scale_mu = nn.Parameter(torch.ones(features))
+        self.scale_rho = nn.Parameter(torch.full((features,), -1.0))
+
+    def forward(self, x):
+        return x * self.scale
+
+
+def test_a_layer_of_its_own_kind_follows_the_three_states():
+    check_layer(lambda: BayesianScale(3), lambda: torch.randn(5, 3))
+    layer, x = BayesianScale(3), torch.ones(2, 3)
+    assert torch.equal(layer.eval()(x), x)
+    assert not torch.equal(layer.train()(x), layer(x))
+    assert_close(torch.func.functional_call(layer.eval(), {"scale": torch.full((3,), 2.0)}, x), 2 * x)
+    with pytest.raises(ConversionError, match="delete: 'scale' belongs to a posterior"):
+        del layer.scale
 
 
 def test_types_match_exactly():

@@ -74,6 +74,17 @@ def test_the_draw_is_one_value_however_it_is_used():
     assert repr(draw).startswith("WeightDraw(")
 
 
+def test_no_gradient_reaches_pruned_entries_through_a_draw():
+    bnn = layer()
+    next(bnn.posteriors()).set_mask(torch.eye(4, 3))
+    for state in (nn.Identity(), bnn):
+        bnn.zero_grad()
+        with sampling(state):
+            F.linear(torch.randn(5, 3), bnn.weight).square().sum().backward()
+        for gradient in (bnn.w_mu.grad, bnn.w_rho.grad):
+            assert torch.equal(gradient != 0, torch.eye(4, 3, dtype=bool))
+
+
 def test_gradients_of_gradients_pass_through_a_draw():
     bnn, x = layer(), torch.randn(5, 3, requires_grad=True)
 
@@ -279,6 +290,14 @@ def test_a_functional_training_loop_learns_means_and_sigmas():
     assert loss(tensors) < first / 1.5
     assert tensors["w_rho"].max() < -2
     assert_close(tensors["weight"], least_squares[:3].T, atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), copy.copy])
+def test_copies_answer_to_the_original_names_too(way):
+    other, weight, x = way(layer(training=False)), torch.randn(4, 3), torch.randn(2, 3)
+    assert_close(torch.func.functional_call(other, {"weight": weight}, x), F.linear(x, weight, other.bias))
+    with pytest.raises(ConversionError, match="delete: 'weight'"):
+        spectral_norm(other)
 
 
 def test_functional_call_takes_posterior_names_too():
