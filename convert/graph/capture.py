@@ -24,6 +24,10 @@ from bensemble.outputs import tensor_paths
 __all__ = ["Capture", "CaptureError", "TensorMeta", "capture", "outputs_agree", "undisturbed"]
 
 
+#: Input axes that an exported graph leaves open: none, the batch and all axes of integer inputs, or all.
+DynamicAxes = Literal["none", "batch", "all"]
+
+
 class CaptureError(Exception):
     """A tracer cannot express the model; the message says why."""
 
@@ -56,14 +60,17 @@ class Capture:
     hooked: frozenset[str] = frozenset()
 
 
-def capture(source: Literal["fx", "export"], model: nn.Module, inputs: Any, reference: Any) -> Capture:
+def capture(
+    source: Literal["fx", "export"], model: nn.Module, inputs: Any, reference: Any, dynamic: DynamicAxes = "none"
+) -> Capture:
     """The model's graph from one of the tracers, run once and checked against the model's own output.
 
     Args:
-        source: The tracer.
+        source: The tracer. Graphs of fx run at any size.
         model: A hollow copy in evaluation mode. It loses its hooks.
         inputs: Example inputs, as :func:`bensemble.batches.call` takes them.
         reference: The model's output for them.
+        dynamic: Which input axes an exported graph leaves open; more take longer.
 
     Raises:
         CaptureError: the tracer fails, or its graph computes something else.
@@ -71,7 +78,7 @@ def capture(source: Literal["fx", "export"], model: nn.Module, inputs: Any, refe
     hooked = _remove_hooks(model)
     args, kwargs = _arguments(inputs)
     try:
-        module = (_trace if source == "fx" else _export)(model, args, kwargs)
+        module = _trace(model, args, kwargs) if source == "fx" else _export(model, args, kwargs, dynamic)
     except Exception as err:
         raise CaptureError(f"torch.{source} cannot trace it ({_first_line(err)})") from err
     captured = Capture(module, source, hooked=hooked)
@@ -141,20 +148,21 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> f
 # -- torch.export
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.GraphModule:
-    """Export with every input axis dynamic that can be, else with the sizes of the example."""
-    dynamic = tree_map(
-        lambda leaf: dict.fromkeys(range(leaf.ndim), Dim.AUTO) if isinstance(leaf, Tensor) else None, (args, kwargs)
-    )
-    shapes: Any = dynamic[0] or None
-    if kwargs:
-        names = list(inspect.signature(model.forward).parameters)
-        shapes = dict(zip(names, dynamic[0], strict=False)) | dynamic[1]
-    try:
-        program = export(model, args, kwargs, dynamic_shapes=shapes)
-    except Exception:
-        program = export(model, args, kwargs)
-    return program.module(check_guards=False)
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: DynamicAxes) -> fx.GraphModule:
+    """Export with the given axes dynamic where the model allows it."""
+    if dynamic == "none":
+        return export(model, args, kwargs).module(check_guards=False)
+
+    def axes(leaf: Any) -> dict[int, Any] | None:
+        if not isinstance(leaf, Tensor):
+            return None
+        open_axes = leaf.ndim if dynamic == "all" or not leaf.is_floating_point() else min(leaf.ndim, 1)
+        return {axis: Dim.AUTO if axis < open_axes else Dim.STATIC for axis in range(leaf.ndim)}
+
+    by_position, by_name = tree_map(axes, (args, kwargs))
+    names = inspect.signature(model.forward).parameters
+    shapes = {**dict(zip(names, by_position, strict=False)), **by_name} if kwargs else by_position
+    return export(model, args, kwargs, dynamic_shapes=shapes).module(check_guards=False)
 
 
 # -- what a run shows

@@ -22,14 +22,19 @@ from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueErro
 from bensemble.posterior import named_posteriors
 
 from ..copying import copy_model, hollow_copy
-from .capture import CaptureError, capture, outputs_agree, undisturbed
-from .cutting import CannotKeepClassError, cut_leaves, install
+from .capture import CaptureError, DynamicAxes, capture, outputs_agree, undisturbed
+from .cutting import CannotKeepClassError, Cut, cut_leaves, install
+from .flow import Flow
 from .propagate import propagate
 from .report import CompactionReport, describe_layers
 from .rewriting import needs_graph, rewrite
-from .solution import solve
+from .solution import Solution, solve
 
 __all__ = ["compact", "compaction_report"]
+
+#: Inputs, and what the model makes of them.
+_Run = tuple[Any, Any]
+Source = Literal["fx", "export"]
 
 log = logging.getLogger("bensemble.compact")
 
@@ -82,7 +87,8 @@ def _compact(verb: str, model: nn.Module, example_inputs: Any) -> _Result:
         runs = list(_reference_runs(verb, model, example_inputs))
         notes: list[str] = []
         best: _Result | None = None
-        for source in ("fx", "export"):
+        sources: tuple[Source, ...] = ("fx", "export")
+        for source in sources:
             try:
                 result, complete = _attempt(source, model, runs)
             except CaptureError as err:
@@ -116,7 +122,7 @@ def _check(verb: str, model: Any) -> None:
             raise ConversionError(f"{verb}: '{name}' has no shape yet; run the model once first.")
 
 
-def _reference_runs(verb: str, model: nn.Module, inputs: Any) -> Iterator[tuple[Any, Any]]:
+def _reference_runs(verb: str, model: nn.Module, inputs: Any) -> Iterator[_Run]:
     """The example and, where the model takes it, the example twice in a batch, each with the model's own output."""
     hollow = _hollow(verb, model)
     try:
@@ -135,44 +141,70 @@ def _reference_runs(verb: str, model: nn.Module, inputs: Any) -> Iterator[tuple[
         log.debug("%s: the model does not take the example twice in a batch (%s)", verb, err)
 
 
-def _attempt(
-    source: Literal["fx", "export"], model: nn.Module, runs: list[tuple[Any, Any]]
-) -> tuple[_Result | None, bool]:
-    """The model compacted by one tracer's graph, and whether another tracer could not do better."""
-    example, reference = runs[0]
-    captured = capture(source, _hollow("compact", model), _fresh(example), reference)
+@dataclass(frozen=True)
+class _Analysis:
+    """What one graph says about the model."""
+
+    flow: Flow
+    solution: Solution
+    cut: Cut
+
+    @property
+    def complete(self) -> bool:
+        """Whether every operation was followed, so that another graph could not show more."""
+        return not self.flow.unknowns
+
+    def report(self, model: nn.Module, small: nn.Module, form: str, reason: str | None = None) -> CompactionReport:
+        source = self.flow.captured.source
+        notes = [f"no class: {reason}"] if reason else []
+        notes += dict.fromkeys(found for _, found in self.flow.unknowns)
+        layers = describe_layers(self.flow, self.solution)
+        return CompactionReport((_count(model), _count(small)), form, source, layers, tuple(notes))
+
+
+def _analyse(source: Source, model: nn.Module, run: _Run, dynamic: DynamicAxes = "none") -> _Analysis:
+    captured = capture(source, _hollow("compact", model), _fresh(run[0]), run[1], dynamic)
     flow = propagate(captured, model)
     solution = solve(flow)
-    cut = cut_leaves(flow, solution)
-    complete = not flow.unknowns
-    before = _count(model)
-    layers = describe_layers(flow, solution)
-    notes = tuple(dict.fromkeys(reason for _, reason in flow.unknowns))
-    if not cut.tensors:
-        return None, complete
-    reason = needs_graph(flow, solution)
+    return _Analysis(flow, solution, cut_leaves(flow, solution))
+
+
+def _attempt(source: Source, model: nn.Module, runs: list[_Run]) -> tuple[_Result | None, bool]:
+    """The model compacted by one tracer's graph, and whether another tracer could not do better."""
+    analysis = _analyse(source, model, runs[0])
+    if not analysis.cut.tensors:
+        return None, analysis.complete
+    reason = needs_graph(analysis.flow, analysis.solution)
     if reason is None:
         small = _copy("compact", model)
         try:
-            install(small, cut, keep_class=True)
+            install(small, analysis.cut, keep_class=True)
         except CannotKeepClassError as err:
             reason = str(err)
         else:
-            reason = _difference(small, model, runs)
+            reason = _difference(small, model, runs) or _training_difference(small, model, analysis.flow, runs[-1][0])
     if reason is None:
-        report = CompactionReport((before, _count(small)), "class", source, layers, notes)
-        return _Result(small, report), complete
-    graph = rewrite(flow, solution, cut)
+        return _Result(small, analysis.report(model, small, "class")), analysis.complete
+    if source == "export":
+        # A batch of one would be taken for a size that never changes.
+        analysis = _analyse(source, model, runs[-1], "batch" if _attends(analysis.flow) else "all")
+    graph = rewrite(analysis.flow, analysis.solution, analysis.cut)
     wrong = _difference(graph, model, runs)
     if wrong is not None:
         log.info("compact: the graph of torch.%s was given up: %s", source, wrong)
         return None, False
     graph = _own_copy(graph, model)
-    report = CompactionReport((before, _count(graph)), "graph", source, layers, (f"no class: {reason}", *notes))
-    return _Result(graph, report), complete
+    return _Result(graph, analysis.report(model, graph, "graph", reason)), analysis.complete
 
 
-def _difference(candidate: nn.Module, model: nn.Module, runs: list[tuple[Any, Any]]) -> str | None:
+def _attends(flow: Flow) -> bool:
+    """Whether a model multiplies activations, as attention does; exporting those for all sizes takes minutes."""
+    aten = torch.ops.aten
+    products = (aten.scaled_dot_product_attention.default, aten.matmul.default, aten.bmm.default)
+    return any(node.target in products for node in flow.captured.module.graph.nodes)
+
+
+def _difference(candidate: nn.Module, model: nn.Module, runs: list[_Run]) -> str | None:
     """Why a candidate does not stand for the model; None if it does. Restores the model's training flags."""
     candidate.eval()
     try:
@@ -185,6 +217,22 @@ def _difference(candidate: nn.Module, model: nn.Module, runs: list[tuple[Any, An
         flags = {path: module.training for path, module in model.named_modules()}
         for path, module in candidate.named_modules():
             module.training = flags.get(path, model.training)
+    return None
+
+
+def _training_difference(candidate: nn.Module, model: nn.Module, flow: Flow, inputs: Any) -> str | None:
+    """Why a candidate may not train as the model does: auxiliary heads read what evaluation does not need."""
+    reached = {alias for path in flow.leaves for alias in flow.aliases(path)}
+    if all(path in reached for path, _ in model.named_parameters()):
+        return None
+    try:
+        call(_hollow("compact", model).train(), _fresh(inputs))
+    except Exception:
+        return "parts that evaluation does not use cannot be checked: the model does not run in training"
+    try:
+        call(_hollow("compact", candidate).train(), _fresh(inputs))
+    except Exception as err:
+        return f"its training forward does not run ({type(err).__name__})"
     return None
 
 

@@ -52,12 +52,13 @@ class Partition:
 
     def find(self, atoms: Tensor) -> Tensor:
         """The representative of every atom's set."""
-        roots = self._parent[atoms]
+        flat = atoms.reshape(-1)
+        roots = self._parent[flat]
         while True:
             above = self._parent[roots]
             if torch.equal(above, roots):
-                self._parent[atoms] = roots
-                return roots
+                self._parent[flat] = roots
+                return roots.reshape(atoms.shape)
             roots = above
 
     def unite(self, a: Tensor, b: Tensor) -> None:

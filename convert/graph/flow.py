@@ -166,14 +166,14 @@ class Flow:
         return Value(value.shape, own.atoms.permute(axes), own.known.permute(axes), own.const.permute(axes))
 
     def _describe(self, leaf: Leaf) -> Value:
-        tensor = leaf.tensor
+        tensor, shape = leaf.tensor, tuple(leaf.tensor.shape)
         if tensor.numel() > MOST_ELEMENTS or tensor.is_complex():
-            value = self.opaque(tuple(tensor.shape), f"'{leaf.path}' is too large to follow")
-        else:
-            const = tensor.detach().to("cpu", torch.float64)
-            known = torch.ones_like(const, dtype=torch.bool)
-            value = Value(tuple(tensor.shape), self.atoms.fresh(*tensor.shape), known, const)
-        return value
+            return self.opaque(shape, f"'{leaf.path}' is too large to follow")
+        const = tensor.detach().to("cpu", torch.float64)
+        known = torch.ones_like(const, dtype=torch.bool)
+        if not tensor.is_floating_point():
+            return replace(self.opaque(shape, f"'{leaf.path}' holds whole numbers"), known=known, const=const)
+        return Value(shape, self.atoms.fresh(*shape), known, const)
 
     # -- what rules may do
 
@@ -227,10 +227,15 @@ class Flow:
             value = self.tie(value, varying, reason)
         return value.atoms.reshape(-1).expand(value.shape[axis]).clone()
 
-    def unknown(self, call: Call, reason: str) -> Any:
-        """Pin all operands; the results are opaque."""
-        self.unknowns.append((call.node, reason))
-        for value in call.operands:
+    def unknown(self, call: Call, reason: str, hides_weights: bool = False) -> Any:
+        """Pin all operands; the results are opaque.
+
+        It is noted where that may keep something: the operands have channels, or the operation has weights of its own.
+        """
+        values = [self.operand(value) for value in call.operands]
+        if hides_weights or any(varying_axes(self.atoms.find(value.atoms)) for value in values):
+            self.unknowns.append((call.node, reason))
+        for value in values:
             self.pin(value, reason)
         return tree_map(
             lambda leaf: self.opaque(leaf.shape, reason) if isinstance(leaf, TensorMeta) else leaf,

@@ -31,8 +31,9 @@ OPERATORS = {
     operator.matmul: "matmul",
 }
 #: What asks for the size of a tensor.
-SIZE_ATTRIBUTES = ("shape",)
-SIZE_METHODS = ("size", "numel", "sym_size", "sym_numel")
+SIZES = frozenset(["shape", "size", "numel", "sym_size", "sym_numel"])
+#: New tensors that take no more than dtype and device from their operand.
+CREATIONS = frozenset(["new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"])
 #: Answers about a tensor that no removal changes, and checks.
 QUESTIONS = frozenset(
     [
@@ -94,26 +95,31 @@ def _value(flow: Flow, node: fx.Node) -> Any:
         return flow.operand(flow.values[flow.captured.unchanged[node]])
     if node.op == "call_module":
         return _module_value(flow, call, str(node.target))
-    if not call.operands:
+    if not call.operands or call.name in CREATIONS:
         return tree_map(lambda leaf: _made(flow, leaf), meta, is_leaf=_is_meta)
-    if call.name in SIZE_METHODS or (call.name == "getattr" and node.args[1] in SIZE_ATTRIBUTES):
+    if call.name in SIZES:
         flow.sizes.append((node, flow.operand(call.operands[0])))
         return meta
     if call.name in QUESTIONS and not _has_tensor(meta):
         return meta
     rule = RULES.get(call.name)
     if rule is None:
-        return flow.unknown(call, f"{call.name} is not followed")
+        return flow.unknown(call, f"{call.name or _title(node)} is not followed")
     return rule(flow, call)
+
+
+def _title(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def _module_value(flow: Flow, call: Call, path: str) -> Any:
     module = flow.captured.module.get_submodule(path)
     rule = MODULE_RULES.get(type(module))
     if path in flow.captured.hooked:
-        return flow.unknown(call, f"'{path}' has hooks")
+        return flow.unknown(call, f"'{path}' has hooks", hides_weights=True)
     if rule is None:
-        return flow.unknown(call, f"{type(module).__name__} is not followed")
+        weighs = any(True for _ in module.parameters())
+        return flow.unknown(call, f"{type(module).__name__} is not followed", hides_weights=weighs)
     if any(isinstance(held, torch.Tensor) for held in vars(module).values()):
         return flow.unknown(call, f"'{path}' holds a tensor that is neither parameter nor buffer")
     return rule(flow, call, module, path)
@@ -138,7 +144,7 @@ def _function_name(node: fx.Node, target: Any) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return _plain(target._schema.name.partition("::")[2]) if target.namespace == "aten" else ""
     if target is builtins.getattr:
-        return str(node.args[1]) if node.args[1] in RULES else "getattr"
+        return str(node.args[1])
     if target in OPERATORS:
         return OPERATORS[target]
     home = getattr(target, "__module__", None) or ""

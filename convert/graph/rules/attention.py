@@ -93,11 +93,19 @@ def embedding(flow: Flow, call: Call) -> Any:
         return flow.unknown(call, "embedding in a form that is not followed")
     if any(isinstance(argument, float) for argument in call.args):
         return flow.unknown(call, "embedding that renormalises its table")
+    _pin_others(flow, call, table)
     atoms = flow.leaf_axis(table, 1)
     first = flow.leaves[table.leaf.path].tensor.detach()
     known = (first == first[:1]).all(0).cpu()
     wide = (1,) * (len(call.shape) - 1) + (-1,)
     return flow.normal(Value(call.shape, atoms.reshape(wide), known.reshape(wide), _row(first).reshape(wide)))
+
+
+def _pin_others(flow: Flow, call: Call, table: Value) -> None:
+    """The indices are read as they are."""
+    for value in call.operands:
+        if value is not table:
+            flow.pin(value, "it is an index")
 
 
 def _row(table: Tensor) -> Tensor:
@@ -112,6 +120,7 @@ def look_up(flow: Flow, call: Call) -> Any:
     first = where[0] if isinstance(where, (list, tuple)) else None
     if call.name != "index" or first is None or any(k is not None for k in where[1:]) or len(call.operands) != 2:
         return flow.unknown(call, "an index that is not followed")
+    _pin_others(flow, call, x)
     x = flow.operand(x)
     x = flow.settled(flow.tie(x, [0], "it is indexed")) if x.atoms.shape[0] > 1 else x
     lead = (1,) * first.ndim
