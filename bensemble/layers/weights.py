@@ -109,6 +109,8 @@ class PosteriorWeights(nn.Module):
         mu: Tensor | None = getattr(self, f"{stem}_mu", None)
         if mu is None:
             return self._parameters.get(name)
+        if not isinstance(mu, Tensor):
+            return _traced(mu, f"{stem}_mu", name)
         posterior = Posterior(self, name, stem)
         frame = active_frame(self)
         if frame is None and self.training:
@@ -168,7 +170,10 @@ class PosteriorWeights(nn.Module):
         return self
 
     def _stays_precise(self, key: str) -> bool:
-        return any(key.startswith(f"{p.stem}_") and key != f"{p.stem}_mu" for p in self._posteriors())
+        # Not every name that starts with a stem: the user's own `weight_scale` is none of ours.
+        return any(
+            key in (f"{p.stem}_rho", f"{p.stem}_mask") or key.startswith(f"{p.stem}_prior_") for p in self._posteriors()
+        )
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # The user's hooks know the original names: they run first, and only once.
@@ -190,3 +195,9 @@ def weight_property(name: str) -> property:
 
     read.__doc__ = f"The {name} by the state of the layer: mean, draw, or held sample."
     return property(read)
+
+
+def _traced(mean: Any, key: str, name: str) -> Any:
+    """What torch.fx gets to record: a read under the original name, so that its graph asks the layer in every run."""
+    path = str(mean.node.target).removesuffix(key) + name
+    return mean.tracer.create_proxy("get_attr", path, (), {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -143,11 +144,19 @@ def checkpoint_is_assigned(subject: Subject) -> None:
 
 
 def copies_inside_contexts_are_ordinary(subject: Subject) -> None:
-    """A deepcopy taken in train mode inside ``sampling`` is the mean model in eval."""
+    """A deepcopy or pickle taken in train mode inside ``sampling`` is the mean model in eval, and samples again."""
     with _train_mode(subject.bnn), sampling(subject.bnn):
-        other = copy.deepcopy(subject.bnn)
-    difference = first_difference(subject.outputs, run(other.eval(), subject.example.inputs))
-    assert difference is None, difference
+        others = [copy.deepcopy(subject.bnn)]
+        if "not_picklable" not in subject.result.facts:
+            others.append(pickle.loads(pickle.dumps(subject.bnn)))
+    for other in others:
+        difference = first_difference(subject.outputs, run(other.eval(), subject.example.inputs))
+        assert difference is None, difference
+        with sampling(other, torch.Generator().manual_seed(0)):
+            sampled = run(other, subject.example.inputs)
+        with sampling(subject.bnn, torch.Generator().manual_seed(0)):
+            difference = first_difference(sampled, run(subject.bnn, subject.example.inputs))
+        assert difference is None, f"the sample of a copy: {difference}"
 
 
 def pruning_keeps_outputs_finite(subject: Subject) -> None:

@@ -149,6 +149,26 @@ class RootParameter(nn.Module):
         return self.linear(x @ self.weight)
 
 
+class FunctionalPart(nn.Module):
+    """Reads the weight of a child, and a matrix of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.mix, self.out = nn.Linear(5, 5), nn.Parameter(torch.randn(5, 5)), nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(nn.functional.linear(x, self.query.weight, self.query.bias) @ self.mix)
+
+
+@pattern(
+    "a GraphModule that reads weights below plain containers, as feature extractors of vision transformers do",
+    known={"way_back_is_exact": "every GraphModule has a class of its own, its copies too"},
+)
+def graph_module_of_parts():
+    model = nn.Sequential(nn.Sequential(FunctionalPart(), FunctionalPart()), nn.Linear(5, 3))
+    return torch.fx.symbolic_trace(model), (torch.randn(3, 5),)
+
+
 class Parallel(nn.Module):
     """Wrapped twice."""
 

@@ -590,7 +590,9 @@ def _training(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
         for module, flag, buffers in flags:
             module.training = flag
-            module._buffers.update(buffers)
+            for name, buffer in buffers.items():
+                if module._buffers[name] is not buffer and not isinstance(module, torch.jit.ScriptModule):
+                    module._buffers[name] = buffer
 
 
 @contextmanager
