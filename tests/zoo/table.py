@@ -24,6 +24,17 @@ def render(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def thin_libraries(results: Sequence[Result], share: float = 0.99) -> list[str]:
+    """Libraries in which less than this share of the eligible weights is Bayesian."""
+    names = sorted({result.key.split("/")[0] for result in results})
+    return [
+        name
+        for name in names
+        if _total([r for r in results if r.key.startswith(f"{name}/")], "bayesian")
+        < share * _total([r for r in results if r.key.startswith(f"{name}/")], "eligible")
+    ]
+
+
 def _row(library: str, results: Sequence[Result]) -> str:
     eligible = _total(results, "eligible")
     share = f"{_total(results, 'bayesian') / eligible:.2%}" if eligible else "-"
