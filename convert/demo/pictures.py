@@ -178,4 +178,4 @@ def _draw_gallery(axes: Any, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
                     va="top",
                     fontsize=8,
                 )
-        line[0].set_title(name, loc="left", fontsize=9)
+        line[0].set_title(name, loc="left", fontsize=9).set_in_layout(False)  # it may be wider than its image

@@ -127,8 +127,8 @@ _UNCERTAINTY = (
 )
 _PRUNING = (
     'A second Bayesian network starts from the same weights, with `prior="ard"`, which drives the signal-to-noise '
-    "ratio of weights that the data does not need to nothing. `to_deterministic(bnn, threshold={threshold})` leaves them out "
-    "and gives back an ordinary network."
+    "ratio of weights that the data does not need to nothing. `to_deterministic(bnn, threshold={threshold})` leaves "
+    "them out and gives back an ordinary network."
 )
 _FILES = "`export_onnx` runs each file in ONNX Runtime and compares it with the network before it puts it in place."
 
