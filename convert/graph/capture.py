@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bensemble.outputs import tensor_paths
 
-__all__ = ["Capture", "CaptureError", "TensorMeta", "capture", "outputs_agree", "undisturbed"]
+__all__ = ["Capture", "CaptureError", "TensorMeta", "capture", "first_line", "outputs_agree", "undisturbed"]
 
 
 #: Input axes that an exported graph leaves open: none, the batch and all axes of integer inputs, or all.
@@ -80,12 +80,12 @@ def capture(
     try:
         module = _trace(model, args, kwargs) if source == "fx" else _export(model, args, kwargs, dynamic)
     except Exception as err:
-        raise CaptureError(f"torch.{source} cannot trace it ({_first_line(err)})") from err
+        raise CaptureError(f"torch.{source} cannot trace it ({first_line(err)})") from err
     captured = Capture(module, source, hooked=hooked)
     try:
         output = _Observer(captured).run_on(args, kwargs)
     except Exception as err:
-        raise CaptureError(f"the torch.{source} graph does not run ({_first_line(err)})") from err
+        raise CaptureError(f"the torch.{source} graph does not run ({first_line(err)})") from err
     if not outputs_agree(output, reference):
         raise CaptureError(f"the torch.{source} graph computes something else")
     return captured
@@ -229,6 +229,7 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
-def _first_line(err: Exception) -> str:
+def first_line(err: Exception) -> str:
+    """Type and first line of an error."""
     text = str(err).strip().splitlines()
     return f"{type(err).__name__}: {text[0][:200]}" if text else type(err).__name__

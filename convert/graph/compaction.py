@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueErro
 from bensemble.posterior import named_posteriors
 
 from ..copying import copy_model, hollow_copy
-from .capture import CaptureError, DynamicAxes, capture, outputs_agree, undisturbed
+from .capture import CaptureError, DynamicAxes, capture, first_line, outputs_agree, undisturbed
 from .cutting import CannotKeepClassError, Cut, cut_leaves, install
 from .flow import Flow
 from .propagate import propagate
@@ -32,8 +31,6 @@ from .solution import Solution, solve
 
 __all__ = ["compact", "compaction_report"]
 
-#: Inputs, and what the model makes of them.
-_Run = tuple[Any, Any]
 Source = Literal["fx", "export"]
 
 log = logging.getLogger("bensemble.compact")
@@ -76,6 +73,15 @@ def compaction_report(model: nn.Module, example_inputs: Any) -> CompactionReport
 
 
 @dataclass(frozen=True)
+class _Run:
+    """Inputs, what the model makes of them, and whether a graph must take them too."""
+
+    inputs: Any
+    output: Any
+    required: bool
+
+
+@dataclass(frozen=True)
 class _Result:
     module: nn.Module
     report: CompactionReport
@@ -84,7 +90,7 @@ class _Result:
 def _compact(verb: str, model: nn.Module, example_inputs: Any) -> _Result:
     _check(verb, model)
     with undisturbed():
-        runs = list(_reference_runs(verb, model, example_inputs))
+        runs = _reference_runs(verb, model, example_inputs)
         notes: list[str] = []
         best: _Result | None = None
         sources: tuple[Source, ...] = ("fx", "export")
@@ -122,11 +128,11 @@ def _check(verb: str, model: Any) -> None:
             raise ConversionError(f"{verb}: '{name}' has no shape yet; run the model once first.")
 
 
-def _reference_runs(verb: str, model: nn.Module, inputs: Any) -> Iterator[_Run]:
-    """The example and, where the model takes it, the example twice in a batch, each with the model's own output."""
+def _reference_runs(verb: str, model: nn.Module, inputs: Any) -> list[_Run]:
+    """The example with the model's own output; then, where the model takes them, a larger batch and another size."""
     hollow = _hollow(verb, model)
     try:
-        yield inputs, call(hollow, _fresh(inputs))
+        runs = [_Run(inputs, call(hollow, _fresh(inputs)), required=True)]
     except InvalidTypeError:
         raise
     except Exception as err:
@@ -134,11 +140,29 @@ def _reference_runs(verb: str, model: nn.Module, inputs: Any) -> Iterator[_Run]:
             f"{verb}: the model rejects example_inputs ({type(err).__name__}: {err}); "
             "pass what its forward takes: a tensor, a tuple of arguments, or a mapping of keyword arguments."
         ) from err
-    twice = tree_map(lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim else leaf, inputs)
-    try:
-        yield twice, call(hollow, _fresh(twice))
-    except Exception as err:
-        log.debug("%s: the model does not take the example twice in a batch (%s)", verb, err)
+    for change, required in ((_twice, True), (_resized, False)):
+        other = tree_map(lambda leaf, change=change: change(leaf) if isinstance(leaf, Tensor) else leaf, inputs)
+        try:
+            runs.append(_Run(other, call(hollow, _fresh(other)), required))
+        except Exception as err:
+            log.debug("%s: the model does not take the example with %s (%s)", verb, change.__name__, err)
+    return runs
+
+
+def _twice(tensor: Tensor) -> Tensor:
+    """Two examples for each."""
+    return torch.cat([tensor, tensor]) if tensor.ndim else tensor
+
+
+def _resized(tensor: Tensor) -> Tensor:
+    """Images a quarter larger, of odd size where they were even and the other way round; sequences without a token."""
+    if not tensor.is_floating_point():
+        return tensor[:, 1:] if tensor.ndim > 1 and tensor.shape[1] > 1 else tensor
+    for axis in range(2, tensor.ndim):
+        size = tensor.shape[axis]
+        added = (size // 4) | 1
+        tensor = torch.cat([tensor, tensor.narrow(axis, 0, min(added, size))], axis)
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -163,7 +187,7 @@ class _Analysis:
 
 
 def _analyse(source: Source, model: nn.Module, run: _Run, dynamic: DynamicAxes = "none") -> _Analysis:
-    captured = capture(source, _hollow("compact", model), _fresh(run[0]), run[1], dynamic)
+    captured = capture(source, _hollow("compact", model), _fresh(run.inputs), run.output, dynamic)
     flow = propagate(captured, model)
     solution = solve(flow)
     return _Analysis(flow, solution, cut_leaves(flow, solution))
@@ -182,14 +206,18 @@ def _attempt(source: Source, model: nn.Module, runs: list[_Run]) -> tuple[_Resul
         except CannotKeepClassError as err:
             reason = str(err)
         else:
-            reason = _difference(small, model, runs) or _training_difference(small, model, analysis.flow, runs[-1][0])
+            reason = _difference(small, model, runs, keeps_class=True) or _training_difference(
+                small, model, analysis.flow, runs
+            )
     if reason is None:
         return _Result(small, analysis.report(model, small, "class")), analysis.complete
     if source == "export":
         # A batch of one would be taken for a size that never changes.
-        analysis = _analyse(source, model, runs[-1], "batch" if _attends(analysis.flow) else "all")
+        analysis = _analyse(
+            source, model, [run for run in runs if run.required][-1], "batch" if _attends(analysis.flow) else "all"
+        )
     graph = rewrite(analysis.flow, analysis.solution, analysis.cut)
-    wrong = _difference(graph, model, runs)
+    wrong = _difference(graph, model, runs, keeps_class=False)
     if wrong is not None:
         log.info("compact: the graph of torch.%s was given up: %s", source, wrong)
         return None, False
@@ -204,28 +232,37 @@ def _attends(flow: Flow) -> bool:
     return any(node.target in products for node in flow.captured.module.graph.nodes)
 
 
-def _difference(candidate: nn.Module, model: nn.Module, runs: list[_Run]) -> str | None:
+def _difference(candidate: nn.Module, model: nn.Module, runs: list[_Run], keeps_class: bool) -> str | None:
     """Why a candidate does not stand for the model; None if it does. Restores the model's training flags."""
     candidate.eval()
     try:
-        for inputs, reference in runs:
-            if not outputs_agree(call(candidate, _fresh(inputs)), reference):
+        for run in runs:
+            try:
+                output = call(candidate, _fresh(run.inputs))
+            except Exception as err:
+                if run.required or keeps_class:
+                    return f"it does not run ({first_line(err)})"
+                continue
+            if not outputs_agree(output, run.output):
                 return "its output is another one"
-    except Exception as err:
-        return f"it does not run ({type(err).__name__}: {str(err).splitlines()[0] if str(err) else ''})"
     finally:
-        flags = {path: module.training for path, module in model.named_modules()}
-        for path, module in candidate.named_modules():
-            module.training = flags.get(path, model.training)
+        _copy_flags(model, candidate)
     return None
 
 
-def _training_difference(candidate: nn.Module, model: nn.Module, flow: Flow, inputs: Any) -> str | None:
+def _copy_flags(model: nn.Module, other: nn.Module) -> None:
+    flags = {path: module.training for path, module in model.named_modules()}
+    for path, module in other.named_modules():
+        module.training = flags.get(path, model.training)
+
+
+def _training_difference(candidate: nn.Module, model: nn.Module, flow: Flow, runs: list[_Run]) -> str | None:
     """Why a candidate may not train as the model does: auxiliary heads read what evaluation does not need."""
     reached = {alias for path in flow.leaves for alias in flow.aliases(path)}
     if all(path in reached for path, _ in model.named_parameters()):
         return None
     try:
+        inputs = [run.inputs for run in runs if run.required][-1]
         call(_hollow("compact", model).train(), _fresh(inputs))
     except Exception:
         return "parts that evaluation does not use cannot be checked: the model does not run in training"
@@ -239,9 +276,7 @@ def _training_difference(candidate: nn.Module, model: nn.Module, flow: Flow, inp
 def _own_copy(graph: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     """The graph's module with tensors of its own: so far it shares those that did not change."""
     own = copy.deepcopy(graph)
-    flags = {path: module.training for path, module in model.named_modules()}
-    for path, module in own.named_modules():
-        module.training = flags.get(path, model.training)
+    _copy_flags(model, own)
     return own
 
 

@@ -157,8 +157,10 @@ def install(root: nn.Module, cut: Cut, keep_class: bool) -> None:
             old = owner._parameters[name]
             wanted = old is None or old.requires_grad
             owner._parameters[name] = made.setdefault(id(tensor), nn.Parameter(tensor.clone(), requires_grad=wanted))
-        else:
+        elif name in owner._buffers:
             owner._buffers[name] = tensor.clone()
+        else:
+            continue
         touched[path] = owner
     for path, tensor in cut.biases.items():
         owner, name = _owner(root, path)

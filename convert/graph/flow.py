@@ -6,7 +6,7 @@ its operands: nothing that an unknown operation reads may change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ class Leaf:
         path: One of its paths.
         tensor: The tensor.
         uses: Number of nodes that read it.
+        frozen: Set where an operation that is not followed reads it.
         value: Its description once an operation uses it element by element.
         axes: Atoms along some of its axes once an operation uses it as a matrix.
     """
@@ -43,6 +44,7 @@ class Leaf:
     path: str
     tensor: Tensor
     uses: int = 0
+    frozen: bool = False
     value: Value | None = None
     axes: dict[int, Tensor] = field(default_factory=dict)
 
@@ -116,13 +118,13 @@ class Flow:
 
     # -- leaves
 
-    def leaf(self, path: str) -> Value:
-        """The value of a parameter or buffer; tied ones share one leaf."""
+    def leaf(self, path: str, uses: int = 1) -> Value:
+        """The value of a parameter or buffer that so many operations read; tied ones share one leaf."""
         tensor = self._tensors[path]
         first = self._first_path.setdefault(id(tensor), path)
         if first not in self.leaves:
             self.leaves[first] = Leaf(first, tensor)
-        self.leaves[first].uses += 1
+        self.leaves[first].uses += uses
         ones = (1,) * tensor.ndim
         empty = torch.zeros(ones, dtype=torch.int64)
         known, const = torch.zeros(ones, dtype=torch.bool), torch.zeros(ones, dtype=torch.float64)
@@ -146,6 +148,12 @@ class Flow:
                 self.atoms.pin(leaf.axes[own], f"'{leaf.path}' is used in different ways")
                 self.atoms.pin(leaf.value.atoms, f"'{leaf.path}' is used in different ways")
         return leaf.axes[own]
+
+    def freeze(self, path: str) -> None:
+        """Keep a parameter or buffer as it is."""
+        value = self.leaf(path)
+        assert value.leaf is not None
+        self.leaves[value.leaf.path].frozen = True
 
     def place_for_bias(self, path: str) -> str:
         """Where a bias beside a weight belongs: ``<module>.bias`` where a module keeps that free."""
@@ -209,14 +217,16 @@ class Flow:
             known, const = torch.zeros(ones, dtype=torch.bool), torch.zeros(ones, dtype=torch.float64)
         return replace(value, atoms=atoms, known=known, const=const)
 
-    def settled(self, value: Value) -> Value:
+    def settled(self, value: Value, prefer: Collection[int] = ()) -> Value:
         """The value with atoms that vary along one axis at most, as an arithmetic operation needs it.
 
-        Of several axes the outermost wins: attention heads rather than the elements of a head.
+        Of several axes a preferred one wins, else the outermost: attention heads rather than the elements of a head.
         """
         value = self.normal(value)
         varying = varying_axes(value.atoms)
-        return self.normal(self.tie(value, varying[1:], "it varies along an outer axis too")) if varying[1:] else value
+        kept = next((axis for axis in varying if axis in prefer), varying[0] if varying else 0)
+        others = [axis for axis in varying if axis != kept]
+        return self.normal(self.tie(value, others, "it varies along an outer axis too")) if others else value
 
     def channels(self, value: Value, axis: int, reason: str) -> Tensor:
         """Atoms along one axis of a value, for an operation that mixes nothing else."""

@@ -115,14 +115,19 @@ def _title(node: fx.Node) -> str:
 def _module_value(flow: Flow, call: Call, path: str) -> Any:
     module = flow.captured.module.get_submodule(path)
     rule = MODULE_RULES.get(type(module))
+    reason = None
     if path in flow.captured.hooked:
-        return flow.unknown(call, f"'{path}' has hooks", hides_weights=True)
-    if rule is None:
-        weighs = any(True for _ in module.parameters())
-        return flow.unknown(call, f"{type(module).__name__} is not followed", hides_weights=weighs)
-    if any(isinstance(held, torch.Tensor) for held in vars(module).values()):
-        return flow.unknown(call, f"'{path}' holds a tensor that is neither parameter nor buffer")
-    return rule(flow, call, module, path)
+        reason = f"'{path}' has hooks"
+    elif rule is None:
+        reason = f"{type(module).__name__} is not followed"
+    elif any(isinstance(value, torch.Tensor) for value in vars(module).values()):
+        reason = f"'{path}' holds a tensor that is neither parameter nor buffer"
+    if rule is not None and reason is None:
+        return rule(flow, call, module, path)
+    held = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
+    for name in held:
+        flow.freeze(f"{path}.{name}")
+    return flow.unknown(call, reason or "", hides_weights=bool(held))
 
 
 def _call(flow: Flow, node: fx.Node, meta: Any) -> Call:
@@ -133,7 +138,7 @@ def _call(flow: Flow, node: fx.Node, meta: Any) -> Call:
     if node.op == "call_module":
         return Call(node, "", args, kwargs, meta, flow.captured.module.get_submodule(str(target)))
     if node.op == "call_method":
-        return Call(node, _plain(target), args, kwargs, meta, getattr(torch.Tensor, target))
+        return Call(node, _plain(target), args, kwargs, meta, getattr(torch.Tensor, target, operator.pos))
     if node.op == "output":
         return Call(node, "output", args, kwargs, meta, operator.pos)
     return Call(node, _function_name(node, target), args, kwargs, meta, target)
@@ -165,7 +170,7 @@ def _attribute(flow: Flow, node: fx.Node, meta: Any) -> Any:
     written = any(node in nodes for nodes in flow.captured.mutated.values())
     if not flow.is_leaf(path) or written:
         return flow.opaque(meta.shape, f"'{path}' is written to" if written else f"'{path}' is no parameter or buffer")
-    return flow.leaf(path)
+    return flow.leaf(path, uses=len(node.users))
 
 
 def _apply_writes(flow: Flow, node: fx.Node) -> None:

@@ -87,7 +87,7 @@ def describe_layers(flow: Flow, solution: Solution) -> tuple[LayerChange, ...]:
                 reader.weight,
                 (len(inputs), int(inputs.sum())),
                 (len(outputs), int(outputs.sum())),
-                pinned if outputs.all() else None,
+                pinned if outputs.all() and not reader.reads.any(2).all() else None,
             ),
         )
     return tuple(rows.values())

@@ -225,12 +225,16 @@ def _all_values(flow: Flow) -> Iterator[Value]:
 
 def _agree_on_shared_weights(flow: Flow) -> None:
     """A weight that several operations use is cut once, so they must agree on what goes and what it is worth."""
+    for leaf in flow.leaves.values():
+        if leaf.frozen:
+            for atoms in (*leaf.axes.values(), *([leaf.value.atoms] if leaf.value is not None else [])):
+                flow.atoms.pin(atoms, f"'{leaf.path}' is read by an operation that is not followed")
     first: dict[str, Reader] = {}
     for reader in flow.readers:
         other = first.setdefault(reader.weight, reader)
         leaf = flow.leaves[reader.weight]
-        if leaf.value is not None:
-            for atoms in (reader.inputs, reader.outputs, leaf.value.atoms):
+        if leaf.value is not None or leaf.frozen:
+            for atoms in (reader.inputs, reader.outputs):
                 flow.atoms.pin(atoms, f"'{leaf.path}' is used in different ways")
         if other is not reader:
             flow.atoms.unite(reader.inputs, other.inputs)

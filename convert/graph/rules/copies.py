@@ -40,10 +40,9 @@ def expand(flow: Flow, call: Call) -> Any:
             flow.atoms.unite(out.atoms, other.atoms)
         return flow.normal(out)
     out = flow.moved(x, call.shape, lambda array: array.reshape(lead + tuple(array.shape)))
-    channel_axes = [axis for axis in grown if axis > 0]
-    if alone and len(channel_axes) == 1:
+    if alone and call.meta.dtype.is_floating_point and [axis for axis in grown if axis] == [1] and len(call.shape) > 2:
         flow.pin(x, "it is spread over channels")
-        extents = [call.shape[axis] if axis in channel_axes else 1 for axis in range(len(call.shape))]
+        extents = [size if axis == 1 else 1 for axis, size in enumerate(call.shape)]
         out = replace(out, atoms=flow.atoms.fresh(*extents), parent=None, move=None)
     resized(flow, call, out, 1)
     return out

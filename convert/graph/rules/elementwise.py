@@ -29,7 +29,19 @@ UNARY = (
 NARY = (
     *("add", "sub", "subtract", "rsub", "div", "divide", "truediv", "true_divide", "pow", "maximum", "minimum"),
     *("lerp", "addcmul", "addcdiv", "where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "logical_and"),
-    *("logical_or", "atan2", "floor_divide", "remainder", "fmod"),
+    *(
+        "logical_or",
+        "bitwise_and",
+        "bitwise_or",
+        "__and__",
+        "__or__",
+        "and_",
+        "or_",
+        "atan2",
+        "floor_divide",
+        "remainder",
+        "fmod",
+    ),
 )
 PRODUCTS = ("mul", "multiply")
 IDENTITIES = (
@@ -90,7 +102,7 @@ def combine(
         annihilates: Whether one zero operand makes the result zero.
     """
     from_inputs = all(value.from_inputs for value in operands)
-    values = [_aligned(flow.operand(v) if v.leaf else flow.settled(v), len(shape)).plain() for v in operands]
+    values = _settled_together(flow, [_aligned(flow.operand(v), len(shape)).plain() for v in operands], operands)
     atoms = _united(flow, values, shape)
     known = torch.ones((1,) * len(shape), dtype=torch.bool)
     for value in values:
@@ -119,6 +131,13 @@ def _constants(run: Callable[..., Tensor] | None, values: list[Value], operands:
     except (RuntimeError, TypeError):
         return None
     return const.to(torch.float64).reshape((1,) * (values[0].ndim - const.ndim) + tuple(const.shape))
+
+
+def _settled_together(flow: Flow, values: list[Value], operands: Sequence[Value]) -> list[Value]:
+    """Values settled along the axis that another operand has; leaves take on whatever they meet."""
+    varying = [varying_axes(flow.atoms.find(value.atoms)) for value in values]
+    prefer = {axes[0] for axes in varying if len(axes) == 1}
+    return [v if o.leaf else flow.settled(v, prefer) for v, o in zip(values, operands, strict=True)]
 
 
 def _aligned(value: Value, ndim: int) -> Value:

@@ -24,7 +24,7 @@ MOST_ELEMENTS = 1 << 26
 def reshape(flow: Flow, call: Call) -> Any:
     """The same elements in row-major order under another shape."""
     x = flow.operand(call.operands[0])
-    if not call.gives_tensor or math.prod(x.shape) == 0:
+    if not call.gives_tensor or math.prod(x.shape) == 0 or isinstance(call.get(1, "dtype"), torch.dtype):
         return flow.unknown(call, f"{call.name} in a form that is not followed")
     before, after = x.shape, call.shape
     if max(reshaped_size(array, before, after) for array in (x.atoms, x.known)) > MOST_ELEMENTS:

@@ -96,10 +96,11 @@ def reduce(flow: Flow, call: Call) -> Any:
     """One value for whole axes; channels that are reduced stay together."""
     if not call.gives_tensor or not call.operands:
         return flow.unknown(call, f"{call.name} in a form that is not followed")
-    x = flow.settled(flow.operand(call.operands[0]))
-    axes = _reduced_axes(call, x.ndim)
+    axes = _reduced_axes(call, call.operands[0].ndim)
     if axes is None:
         return flow.unknown(call, f"{call.name} in a form that is not followed")
+    x = flow.operand(call.operands[0])
+    x = flow.settled(x, set(range(x.ndim)) - set(axes))
     if set(varying_axes(x.atoms)) & set(axes):
         x = flow.tie(x, axes, f"{call.name} runs along its channels").forget()
     x = x.plain()
@@ -133,11 +134,12 @@ def _reduced_axes(call: Call, ndim: int) -> list[int] | None:
 @rule("cumsum", "softmax", "log_softmax", "_softmax", "normalize", "softmin")
 def along_axis(flow: Flow, call: Call) -> Any:
     """An operation along one axis that keeps its size; channels along it stay together."""
-    x = flow.settled(flow.operand(call.operands[0]))
     given = call.get(2, "dim", 1) if call.name == "normalize" else call.get(1, "dim")
     if not isinstance(given, int):
         return flow.unknown(call, f"{call.name} in a form that is not followed")
+    x = flow.operand(call.operands[0])
     axis = given % x.ndim
+    x = flow.settled(x, set(range(x.ndim)) - {axis})
     if axis in varying_axes(x.atoms):
         x = flow.tie(x, [axis], f"{call.name} runs along its channels")
     out = replace(x.forget(), shape=call.shape, parent=None, move=None, from_inputs=False)
