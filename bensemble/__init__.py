@@ -32,6 +32,7 @@ from .objective import elbo_loss, kl_divergence, kl_warmup, param_groups, poster
 from .posterior import Posterior, named_posteriors
 from .prediction import predict
 from .predictive import ClassPrediction, Prediction, RegressionPrediction
+from .prior_assignment import set_prior
 from .pruning import apply_masks, clear_masks, prune, pruning_masks
 
 __version__ = "1.0.0"
@@ -76,4 +77,5 @@ __all__ = [
     "sampling",
     "save",
     "set_posterior",
+    "set_prior",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 from torch import nn
@@ -33,7 +34,7 @@ def check_number(
         below: Bound that the value must stay under.
         most: Highest value allowed.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidTypeError(f"{verb}: {name} must be a number, got {value!r}.")
     bounds = [
         (least, "at least", lambda bound: value >= bound),
@@ -45,7 +46,7 @@ def check_number(
     if not math.isfinite(value) or not all(holds(bound) for bound, _, holds in asked):
         wanted = " and ".join(["finite", *(f"{words} {bound:g}" for bound, words, _ in asked)])
         raise InvalidValueError(f"{verb}: {name} must be {wanted}, got {value!r}.")
-    return value
+    return float(value)
 
 
 def check_count(verb: str, name: str, value: Any, least: int = 1) -> int:

@@ -18,6 +18,8 @@ from torch.nn.utils import prune as torch_prune
 from bensemble.checks import check_module
 from bensemble.errors import ConversionError, InvalidTypeError, refuse
 from bensemble.layers.linear_op import LinearOpLayer, check_estimator
+from bensemble.layers.registry import bayesian_type
+from bensemble.layers.sampled import SampledWeights
 from bensemble.layers.swap import Alias, NewPosterior, make_bayesian, make_deterministic, restorer
 from bensemble.posterior import named_posteriors
 from bensemble.pruning import apply_masks, pruning_masks
@@ -63,7 +65,8 @@ def bayesify(
         plan: A plan to execute exactly, instead of ``include``, ``exclude`` and ``example_inputs``.
         example_inputs: Inputs for a probe forward, where torch.fx cannot trace the model.
         estimator: How the twins draw noise in training: ``"local"`` per activation, ``"weights"`` one draw of the
-            weights per forward (the same distribution as in prediction, at a higher gradient variance).
+            weights per call of the layer (as in prediction, at a higher gradient variance). For one draw per forward
+            of the whole model, train inside :func:`bensemble.sampling`.
         inplace: Change the model itself instead of a copy.
 
     Returns:
@@ -134,6 +137,7 @@ def to_deterministic(
             f"to_deterministic: {type(bnn).__name__} has no Bayesian layers, got a deterministic model; "
             "it can be used as it is."
         )
+    _check_way_back(bnn)
     wanted = pruning_masks(bnn, threshold=threshold, sparsity=sparsity, granularity=granularity, masks=masks)
     target = bnn if inplace else copy_model("to_deterministic", bnn)
     layers = [layer for _, layer in bayesian_places(target)]
@@ -172,6 +176,19 @@ def _value_restorer(tensor: Tensor) -> Callable[[], None]:
         tensor.data.copy_(kept)
 
     return restore
+
+
+def _check_way_back(bnn: nn.Module) -> None:
+    """Raise for layers that stand for no deterministic module: nobody knows what they are without posteriors."""
+    problems = []
+    for path, layer in bayesian_places(bnn):
+        base = getattr(layer, "deterministic_class", None)
+        if base is None or not (isinstance(layer, SampledWeights) or bayesian_type(base) is type(layer)):
+            problems.append(
+                f"'{path}' is a {type(layer).__name__}, which stands for no deterministic type; "
+                "register it as the twin of one."
+            )
+    refuse("to_deterministic", problems)
 
 
 @dataclass
@@ -227,9 +244,11 @@ def _check_plan(plan: ConversionPlan, model: nn.Module) -> None:
     refuse("bayesify", problems)
     if any(row.is_bayesian for row in plan.rows):
         return
-    if any(True for _ in bayesian_places(model)):
+    reasons = sorted({row.reason for row in plan.rows if row.tier != "posterior"})
+    chosen = {"not included", "excluded"} & set(reasons)
+    if any(row.tier == "posterior" for row in plan.rows) and not chosen:
         raise ConversionError(f"bayesify: nothing is left to convert in {plan.model}; it is Bayesian already.")
-    reasons = sorted({row.reason for row in plan.rows}) or ["it has no parameters"]
+    reasons = reasons or ["it has no parameters"]
     raise ConversionError(
         f"bayesify: nothing to convert in {plan.model}: {'; '.join(reasons[:5])}. print(plan(model)) shows each."
     )

@@ -513,3 +513,10 @@ def test_set_posterior_refuses_as_a_whole(sigma, mean, error, message):
     with pytest.raises(error, match=message):
         set_posterior(bnn, sigma, mean)
     assert unchanged(bnn, before)
+
+
+@pytest.mark.parametrize("data", [(torch.zeros(4, 3), torch.zeros(4)), torch.zeros(4, 3), {"x": torch.zeros(4, 3)}])
+def test_data_that_is_no_loader_is_refused(data):
+    bnn = bayesify(nn.Linear(3, 2))
+    with pytest.raises(InvalidTypeError, match="fit_posterior: loader must give batches, got"):
+        fit_posterior(bnn, data, likelihood="categorical", beta=1.0)

@@ -120,7 +120,20 @@ def test_extreme_rho_gives_finite_values_and_gradients(rho):
     assert all(torch.isfinite(p.grad).all() for p in layer.parameters())
 
 
-@pytest.mark.parametrize("write", [lambda rho: rho.data.fill_(1.0), lambda rho: rho.data.copy_(torch.ones_like(rho))])
+def _partly(rho):
+    rho.data[1, 2] = 3.0
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda rho: rho.data.fill_(1.0),
+        lambda rho: rho.data.copy_(torch.ones_like(rho)),
+        lambda rho: nn.utils.vector_to_parameters(torch.linspace(-3, 0, rho.numel()), [rho]),
+        _partly,
+    ],
+    ids=["fill", "copy", "vector_to_parameters", "one entry"],
+)
 def test_sigma_is_not_shared_across_a_write_through_data(write):
     layer = BayesianLinear(6, 4, bias=False)
     output = layer(torch.randn(2, 6))  # keeps sigma^2 alive

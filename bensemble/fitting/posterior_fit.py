@@ -14,12 +14,13 @@ at beta = 1 it is far too wide, and the value with the best held-out likelihood 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from ..batches import Unpack, batch_size, device_of, split_batch
 from ..checks import check_count, check_module, check_number
@@ -90,6 +91,12 @@ def fit_posterior(
         >>> print(report)
     """
     resolved, generator = _checked(bnn, likelihood, curvature, beta, num_samples, generator)
+    for name, given in (("loader", loader), ("val_loader", val_loader)):
+        if isinstance(given, (Tensor, tuple, Mapping, Dataset)):
+            raise InvalidTypeError(
+                f"fit_posterior: {name} must give batches, got {type(given).__name__}; wrap the data in a DataLoader, "
+                "or pass a list of batches."
+            )
     posteriors = dict(named_posteriors(bnn))
     widths = {name: _width(posterior) for name, posterior in posteriors.items()}
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))

@@ -80,10 +80,14 @@ class BaseBayesianLayer(PosteriorWeights):
     def apply_pruning(self, threshold: float = 0.83) -> float:
         """Prune in place by :meth:`get_pruning_masks`; the masks hold while training goes on.
 
+        Weights that are not prunable stay. Where a weight is shared by several layers, prune the whole model instead
+        (:func:`bensemble.prune`), which masks it at every place.
+
         Returns:
             Sparsity of the layer: the share of its weights and biases that are pruned, between 0 and 1.
         """
-        masks = self.get_pruning_masks(threshold)
+        prunable = {f"{p.stem}_mu" for p in self.posteriors() if p.prunable}
+        masks = {key: mask for key, mask in self.get_pruning_masks(threshold).items() if key in prunable}
         for key, mask in masks.items():
             self._set_mask(key.removesuffix("_mu"), mask)
         kept = sum(float(mask.sum()) for mask in masks.values())

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ..draws import WeightDraw, random_draw, read_only
-from ..errors import ConversionError, InvalidValueError
+from ..errors import ConversionError, InvalidTypeError, InvalidValueError
 from ..frames import active_frame
 from ..gaussian import precise
 from ..posterior import Posterior, check_mask
@@ -127,6 +127,11 @@ class PosteriorWeights(nn.Module):
         if called_from("torch.nn.utils.fusion"):
             # Looks like any other assignment of a Parameter, but sigma would have to be scaled along.
             raise ConversionError(order_message("fuse", name))
+        if isinstance(value, Tensor) and not isinstance(value, (nn.Parameter, WeightDraw)):
+            raise InvalidTypeError(
+                f"assign: '{name}' of {type(self).__name__} must be an nn.Parameter, got a plain tensor; "
+                f"copy it into `{self._stems[name]}_mu` under torch.no_grad()."
+            )
         # A Parameter of the mean's shape becomes the mean, as tie_weights wants it; a draw stands for its mean.
         self._parameters[name] = value.source.mu if isinstance(value, WeightDraw) else value  # type: ignore[assignment]
 

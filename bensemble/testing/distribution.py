@@ -66,6 +66,9 @@ def masks(case: Case) -> None:
     pruned_share = 1 - sum(int(k.sum()) for k in kept.values()) / sum(k.numel() for k in kept.values())
     assert_close(layer.apply_pruning(0.0), pruned_share)
     require(layer.apply_pruning(math.inf) == 1.0, "an infinite threshold keeps weights")
+    if twin is not None:
+        noise = float((layer.train()(x) - layer.eval()(x)).detach().abs().max())
+        require(noise < 1e-12, f"a training forward has noise of {noise:g} where every weight is pruned")
 
 
 def _kl_terms(posterior: Posterior) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from zoo.checks import Fingerprint
 
-from bensemble import BensembleError, ConversionError, InvalidTypeError, InvalidValueError
+from bensemble import BayesianLinear, BensembleError, ConversionError, InvalidTypeError, InvalidValueError
 from bensemble.priors import Normal
 from convert import bayesify, plan, to_deterministic
 
@@ -214,3 +214,31 @@ def test_a_refused_copy_leaves_no_trace() -> None:
     with pytest.raises(InvalidValueError):
         bayesify(model, init_sigma=-1)
     assert list(model.state_dict()) == list(before)
+
+
+def test_a_layer_that_stands_for_nothing_has_no_way_back() -> None:
+    class Doubled(BayesianLinear):
+        """A forward of its own, which a plain Linear would not have."""
+
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    model = nn.Sequential(Doubled(3, 2))
+    with pytest.raises(ConversionError, match="to_deterministic: '0' is a Doubled, which stands for no deterministic"):
+        to_deterministic(model)
+    assert type(model[0]) is Doubled
+
+
+def test_a_plain_tensor_is_no_weight() -> None:
+    bnn = bayesify(nn.Linear(3, 2))
+    with pytest.raises(InvalidTypeError, match=r"'weight' of BayesianLinear must be an nn.Parameter, got a"):
+        bnn.weight = torch.zeros(2, 3)
+    assert isinstance(bnn.w_mu, nn.Parameter)
+
+
+def test_what_was_chosen_decides_what_is_left() -> None:
+    bnn = bayesify(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)), include="0")
+    with pytest.raises(ConversionError, match=r"nothing to convert in Sequential: .*not included"):
+        bayesify(bnn, include="0")
+    with pytest.raises(ConversionError, match="nothing is left to convert"):
+        bayesify(bayesify(bnn))
