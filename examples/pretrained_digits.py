@@ -59,12 +59,10 @@ def main(package, mnist, output):
     train, val = random_split(train, [0.95, 0.05])
     loader = DataLoader(train, 128, shuffle=True)
     show("as it came", network, test)
-
     bnn = bayesify(network, estimator="weights")
     fit = bensemble.fit_posterior(bnn, loader, likelihood="categorical", val_loader=DataLoader(val, 500))
     fine_tune(bnn, loader, 1, 1e-4, lambda step, total: fit.beta)
     show("recipe for uncertainty", bnn, test)
-
     sparse = bayesify(network, prior="ard", estimator="weights")
     fine_tune(sparse, loader, 2, 1e-3, bensemble.kl_warmup)
     pruned = to_deterministic(sparse, threshold=0.83)

@@ -73,7 +73,7 @@ def load_digits() -> Images:
 
 
 def load_mnist(path: Path) -> Images:
-    """MNIST from an npz file with x_train, y_train, x_test, y_test; 5,000 of its training images are held out.
+    """MNIST from an npz file with x_train, y_train, x_test, y_test; 2,000 of its training images are held out.
 
     Raises:
         InvalidValueError: The file is not there, or holds something else.
@@ -87,7 +87,7 @@ def load_mnist(path: Path) -> Images:
             "leave --data out to use the digits of scikit-learn."
         ) from err
     order = torch.randperm(len(y_train), generator=torch.Generator().manual_seed(0))
-    train, val = order[5000:].numpy(), order[:5000].numpy()
+    train, val = order[2000:].numpy(), order[:2000].numpy()
     parts = ((x_train[train], y_train[train]), (x_train[val], y_train[val]), (x_test, y_test))
     return _scaled(
         "MNIST", *((torch.from_numpy(x).float()[:, None] / 255, torch.from_numpy(y).long()) for x, y in parts)

@@ -117,8 +117,9 @@ def write_report(found: Findings, output: Path) -> Path:
 _TABLE = (
     "NLL, ECE and Brier judge the probabilities: lower is better. AUROC is the probability that a photograph gets a "
     "higher entropy than a digit. The Bayesian network is the average of {samples} weight samples; its file holds all "
-    "of them and no random numbers, so it is that much larger and slower. Zeros alone make no file smaller, but they "
-    "pack well: see the gzipped size. Latency is the median of ONNX Runtime on one thread."
+    "of them and no random numbers, so it is that much larger and slower. Of the pruned network `compact` has cut out "
+    "the channels that are gone as a whole; other zeros make no file smaller, but pack well: see the gzipped size. "
+    "Latency is the median of ONNX Runtime on one thread."
 )
 _PLAN = "`plan(network)` says what `bayesify(network)` will do, before anything is done."
 _UNCERTAINTY = (

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bensemble import fit_posterior, predict
 from bensemble.errors import InvalidValueError
 
+from ..graph import compact
 from ..onnx import ExportReport, export_onnx
 from ..planning import plan
 from ..surgery import bayesify
@@ -98,12 +99,15 @@ def _tell(output: Path, images: Images, pace: Pace, narrator: Narrator) -> None:
     pruned = prune_and_settle(sparse, loader, THRESHOLD)
     zeros = sparsity(pruned)
     narrator.say(zeros)
+    small = compact(pruned, images.test[0][:2])
+    sizes = (sum(parameter.numel() for parameter in model.parameters()) for model in (pruned, small))
+    narrator.say("Whole channels are gone; without them the network has {1:,} parameters, not {0:,}.".format(*sizes))
 
     narrator.chapter("Out of the house")
     draws = Draws(bnn, SAMPLES, torch.Generator().manual_seed(0))
     files = {
         name: _export(network_, output / f"{name.lower()}.onnx", images, narrator)
-        for name, network_ in (("deterministic", network), ("Bayesian", draws), ("pruned", pruned))
+        for name, network_ in (("deterministic", network), ("Bayesian", draws), ("pruned", small))
     }
 
     narrator.chapter("Side by side")
