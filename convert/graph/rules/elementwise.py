@@ -102,7 +102,8 @@ def combine(
         annihilates: Whether one zero operand makes the result zero.
     """
     from_inputs = all(value.from_inputs for value in operands)
-    values = _settled_together(flow, [_aligned(flow.operand(v), len(shape)).plain() for v in operands], operands)
+    # Leaves take on the axis of whatever they meet; everything else has one already.
+    values = [_aligned(flow.operand(v) if v.leaf else flow.settled(v), len(shape)).plain() for v in operands]
     atoms = _united(flow, values, shape)
     known = torch.ones((1,) * len(shape), dtype=torch.bool)
     for value in values:
@@ -131,13 +132,6 @@ def _constants(run: Callable[..., Tensor] | None, values: list[Value], operands:
     except (RuntimeError, TypeError):
         return None
     return const.to(torch.float64).reshape((1,) * (values[0].ndim - const.ndim) + tuple(const.shape))
-
-
-def _settled_together(flow: Flow, values: list[Value], operands: Sequence[Value]) -> list[Value]:
-    """Values settled along the axis that another operand has; leaves take on whatever they meet."""
-    varying = [varying_axes(flow.atoms.find(value.atoms)) for value in values]
-    prefer = {axes[0] for axes in varying if len(axes) == 1}
-    return [v if o.leaf else flow.settled(v, prefer) for v, o in zip(values, operands, strict=True)]
 
 
 def _aligned(value: Value, ndim: int) -> Value:
