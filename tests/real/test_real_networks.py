@@ -6,12 +6,15 @@ import copy
 
 import pytest
 from torch import nn
-from zoo.checks import Fingerprint, Subject, held_sample_is_used_everywhere, posteriors_match_parameters
+from zoo.checks.conversion import posteriors_match_parameters
+from zoo.checks.noise import held_sample_is_used_everywhere
 from zoo.entries import Example
+from zoo.fingerprint import Fingerprint
 from zoo.forward import first_difference, run
 from zoo.result import Result
+from zoo.subject import Subject
 
-from bensemble.layers.base import BaseBayesianLayer
+from bensemble import BaseBayesianLayer
 from convert import bayesify, to_deterministic
 
 from .networks import NETWORKS, RealNetwork

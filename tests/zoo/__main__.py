@@ -28,12 +28,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=600, help="limit of time for one model (default 600)")
     parser.add_argument("--gib", type=float, default=10, help="limit of memory for one model (default 10)")
     parser.add_argument("--budget", type=float, default=8, help="seconds for moving posteriors one by one (default 8)")
+    parser.add_argument("--samples", type=int, default=400, help="draws for the spread of some models (default 400)")
     parser.add_argument("--source-only", action="store_true", help="only see whether the models themselves run")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth model of each library")
     parser.add_argument("--json", type=Path, help="write all results to this file")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     options = parser.parse_args(arguments)
-    checks = {"budget": options.budget, "source_only": options.source_only}
+    checks = {"budget": options.budget, "source_only": options.source_only, "samples": options.samples}
     if options.here:
         print(json.dumps(check(entry(options.here).key, checks).to_json(), indent=1))
         return 0

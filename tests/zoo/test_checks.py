@@ -12,13 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import convert
-from bensemble.layers.linear import BayesianLinear
+from bensemble import BayesianLinear
 
 from . import checks
+from .checks import conversion, returning, source
 from .coverage import measure_coverage
 from .entries import Entry, Example
+from .fingerprint import Fingerprint
 from .perturbation import enliven
 from .result import Result
+from .spread import spread_agrees
+from .subject import Subject
 
 
 def tied() -> nn.Module:
@@ -110,16 +114,16 @@ def test_shared_deepcopy_is_noticed() -> None:
     subject = _subject()
     subject.bnn.__class__ = type("Shared", (type(subject.bnn),), {"__deepcopy__": lambda self, memo: self})
     with pytest.raises(AssertionError, match="shares storage"):
-        checks.deepcopy_and_pickle_agree(subject)
+        returning.deepcopy_and_pickle_agree(subject)
 
 
 def test_changed_source_is_noticed() -> None:
     subject = _subject()
-    before = checks.Fingerprint(subject.source)
-    checks.source_is_untouched(subject, before)
+    before = Fingerprint(subject.source)
+    returning.source_is_untouched(subject, before)
     subject.source[1].register_forward_hook(lambda *args: None)
     with pytest.raises(AssertionError, match="hooks"):
-        checks.source_is_untouched(subject, before)
+        returning.source_is_untouched(subject, before)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +139,7 @@ def test_changed_source_is_noticed() -> None:
 )
 def test_fingerprint_sees(change: Callable[[Any], object], match: str) -> None:
     model = tied().eval()
-    before = checks.Fingerprint(model)
+    before = Fingerprint(model)
     before.compare(copy.deepcopy(model), "copy", identity=False)
     change(model)
     with pytest.raises(AssertionError, match=match):
@@ -146,9 +150,9 @@ def test_missing_plan_row_and_wrong_tier_are_noticed() -> None:
     subject = _subject()
     subject.bnn = convert.bayesify(subject.source, exclude="1")
     with pytest.raises(AssertionError, match="plan and model differ"):
-        checks.plan_accounts_for_everything(subject)
+        conversion.plan_accounts_for_everything(subject)
     with pytest.raises(AssertionError, match="left out"):
-        checks.coverage_is_high(subject)
+        conversion.coverage_is_high(subject)
 
 
 def test_coverage_counts_by_the_definition() -> None:
@@ -174,9 +178,18 @@ def test_enliven_leaves_no_constant_and_calibrates_norms() -> None:
     assert not any(module.training for module in model.modules())
 
 
-def _subject() -> checks.Subject:
+def test_wrong_sigma_is_seen_in_the_spread() -> None:
+    subject = _subject()
+    spread_agrees(subject, samples=2000)
+    with pytest.raises(AssertionError, match="variance"):
+        spread_agrees(subject, samples=2000, factor=1.1)
+    with pytest.raises(AssertionError, match="variance"):
+        spread_agrees(subject, samples=2000, factor=0.9)
+
+
+def _subject() -> Subject:
     subject = checks.prepare(ENTRY, Result(ENTRY.key, ENTRY.family), budget=1.0)
-    checks.source_is_sound(subject)
-    checks.conversion_succeeds(subject)
+    source.source_is_sound(subject)
+    conversion.conversion_succeeds(subject)
     assert isinstance(subject.bnn[1], BayesianLinear)
     return subject
