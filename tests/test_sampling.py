@@ -16,6 +16,7 @@ from bensemble.errors import InvalidTypeError
 from bensemble.frames import mean_mode
 from bensemble.layers import BayesianConv2d, BayesianLinear
 from bensemble.posterior import named_posteriors
+from convert import bayesify
 
 
 def network():
@@ -173,6 +174,22 @@ def test_a_model_compiled_before_gives_the_eager_sample_inside(training, grad):
             assert torch.equal(outside, model(X))
     # Compiled once outside and once inside: what changes from sample to sample is data.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+def test_compiled_models_with_sampled_weights_give_the_eager_sample_too():
+    torch._dynamo.reset()
+    for module, x in ((nn.MultiheadAttention(4, 2), torch.randn(3, 2, 4)), (nn.Bilinear(4, 4, 3), torch.randn(2, 4))):
+        model = bayesify(module).eval()
+        compiled = torch.compile(model, backend="eager")
+        arguments = (x, x, x) if isinstance(module, nn.MultiheadAttention) else (x, x)
+        compiled(*arguments)
+        for seed in range(3):
+            outputs = []
+            for run in (model, compiled):
+                with bensemble.sampling(model, seeded(seed)):
+                    result = run(*arguments)
+                    outputs.append(result[0] if isinstance(result, tuple) else result)
+            assert torch.equal(*outputs)
 
 
 def test_threads_do_not_see_each_other():

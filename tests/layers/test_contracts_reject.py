@@ -108,6 +108,12 @@ class Regrowing(BayesianLinear):
         return nn.functional.linear(x, self.w_mu, self.b_mu)
 
 
+class NoisyWherePruned(BayesianLinear):
+    def _local_reparameterization(self, x):
+        variance = nn.functional.linear(x.square(), sigma_from_rho(self.w_rho) ** 2, sigma_from_rho(self.b_rho) ** 2)
+        return nn.functional.linear(x, self.w_mu * self.w_mask, self.b_mu * self.b_mask) + variance.sqrt()
+
+
 class LosesItsBias(BayesianConv2d):
     def linear_op(self, weight, bias, input):
         return super().linear_op(weight, None, input)
@@ -178,6 +184,7 @@ WRONG = [
     (KLWithOneSigmaOff, "kl", "Scalars are not close"),
     (Forgetful, "masks", "Scalars are not close"),
     (Regrowing, "masks", "training brought pruned entries of weight back"),
+    (NoisyWherePruned, "masks", r"a training forward has noise of .* where every weight is pruned"),
     (Masked, "round trip", r"keys are \['weight', 'bias'\], not \['weight', 'bias', 'w_mask'\]"),
     (KeepsStateOutside, "copies", "Scalars are not close"),
     (SampleOnTheLayer, "copies", "training forwards before and after state_dict differ"),
