@@ -338,3 +338,35 @@ def test_weights_are_averaged_like_any_other(bnn: nn.Module, x: Tensor) -> None:
     average.update_parameters(bnn)
     torch.testing.assert_close(average.module.raw_mu, bnn.raw_mu - 1.0)
     assert average(x).shape == (2, 3, 3)
+
+
+# -- state beside the posteriors
+
+
+def test_a_buffer_of_the_users_own_follows_the_dtype_of_the_model() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4))
+            self.register_buffer("weight_scale", torch.ones(4))
+
+        def forward(self, data: Tensor) -> Tensor:
+            return data @ self.weight * self.weight_scale
+
+    bnn = bayesify(Scaled(), prior="pretrained").bfloat16()
+    assert bnn.weight_scale.dtype == bnn.weight_mu.dtype == torch.bfloat16
+    assert bnn.weight_rho.dtype == bnn.weight_prior_sigma.dtype == torch.float32
+    assert bnn(torch.randn(2, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_the_list_of_a_recurrent_layer_follows_its_posteriors(bnn: nn.Module) -> None:
+    gru = bnn.gru
+    assert gru._flat_weights[0] is gru.weight_ih_l0_mu
+    with sampling(bnn):
+        assert torch.equal(gru._flat_weights[0], gru.weight_ih_l0)
+        assert not torch.equal(gru._flat_weights[0], gru.weight_ih_l0_mu)
+    gru.flatten_parameters()
+    gru.weight_ih_l0 = nn.Parameter(torch.zeros_like(gru.weight_ih_l0_mu))
+    back = to_deterministic(bnn).gru
+    names = back._flat_weights_names
+    assert all(weight is getattr(back, name) for weight, name in zip(back._flat_weights, names, strict=True))
