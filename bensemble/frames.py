@@ -140,7 +140,8 @@ def sampling(model: nn.Module, generator: torch.Generator | None = None) -> Iter
 
     The sample is the same for every forward, every batch and every read of ``.weight`` inside. It is differentiable:
     mu and rho receive gradients with the noise held. Training flags are not touched; dropout and norms follow them.
-    Contexts nest, the inner one wins; each thread has its own.
+    Contexts nest, the inner one wins; each thread has its own. Activation checkpointing runs forwards again during
+    ``backward()``, which therefore belongs inside the context, in the same thread.
 
     Args:
         model: Any module; layers without a posterior are not affected.
