@@ -12,7 +12,7 @@ from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval, parametrize, 
 from torch.testing import assert_close
 
 from bensemble import sampling
-from bensemble.errors import BensembleError, ConversionError, ReadOnlyError
+from bensemble.errors import BensembleError, ConversionError, InvalidTypeError, ReadOnlyError
 from bensemble.layers import BayesianConv2d, BayesianLinear
 
 ORDER = "take the deterministic model: apply them before bayesify, or after to_deterministic"
@@ -230,6 +230,10 @@ def test_another_shape_or_another_kind_of_value_is_refused(training):
             bnn.weight = value
     with pytest.raises(ConversionError, match=r"'bias' has no posterior, got a tensor of shape \(4,\)"):
         layer(training, bias=False).bias = nn.Parameter(torch.zeros(4))
+    with pytest.raises(
+        InvalidTypeError, match=r"'weight' of BayesianLinear must be an nn.Parameter, got a plain tensor; copy"
+    ):
+        bnn.weight = torch.zeros(4, 3)
     assert_untouched(bnn, before)
 
 
