@@ -88,7 +88,7 @@ class ForwardFrame(Frame):
     def noise_of(self, posterior: Posterior) -> Tensor:
         """The noise of this forward, drawn on demand from torch's default generator."""
         assert self.noise is not None
-        key = (id(posterior.layer), posterior.stem)
+        key = (id(posterior.mu), "")  # one weight may have two names in its layer
         if key not in self.noise:
             self.noise[key] = posterior.draw_noise()
         return self.noise[key]

@@ -46,6 +46,8 @@ def why_deterministic(
         return f"holds {parameter.dtype}, not floating point numbers"
     if parameter.numel() == 0:
         return "has no elements"
+    if any(isinstance(p.module, EMBEDDINGS) and p.module.max_norm is not None for p in places):
+        return "an embedding with max_norm writes into it in every forward"
     if not parameter.requires_grad and not named:
         return "frozen; name it in include to convert it"
     converts = [p for p in places if not (is_embedding(p) or _is_norm(p))]

@@ -143,7 +143,8 @@ class PosteriorWeights(nn.Module):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As ``nn.Module.register_parameter``, but a posterior weight keeps its name."""
         taken = [key for key, value in self.__dict__.get("_parameters", {}).items() if value is param is not None]
-        renamed = any(key != name and key in self._posterior_keys() for key in taken)
+        own = self._posterior_keys()
+        renamed = name not in own and any(key in own for key in taken)
         if name in self._stems or isinstance(param, WeightDraw) or renamed:
             raise ConversionError(order_message("register_parameter", name))
         super().register_parameter(name, param)

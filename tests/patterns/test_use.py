@@ -307,8 +307,17 @@ def test_one_forward_of_a_sampled_layer_reads_one_draw(x: Tensor) -> None:
         def forward(self, data: Tensor) -> Tensor:
             return F.linear(data, self.weight) - F.linear(data, self.weight)
 
+    class TwoNames(Twice):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = self.weight
+
+        def forward(self, data: Tensor) -> Tensor:
+            return F.linear(data, self.weight) - F.linear(data, self.other)
+
     bnn = bayesify(Twice()).train()
     assert not bool(bnn(x).any())
+    assert not bool(bayesify(TwoNames()).train()(x).any())
     assert not torch.equal(bnn.weight + 0, bnn.weight + 0), "two reads outside of a forward are two draws"
 
 

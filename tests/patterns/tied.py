@@ -196,3 +196,37 @@ class PerRowBias(nn.Module):
 @pattern("the bias of a Linear is registered on its parent as well")
 def tied_bias():
     return PerRowBias(), (torch.randn(3, 5),)
+
+
+class TwoNamesInOne(nn.Module):
+    """One Parameter under two names of one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = self.decode = nn.Parameter(torch.randn(5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x @ self.encode) @ self.decode.t()
+
+
+@pattern("one Parameter under two names of the same module")
+def two_names_in_one():
+    return TwoNamesInOne(), (torch.randn(3, 5),)
+
+
+class Renormalised(nn.Module):
+    """A tied embedding that renormalises its rows while it looks them up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.body = nn.Embedding(9, 6, max_norm=1.0), nn.Linear(6, 6)
+        self.head = nn.Linear(6, 9, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, index: Tensor) -> Tensor:
+        return self.head(self.body(self.embedding(index)))
+
+
+@pattern("an embedding with max_norm writes into the weight that it shares with the head", stays=("embedding.weight",))
+def tied_with_max_norm():
+    return Renormalised(), (torch.arange(9).view(3, 3),)
