@@ -129,12 +129,12 @@ def test_the_current_folder_is_searched_only_when_a_module_in_it_is_named(nets: 
 
 
 def test_modules_of_the_folder_find_each_other_and_packages_work(write: Write) -> None:
-    write("zoo/__init__.py", "from .big import build")
-    write("zoo/big.py", "import parts\nbuild = parts.head")
+    write("menagerie/__init__.py", "from .big import build")
+    write("menagerie/big.py", "import parts\nbuild = parts.head")
     write("parts.py", "from torch import nn\ndef head(): return nn.Linear(2, 7)")
     write("plain/small.py", "from parts import head as build")
-    assert build("zoo:build").out_features == 7
-    assert build("zoo.big:build()").out_features == 7
+    assert build("menagerie:build").out_features == 7
+    assert build("menagerie.big:build()").out_features == 7
     assert build("plain.small:build").out_features == 7
 
 
