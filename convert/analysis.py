@@ -147,9 +147,8 @@ def _operation(node: fx.Node, model: nn.Module) -> tuple[str, list[fx.Node]]:
         stateless = not any(True for _ in module.parameters())
         return type(module).__name__, [] if stateless else list(node.all_input_nodes)
     name = _name_of(node.target)
-    leading, keywords = data_arguments(name, node.args)
-    data = (*node.args[:leading], *(node.kwargs.get(keyword) for keyword in keywords))
-    return name, [leaf for leaf in tree_leaves(data) if isinstance(leaf, fx.Node)]
+    data = tree_leaves(data_arguments(name, node.args, node.kwargs))
+    return name, [leaf for leaf in data if isinstance(leaf, fx.Node)]
 
 
 class _Tracer(fx.Tracer):
@@ -240,8 +239,7 @@ class _Recorder(TorchFunctionMode):
         if results and any(self.flow.knows(id(operand)) for operand in operands):
             self.analysis.seen |= {self.originals[id(o)] for o in operands if id(o) in self.originals}
             name = _name_of(func)
-            leading, keywords = data_arguments(name, args)
-            data = _tensors((args[:leading], [kwargs.get(keyword) for keyword in keywords]))
+            data = _tensors(data_arguments(name, args, kwargs))
             self.flow.apply(name, [id(o) for o in operands], [id(d) for d in data], [id(r) for r in results])
             self.alive += [r for r in results if self.flow.knows(id(r))]
         return result

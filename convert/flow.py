@@ -8,54 +8,44 @@ from one by the data (the weights of an expert, or a row of a table), an input h
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 __all__ = ["LINEAR_OPERATIONS", "Flow", "data_arguments", "plain_name"]
 
-#: Operations that tell weights from data, and how many of their leading arguments are data.
-_LEADING_DATA = {
-    **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d", "convolution", "transformer_encoder_layer_fwd"), 1),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), 1),
-    **dict.fromkeys(("bilinear", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), 2),
-    **dict.fromkeys(("multi_head_attention_forward", "native_multi_head_attention"), 3),
-    "scaled_dot_product_attention": 3,
+#: Operations that tell weights from data, with the positions of what they take as data.
+_WEIGHTED = {
+    **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d", "convolution"), slice(1)),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), slice(1)),
+    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "bilinear"), slice(2)),
+    **dict.fromkeys(("multi_head_attention_forward", "native_multi_head_attention"), slice(3)),
+    "transformer_encoder_layer_fwd": slice(1),
 }
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-_DATA_KEYWORDS = ("input", "input1", "input2", "hx", "query", "key", "value", "src")
 
-#: Operations linear in either operand.
-_PRODUCTS = frozenset(
-    [
-        *("matmul", "mm", "bmm", "mv", "dot", "inner", "outer", "tensordot", "einsum", "chain_matmul", "multi_dot"),
-        *("addmm", "addbmm", "baddbmm", "addmv", "addr", "grouped_mm", "scaled_mm", "kron"),
-    ]
-)
-_WEIGHTED = (frozenset(_LEADING_DATA) | frozenset(_RECURRENT)) - {"scaled_dot_product_attention"}
-LINEAR_OPERATIONS = _WEIGHTED | _PRODUCTS | {"mul"}
+#: Operations linear in either operand, with the positions of what they only add.
+_PRODUCTS: dict[str, slice] = {
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "inner", "outer", "tensordot", "einsum", "kron"), slice(0)),
+    **dict.fromkeys(("chain_matmul", "multi_dot", "grouped_mm", "scaled_mm"), slice(0)),
+    **dict.fromkeys(("addmm", "addbmm", "baddbmm", "addmv", "addr"), slice(1)),
+    "scaled_dot_product_attention": slice(3, None),
+}
+_DATA_KEYWORDS = ("input", "input1", "input2", "hx", "query", "key", "value", "src")
+_ADDED_KEYWORDS = ("input", "attn_mask")
+
+LINEAR_OPERATIONS = frozenset((*_WEIGHTED, *_RECURRENT, *_PRODUCTS, "mul"))
 
 #: Operations that only move entries of a weight or scale them, so that a zero stays a zero.
 _KEEPS_ZEROS = frozenset(
     [
-        *("getitem", "index_select", "gather", "take_along_dim", "select", "narrow", "chunk", "split", "tensor_split"),
-        *(
-            "unbind",
-            "cat",
-            "stack",
-            "clone",
-            "contiguous",
-            "detach",
-            "to",
-            "type",
-            "float",
-            "double",
-            "half",
-            "bfloat16",
-        ),
-        *("type_as", "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze"),
-        *("transpose", "t", "permute", "movedim", "swapaxes", "swapdims", "expand", "expand_as", "repeat", "flip"),
-        *("get", "getattr", "mul", "neg", "unsafe_view", "alias", "as_strided", "requires_grad"),
+        *("alias", "as_strided", "bfloat16", "cat", "chunk", "clone", "contiguous", "detach"),
+        *("double", "expand", "expand_as", "flatten", "flip", "float", "gather"),
+        *("get", "getattr", "getitem", "half", "index_select", "movedim", "mul", "narrow"),
+        *("neg", "permute", "repeat", "requires_grad", "reshape", "reshape_as"),
+        *("select", "split", "squeeze", "stack", "swapaxes", "swapdims", "t", "take_along_dim"),
+        *("tensor_split", "to", "transpose", "type", "type_as", "unbind"),
+        *("unflatten", "unsafe_view", "unsqueeze", "view", "view_as"),
     ]
 )
 _SELECTIONS = frozenset(["getitem", "index_select", "gather", "take_along_dim", "index", "take"])
@@ -100,18 +90,25 @@ def plain_name(name: str) -> str:
     return _SYNONYMS.get(stripped, stripped)
 
 
-def data_arguments(name: str, args: Sequence[Any]) -> tuple[int, tuple[str, ...]]:
-    """How many leading arguments of an operation are data, and which keywords.
+def data_arguments(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The arguments that an operation takes as data, or only adds.
 
     Args:
-        name: The operation's plain name.
-        args: The positional arguments that it was called with.
+        name: Its plain name.
+        args: The positional arguments of one call.
+        kwargs: The keyword arguments of the call.
     """
+    keywords: tuple[str, ...] = _DATA_KEYWORDS
     if name in _RECURRENT:
         # A packed sequence is two arguments, so that the flag for biases comes one later.
-        return (2 if len(args) > 3 and isinstance(args[3], bool) else 3), _DATA_KEYWORDS
-    leading = _LEADING_DATA.get(name, 0)
-    return leading, _DATA_KEYWORDS if leading else ()
+        where = slice(2 if len(args) > 3 and isinstance(args[3], bool) else 3)
+    elif name in _WEIGHTED:
+        where = _WEIGHTED[name]
+    elif name in _PRODUCTS:
+        where, keywords = _PRODUCTS[name], _ADDED_KEYWORDS
+    else:
+        return []
+    return [*args[where], *(kwargs[keyword] for keyword in keywords if keyword in kwargs)]
 
 
 class Flow:
@@ -179,7 +176,9 @@ def _counts(name: str, strength: Strength) -> bool:
     """Whether meeting data in this operation says something about a Parameter."""
     if strength == Strength.WEIGHT:
         return True
-    return name in _WEIGHTED or (strength == Strength.SELECTION and name in _PRODUCTS)
+    if name in _PRODUCTS:
+        return strength == Strength.SELECTION
+    return name in _WEIGHTED or name in _RECURRENT
 
 
 def _carried_on(name: str, carried: dict[Any, Trails | None], operands: list[Any]) -> Trails | None:

@@ -39,6 +39,16 @@ PROGRAMS = {
         {W},
     ),
     "written_in_place": ([("clone", "w", "", "a"), ("fill", "a", "", "a"), ("mm", "x a", "", "y")], {W: {"mm"}}, {W}),
+    "memory": (
+        [("scaled_dot_product_attention", "x w v", "", "y")],
+        {W: {"scaled_dot_product_attention"}, V: {"scaled_dot_product_attention"}},
+        set(),
+    ),
+    "positions_as_a_mask": (
+        [("scaled_dot_product_attention", "x x x table", "table", "y")],
+        {TABLE: {"input of scaled_dot_product_attention"}},
+        set(),
+    ),
     "shape_only": ([("new_zeros", "w", "", "a"), ("mm", "x a", "", "y")], {}, set()),
     "result_is_data": ([("mm", "x w", "", "y"), ("add", "y table", "", "z")], {W: {"mm"}, TABLE: {"add"}}, set()),
 }
@@ -70,11 +80,19 @@ def test_names_lose_their_decoration(name: str, plain: str) -> None:
     assert plain in LINEAR_OPERATIONS
 
 
-def test_the_leading_arguments_of_recurrent_kernels_are_data() -> None:
-    assert data_arguments("lstm", ["x", ("h", "c"), ["w"], True, 1, 0.0, False, False, True])[0] == 2
-    assert data_arguments("gru", ["x", "sizes", "h", ["w"], True, 1, 0.0, False, False])[0] == 3
-    assert data_arguments("linear", ["x", "w"]) == (
-        1,
-        ("input", "input1", "input2", "hx", "query", "key", "value", "src"),
-    )
-    assert data_arguments("matmul", ["x", "w"]) == (0, ())
+CALLS = {
+    "linear": (("linear", ["x", "w", "b"], {}), ["x"]),
+    "linear_by_name": (("linear", [], {"input": "x", "weight": "w"}), ["x"]),
+    "unpacked": (("lstm", ["x", ("h", "c"), ["w"], True, 1, 0.0, False, False, True], {}), ["x", ("h", "c")]),
+    "packed": (("gru", ["x", "sizes", "h", ["w"], True, 1, 0.0, False, False], {}), ["x", "sizes", "h"]),
+    "attention": (("multi_head_attention_forward", [], {"query": "q", "key": "k", "in_proj_weight": "w"}), ["q", "k"]),
+    "mask": (("scaled_dot_product_attention", ["q", "k", "v"], {"attn_mask": "table"}), ["table"]),
+    "bias": (("addmm", ["b", "x", "w"], {}), ["b"]),
+    "product": (("matmul", ["x", "w"], {}), []),
+    "other": (("add", ["x", "w"], {"input": "x"}), []),
+}
+
+
+@pytest.mark.parametrize(("call", "data"), CALLS.values(), ids=CALLS)
+def test_what_an_operation_takes_as_data(call: tuple, data: list) -> None:
+    assert data_arguments(*call) == data

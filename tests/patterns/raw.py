@@ -322,3 +322,21 @@ class DeepPrompt(nn.Module):
 @pattern("learned queries are inputs of the attention, not weights", stays=("latents",), stays_blind=())
 def learned_queries():
     return DeepPrompt(), (torch.randn(2, 5, 8),)
+
+
+class BiasedAttention(nn.Module):
+    """A table of relative positions as the mask of a fused kernel, and a memory of keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(4, 4)
+        self.keys, self.values = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(6, 4))
+        self.table = nn.Parameter(torch.randn(5, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(self.query(x), self.keys, self.values, attn_mask=self.table)
+
+
+@pattern("a position table as attn_mask, beside keys and values that are weights", stays=("table",))
+def biased_attention():
+    return BiasedAttention(), (torch.randn(2, 5, 4),)
