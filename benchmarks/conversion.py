@@ -1,4 +1,4 @@
-"""What converting a network costs, against copying it and tracing it with torch.fx."""
+"""What converting a network costs in time and memory, against copying it and tracing it with torch.fx."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import copy
 from pathlib import Path
 
 import torch
-from rounds import interleave, print_table, write_json
+from rounds import interleave, keep_freed_memory, peak_memory, print_table, write_json
 from torch import fx, nn
 
 from convert import bayesify, plan, to_deterministic
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     network = resnet50()
     ready, bnn = plan(network), bayesify(network)
     timings = interleave(
@@ -67,7 +68,14 @@ def main() -> None:
     traced = timings["deepcopy + torch.fx trace"].ratio
     rows = [[n, f"{1e3 * t.seconds:.1f}", f"{t.ratio:.2f}", f"{t.ratio / traced:.2f}"] for n, t in timings.items()]
     print_table(["ResNet-50", "ms", "over deepcopy", "over deepcopy + trace"], rows)
-    write_json(options.json, {name: t.ratio for name, t in timings.items()})
+    weights, copied = sum(p.nbytes for p in network.parameters()), peak_memory(lambda: copy.deepcopy(network))
+    shares = {
+        f"bayesify(prior={prior!r})": (peak_memory(lambda p=prior: bayesify(network, prior=p)) - copied) / weights
+        for prior in ("empirical", "pretrained", "ard", "normal")
+    }
+    print("\nPeak of the tensor memory above that of copy.deepcopy, in units of all weights: rho is one.\n")
+    print_table(["ResNet-50", "weights"], [[name, f"{share:.3f}"] for name, share in shares.items()])
+    write_json(options.json, {**{name: t.ratio for name, t in timings.items()}, "memory": shares})
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,6 +58,30 @@ def interleave(
         )
         for name, taken in times.items()
     }
+
+
+def keep_freed_memory() -> None:
+    """Ask the allocator to keep what is freed, where it is glibc's.
+
+    It hands memory back to the kernel when it likes, and the page faults of one variant are then paid by the next.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def peak_memory(run: Callable[[], Any]) -> int:
+    """Peak of the bytes of tensors that one run allocates, from the profiler's allocation events."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        kept = run()
+    del kept
+    current = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            current += event.nbytes()
+            peak = max(peak, current)
+    return peak
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rounds import interleave, print_table, write_json
+from rounds import interleave, peak_memory, print_table, write_json
 from torch import Tensor, nn
 
 import bensemble
@@ -100,16 +100,9 @@ class Trainer:
         self.optimizer.step()
 
     def peak_memory(self) -> int:
-        """Peak of allocated bytes in one step, from the profiler's allocation events."""
+        """Peak of allocated bytes in one step."""
         self.step()
-        with torch.profiler.profile(profile_memory=True) as profile:
-            self.step()
-        current = peak = 0
-        for event in profile.profiler.kineto_results.events():
-            if event.name() == "[memory]":
-                current += event.nbytes()
-                peak = max(peak, current)
-        return peak
+        return peak_memory(self.step)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .checks import check_number
 from .errors import InvalidTypeError, InvalidValueError
-from .gaussian import entropy, kl_normal, precise, standard_normal_like
+from .gaussian import entropy, kl_normal, precise, root_mean_square, standard_normal_like
 
 __all__ = [
     "ARD",
@@ -107,7 +107,7 @@ class ARD:
         return 0.5 * torch.log1p(ratio.square()).sum()
 
 
-def empirical(mu: Tensor, sigma: Tensor) -> Normal:
+def empirical(mu: Tensor, sigma: Tensor, scale: Tensor | None = None) -> Normal:
     """The zero-mean normal that maximises the evidence lower bound for this tensor.
 
     Setting the derivative of the KL with respect to the prior variance to zero gives s^2 = mean(mu^2 + sigma^2).
@@ -115,8 +115,10 @@ def empirical(mu: Tensor, sigma: Tensor) -> Normal:
     Args:
         mu: Posterior means.
         sigma: Posterior standard deviations, a tensor that broadcasts against ``mu``.
+        scale: Root mean square of ``mu``, where that is known already.
     """
-    return Normal(sigma=(precise(mu.detach()).square().mean() + sigma.detach().square().mean()).sqrt())
+    scale = root_mean_square(mu.detach()) if scale is None else scale
+    return Normal(sigma=torch.hypot(scale, root_mean_square(sigma.detach())))
 
 
 def pretrained(mu: Tensor, sigma: float | Tensor) -> Normal:
@@ -129,7 +131,9 @@ def pretrained(mu: Tensor, sigma: float | Tensor) -> Normal:
     return Normal(sigma=sigma, mean=mu.detach().clone())
 
 
-def make_prior(verb: str, prior: Any, prior_sigma: float | None, mu: Tensor, sigma: Tensor) -> Any:
+def make_prior(
+    verb: str, prior: Any, prior_sigma: float | None, mu: Tensor, sigma: Tensor, scale: Tensor | None = None
+) -> Any:
     """The prior that a user's words ask for, for one weight tensor.
 
     Args:
@@ -138,6 +142,7 @@ def make_prior(verb: str, prior: Any, prior_sigma: float | None, mu: Tensor, sig
         prior_sigma: Standard deviation for ``"normal"`` (None: 1) and ``"pretrained"`` (None: ``sigma``).
         mu: Posterior means.
         sigma: Posterior standard deviations, 0-dimensional or in the shape of ``mu``.
+        scale: Root mean square of ``mu``, where that is known already.
 
     Raises:
         InvalidTypeError: ``prior`` is neither a name nor a prior.
@@ -155,7 +160,7 @@ def make_prior(verb: str, prior: Any, prior_sigma: float | None, mu: Tensor, sig
     if prior == "normal":
         return Normal(1.0 if prior_sigma is None else prior_sigma)
     if prior == "empirical":
-        return empirical(mu, sigma)
+        return empirical(mu, sigma, scale)
     if prior == "pretrained":
         return pretrained(mu, sigma if prior_sigma is None else prior_sigma)
     if prior == "ard":

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bensemble.layers.swap import Alias
 
@@ -27,7 +27,7 @@ def aliases_of(model: nn.Module, owners: Mapping[int, tuple[nn.Module, str]]) ->
     """
     for module in model.modules():
         for attribute, value in vars(module).items():
-            if attribute not in _STANDARD and isinstance(value, (nn.Parameter, list, tuple, dict)):
+            if attribute not in _STANDARD and isinstance(value, (Tensor, list, tuple, dict)):
                 held = {id(p): owners[id(p)] for p in _parameters_in(value) if id(p) in owners}
                 if held:
                     yield module, Alias(attribute, tuple(held.values()))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bensemble.checks import check_number
 from bensemble.errors import InvalidValueError
-from bensemble.gaussian import precise, rho_from_sigma, sigma_from_rho
+from bensemble.gaussian import precise, rho_from_sigma, root_mean_square, sigma_from_rho
 from bensemble.priors import DensityPrior, Prior, make_prior
 
 __all__ = ["DEFAULT_RELATIVE_SIGMA", "initial_posterior"]
@@ -43,32 +43,39 @@ def initial_posterior(
     """
     with torch.no_grad():
         weight = parameter.detach()
-        sigma = _initial_sigma(verb, name, weight, layer_weight, init_sigma)
+        scale = root_mean_square(weight) if init_sigma is None else None
+        if scale is not None:
+            sigma = _default_sigma(scale, None if layer_weight is parameter else layer_weight)
+        else:
+            sigma = _chosen_sigma(verb, name, weight, init_sigma)
         rho = torch.empty_like(precise(weight) if weight.is_meta else weight, dtype=sigma.dtype)
-        rho.copy_(rho_from_sigma(sigma).expand(weight.shape))
+        value = rho_from_sigma(sigma)
+        rho.copy_(value)
         if callable(prior) and not isinstance(prior, (Prior, DensityPrior)):
             prior = prior(name, weight)
         # Through rho and back, so that a prior at the initial sigma has a KL of exactly zero.
-        start = sigma_from_rho(rho_from_sigma(sigma))
+        start = sigma_from_rho(value)
         return nn.Parameter(rho, requires_grad=parameter.requires_grad), make_prior(
-            verb, prior, prior_sigma, weight, start
+            verb, prior, prior_sigma, weight, start, scale
         )
 
 
-def _initial_sigma(verb: str, name: str, weight: Tensor, layer_weight: Tensor | None, init_sigma: Any) -> Tensor:
-    """The starting sigma: 0-dimensional, or in the shape of the weight; float32, or float64 for float64."""
+def _default_sigma(scale: Tensor, layer_weight: Tensor | None) -> Tensor:
+    """A share of the root mean square of the tensor, or where that is 0 of the layer's weight."""
+    if layer_weight is not None and not scale.is_meta and float(scale) == 0.0:
+        scale = root_mean_square(layer_weight.detach()).to(scale.dtype)
+    return torch.where(scale > 0, DEFAULT_RELATIVE_SIGMA * scale, torch.full_like(scale, _SIGMA_OF_ZEROS))
+
+
+def _chosen_sigma(verb: str, name: str, weight: Tensor, init_sigma: Any) -> Tensor:
+    """The user's sigma: 0-dimensional, or in the shape of the weight; float32, or float64 for float64."""
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     what = "init_sigma"
     if callable(init_sigma):
         what, init_sigma = f"init_sigma of '{name}'", init_sigma(name, weight)
         if isinstance(init_sigma, Tensor):
             return _checked_sigmas(verb, name, weight, init_sigma).to(weight.device, dtype)
-    if init_sigma is not None:
-        return torch.tensor(check_number(verb, what, init_sigma, above=0), dtype=dtype, device=weight.device)
-    scale = _root_mean_square(weight, dtype)
-    if layer_weight is not None and layer_weight is not weight:
-        scale = torch.where(scale > 0, scale, _root_mean_square(layer_weight.detach(), dtype))
-    return torch.where(scale > 0, DEFAULT_RELATIVE_SIGMA * scale, torch.full_like(scale, _SIGMA_OF_ZEROS))
+    return torch.tensor(check_number(verb, what, init_sigma, above=0), dtype=dtype, device=weight.device)
 
 
 def _checked_sigmas(verb: str, name: str, weight: Tensor, sigma: Tensor) -> Tensor:
@@ -84,7 +91,3 @@ def _checked_sigmas(verb: str, name: str, weight: Tensor, sigma: Tensor) -> Tens
             f"{float(sigma.min())}; return positive standard deviations."
         )
     return sigma.detach()
-
-
-def _root_mean_square(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.linalg.vector_norm(tensor, dtype=dtype) / max(tensor.numel(), 1) ** 0.5

@@ -17,6 +17,7 @@ from bensemble.gaussian import (
     kl_normal,
     precise,
     rho_from_sigma,
+    root_mean_square,
     sigma_from_rho,
     snr,
     standard_normal_like,
@@ -34,6 +35,20 @@ def test_rho_and_sigma_are_inverse_from_1e_minus_12_to_800(sigma):
     narrow = wide.float()
     # Near rho = -27 a step of float32 is 2e-6 of sigma.
     assert_close(sigma_from_rho(rho_from_sigma(narrow)), narrow, rtol=4e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(3000, 3000), (512, 256, 3, 3), (7,), ()])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_scale_of_large_tensors_is_exact(shape, dtype):
+    values = (3 * torch.randn(shape)).to(dtype)
+    expected = values.double().square().mean().sqrt()
+    found = root_mean_square(values)
+    assert found.dtype is (torch.float64 if dtype is torch.float64 else torch.float32)
+    assert_close(found.double(), expected, rtol=2e-6, atol=0)
+
+
+def test_the_scale_of_nothing_is_zero():
+    assert root_mean_square(torch.empty(0, 3)) == root_mean_square(torch.empty(0)) == 0.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -153,6 +153,26 @@ def test_strides_of_the_weight_are_those_of_rho() -> None:
     assert bnn[0].w_rho.stride() == bnn[0].w_mu.stride() == model[0].weight.stride()
 
 
+def test_hooks_on_the_copy_are_its_own() -> None:
+    model = small()
+    bnn = bayesify(model)
+    for source, copied in zip(model.modules(), bnn.modules(), strict=True):
+        shared = {id(value) for value in vars(source).values() if isinstance(value, dict)}
+        assert not shared & {id(value) for value in vars(copied).values()}
+    bnn.register_forward_hook(lambda *_: None)
+    assert not model._forward_hooks
+
+
+@pytest.mark.parametrize(("prior", "more"), [("empirical", 1), ("ard", 1), ("normal", 1), ("pretrained", 2)])
+def test_memory_is_a_rho_for_each_weight_and_the_mean_of_a_pretrained_prior(prior: str, more: int) -> None:
+    model = small()
+    bnn = bayesify(model, prior=prior)
+    before, after = (sum(t.nbytes for t in (*m.parameters(), *m.buffers())) for m in (model, bnn))
+    weights = [posterior.mu for _, posterior in named_posteriors(bnn)]
+    scales = 4 * len(weights)  # of the priors
+    assert 0 <= after - before - more * sum(mu.nbytes for mu in weights) <= scales
+
+
 # -- priors
 
 
