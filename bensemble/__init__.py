@@ -5,6 +5,7 @@ networks Bayesian and back, and writes them as ONNX.
 """
 
 from . import likelihoods, priors
+from .calibration import Calibration, calibrate
 from .checkpoint import load, save
 from .errors import (
     BensembleError,
@@ -47,6 +48,7 @@ __all__ = [
     "BayesianConvTranspose3d",
     "BayesianLinear",
     "BensembleError",
+    "Calibration",
     "CheckpointError",
     "ClassPrediction",
     "ConversionError",
@@ -60,6 +62,7 @@ __all__ = [
     "RegressionPrediction",
     "VerificationError",
     "apply_masks",
+    "calibrate",
     "clear_masks",
     "elbo_loss",
     "fit_posterior",

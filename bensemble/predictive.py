@@ -32,6 +32,7 @@ class Prediction:
         num_samples: Number of samples S.
         samples: One value per weight sample, shape (S, B, ...), whose mean is ``mean``; None when they were not kept.
         likelihood: What the outputs were taken for.
+        temperature: At which :class:`bensemble.Calibration` tempered the prediction; 1 as ``predict`` returns it.
     """
 
     mean: Tensor
@@ -39,6 +40,7 @@ class Prediction:
     num_samples: int
     samples: Tensor | None = None
     likelihood: Likelihood | None = None
+    temperature: float = 1.0
 
     @property
     def mcse(self) -> Tensor:

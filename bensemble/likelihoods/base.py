@@ -75,6 +75,23 @@ class DiscreteLikelihood(Likelihood):
     def entropy(self, probs: Tensor) -> Tensor:
         """Entropy in nats of expected observations, in the shape of :meth:`spread`."""
 
+    def logits(self, probs: Tensor) -> Tensor:
+        """Outputs that :meth:`expect` turns into the given probabilities; needed to calibrate, as are the next two."""
+        raise self._cannot("logits(probs)")
+
+    def probability(self, probs: Tensor, target: Tensor) -> Tensor:
+        """The probability of each term of the target, one axis; ignored terms are left out."""
+        raise self._cannot("probability(probs, target)")
+
+    def class_probs(self, probs: Tensor) -> Tensor:
+        """A probability for each value that an observation can take, along one axis."""
+        raise self._cannot("class_probs(probs)")
+
+    def _cannot(self, method: str) -> InvalidTypeError:
+        return InvalidTypeError(
+            f"calibrate: {type(self).__name__} does not define {method}; define it in the subclass."
+        )
+
 
 def tracing() -> bool:
     """Whether torch.compile traces; values cannot be looked at then."""

@@ -38,25 +38,7 @@ class Categorical(DiscreteLikelihood):
             output: Logits.
             target: Class indices of any integer dtype, in the shape of ``output`` without the class axis.
         """
-        dim = self.axis(output)
-        check_tensor("Categorical", target)
-        shape = output.shape[:dim] + output.shape[dim + 1 :]
-        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-            raise InvalidTypeError(
-                f"Categorical: target must hold class indices, got {dtype_name(target)}; use .long()."
-            )
-        if target.shape != shape:
-            raise InvalidValueError(
-                f"Categorical: target must have shape {tuple(shape)} for outputs {tuple(output.shape)} with classes on "
-                f"axis {dim}, got {tuple(target.shape)}; reshape it or set Categorical(dim=...)."
-            )
-        kept = target != self.ignore_index
-        target, logits = target[kept].long(), precise(output).movedim(dim, -1)[kept]
-        if not tracing() and target.numel() and not 0 <= int(target.min()) <= int(target.max()) < logits.shape[-1]:
-            raise InvalidValueError(
-                f"Categorical: target must lie in 0..{logits.shape[-1] - 1}, or be {self.ignore_index} to be ignored, "
-                f"got {int(target.min())}..{int(target.max())}; renumber the classes."
-            )
+        logits, target = self._rows(output, target)
         return F.cross_entropy(logits, target, reduction="none")
 
     def expect(self, output: Tensor) -> Tensor:
@@ -91,9 +73,45 @@ class Categorical(DiscreteLikelihood):
                 "classes); take the softmax off the model, or select its input with output=."
             )
 
+    def logits(self, probs: Tensor) -> Tensor:
+        """The logarithm; of 0 that of the smallest normal number."""
+        return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
+
+    def probability(self, probs: Tensor, target: Tensor) -> Tensor:
+        """The probability of the class at each position that counts."""
+        rows, target = self._rows(probs, target)
+        return rows.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+
+    def class_probs(self, probs: Tensor) -> Tensor:
+        """The probabilities as they are."""
+        return probs
+
     def num_terms(self, target: Tensor) -> int:
         """Number of positions that are not ignored."""
         return int((target != self.ignore_index).sum())
+
+    def _rows(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """A row of classes and an index for each position that counts."""
+        dim = self.axis(output)
+        check_tensor("Categorical", target)
+        shape = output.shape[:dim] + output.shape[dim + 1 :]
+        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+            raise InvalidTypeError(
+                f"Categorical: target must hold class indices, got {dtype_name(target)}; use .long()."
+            )
+        if target.shape != shape:
+            raise InvalidValueError(
+                f"Categorical: target must have shape {tuple(shape)} for outputs {tuple(output.shape)} with classes on "
+                f"axis {dim}, got {tuple(target.shape)}; reshape it or set Categorical(dim=...)."
+            )
+        kept = target != self.ignore_index
+        target, rows = target[kept].long(), precise(output).movedim(dim, -1)[kept]
+        if not tracing() and target.numel() and not 0 <= int(target.min()) <= int(target.max()) < rows.shape[-1]:
+            raise InvalidValueError(
+                f"Categorical: target must lie in 0..{rows.shape[-1] - 1}, or be {self.ignore_index} to be ignored, "
+                f"got {int(target.min())}..{int(target.max())}; renumber the classes."
+            )
+        return rows, target
 
     def axis(self, output: Tensor) -> int:
         """The class axis of ``output``, counted from the front."""
@@ -122,13 +140,9 @@ class Bernoulli(DiscreteLikelihood):
             output: Logits.
             target: 0 and 1, bool, or probabilities between them, in the shape of ``output``.
         """
-        check_same_shape("Bernoulli", output, target)
-        wide = target.to(precise(output).dtype)
-        if not tracing() and not bool(((wide >= 0) & (wide <= 1)).all()):
-            raise InvalidValueError(
-                f"Bernoulli: target must lie in 0..1, got {float(wide.min()):g}..{float(wide.max()):g}; rescale it."
-            )
-        return F.binary_cross_entropy_with_logits(precise(output), wide, reduction="none").flatten()
+        return F.binary_cross_entropy_with_logits(
+            precise(output), self._checked(output, target), reduction="none"
+        ).flatten()
 
     def expect(self, output: Tensor) -> Tensor:
         """Probability of yes."""
@@ -147,6 +161,34 @@ class Bernoulli(DiscreteLikelihood):
         """Signs times sqrt(p (1 - p))."""
         logits = precise(output)
         return signs(logits) * (logits.sigmoid() * (-logits).sigmoid()).sqrt()
+
+    def logits(self, probs: Tensor) -> Tensor:
+        """The logarithm of p / (1 - p), within what the dtype tells from 0 and 1."""
+        limits = torch.finfo(probs.dtype)
+        return probs.clamp(limits.tiny, 1 - limits.eps / 2).logit()
+
+    def probability(self, probs: Tensor, target: Tensor) -> Tensor:
+        """The probability of each yes or no."""
+        wide = self._checked(probs, target)
+        if not bool(((wide == 0) | (wide == 1)).all()):
+            raise InvalidValueError(
+                "calibrate: target must hold 0 and 1 for Bernoulli, got values between; decide them first."
+            )
+        return torch.where(wide == 1, probs, 1 - probs).flatten()
+
+    def class_probs(self, probs: Tensor) -> Tensor:
+        """(1 - p, p) along a last axis."""
+        return torch.stack((1 - probs, probs), -1)
+
+    def _checked(self, output: Tensor, target: Tensor) -> Tensor:
+        """The target as numbers from 0 to 1."""
+        check_same_shape("Bernoulli", output, target)
+        wide = target.to(precise(output).dtype)
+        if not tracing() and not bool(((wide >= 0) & (wide <= 1)).all()):
+            raise InvalidValueError(
+                f"Bernoulli: target must lie in 0..1, got {float(wide.min()):g}..{float(wide.max()):g}; rescale it."
+            )
+        return wide
 
     def check(self, output: Tensor) -> None:
         """Raise when enough values lie in [0, 1] and nearly fill it: then they are probabilities."""
