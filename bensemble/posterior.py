@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .errors import InvalidValueError
+from .errors import ConversionError, InvalidValueError
 from .gaussian import precise, sigma_from_rho, snr, standard_normal_like
 from .kernels import applies_to, normal_kl
 from .priors import Normal, kl_to
@@ -86,6 +86,7 @@ class Posterior:
 
     def kl(self) -> Tensor:
         """KL to the prior in nats, summed over the weights that are not pruned; scalar in the precise dtype."""
+        self._check_shapes()
         mu, rho, prior, mask = self.mu, self.rho, self.prior, self.mask
         if mask is None:
             if isinstance(prior, Normal) and prior.is_constant and applies_to(mu, rho):
@@ -96,6 +97,7 @@ class Posterior:
 
     def draw_noise(self, generator: torch.Generator | None = None) -> Tensor:
         """Standard normal noise in the shape and precise dtype of mu."""
+        self._check_shapes()
         rho = self.rho
         if generator is None:
             return standard_normal_like(rho.detach())
@@ -116,6 +118,15 @@ class Posterior:
         """
         for posterior in (self, *self.ties):
             posterior.layer._set_mask(posterior.stem, mask)
+
+    def _check_shapes(self) -> None:
+        """Raise where code for deterministic models has resized the mean alone, past the layer's own assignment."""
+        mu, rho = self.mu, self.rho
+        if mu.shape != rho.shape:
+            raise ConversionError(
+                f"resize: '{self.name}' of {type(self.layer).__name__} has a posterior of shape {tuple(rho.shape)}, "
+                f"got a mean of shape {tuple(mu.shape)}; call to_deterministic first, resize, then bayesify again."
+            )
 
     def __repr__(self) -> str:
         return f"Posterior({self.name}, shape={tuple(self.mu.shape)}, prior={self.prior})"

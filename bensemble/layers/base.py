@@ -24,11 +24,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import check_number
 from ..errors import InvalidValueError
 from ..posterior import Posterior
+from ..priors import Normal
 from .weights import PosteriorWeights
 
 __all__ = ["BaseBayesianLayer"]
@@ -47,7 +48,33 @@ class BaseBayesianLayer(PosteriorWeights):
     def __init__(self, prior_sigma: float = 1.0) -> None:
         super().__init__()
         self._answer_original_names()
-        self.prior_sigma = check_number(type(self).__name__, "prior_sigma", prior_sigma, above=0)
+        self.prior_sigma = prior_sigma
+
+    @property
+    def prior_sigma(self) -> float | Tensor | None:
+        """Standard deviation of the normal prior of the first weight; None where its prior is of another kind.
+
+        Setting it gives every weight of the layer the prior N(0, prior_sigma^2).
+        """
+        learnt = self._parameters.get("prior_sigma")
+        if learnt is not None:
+            return learnt
+        first = next(self.posteriors(), None)
+        prior = self._prior_of(first.stem) if first else Normal(self.__dict__["prior_sigma"])
+        return prior.sigma if isinstance(prior, Normal) else None
+
+    @prior_sigma.setter
+    def prior_sigma(self, value: float) -> None:
+        self.__dict__["prior_sigma"] = check_number(type(self).__name__, "prior_sigma", value, above=0)
+        for posterior in self.posteriors():
+            self._set_prior(posterior.stem, Normal(value))
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As in ``nn.Module``; a subclass may learn its prior_sigma."""
+        if name == "prior_sigma":
+            self._parameters[name] = param
+        else:
+            super().register_parameter(name, param)
 
     def posteriors(self) -> Iterator[Posterior]:
         """One handle for each pair of Parameters ``<stem>_mu``, ``<stem>_rho`` of this layer."""

@@ -112,7 +112,7 @@ class LinearOpLayer(BaseBayesianLayer):
         """
         verb = type(self).__name__
         nn.Module.__init__(self)
-        self.prior_sigma = check_number(verb, "prior_sigma", prior_sigma, above=0)
+        self.prior_sigma = prior_sigma
         self.init_sigma = check_number(verb, "init_sigma", init_sigma, above=0)
         parameters = module.__dict__.pop("_parameters")
         self.__dict__.update(module.__dict__)

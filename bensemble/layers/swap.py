@@ -87,7 +87,7 @@ def make_bayesian(
         stem = cls._stems[name]
         module._set_prior(stem, new.prior)
         if not new.prunable:
-            module.__dict__["_not_prunable"] = (*module.__dict__.get("_not_prunable", ()), stem)
+            module._forbid_pruning(stem)
     return module
 
 

@@ -31,6 +31,7 @@ from ..posterior import Posterior, check_mask
 from ..priors import Normal, PriorSlot
 from .loading import adapt_state_dict
 from .parameters import PosteriorParameters, called_from, order_message
+from .sharing import posterior_of_mean, remember, share, stop_sharing
 
 __all__ = ["PosteriorWeights", "weight_property"]
 
@@ -57,6 +58,11 @@ class PosteriorWeights(nn.Module):
         """Let ``_parameters`` find the posterior means under the names of the parameters they stand for."""
         means = {name: f"{stem}_mu" for name, stem in self._stems.items()}
         self.__dict__["_parameters"] = PosteriorParameters(self._parameters, means)
+        remember(self)
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        remember(self)
 
     def _posterior(self, name: str) -> Posterior | None:
         """The posterior of a parameter by its original name, or None when that parameter has none."""
@@ -86,6 +92,11 @@ class PosteriorWeights(nn.Module):
     def _is_prunable(self, stem: str) -> bool:
         """Whether a zero in the mean is a zero in the weight that reaches the operation."""
         return stem not in self.__dict__.get("_not_prunable", ())
+
+    def _forbid_pruning(self, stem: str) -> None:
+        """Say that a zero in the mean is no zero in the weight that reaches the operation."""
+        if self._is_prunable(stem):
+            self.__dict__["_not_prunable"] = (*self.__dict__.get("_not_prunable", ()), stem)
 
     def _set_mask(self, stem: str, mask: Tensor | None) -> None:
         """Set or lift the pruning mask of one posterior; see :meth:`Posterior.set_mask`."""
@@ -133,7 +144,16 @@ class PosteriorWeights(nn.Module):
                 f"copy it into `{self._stems[name]}_mu` under torch.no_grad()."
             )
         # A Parameter of the mean's shape becomes the mean, as tie_weights wants it; a draw stands for its mean.
-        self._parameters[name] = value.source.mu if isinstance(value, WeightDraw) else value  # type: ignore[assignment]
+        mean = value.source.mu if isinstance(value, WeightDraw) else value
+        source = posterior_of_mean(mean) if isinstance(mean, nn.Parameter) else None
+        self._parameters[name] = mean  # type: ignore[assignment]
+        posterior = self._posterior(name)
+        if posterior is None or not isinstance(mean, nn.Parameter):
+            return
+        if source is None:
+            stop_sharing(posterior)
+        elif source.rho is not posterior.rho:
+            share(posterior, source)
 
     def __delattr__(self, name: str) -> None:
         if name in self._stems or name in self._posterior_keys():

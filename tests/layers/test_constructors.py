@@ -12,6 +12,7 @@ import bensemble
 from bensemble.errors import BensembleError, InvalidTypeError, InvalidValueError
 from bensemble.layers import BaseBayesianLayer, BayesianConv2d, BayesianConvTranspose2d, BayesianLinear
 from bensemble.priors import ARD, Normal
+from convert import bayesify
 
 NAN = float("nan")
 
@@ -96,6 +97,35 @@ def test_the_prior_can_be_a_number_a_name_or_an_object():
     assert_close(pretrained.kl_divergence().item(), 0.0, atol=1e-5, rtol=0)
     own = Normal(2.0)
     assert all(p.prior.sigma == 2.0 for p in BayesianConvTranspose2d(3, 2, 1, prior=own).posteriors())
+
+
+def test_the_prior_sigma_of_every_twin_can_be_read_and_set():
+    plain = nn.Linear(4, 3)
+    rms = plain.weight.detach().square().mean().sqrt()
+    assert_close(torch.as_tensor(bayesify(plain).prior_sigma), rms * (1 + 0.05**2) ** 0.5)
+    assert bayesify(plain, prior="ard").prior_sigma is None
+    for layer in (bayesify(plain), bayesify(plain, prior="ard"), BayesianLinear(4, 3)):
+        layer.prior_sigma = 0.5
+        assert layer.prior_sigma == 0.5
+        q = torch.distributions.Normal(torch.cat([layer.w_mu.flatten(), layer.b_mu]), _sigmas(layer))
+        expected = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 0.5)).sum()
+        assert_close(layer.kl_divergence(), expected)
+    with pytest.raises(InvalidValueError, match=r"BayesianLinear: prior_sigma must be finite and above 0, got 0"):
+        layer.prior_sigma = 0
+
+
+def test_a_subclass_may_learn_its_prior_sigma():
+    class Learnt(BayesianLinear):
+        def __init__(self):
+            super().__init__(2, 2)
+            self.prior_sigma = nn.Parameter(torch.tensor(0.3))
+
+    layer = Learnt()
+    assert layer.prior_sigma is dict(layer.named_parameters())["prior_sigma"]
+
+
+def _sigmas(layer):
+    return torch.nn.functional.softplus(torch.cat([layer.w_rho.flatten(), layer.b_rho]))
 
 
 def test_device_and_dtype_reach_the_tensors():

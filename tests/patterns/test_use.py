@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 
 import pytest
 import torch
@@ -11,11 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fusion, parametrizations, prune
 
-from bensemble import ConversionError, ReadOnlyError, kl_divergence, named_posteriors, sampling
+from bensemble import ConversionError, ReadOnlyError, named_posteriors, sampling
 from convert import bayesify, to_deterministic
-
-from .tied import LanguageModel
-from .wrappers import Checkpointed
 
 
 class Mixed(nn.Module):
@@ -39,57 +35,6 @@ def bnn() -> nn.Module:
 @pytest.fixture
 def x() -> Tensor:
     return torch.randn(2, 3, 4)
-
-
-# -- ties
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_tying_again_keeps_one_posterior(training: bool) -> None:
-    bnn = bayesify(LanguageModel()).train(training)
-    kl = kl_divergence(bnn)
-    bnn.head.weight = bnn.embedding.weight  # what tie_weights() does, in every state
-    names = [name for name, _ in named_posteriors(bnn)]
-    assert names == ["embedding.weight", "body.weight", "body.bias"]
-    assert bnn.head.w_mu is bnn.embedding.weight_mu
-    assert bnn.head.w_rho is bnn.embedding.weight_rho
-    torch.testing.assert_close(kl_divergence(bnn), kl)
-    with sampling(bnn):
-        assert torch.equal(bnn.head.weight, bnn.embedding.weight)
-    back = to_deterministic(bnn)
-    assert back.head.weight is back.embedding.weight
-
-
-def test_a_lookup_reads_the_sample_of_its_tie() -> None:
-    bnn, index = bayesify(LanguageModel().eval()), torch.arange(9)
-    with sampling(bnn), torch.no_grad():
-        assert torch.equal(bnn.embedding(index), torch.as_tensor(bnn.head.weight).clone())
-        assert not torch.equal(bnn.embedding(index), bnn.embedding.weight_mu)
-
-
-def test_tying_a_head_to_a_deterministic_embedding_makes_the_table_its_mean() -> None:
-    model = LanguageModel()
-    model.head.weight = nn.Parameter(torch.randn(9, 6))
-    bnn = bayesify(model.eval())
-    bnn.head.weight = bnn.embedding.weight
-    assert bnn.head.w_mu is bnn.embedding.weight
-    assert to_deterministic(bnn).head.weight.shape == (9, 6)
-
-
-def test_resizing_after_the_conversion_is_refused_with_the_order_that_works() -> None:
-    bnn = bayesify(LanguageModel().eval())
-    larger = nn.Embedding(11, 6)
-    with torch.no_grad():
-        larger.weight[:9] = bnn.embedding.weight  # copying out of a posterior works
-    bnn.embedding = larger
-    with pytest.raises(ConversionError, match=r"'weight' has .* \(9, 6\), got .* \(11, 6\).*bayesify again"):
-        bnn.head.weight = larger.weight
-    resized = to_deterministic(bnn)
-    resized.head = nn.Linear(6, 11, bias=False)
-    resized.head.weight = resized.embedding.weight
-    again = bayesify(resized)
-    assert again(torch.tensor([[10]])).shape == (1, 1, 11)
-    assert again.head.w_mu is again.embedding.weight_mu
 
 
 # -- reading and writing weights
@@ -237,88 +182,6 @@ def test_vmap_over_an_ensemble_of_weights(x: Tensor) -> None:
 
     stacked = torch.func.vmap(call, in_dims=(0, 0, None))(parameters, buffers, x)
     torch.testing.assert_close(stacked, torch.stack([bnn(x) for bnn in bnns]))
-
-
-# -- contexts
-
-
-def test_contexts_nest_by_part(bnn: nn.Module, x: Tensor) -> None:
-    with sampling(bnn, torch.Generator().manual_seed(0)), torch.no_grad():
-        outer = bnn(x)
-        weight = bnn.attention.in_proj_weight.clone()
-        with sampling(bnn.gru, torch.Generator().manual_seed(1)):
-            assert torch.equal(bnn.attention.in_proj_weight, weight)
-            assert not torch.equal(bnn(x), outer)
-        assert torch.equal(bnn(x), outer)
-    assert torch.equal(bnn(x), bnn(x))
-
-
-def test_threads_do_not_see_each_other(bnn: nn.Module, x: Tensor) -> None:
-    def sample(seed: int) -> Tensor:
-        with sampling(bnn, torch.Generator().manual_seed(seed)), torch.no_grad():
-            return bnn(x)
-
-    expected = {seed: sample(seed) for seed in range(4)}
-    wrong: list[int] = []
-    together = threading.Barrier(4)
-
-    def work(seed: int) -> None:
-        for _ in range(20):
-            together.wait()
-            with sampling(bnn, torch.Generator().manual_seed(seed)), torch.no_grad():
-                together.wait()  # all four contexts are open now
-                if not torch.equal(bnn(x), expected[seed]):
-                    wrong.append(seed)
-                together.wait()
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("held", [True, False])
-def test_checkpointing_recomputes_with_the_same_noise(reentrant: bool, held: bool) -> None:
-    bnn, x = bayesify(Checkpointed(reentrant)).train(), torch.randn(2, 3, 5)
-    gradients = []
-    for forward in (bnn, lambda data: bnn.mix(bnn.stem(data))):
-        bnn.zero_grad()
-        torch.manual_seed(3)
-        if held:
-            with sampling(bnn, torch.Generator().manual_seed(1)):
-                forward(x).square().sum().backward()
-        else:
-            forward(x).square().sum().backward()
-        gradients.append({name: p.grad for name, p in bnn.named_parameters()})
-    assert all(grad is not None for grad in gradients[1].values())
-    for name, expected in gradients[1].items():
-        torch.testing.assert_close(gradients[0][name], expected, msg=name)
-
-
-def test_one_forward_of_a_sampled_layer_reads_one_draw(x: Tensor) -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.randn(4, 4))
-
-        def forward(self, data: Tensor) -> Tensor:
-            return F.linear(data, self.weight) - F.linear(data, self.weight)
-
-    class TwoNames(Twice):
-        def __init__(self) -> None:
-            super().__init__()
-            self.other = self.weight
-
-        def forward(self, data: Tensor) -> Tensor:
-            return F.linear(data, self.weight) - F.linear(data, self.other)
-
-    bnn = bayesify(Twice()).train()
-    assert not bool(bnn(x).any())
-    assert not bool(bayesify(TwoNames()).train()(x).any())
-    assert not torch.equal(bnn.weight + 0, bnn.weight + 0), "two reads outside of a forward are two draws"
 
 
 # -- training and averaging
