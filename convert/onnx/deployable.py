@@ -15,7 +15,7 @@ from bensemble.posterior import named_posteriors
 from ..copying import copy_model
 from .trials import one_line
 
-__all__ = ["deployable"]
+__all__ = ["deployable", "unwrapped"]
 
 
 @contextlib.contextmanager
@@ -26,17 +26,17 @@ def deployable(model: nn.Module) -> Iterator[nn.Module]:
         ExportError: The model cannot be copied to the CPU.
     """
     with torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
-        network = _copy(_unwrapped(model)).eval()
+        network = _copy(unwrapped(model)).eval()
         with _without_caches(network):
             yield network
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside torch.compile and data parallel wrappers."""
     inner = getattr(model, "_orig_mod", None)  # torch.compile keeps the module there
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         inner = model.module
-    return _unwrapped(inner) if isinstance(inner, nn.Module) else model
+    return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
 def _copy(model: nn.Module) -> nn.Module:

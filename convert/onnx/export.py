@@ -14,25 +14,24 @@ from torch import nn
 
 from bensemble.batches import Inputs
 from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError, refuse
+from bensemble.likelihoods import Likelihood
 from bensemble.outputs import OutputSelector
 from bensemble.writing import checked_target, replacing
 
 from .axes import dynamic_axes
-from .deployable import deployable
+from .deployable import deployable, unwrapped
 from .finishing import check_ranges, finished, serialized
 from .inputs import FlatModel, checked_names, read_arguments
 from .inspection import summarize
 from .report import ExportReport
 from .tracing import quiet, trace
 from .trials import Trials, one_line, run_trials
+from .uncertainty import MOST_BYTES, uncertainty_options
 from .verification import verified
 
 __all__ = ["export_onnx"]
 
 logger = logging.getLogger("bensemble.onnx")
-
-#: A protobuf message, and so a self-contained ONNX file, holds less than 2 GiB.
-MOST_BYTES = 2**31 - 1
 
 
 def export_onnx(
@@ -41,36 +40,53 @@ def export_onnx(
     example_inputs: Inputs,
     *,
     outputs: str = "mean",
+    method: str = "samples",
+    num_samples: int = 16,
+    likelihood: Likelihood | str | None = None,
+    calibration: Any = None,
     output: OutputSelector | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     dynamic_shapes: Mapping[str, Any] | None = None,
     opset: int | None = None,
     metadata: Mapping[str, str] | None = None,
+    generator: torch.Generator | None = None,
     verify: bool = True,
     verbose: bool = False,
 ) -> ExportReport:
     """Write a model as one self-contained ONNX file, and make sure that ONNX Runtime computes what the model does.
 
-    The file holds the model in eval mode; a Bayesian model at its posterior mean, pruned by the masks of its layers. It
-    is written beside ``path`` and renamed, whole or not at all. The same model gives the same bytes. The model, its
-    training flags and the random state stay as they are.
+    The file holds the model in eval mode, pruned by the masks of its layers; a Bayesian model at its posterior mean, or
+    ``num_samples`` frozen draws of it with what they say about the uncertainty. It is written beside ``path`` and
+    renamed, whole or not at all. The same model gives the same bytes. The model, its training flags and the random
+    state stay as they are.
 
     Args:
         model: Any module that torch.export can follow, Bayesian or not. It is exported from a copy on the CPU.
         path: Where to write. An old file is replaced only by a verified new one.
         example_inputs: A tensor for ``model(t)``, a tuple for ``model(*t)``, a mapping for ``model(**m)``. A batch of
             one will do. What is no tensor becomes a constant.
-        outputs: ``"mean"``, the model's own outputs.
+        outputs: ``"mean"``, the model's own outputs; or ``"uncertainty"``: ``probs``, ``entropy`` and
+            ``mutual_information`` in nats for classes, else ``mean`` and ``std`` over the posterior, with a noise model
+            ``noise_std`` as well. The file needs no random numbers and answers the same every time.
+        method: How uncertainty is computed: ``"samples"``, by weight draws in one graph, which share what comes before
+            the first posterior.
+        num_samples: Weight draws K of ``method="samples"``; what they may take together with the rest is 2 GiB.
+        likelihood: What the outputs mean, as in :func:`bensemble.predict`.
+        calibration: A :class:`bensemble.Calibration`: its temperature and conformal threshold (output
+            ``prediction_set``) become part of the graph, its reference distribution of the metadata.
         output: Which output to keep: a key, a dotted path, an index or a callable. Default: all tensors that the model
-            returns, named by their keys, fields or positions.
+            returns, named by their keys, fields or positions; for uncertainty, what ``predict`` takes.
         input_names: Names in place of those of forward's arguments.
         output_names: Names in place of those of the outputs.
         dynamic_shapes: ``{input name: {axis: name}}``, the axes that may vary, for the inputs that should not follow
             the rule: axis 0 is ``batch``, axis 1 of integer inputs is ``sequence`` where the model accepts other
             lengths. A name may also be a ``torch.export.Dim`` with bounds; ``{}`` fixes all axes of an input.
         opset: Version of the operator set. Default: what torch's exporter prefers.
-        metadata: Strings to store in the file; keys that start with ``bensemble.`` are the toolkit's own.
+        metadata: Strings to store in the file; keys that start with ``bensemble.`` are the toolkit's own. ``classes``,
+            names separated by commas, is what :mod:`convert.runtime` calls the classes.
+        generator: Source of the weight draws; the draws are those of ``predict`` with such a generator. Default: one
+            with seed 0.
         verify: Run the written file in ONNX Runtime at the example and at another size of every dynamic axis. The
             largest difference may be 1e-5 of the largest output for float32 (float64 1e-10, float16 2e-2); integer
             outputs must be equal.
@@ -88,21 +104,29 @@ def export_onnx(
         >>> print(export_onnx(bnn, "sure.onnx", images[:1], metadata={"classes": "cat,dog"}))
     """
     _check(model, outputs, opset, metadata)
+    uncertainty = uncertainty_options(outputs, method, num_samples, likelihood, calibration, generator)
     if verify and find_spec("onnxruntime") is None:
         raise ExportError(
             "export_onnx: verify=True needs onnxruntime, which is not installed; "
             "install bensemble with its onnx extra, from the source tree: pip install '.[onnx]'."
         )
     target = checked_target(path, "export_onnx")
+    if uncertainty is not None:
+        uncertainty.check(unwrapped(model))
     with deployable(model) as network:
         arguments = read_arguments(network, example_inputs, input_names)
-        flat = FlatModel(network, arguments, output)
         _check_size(network)
+        if uncertainty is None:
+            flat = FlatModel(network, arguments, output)
+        else:
+            flat = uncertainty.model(unwrapped(model), network, arguments, output)
         axes = dynamic_axes(arguments, dynamic_shapes)
         with quiet(verbose):
             trials = run_trials(flat, axes)
         names = _output_names(output_names, tuple(trials.example.outputs), arguments.names)
         own = {**(metadata or {}), "bensemble.outputs": outputs, "bensemble.model": type(network).__name__}
+        if uncertainty is not None:
+            own |= uncertainty.metadata()
 
         def attempt(trials: Trials) -> ExportReport:
             traced = trace(trials, opset, verbose)
@@ -142,8 +166,8 @@ def _check(model: nn.Module, outputs: str, opset: int | None, metadata: Mapping[
     if metadata is not None and not isinstance(metadata, Mapping):
         raise InvalidTypeError(f"export_onnx: metadata must be a mapping of strings, got {type(metadata).__name__}.")
     problems = []
-    if outputs != "mean":
-        problems.append(f"outputs: must be 'mean', got {outputs!r}.")
+    if outputs not in ("mean", "uncertainty"):
+        problems.append(f"outputs: must be 'mean' or 'uncertainty', got {outputs!r}.")
     if opset is not None and (isinstance(opset, bool) or not isinstance(opset, int) or opset < 1):
         problems.append(f"opset: must be a positive integer, got {opset!r}.")
     for key, value in (metadata or {}).items():

@@ -11,8 +11,10 @@ import onnx
 from onnx import numpy_helper
 
 __all__ = [
+    "captured",
     "correct_output_shapes",
     "operators",
+    "rename_captured",
     "rename_symbols",
     "rename_values",
     "set_metadata",
@@ -60,6 +62,28 @@ def rename_values(proto: onnx.ModelProto, wanted: Mapping[str, str]) -> None:
         for node in graph.node:
             node.input[:] = [names.get(name, name) for name in node.input]
             node.output[:] = [names.get(name, name) for name in node.output]
+
+
+def captured(node: onnx.NodeProto) -> Iterator[str]:
+    """The names of all values that a node reads, those that its loops and branches read from outside included."""
+    yield from (name for name in node.input if name)
+    for body in _bodies(node):
+        own = set(_defined(body))
+        for inner in body.node:
+            yield from (name for name in captured(inner) if name not in own)
+        yield from (value.name for value in body.output if value.name not in own)
+
+
+def rename_captured(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
+    """Make a node, with its loops and branches, read other values."""
+    node.input[:] = [names.get(name, name) for name in node.input]
+    for body in _bodies(node):
+        own = set(_defined(body))
+        outer = {old: new for old, new in names.items() if old not in own}
+        for inner in body.node:
+            rename_captured(inner, outer)
+        for value in body.output:
+            value.name = outer.get(value.name, value.name)
 
 
 def share_transposed(proto: onnx.ModelProto, smallest: int = 1024) -> None:
@@ -160,9 +184,14 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """The graph and the bodies of its loops and branches."""
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _graphs(body)
+        for body in _bodies(node):
+            yield from _graphs(body)
+
+
+def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The bodies of the loops and branches of a node."""
+    for attribute in node.attribute:
+        yield from (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
 
 
 def _digest(array: np.ndarray) -> bytes:

@@ -11,8 +11,9 @@ import dataclasses
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -49,7 +50,14 @@ class FlatModel(nn.Module):
         network: The model.
         arguments: How its call is put together.
         selector: Which output to keep, see :func:`bensemble.outputs.select_output`; None keeps all.
+
+    Attributes:
+        scales: Outputs whose error is judged by the largest value among others, by their names. The rest: by their own.
+        rewrites: Whether the exporter's graph goes through :meth:`rewrite` before it is optimized.
     """
+
+    scales: ClassVar[Mapping[str, Sequence[str]]] = {}
+    rewrites: ClassVar[bool] = False
 
     def __init__(self, network: nn.Module, arguments: Arguments, selector: OutputSelector | None = None) -> None:
         super().__init__()
@@ -65,6 +73,9 @@ class FlatModel(nn.Module):
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """The outputs by name."""
         return _read_outputs(call(self.network, self.arguments.rebuild(tensors)), self.selector)
+
+    def rewrite(self, proto: onnx.ModelProto) -> None:
+        """Change the graph as the exporter translated it, in place."""
 
 
 def read_arguments(model: nn.Module, example_inputs: Inputs, input_names: Sequence[str] | None = None) -> Arguments:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx
+import onnx_ir
 import torch
 from torch.export import Dim
 
@@ -22,6 +23,7 @@ from bensemble.errors import ExportError
 
 from .axes import Axis
 from .inputs import FlatModel
+from .merging import merge_siblings
 from .trials import Trials, one_line
 
 __all__ = ["Traced", "quiet", "trace"]
@@ -71,10 +73,20 @@ def trace(trials: Trials, opset: int | None = None, verbose: bool = False) -> Tr
                 verbose=verbose,
                 opset_version=opset,
                 dynamic_shapes=(tuple(shapes),),
+                optimize=not model.rewrites,
             )
             assert program is not None  # the other, older exporter returns nothing
             assert program.exported_program is not None
+            if model.rewrites:
+                proto = program.model_proto
+                model.rewrite(proto)
+                program.model = onnx_ir.from_proto(proto)
+                program.optimize()
             proto, constraints = program.model_proto, program.exported_program.range_constraints
+            if model.rewrites:
+                merge_siblings(proto)
+    except ExportError:
+        raise
     except Exception as err:
         raise _explained(model, err) from err
     written = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))

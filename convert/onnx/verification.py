@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def verified(path: Path, trials: Trials, names: Sequence[str]) -> dict[str, Any]
             )
     bound = tolerance((*model.parameters(), *model.buffers(), *example.tensors, *example.outputs.values()))
     session = open_session(path)
-    agreement = compare(session, trials.different, names, bound)
+    agreement = compare(session, trials.different, names, bound, model.scales)
     return {**vars(agreement), "latency_ms": latency(session, example.tensors, trials.axes)}
 
 
@@ -100,7 +100,13 @@ def open_session(path: Path) -> Any:
         ) from err
 
 
-def compare(session: Any, trials: Sequence[Trial], names: Sequence[str], bound: float) -> Agreement:
+def compare(
+    session: Any,
+    trials: Sequence[Trial],
+    names: Sequence[str],
+    bound: float,
+    scales: Mapping[str, Sequence[str]] | None = None,
+) -> Agreement:
     """Run a file on every trial and compare.
 
     Args:
@@ -108,6 +114,7 @@ def compare(session: Any, trials: Sequence[Trial], names: Sequence[str], bound: 
         trials: What the model was given, and what it gave.
         names: The names of the outputs in the file, in the order of the trials' outputs.
         bound: Largest relative error; integer and boolean outputs must be equal.
+        scales: Outputs whose error is taken relative to the largest value among others, by the names in the trials.
 
     Raises:
         VerificationError: An output differs, or ONNX Runtime cannot run the file.
@@ -115,8 +122,12 @@ def compare(session: Any, trials: Sequence[Trial], names: Sequence[str], bound: 
     worst = Agreement(0.0, 0.0, bound)
     for trial in trials:
         found = run(session, trial)
-        for name, expected, got in zip(names, trial.outputs.values(), found, strict=True):
-            error, relative = _difference(name, _array(expected), got, trial.sizes)
+        for name, (own, expected), got in zip(names, trial.outputs.items(), found, strict=True):
+            others = [
+                _array(trial.outputs[other]) for other in (scales or {}).get(own, (own,)) if other in trial.outputs
+            ]
+            scale = max(_largest(other) for other in others)
+            error, relative = _difference(name, _array(expected), got, scale, trial.sizes)
             if relative > bound:
                 share = (
                     f"{relative:.1e} of its largest value (allowed {bound:.0e})" if relative < np.inf else "not equal"
@@ -178,8 +189,10 @@ def _median_ms(session: Any, tensors: Sequence[Tensor]) -> float:
     return 1e3 * statistics.median(times)
 
 
-def _difference(name: str, expected: np.ndarray, got: np.ndarray, sizes: dict[str, int]) -> tuple[float, float]:
-    """Largest absolute difference, and the same over the largest absolute expected value."""
+def _difference(
+    name: str, expected: np.ndarray, got: np.ndarray, scale: float, sizes: dict[str, int]
+) -> tuple[float, float]:
+    """Largest absolute difference, and the same over ``scale``."""
     if expected.shape != got.shape or expected.dtype != got.dtype:
         raise VerificationError(
             f"export_onnx: output '{name}' of the file is {got.dtype}{list(got.shape)} and of the model "
@@ -193,10 +206,14 @@ def _difference(name: str, expected: np.ndarray, got: np.ndarray, sizes: dict[st
     if not np.array_equal(expected[~finite], got[~finite], equal_nan=True) or not np.isfinite(got[finite]).all():
         return float("inf"), float("inf")
     error = float(np.max(np.abs(expected[finite] - got[finite]), initial=0.0))
-    scale = float(np.max(np.abs(expected[finite]), initial=0.0))
     if not scale:
         return error, float("inf") if error else 0.0
     return error, error / scale
+
+
+def _largest(array: np.ndarray) -> float:
+    """The largest absolute finite value, 0 where there is none."""
+    return float(np.max(np.abs(array.astype(np.float64)), where=np.isfinite(array), initial=0.0))
 
 
 def _array(tensor: Tensor) -> np.ndarray:

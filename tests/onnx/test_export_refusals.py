@@ -46,7 +46,13 @@ class Drawing(nn.Linear):
 REFUSED = {
     "no module": (lambda x: x, X, {}, InvalidTypeError, "model must be a torch.nn.Module, got function"),
     "script": (torch.nn.Module, X, {}, InvalidTypeError, "got a ScriptModule; give the module it came from"),
-    "outputs": (mlp(), X, {"outputs": "median"}, InvalidValueError, "outputs: must be 'mean', got 'median'"),
+    "outputs": (
+        mlp(),
+        X,
+        {"outputs": "median"},
+        InvalidValueError,
+        "outputs: must be 'mean' or 'uncertainty', got 'median'",
+    ),
     "opset type": (mlp(), X, {"opset": "20"}, InvalidValueError, "opset: must be a positive integer, got '20'"),
     "opset": (mlp(), X, {"opset": 9}, ExportError, "opset must be one that torch's exporter can write, got 9"),
     "metadata": (mlp(), X, {"metadata": ["a"]}, InvalidTypeError, "metadata must be a mapping of strings, got list"),
