@@ -15,6 +15,7 @@ from .errors import (
     InvalidTypeError,
     InvalidValueError,
     ReadOnlyError,
+    SamplingError,
     VerificationError,
 )
 from .fitting import FitReport, fit_posterior, set_posterior
@@ -60,6 +61,7 @@ __all__ = [
     "Prediction",
     "ReadOnlyError",
     "RegressionPrediction",
+    "SamplingError",
     "VerificationError",
     "apply_masks",
     "calibrate",

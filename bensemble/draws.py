@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
-from .errors import ReadOnlyError
+from .errors import ReadOnlyError, SamplingError
 from .gaussian import precise, tracing
 from .posterior import Posterior
 
@@ -117,12 +117,18 @@ class _Reparameterize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mu: Tensor, rho: Tensor, draw: _Draw) -> Tensor:
         ctx.draw = draw
-        ctx.save_for_backward(rho)
+        # Not saved for backward: checkpointing counts what is, and a weight that was read before is not read again.
+        ctx.rho, ctx.version = rho, None if rho.is_inference() else rho._version
         return WeightDraw.wrap(mu, draw)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None]:
-        (rho,), (grad,), draw = ctx.saved_tensors, grads, ctx.draw
+        (grad,), rho, draw = grads, ctx.rho, ctx.draw
+        if ctx.version is not None and rho._version != ctx.version:
+            raise SamplingError(
+                f"backward: rho of '{draw.posterior.name}' was changed in place since the forward; step the optimizer "
+                "after backward()."
+            )
         mask = draw.posterior.mask
         if mask is not None:
             grad = grad * mask.to(grad.dtype)

@@ -15,6 +15,7 @@ __all__ = [
     "InvalidTypeError",
     "InvalidValueError",
     "ReadOnlyError",
+    "SamplingError",
     "VerificationError",
     "refuse",
 ]
@@ -38,6 +39,10 @@ class ConversionError(BensembleError, ValueError):
 
 class ReadOnlyError(BensembleError, RuntimeError):
     """Something tried to write into a posterior draw, or to replace a posterior weight."""
+
+
+class SamplingError(BensembleError, RuntimeError):
+    """A forward runs again during backward, and the sample that it ran with is not held any more."""
 
 
 class CheckpointError(BensembleError, ValueError):

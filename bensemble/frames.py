@@ -19,8 +19,18 @@ from torch import Tensor, nn
 from .checks import check_module
 from .draws import random_draw, read_only
 from .posterior import Posterior, layer_posteriors
+from .recomputation import frame_of_first_run, is_second_run, note_forward, noted, seed_of_first_run
 
-__all__ = ["ForwardFrame", "Frame", "active_frame", "draw_frame", "mean_mode", "open_frame", "sampling"]
+__all__ = [
+    "Frame",
+    "active_frame",
+    "draw_frame",
+    "forward_of_first_run",
+    "mean_mode",
+    "one_draw",
+    "open_frame",
+    "sampling",
+]
 
 
 class Frame:
@@ -79,19 +89,35 @@ class _Source:
 
 
 class ForwardFrame(Frame):
-    """One forward of one layer: noise is drawn at the first read of a weight, and further reads see the same draw."""
+    """One forward of one layer: every read of a weight sees the same draw.
 
-    def __init__(self, layer: nn.Module) -> None:
+    All noise follows from one number, which comes from torch's default generator when the forward begins. So a part of
+    the forward that is checkpointed sees the same noise when it runs again, wherever the weight was read first.
+
+    Args:
+        layer: The layer.
+        seed: The number, where it is known.
+    """
+
+    def __init__(self, layer: nn.Module, seed: int | None = None) -> None:
         super().__init__({id(layer): layer}, {})
+        self.seed = int(torch.randint(2**62, (), device="cpu")) if seed is None else seed
         self._reads: dict[str, Tensor] = {}
 
     def noise_of(self, posterior: Posterior) -> Tensor:
-        """The noise of this forward, drawn on demand from torch's default generator."""
+        """The noise of this forward, drawn on demand."""
         assert self.noise is not None
         key = (id(posterior.mu), "")  # one weight may have two names in its layer
         if key not in self.noise:
-            self.noise[key] = posterior.draw_noise()
+            self.noise[key] = self._drawn(posterior)
         return self.noise[key]
+
+    def _drawn(self, posterior: Posterior) -> Tensor:
+        rho = posterior.rho
+        if rho.is_meta or type(rho) not in (nn.Parameter, Tensor):
+            return posterior.draw_noise()
+        place = next(i for i, other in enumerate(posterior.layer._posteriors()) if other.mu is posterior.mu)
+        return posterior.draw_noise(torch.Generator(rho.device).manual_seed(self.seed + place))
 
     def read(self, posterior: Posterior) -> Tensor:
         """The draw of this forward, one tensor however often it is read."""
@@ -112,20 +138,43 @@ def _frames() -> list[Frame]:
 
 
 def active_frame(layer: nn.Module) -> Frame | None:
-    """The innermost frame of this thread that speaks about the layer."""
+    """The innermost frame of this thread that speaks about the layer, or the one of its first run during backward."""
     frames: list[Frame] | None = getattr(_local, "frames", None)
-    if not frames:
-        return None
-    key = id(layer)
-    for frame in reversed(frames):
-        if key in frame.layers:
-            return frame
-    return None
+    second = is_second_run()
+    if frames:
+        key = id(layer)
+        for frame in reversed(frames):
+            if key in frame.layers and not (second and not isinstance(frame, ForwardFrame)):
+                return frame
+    return frame_of_first_run(layer) if second else None
+
+
+def forward_of_first_run(layer: nn.Module) -> ForwardFrame | None:
+    """The forward of a layer of which a checkpointed part runs again during backward, None at all other times."""
+    seed = seed_of_first_run(layer) if is_second_run() else None
+    return None if seed is None else ForwardFrame(layer, seed)
 
 
 @contextmanager
 def open_frame(frame: Frame) -> Iterator[None]:
     """Put a frame on this thread's stack until the context ends."""
+    with _on_stack(frame), noted(frame):
+        yield
+
+
+@contextmanager
+def one_draw(layer: nn.Module) -> Iterator[None]:
+    """All reads of a weight of the layer see one draw until the context ends."""
+    frame, first = ForwardFrame(layer), torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+    try:
+        with _on_stack(frame):
+            yield
+    finally:
+        note_forward(layer, first, frame.seed)
+
+
+@contextmanager
+def _on_stack(frame: Frame) -> Iterator[None]:
     frames = _frames()
     frames.append(frame)
     try:
@@ -141,7 +190,7 @@ def sampling(model: nn.Module, generator: torch.Generator | None = None) -> Iter
     The sample is the same for every forward, every batch and every read of ``.weight`` inside. It is differentiable:
     mu and rho receive gradients with the noise held. Training flags are not touched; dropout and norms follow them.
     Contexts nest, the inner one wins; each thread has its own. Activation checkpointing runs forwards again during
-    ``backward()``, which therefore belongs inside the context, in the same thread.
+    ``backward()``, which therefore belongs inside the context, in the same thread; elsewhere it is refused.
 
     Args:
         model: Any module; layers without a posterior are not affected.

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..frames import ForwardFrame, active_frame, open_frame
+from ..frames import active_frame, one_draw
 from ..gaussian import tracing
 from ..posterior import Posterior
 from .foreign import copied_by_base, pickled_by_base
@@ -154,7 +154,7 @@ def _one_draw_per_forward(forward: Any) -> Any:
     def drawn(self: SampledWeights, *args: Any, **kwargs: Any) -> Any:
         if not self.training or tracing() or active_frame(self) is not None:
             return forward(self, *args, **kwargs)
-        with open_frame(ForwardFrame(self)):
+        with one_draw(self):
             return forward(self, *args, **kwargs)
 
     return drawn

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..draws import WeightDraw, random_draw, read_only
 from ..errors import ConversionError, InvalidTypeError, InvalidValueError
-from ..frames import active_frame
+from ..frames import active_frame, forward_of_first_run
 from ..gaussian import precise
 from ..posterior import Posterior, check_mask
 from ..priors import Normal, PriorSlot
@@ -125,7 +125,9 @@ class PosteriorWeights(nn.Module):
         posterior = Posterior(self, name, stem)
         frame = active_frame(self)
         if frame is None and self.training:
-            return random_draw(posterior, posterior.draw_noise)
+            frame = forward_of_first_run(self)
+            if frame is None:
+                return random_draw(posterior, posterior.draw_noise)
         if frame is not None and not frame.is_mean:
             return frame.read(posterior)
         return mu if posterior.mask is None else read_only(posterior, posterior.mean)

@@ -13,7 +13,6 @@ from bensemble import sampling
 from convert import bayesify
 
 from .test_use import Mixed
-from .wrappers import Checkpointed
 
 
 @pytest.fixture
@@ -61,25 +60,6 @@ def test_threads_do_not_see_each_other(bnn: nn.Module, x: Tensor) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("held", [True, False])
-def test_checkpointing_recomputes_with_the_same_noise(reentrant: bool, held: bool) -> None:
-    bnn, x = bayesify(Checkpointed(reentrant)).train(), torch.randn(2, 3, 5)
-    gradients = []
-    for forward in (bnn, lambda data: bnn.mix(bnn.stem(data))):
-        bnn.zero_grad()
-        torch.manual_seed(3)
-        if held:
-            with sampling(bnn, torch.Generator().manual_seed(1)):
-                forward(x).square().sum().backward()
-        else:
-            forward(x).square().sum().backward()
-        gradients.append({name: p.grad for name, p in bnn.named_parameters()})
-    assert all(grad is not None for grad in gradients[1].values())
-    for name, expected in gradients[1].items():
-        torch.testing.assert_close(gradients[0][name], expected, msg=name)
 
 
 def test_one_forward_of_a_sampled_layer_reads_one_draw(x: Tensor) -> None:

@@ -96,6 +96,33 @@ def checkpoint_non_reentrant():
     return Checkpointed(False), (torch.randn(2, 3, 5),)
 
 
+class CheckpointedPart(nn.Module):
+    """Runs a part of its own forward again, which reads weights that the rest has read before."""
+
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.mixing, self.other = nn.Parameter(torch.randn(5, 5)), nn.Parameter(torch.randn(5, 5))
+        self.linear = nn.Linear(5, 5)
+        self.reentrant = reentrant
+
+    def part(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.linear(torch.tanh(x @ self.mixing) @ self.other)) @ self.mixing @ self.other
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x @ self.mixing
+        return self.part(x) if self.reentrant is None else checkpoint(self.part, x, use_reentrant=self.reentrant)
+
+
+@pattern("a module that checkpoints a part of its own forward")
+def checkpoint_part():
+    return CheckpointedPart(False), (torch.randn(3, 5),)
+
+
+@pattern("a module that checkpoints a part of its own forward, reentrant")
+def checkpoint_part_reentrant():
+    return CheckpointedPart(True), (torch.randn(3, 5),)
+
+
 class CheckpointedChain(nn.Module):
     """Segments of a Sequential are recomputed."""
 
