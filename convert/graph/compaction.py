@@ -219,7 +219,7 @@ def _attempt(source: Source, model: nn.Module, runs: list[_Run]) -> tuple[_Resul
     graph = rewrite(analysis.flow, analysis.solution, analysis.cut)
     wrong = _difference(graph, model, runs, keeps_class=False)
     if wrong is not None:
-        log.info("compact: the graph of torch.%s was given up: %s", source, wrong)
+        log.warning("compact: the graph of torch.%s was given up: %s", source, wrong)
         return None, False
     graph = _own_copy(graph, model)
     return _Result(graph, analysis.report(model, graph, "graph", reason)), analysis.complete

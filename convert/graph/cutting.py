@@ -77,21 +77,31 @@ def _select(tensor: Tensor, masks: dict[int, Tensor]) -> Tensor:
 def _cut_weight(leaf: Leaf, reader: Reader, solution: Solution) -> Tensor | None:
     """Rows and columns of a weight, after its carriers took over what the constants that go had to say."""
     inputs, outputs = solution.stays(reader.inputs), solution.stays(reader.outputs)
-    if inputs.all() and outputs.all():
+    if outputs.all() and solution.counts(reader.inputs).all():
         return None
-    weight = leaf.tensor.detach()
-    if reader.carried and reader.shares(inputs, outputs).any():
-        weight = _carry(weight, reader, inputs, outputs)
+    weight = _without_fillers(leaf.tensor.detach(), reader, solution)
     if reader.num_groups == 1:
         return _select(weight, {reader.out_axis: outputs, reader.in_axis: inputs})
-    slabs = _slabs(weight, reader)
     rows_in, rows_out = reader.grouped(inputs), reader.grouped(outputs)
     kept = [
         _select(slab, {reader.out_axis: rows_out[g], reader.in_axis: rows_in[g]})
-        for g, slab in enumerate(slabs)
+        for g, slab in enumerate(_slabs(weight, reader))
         if rows_in[g].any()
     ]
     return torch.cat(kept, 0)
+
+
+def _without_fillers(weight: Tensor, reader: Reader, solution: Solution) -> Tensor:
+    """The weight with its carriers, and without what it would read from channels whose content is not there."""
+    inputs, outputs = solution.counts(reader.inputs), solution.counts(reader.outputs)
+    if reader.carried and reader.shares(inputs, outputs).any():
+        weight = _carry(weight, reader, inputs, outputs)
+    missing = reader.grouped(~inputs)
+    if (missing & reader.grouped(solution.stays(reader.inputs))).any():
+        weight = weight.clone()
+        for g, slab in enumerate(_slabs(weight, reader)):
+            slab.movedim(reader.in_axis, -1)[..., missing[g].to(weight.device)] = 0
+    return weight
 
 
 def _slabs(weight: Tensor, reader: Reader) -> tuple[Tensor, ...]:
@@ -118,8 +128,8 @@ def _carry(weight: Tensor, reader: Reader, inputs: Tensor, outputs: Tensor) -> T
 
 def _fold(cut: Cut, flow: Flow, reader: Reader, solution: Solution) -> None:
     """b_o + sum_i W_oi * c_i over the constants that go."""
-    inputs, outputs = solution.stays(reader.inputs), solution.stays(reader.outputs)
-    shares = reader.shares(inputs, outputs)
+    outputs = solution.stays(reader.outputs)
+    shares = reader.shares(solution.counts(reader.inputs), solution.counts(reader.outputs))
     if reader.carried or not shares.any():
         return
     weight = flow.leaves[reader.weight].tensor.detach()

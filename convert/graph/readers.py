@@ -59,17 +59,17 @@ class Reader:
         """(I,) as (G, I / G)."""
         return per_input.reshape(self.num_groups, -1)
 
-    def read(self, alive_outputs: Tensor) -> Tensor:
+    def read(self, outputs: Tensor) -> Tensor:
         """(I,) whether an input has a weight that is not zero for one of the given outputs (O,)."""
-        return (self.reads & self.grouped(alive_outputs)[..., None]).any(1).reshape(-1)
+        return (self.reads & self.grouped(outputs)[..., None]).any(1).reshape(-1)
 
-    def needed(self, alive_outputs: Tensor) -> Tensor:
-        """(I,) inputs that must be there: read, and not constant."""
-        return self.read(alive_outputs) & ~self.known
+    def needed(self, outputs: Tensor) -> Tensor:
+        """(I,) inputs that must be there for the given outputs: read, and not constant."""
+        return self.read(outputs) & ~self.known
 
-    def shares(self, alive_inputs: Tensor, alive_outputs: Tensor) -> Tensor:
-        """(I,) missing constant inputs whose share some alive output needs."""
-        return ~alive_inputs & self.known & (self.const != 0) & self.read(alive_outputs)
+    def shares(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """(I,) constants that are not among the given inputs, and whose share one of the given outputs needs."""
+        return ~inputs & self.known & (self.const != 0) & self.read(outputs)
 
     def carriers(self) -> Tensor:
         """(I,) inputs whose constant is large enough to carry the others of their group."""

@@ -1,7 +1,8 @@
 """Which atoms stay: the smallest set that reproduces every output.
 
-Backward liveness to a fixpoint: what is pinned stays; what a staying output reads stays, unless it is constant. Then
-what the shapes ask for: equal groups, at least one element along every axis, a carrier where zero padding needs one.
+Backward liveness to a fixpoint: what is pinned is needed; what a needed output reads is needed, unless it is constant,
+and where zero padding asks for a carrier, one constant is. Then what the shapes ask for stays too, as a filler that
+nobody reads: groups of equal size, and at least one element along every axis.
 """
 
 from __future__ import annotations
@@ -33,17 +34,23 @@ class Solution:
 
     Attributes:
         roots: For every atom the representative of its set.
-        alive: For every representative whether the set stays.
+        needed: For every representative whether its content counts.
+        alive: For every representative whether the set stays: what is needed, and fillers.
         groups: New numbers of groups, by path of the weight.
     """
 
     roots: Tensor
+    needed: Tensor
     alive: Tensor
     groups: dict[str, int] = field(default_factory=dict)
 
     def stays(self, atoms: Tensor) -> Tensor:
         """Whether each of the atoms stays."""
         return self.alive[self.roots[atoms]]
+
+    def counts(self, atoms: Tensor) -> Tensor:
+        """Whether the content of each of the atoms is needed."""
+        return self.needed[self.roots[atoms]]
 
     def alive_axes(self, value: Value) -> list[Tensor | None]:
         """For each axis of a value the elements that stay, or None where all do."""
@@ -94,9 +101,10 @@ def solve(flow: Flow) -> Solution:
     _forget_unfoldable(flow)
     settle_loose(flow)
     roots = flow.atoms.find(torch.arange(len(flow.atoms)))
-    solution = Solution(roots, torch.zeros(len(roots), dtype=torch.bool))
+    needed = torch.zeros(len(roots), dtype=torch.bool)
     for atoms, _ in flow.atoms.pins:
-        solution.alive[roots[atoms]] = True
+        needed[roots[atoms]] = True
+    solution = Solution(roots, needed, needed.clone())
     search = _Search(flow, solution)
     search.run()
     if search.drop_small_selections():
@@ -109,7 +117,7 @@ def solve(flow: Flow) -> Solution:
 
 
 class _Search:
-    """The fixpoint."""
+    """The two fixpoints: first what is needed, then the fillers."""
 
     def __init__(self, flow: Flow, solution: Solution) -> None:
         self.flow = flow
@@ -118,9 +126,11 @@ class _Search:
         self.values += [reader.inputs for reader in flow.readers if reader.selects]
 
     def run(self) -> None:
-        """Cheap steps until nothing changes, then the next dearer one, from the start again."""
-        steps = (self._read, self._equal_groups, self._no_empty_axis, self._carry)
-        while any(step() for step in steps):
+        """Find both."""
+        while self._read() or self._carry():
+            pass
+        self.solution.alive |= self.solution.needed
+        while self._equal_groups() or self._no_empty_axis():
             pass
 
     def drop_small_selections(self) -> bool:
@@ -132,21 +142,25 @@ class _Search:
                 unread = int((~solution.stays(reader.inputs)).sum())
                 saved = unread * int(solution.stays(reader.outputs).sum())
                 if saved < LEAST_SELECTION * total:
-                    changed |= self._revive(reader.inputs)
+                    changed |= self._need(reader.inputs)
         return changed
 
-    def _revive(self, atoms: Tensor) -> bool:
+    def _need(self, atoms: Tensor) -> bool:
+        """Mark atoms as needed; True if some were not."""
         solution = self.solution
-        fresh = not bool(solution.stays(atoms).all())
-        solution.alive[solution.roots[atoms]] = True
+        fresh = not bool(solution.counts(atoms).all())
+        solution.needed[solution.roots[atoms]] = True
         return fresh
 
+    def _fill(self, atoms: Tensor) -> None:
+        self.solution.alive[self.solution.roots[atoms]] = True
+
     def _read(self) -> bool:
-        """What outputs that stay read, stays."""
+        """What needed outputs read is needed."""
         changed = False
         for reader in reversed(self.flow.readers):
-            needed = reader.needed(self.solution.stays(reader.outputs))
-            changed |= self._revive(reader.inputs[needed])
+            needed = reader.needed(self.solution.counts(reader.outputs))
+            changed |= self._need(reader.inputs[needed])
         return changed
 
     def _equal_groups(self) -> bool:
@@ -160,7 +174,8 @@ class _Search:
                 for row in rows.nonzero().flatten().tolist():
                     missing = most - int(stays[row].sum())
                     if missing > 0:
-                        changed |= self._revive(atoms[row][~stays[row]][:missing])
+                        self._fill(atoms[row][~stays[row]][:missing])
+                        changed = True
         return changed
 
     def _no_empty_axis(self) -> bool:
@@ -168,7 +183,8 @@ class _Search:
         changed = False
         for atoms in self.values:
             if not self.solution.stays(atoms).any():
-                changed |= self._revive(atoms[:1])
+                self._fill(atoms[:1])
+                changed = True
         return changed
 
     def _carry(self) -> bool:
@@ -185,17 +201,17 @@ class _Search:
             candidates = self._missing_carriers(reader)
             if candidates is not None:
                 roots = self.solution.roots[reader.inputs[candidates]].tolist()
-                best = max(
-                    range(len(roots)), key=lambda k: (wanted.get(roots[k], 0), abs(float(reader.const[candidates[k]])))
-                )
-                self._revive(reader.inputs[candidates[best : best + 1]])
+                sizes = reader.const[candidates].abs().tolist()
+                ranks = [(wanted.get(root, 0), size) for root, size in zip(roots, sizes, strict=True)]
+                best = int(candidates[ranks.index(max(ranks))])
+                self._need(reader.inputs[best : best + 1])
         return bool(pending)
 
     def _missing_carriers(self, reader: Reader) -> Tensor | None:
         """Inputs that could carry the constants of the first group that lacks a carrier; None if none does."""
         if not reader.carried:
             return None
-        inputs, outputs = self.solution.stays(reader.inputs), self.solution.stays(reader.outputs)
+        inputs, outputs = self.solution.counts(reader.inputs), self.solution.counts(reader.outputs)
         carriers = reader.carriers()
         lacking = reader.grouped(reader.shares(inputs, outputs)).any(1) & ~reader.grouped(inputs & carriers).any(1)
         if not lacking.any():

@@ -1,0 +1,40 @@
+"""Random small networks: never another output, never an error, and as few channels as trying all choices leaves."""
+
+from __future__ import annotations
+
+import unittest
+
+import torch
+from hypothesis import given, settings
+
+from convert.graph import compact
+
+from .programs import WITHOUT_ORACLE, Network, Program, fewest_channels, programs
+
+#: Each removed constant may ask for a bias where there was none.
+MOST_NEW_BIASES = 20
+
+
+@settings(max_examples=100)
+@given(programs(more=WITHOUT_ORACLE, most_steps=9))
+def test_outputs_do_not_change(program: Program):
+    network = Network(program).eval()
+    with unittest.TestCase().assertNoLogs("bensemble.compact", "WARNING"):  # nothing is given up
+        small = compact(network, torch.randn(2, 2, 6, 6))
+    x = torch.randn(3, 2, 9, 7)
+    torch.testing.assert_close(small(x), network(x))
+    assert type(small) is Network or any(step.kind == "shuffle" for step in program.steps)
+    assert _parameters(small) <= _parameters(network) + MOST_NEW_BIASES
+
+
+@settings(max_examples=100)
+@given(programs())
+def test_as_few_channels_as_the_oracle(program: Program):
+    network = Network(program).eval()
+    x = torch.randn(2, 2, 6, 6)
+    small = compact(network, x)
+    assert sum(value.shape[1] for value in small.values(x)) == fewest_channels(network)
+
+
+def _parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
