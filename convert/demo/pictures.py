@@ -167,7 +167,7 @@ def _draw_gallery(axes: Any, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         for number, axis in enumerate(line):
             axis.axis("off")
             if number < len(images):
-                axis.imshow(images[number, 0], cmap="gray")
+                axis.imshow(images[number, 0].numpy(), cmap="gray")
                 guess, unsure = int(probs[number].argmax()), float(entropy(probs[number]))
                 axis.text(
                     0.5,
