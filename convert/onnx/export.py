@@ -126,7 +126,7 @@ def export_onnx(
         names = _output_names(output_names, tuple(trials.example.outputs), arguments.names)
         own = {**(metadata or {}), "bensemble.outputs": outputs, "bensemble.model": type(network).__name__}
         if uncertainty is not None:
-            own |= uncertainty.metadata()
+            own |= uncertainty.metadata(trials.example.outputs, metadata or {})
 
         def attempt(trials: Trials) -> ExportReport:
             traced = trace(trials, opset, verbose)

@@ -15,11 +15,12 @@ from bensemble.batches import call
 from bensemble.calibration import Calibration
 from bensemble.checks import check_count
 from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError
-from bensemble.likelihoods import DiscreteLikelihood, Likelihood, resolve
+from bensemble.likelihoods import Bernoulli, Categorical, DiscreteLikelihood, Likelihood, resolve
 from bensemble.outputs import OutputSelector, select_output
 from bensemble.posterior import named_posteriors
 from bensemble.weight_samples import WeightSamples
 
+from ..runtime import class_names
 from .inputs import Arguments, FlatModel
 from .members import members, replicate
 from .statistics import SCALES, Statistics
@@ -69,13 +70,35 @@ class UncertaintyOptions:
         draws = weight_draws(source, self.num_samples, self.generator)
         return SampledModel(network, arguments, selector, draws, self._statistics())
 
-    def metadata(self) -> dict[str, str]:
-        """What the file says about itself."""
+    def metadata(self, outputs: Mapping[str, Tensor], own: Mapping[str, str]) -> dict[str, str]:
+        """What the file says about itself.
+
+        Args:
+            outputs: The outputs at the example.
+            own: The user's strings.
+
+        Raises:
+            InvalidValueError: The user's ``classes`` are not as many as the outputs tell apart.
+        """
+        uncertainty = outputs["entropy" if "entropy" in outputs else "std"]
         found = {
             "bensemble.method": self.method,
             "bensemble.num_samples": str(self.num_samples),
             "bensemble.likelihood": "none" if self.likelihood is None else _described(self.likelihood),
+            "bensemble.terms": str(uncertainty[0].numel()),
         }
+        if isinstance(self.likelihood, (Bernoulli, Categorical)):
+            shape = self.likelihood.class_probs(outputs["probs"]).shape
+            axis = (
+                self.likelihood.axis(outputs["probs"]) if isinstance(self.likelihood, Categorical) else len(shape) - 1
+            )
+            found["bensemble.class_axis"] = str(axis)
+            classes = class_names(own.get("classes", ""))
+            if classes and len(classes) != shape[axis]:
+                raise InvalidValueError(
+                    f"export_onnx: metadata['classes'] must name {shape[axis]} classes, got {len(classes)}: "
+                    f"{', '.join(classes)}."
+                )
         if self.calibration is not None:
             reference = {OWN_NAMES.get(name, name): values for name, values in self.calibration.reference.items()}
             found["bensemble.calibration"] = self.calibration.to_json()

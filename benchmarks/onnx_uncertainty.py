@@ -1,0 +1,151 @@
+"""What an uncertainty file costs in ONNX Runtime: latency over that of the deterministic file, both on one thread.
+
+The sessions take turns; every ratio is the median over rounds of two times from the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime
+import torch
+from rounds import interleave, print_table, write_json
+from torch import Tensor, nn
+
+from convert import bayesify, export_onnx
+
+
+class Block(nn.Module):
+    """The residual block of a ResNet-18."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        self.downsample = (
+            nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+            if inputs != width
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(y + self.downsample(x))
+
+
+def resnet18() -> nn.Sequential:
+    """The layers of torchvision's ResNet-18, 11.7 million parameters."""
+    stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    blocks, inputs = [], 64
+    for width in (64, 128, 256, 512):
+        blocks += [Block(inputs, width, 1 if width == 64 else 2), Block(width, width, 1)]
+        inputs = width
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
+
+
+def lenet5() -> nn.Sequential:
+    """LeNet-5 with ReLU and max pooling."""
+    features = [nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU()]
+    head = [nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)]
+    return nn.Sequential(*features, nn.MaxPool2d(2), nn.Flatten(), *head)
+
+
+def mlp() -> nn.Sequential:
+    """784-400-400-10."""
+    return nn.Sequential(nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 400), nn.ReLU(), nn.Linear(400, 10))
+
+
+class Encoder(nn.Module):
+    """Two transformer encoder layers of width 64 over 32 tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+        self.embed = nn.Linear(16, 64)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.encoder(self.embed(tokens)).mean(1))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network: how it is made, one example, which layers have a posterior (None: all), and batch sizes."""
+
+    make: Callable[[], nn.Module]
+    example: tuple[int, ...]
+    include: str | None = None
+    batches: tuple[int, ...] = (1, 16, 128)
+
+
+ROWS = {
+    "MLP 784-400-400-10": Row(mlp, (784,)),
+    "LeNet-5": Row(lenet5, (1, 28, 28)),
+    "transformer encoder": Row(Encoder, (32, 16), batches=(1, 16)),
+    "ResNet-18, head only": Row(resnet18, (3, 224, 224), "14", (1, 4)),
+    "ResNet-18": Row(resnet18, (3, 224, 224), None, (1, 4)),
+}
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    """A session on one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def measure(row: Row, num_samples: int, rounds: int, folder: Path) -> list[tuple[str, float, dict[int, float], float]]:
+    """For each file its name, size in MB, ratio of latencies by batch size, and milliseconds at the last one."""
+    network = row.make().eval()
+    bnn = bayesify(network, include=row.include)
+    x = torch.randn(2, *row.example)
+    sizes = {"deterministic": export_onnx(network, folder / "deterministic", x).size}
+    name = f"samples, K = {num_samples}"
+    sizes[name] = export_onnx(
+        bnn, folder / name, x, outputs="uncertainty", num_samples=num_samples, likelihood="categorical"
+    ).size
+    sessions = {name: session(folder / name) for name in sizes}
+    ratios: dict[str, dict[int, float]] = {name: {} for name in sizes}
+    seconds: dict[str, float] = {}
+    for batch in row.batches:
+        feed = {sessions["deterministic"].get_inputs()[0].name: torch.randn(batch, *row.example).numpy()}
+        runs = {name: lambda s=s, feed=feed: s.run(None, feed) for name, s in sessions.items()}
+        for name, timing in interleave(runs, "deterministic", rounds).items():
+            ratios[name][batch], seconds[name] = timing.ratio, timing.seconds
+    return [(name, sizes[name] / 1e6, ratios[name], 1e3 * seconds[name]) for name in sizes]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--samples", type=int, default=16, help="weight draws K")
+    parser.add_argument("--only", help="rows whose name contains this")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    figures: dict[str, dict[str, dict[int, float]]] = {}
+    rows: list[list[str]] = []
+    for name, row in ROWS.items():
+        if options.only and options.only not in name:
+            continue
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the posterior is neither trained nor fitted; latency does not care
+            found = measure(row, options.samples, options.rounds, Path(folder))
+        figures[name] = {file: ratios for file, _, ratios, _ in found}
+        rows += [
+            [name, file, f"{size:.1f}", ", ".join(f"{ratio:.2f} (batch {b})" for b, ratio in ratios.items())]
+            for file, size, ratios, _ in found[1:]
+        ]
+    print_table(["network", "file", "MB", "latency over deterministic"], rows)
+    write_json(options.json, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,484 @@
+"""Uncertainty files in production: one module on numpy, ONNX Runtime and the standard library, without torch.
+
+    session = UncertaintySession("sure.onnx")
+    answer = session(images)  # answer.probs, answer.entropy, answer.mutual_information
+    monitor = Monitor(session)
+    monitor.update(answer)
+    print(monitor.verdict())
+
+It may be copied out of the package and used by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Answer", "Monitor", "UncertaintyFileError", "UncertaintySession", "Verdict"]
+
+#: Newest version of the ``bensemble.*`` metadata that this module reads.
+SCHEMA = 1
+
+#: Outputs whose distribution a monitor watches, where the file has a reference for them.
+MEASURES = ("entropy", "mutual_information", "std")
+
+#: Levels of the reference between which a monitor counts.
+EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+
+NUMPY_TYPES = {"float": "float32", "double": "float64"}
+
+
+class UncertaintyFileError(ValueError):
+    """A file that is not an uncertainty file which this module can read."""
+
+
+class Answer(Mapping[str, np.ndarray]):
+    """What a session answers for a batch: its arrays as attributes, under the names of the file's outputs.
+
+    Attributes:
+        classes: Names of the classes, empty where the file has none.
+        class_axis: Axis of ``probs`` and ``prediction_set`` that holds the classes, None for numbers.
+    """
+
+    __slots__ = ("_arrays", "class_axis", "classes")
+
+    _arrays: dict[str, np.ndarray]
+    classes: tuple[str, ...]
+    class_axis: int | None
+
+    def __init__(
+        self, arrays: Mapping[str, np.ndarray], classes: tuple[str, ...] = (), class_axis: int | None = None
+    ) -> None:
+        for name, value in (("_arrays", dict(arrays)), ("classes", classes), ("class_axis", class_axis)):
+            object.__setattr__(self, name, value)
+
+    def labels(self) -> np.ndarray:
+        """The most probable class of each example: its name, or its number where the classes have none."""
+        if self.class_axis is None or self.class_axis >= self.probs.ndim:
+            raise ValueError(f"labels: an answer with {', '.join(self)} chooses no class; only classifiers do.")
+        best = self.probs.argmax(self.class_axis)
+        return np.asarray(self.classes)[best] if self.classes else best
+
+    def sets(self) -> list[Any]:
+        """The prediction set of each example as a list of class names or numbers."""
+        if "prediction_set" not in self or self.class_axis is None:
+            raise ValueError("sets: the file holds no conformal threshold; export it with calibration=.")
+        names: Sequence[Any] = self.classes or range(self["prediction_set"].shape[self.class_axis])
+        return _names(np.moveaxis(self["prediction_set"], self.class_axis, -1), names)
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        if name in Answer.__slots__ or name not in self._arrays:
+            raise AttributeError(f"answer has no {name!r}; it has {', '.join(map(repr, self._arrays))}.")
+        return self._arrays[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"answer is frozen, {name!r} cannot be set.")
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._arrays[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __reduce__(self) -> Any:
+        return Answer, (self._arrays, self.classes, self.class_axis)
+
+    def __repr__(self) -> str:
+        lines = [f"Answer: {len(next(iter(self._arrays.values())))} examples"]
+        for name, array in self._arrays.items():
+            shown = f"{array.min():.4g} .. {array.mean():.4g} .. {array.max():.4g}" if array.size else "empty"
+            lines.append(f"  {name:<19}{array.shape!s:<18}{shown}")
+        return "\n".join(lines)
+
+
+class UncertaintySession:
+    """An uncertainty file that :func:`convert.export_onnx` wrote, ready to answer.
+
+    Args:
+        path: The file.
+        threads: Threads of ONNX Runtime; None for its own choice.
+        providers: Its execution providers.
+
+    Attributes:
+        inputs: For each input its dtype and shape, in the order of a call; a string is an axis of any size.
+        outputs: Names of what an answer holds.
+        classes: Names of the classes, from the user's metadata ``classes``.
+        likelihood: What the outputs are, in words.
+        reference: For each measure its quantiles on the calibration data, at evenly spaced levels from 0 to 1.
+        num_data: Number of examples of the calibration data; 0 without calibration.
+        metadata: Every string of the file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UncertaintyFileError: It is damaged, something else, or of a newer version.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+    ) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"UncertaintySession: there is no file '{self.path}'; check the path.")
+        import onnxruntime  # the rest of this module works without
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session = onnxruntime.InferenceSession(str(self.path), options, providers=list(providers))
+        except Exception as err:
+            raise UncertaintyFileError(
+                f"UncertaintySession: '{self.path}' cannot be loaded as ONNX, it is damaged or something else, got "
+                f"{str(err).splitlines()[0]}; fetch it again."
+            ) from err
+        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        self._check_metadata()
+        self.inputs = {entry.name: (_dtype(entry.type), tuple(entry.shape)) for entry in self._session.get_inputs()}
+        self.outputs = tuple(entry.name for entry in self._session.get_outputs())
+        self.likelihood = self.metadata["bensemble.likelihood"]
+        self.classes = class_names(self.metadata.get("classes", ""))
+        axis = self.metadata.get("bensemble.class_axis")
+        self._class_axis = None if axis is None else int(axis)
+        reference = json.loads(self.metadata.get("bensemble.reference", "{}"))
+        self.reference = {str(name): tuple(values) for name, values in reference.items()}
+        calibration = json.loads(self.metadata.get("bensemble.calibration", "{}"))
+        self.num_data = calibration.get("num_data", 0) // int(self.metadata.get("bensemble.terms", "1"))
+
+    def __call__(self, *arrays: np.ndarray, **named: np.ndarray) -> Answer:
+        """Answer for a batch; arrays by the order or the names of :attr:`inputs`.
+
+        Raises:
+            TypeError: An input is missing, unknown, no array or of another dtype.
+            ValueError: An input has another shape.
+        """
+        feed = self._feed(arrays, named)
+        values = self._session.run(list(self.outputs), feed)
+        return Answer(dict(zip(self.outputs, values, strict=True)), self.classes, self._class_axis)
+
+    def in_batches(self, size: int, *arrays: np.ndarray, **named: np.ndarray) -> Answer:
+        """One answer for many examples, computed ``size`` at a time, so that memory stays bounded."""
+        _check_count("in_batches", "size", size)
+        feed = self._feed(arrays, named)
+        most = max(len(array) for array in feed.values())
+        parts = [
+            self(**{name: array[start : start + size] for name, array in feed.items()})
+            for start in range(0, most, size)
+        ]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
+        return Answer(joined, self.classes, self._class_axis)
+
+    def __repr__(self) -> str:
+        takes = ", ".join(f"{name}: {dtype}{list(shape)}" for name, (dtype, shape) in self.inputs.items())
+        return f"UncertaintySession('{self.path}', {takes} -> {', '.join(self.outputs)}, {self.likelihood})"
+
+    def _check_metadata(self) -> None:
+        schema, outputs = self.metadata.get("bensemble.schema"), self.metadata.get("bensemble.outputs")
+        if schema is None or outputs is None:
+            raise UncertaintyFileError(
+                f"UncertaintySession: '{self.path}' is ONNX without bensemble's metadata; write it with "
+                "export_onnx(..., outputs='uncertainty'), or run it with onnxruntime itself."
+            )
+        if not schema.isdigit() or int(schema) > SCHEMA:
+            raise UncertaintyFileError(
+                f"UncertaintySession: '{self.path}' must be of schema {SCHEMA} or older, got {schema}; update this "
+                "module."
+            )
+        if outputs != "uncertainty":
+            raise UncertaintyFileError(
+                f"UncertaintySession: '{self.path}' must hold uncertainty, got a file of outputs='{outputs}'; write it "
+                "with export_onnx(..., outputs='uncertainty')."
+            )
+
+    def _feed(self, arrays: Sequence[Any], named: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The inputs by name, checked."""
+        names = list(self.inputs)
+        if len(arrays) > len(names):
+            raise TypeError(f"session: takes {len(names)} inputs ({', '.join(names)}), got {len(arrays)}.")
+        feed = dict(zip(names, arrays, strict=False))
+        twice, unknown = sorted(set(feed) & set(named)), sorted(set(named) - set(names))
+        missing = [name for name in names if name not in feed and name not in named]
+        for fault, found in (("given twice", twice), ("unknown", unknown), ("missing", missing)):
+            if found:
+                raise TypeError(f"session: input '{found[0]}' is {fault}; the file takes {', '.join(names)}.")
+        feed.update(named)
+        sizes: dict[str, tuple[int, str]] = {}
+        for name, array in feed.items():
+            dtype, shape = self.inputs[name]
+            if not isinstance(array, np.ndarray) or array.dtype != dtype:
+                got = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+                raise TypeError(
+                    f"session: '{name}' must be a numpy array of {dtype}, got {got}; "
+                    f"use numpy.asarray({name}, dtype='{dtype}')."
+                )
+            fits = len(shape) == array.ndim and all(
+                isinstance(want, str) or want is None or want == size
+                for want, size in zip(shape, array.shape, strict=True)
+            )
+            if not fits or not array.size:
+                raise ValueError(
+                    f"session: '{name}' must have the shape {_shown(shape)} and at least one entry, got {array.shape}."
+                )
+            for want, size in zip(shape, array.shape, strict=True):
+                first, of = sizes.setdefault(str(want), (size, name))
+                if isinstance(want, str) and first != size:
+                    raise ValueError(f"session: '{name}' and '{of}' must agree in {want}, got {size} and {first}.")
+        return feed
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a monitor says.
+
+    Attributes:
+        drifted: Whether the evidence reaches the alarm, -log(false_alarm_rate).
+        evidence: Logarithm of the largest e-value, after it paid for its share of the false-alarm rate.
+        false_alarm_rate: How probable a false alarm is at most, over the whole stream, however often one looks.
+        measure: The uncertainty that carries the evidence.
+        since: The example from which on it counts.
+        seen: Number of examples.
+        share_high: Share of the examples since then whose uncertainty is high: above most of the calibration data.
+        expected_high: What that share would be without drift, about 0.1.
+    """
+
+    drifted: bool
+    evidence: float
+    false_alarm_rate: float
+    measure: str
+    since: int
+    seen: int
+    share_high: float
+    expected_high: float
+
+    def __str__(self) -> str:
+        state = f"drift in {self.measure} since example {self.since}" if self.drifted else "no drift"
+        return (
+            f"{state}, {self.seen} examples seen: evidence {self.evidence:.1f}, alarm from "
+            f"{-math.log(self.false_alarm_rate):.1f} on (false alarms at most {self.false_alarm_rate:g}); "
+            f"{self.share_high:.0%} have a high {self.measure}, {self.expected_high:.0%} expected"
+        )
+
+
+class Monitor:
+    r"""Compares live uncertainties with the reference in the file, with a false-alarm rate that holds at all times.
+
+    It counts how many examples fall between quantiles of the calibration data. If live data comes from where the n
+    calibration examples came from, the probabilities of those bins are Dirichlet(a) with :math:`\sum a = n + 1`
+    (spacings of order statistics), and counts c have the Dirichlet-multinomial probability DM(c; a). Then the e-value
+
+    .. math:: M(c) = DM(c; b) / DM(c; a), \qquad b_j = 1/2,
+
+    is a martingale of mean 1, which ever reaches 1/r with probability at most r (Ville's inequality): look as often as
+    you like, and stop at will (Lindon & Malek 2022, "Anytime-Valid Inference for Multinomial Count Data"; here the null
+    is a Dirichlet, because n is finite). To see a late drift, M is computed from every ``window`` on as well: start j
+    has the share 1/2 (j = 0) or 1/(2j(j + 1)) of r, each measure an equal part of it (union bound).
+
+    The promise is for examples independent of each other and of the calibration data. Where an answer has several terms
+    per example (tokens, pixels), which depend on each other, one of them counts.
+
+    Args:
+        session: The file's session.
+        false_alarm_rate: The promise r.
+        window: Number of examples after which a new start is made; each keeps a row of counts.
+
+    Raises:
+        ValueError: The file has no reference distribution, or one that does not vary; an argument out of range.
+    """
+
+    def __init__(self, session: UncertaintySession, *, false_alarm_rate: float = 0.01, window: int = 1000) -> None:
+        if not 0 < false_alarm_rate < 1:
+            raise ValueError(f"Monitor: false_alarm_rate must be between 0 and 1, got {false_alarm_rate!r}.")
+        _check_count("Monitor", "window", window)
+        watched = [name for name in MEASURES if name in session.reference and name in session.outputs]
+        if not watched or not session.num_data:
+            raise ValueError(
+                f"Monitor: '{session.path}' must hold a reference distribution, got none; export it with "
+                "calibration=bensemble.calibrate(...)."
+            )
+        bins = {name: _bins(session.reference[name], session.num_data) for name in watched}
+        self._bins = {name: found for name, found in bins.items() if found is not None}
+        if not self._bins:
+            raise ValueError(f"Monitor: the reference of {' and '.join(watched)} must vary, got one value everywhere.")
+        self.false_alarm_rate, self.window = float(false_alarm_rate), window
+        self._counts = np.zeros((0, len(self._bins), len(EDGES) + 1), dtype=np.int64)
+        self._open = 0  # examples in the last row, of the worker that filled it most
+
+    @property
+    def seen(self) -> int:
+        """Number of examples so far, of all workers."""
+        return int(self._counts[:, 0].sum())
+
+    def update(self, answers: Answer | Iterable[Answer]) -> None:
+        """Count the examples of an answer, or of several.
+
+        Raises:
+            ValueError: An uncertainty is missing or not finite; its answer is not counted then.
+        """
+        for answer in [answers] if isinstance(answers, Answer) else answers:
+            places = [np.searchsorted(edges, self._terms(name, answer)) for name, (edges, _) in self._bins.items()]
+            start, total = 0, len(places[0])
+            while start < total:
+                if not len(self._counts) or self._open >= self.window:
+                    self._counts = np.concatenate(
+                        [self._counts, np.zeros_like(self._counts, shape=(1, *self._counts.shape[1:]))]
+                    )
+                    self._open = 0
+                stop = min(total, start + self.window - self._open)
+                for measure, found in enumerate(places):
+                    self._counts[-1, measure] += np.bincount(found[start:stop], minlength=len(EDGES) + 1)
+                self._open += stop - start
+                start = stop
+
+    def merge(self, other: Monitor) -> Monitor:
+        """The monitor of both streams: the counts are added, window by window.
+
+        Raises:
+            ValueError: The other one compares with another reference, or promises something else.
+        """
+        if not isinstance(other, Monitor) or self._settings() != other._settings():
+            raise ValueError("merge: other must be a Monitor of the same file, false_alarm_rate and window.")
+        longer, shorter = (self, other) if len(self._counts) >= len(other._counts) else (other, self)
+        merged = Monitor.from_json(longer.to_json())
+        merged._counts[: len(shorter._counts)] += shorter._counts
+        if len(shorter._counts) == len(longer._counts):
+            merged._open = max(self._open, other._open)
+        return merged
+
+    def verdict(self) -> Verdict:
+        """Whether the stream has drifted, as far as the counts say; see the class for what that promises."""
+        since = self._counts[::-1].cumsum(0)[::-1]  # counts from each start on
+        if not len(since):
+            since = np.zeros_like(self._counts, shape=(1, *self._counts.shape[1:]))
+        starts = np.arange(len(since))
+        shares = np.where(starts == 0, 0.5, 0.5 / np.maximum(starts * (starts + 1), 1)) / len(self._bins)
+        nulls = [null for _, null in self._bins.values()]
+        evidence = (
+            np.stack([_log_e_values(since[:, m], null) for m, null in enumerate(nulls)], 1) + np.log(shares)[:, None]
+        )
+        start, measure = np.unravel_index(evidence.argmax(), evidence.shape)
+        counts, null = since[start, measure], nulls[measure]
+        high = EDGES.index(0.9) + 1
+        return Verdict(
+            drifted=bool(evidence.max() >= -math.log(self.false_alarm_rate)),
+            evidence=float(evidence.max()),
+            false_alarm_rate=self.false_alarm_rate,
+            measure=list(self._bins)[measure],
+            since=int(self._counts[:start, 0].sum()),
+            seen=self.seen,
+            share_high=float(counts[high:].sum() / max(counts.sum(), 1)),
+            expected_high=float(null[high:].sum() / null.sum()),
+        )
+
+    def to_json(self) -> str:
+        """Everything the monitor knows, as JSON text."""
+        state = {"version": SCHEMA, "open": self._open, "counts": self._counts.tolist()}
+        return json.dumps({**state, **self._settings()})
+
+    @classmethod
+    def from_json(cls, text: str) -> Monitor:
+        """What :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: The text is something else, or of a newer version.
+        """
+        try:
+            state, monitor = json.loads(text), object.__new__(cls)
+            version = state["version"]
+            monitor.false_alarm_rate, monitor.window = float(state["false_alarm_rate"]), int(state["window"])
+            monitor._bins = {name: (np.array(e), np.array(a)) for name, (e, a) in state["bins"].items()}
+            shape = (-1, len(monitor._bins), len(EDGES) + 1)
+            monitor._counts, monitor._open = (
+                np.array(state["counts"], dtype=np.int64).reshape(shape),
+                int(state["open"]),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as err:
+            raise ValueError(f"from_json: text must be what Monitor.to_json wrote, got {text[:40]!r}.") from err
+        if version != SCHEMA:
+            raise ValueError(f"from_json: version must be {SCHEMA}, got {version!r}; update bensemble.")
+        return monitor
+
+    def _settings(self) -> dict[str, Any]:
+        bins = {name: (edges.tolist(), null.tolist()) for name, (edges, null) in self._bins.items()}
+        return {"false_alarm_rate": self.false_alarm_rate, "window": self.window, "bins": bins}
+
+    def _terms(self, name: str, answer: Answer) -> np.ndarray:
+        """One term of each example, another one from example to example."""
+        if name not in answer:
+            raise ValueError(f"update: an answer must have '{name}', got {', '.join(answer)}.")
+        terms = answer[name].reshape(len(answer[name]), -1).astype(np.float64)
+        values = terms[np.arange(len(terms)), (self.seen + np.arange(len(terms))) % terms.shape[1]]
+        broken = np.count_nonzero(~np.isfinite(values))
+        if broken:
+            raise ValueError(f"update: '{name}' must be finite, got {broken} of {len(values)} values that are not.")
+        return values
+
+
+def _bins(quantiles: Sequence[float], num_data: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Edges of the bins and their Dirichlet parameters: the q-quantile of n values is the 1 + q (n - 1)-th smallest.
+
+    A level counts where the reference rises on both sides; what share lies below a value that occurs often is not known
+    exactly. The bin of another level is empty: its edge is that of the level before. None without any level.
+    """
+    steps = len(quantiles) - 1
+    edges, ranks = [-math.inf], [0.0]
+    for level in EDGES:
+        i = round(level * steps)
+        rises = 0 < i < steps and quantiles[i - 1] < quantiles[i] < quantiles[i + 1]
+        edges.append(quantiles[i] if rises else edges[-1])
+        ranks.append(1 + level * (num_data - 1) if rises else ranks[-1])
+    return None if edges[-1] == -math.inf else (np.array(edges[1:]), np.diff([*ranks, num_data + 1.0]))
+
+
+def _log_e_values(counts: np.ndarray, null: np.ndarray) -> np.ndarray:
+    """The logarithm of DM(c; 1/2) / DM(c; a) for each row of counts."""
+    used = null > 0
+    prior = np.full(used.sum(), 0.5)
+    return _log_marginal(counts[:, used], prior) - _log_marginal(counts[:, used], null[used])
+
+
+def _log_marginal(counts: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """Log probability of one order of the counted examples under a Dirichlet prior of the bins."""
+    log_gamma = np.vectorize(math.lgamma, otypes=[float])
+    total = log_gamma(prior.sum()) - log_gamma(prior.sum() + counts.sum(-1))
+    return total + (log_gamma(counts + prior) - log_gamma(prior)).sum(-1)
+
+
+def _check_count(verb: str, name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{verb}: {name} must be a whole number of at least 1, got {value!r}.")
+
+
+def _names(sets: np.ndarray, names: Sequence[Any]) -> list[Any]:
+    if sets.ndim == 1:
+        return [name for name, inside in zip(names, sets, strict=True) if inside]
+    return [_names(one, names) for one in sets]
+
+
+def class_names(text: str) -> tuple[str, ...]:
+    """The names of the classes in the user's metadata ``classes``: a JSON list, or separated by commas."""
+    if text.lstrip().startswith("["):
+        return tuple(str(name) for name in json.loads(text))
+    return tuple(name.strip() for name in text.split(",")) if text.strip() else ()
+
+
+def _dtype(onnx_type: str) -> str:
+    name = onnx_type.removeprefix("tensor(").removesuffix(")")
+    return NUMPY_TYPES.get(name, name)
+
+
+def _shown(shape: Sequence[Any]) -> str:
+    return f"({', '.join(str(size) for size in shape)})"
