@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import bensemble.fitting.curvature
 from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.fitting import FitReport, fit_posterior, set_posterior
-from bensemble.fitting.heldout import BETAS, best_beta, largest_beta
+from bensemble.fitting.heldout import BETAS, REACHES, best_scale, largest_scale
 from bensemble.likelihoods import Bernoulli, Categorical, Gaussian, GaussianHead
 from bensemble.posterior import named_posteriors
 from bensemble.prediction import predict
@@ -184,17 +184,24 @@ def test_linear_regression_at_beta_one_is_the_laplace_posterior():
     assert_close(bnn.w_rho.exp().log1p(), precision.rsqrt().expand(1, 3), rtol=1e-5, atol=0)
 
 
-def bowl(best, floor=1.0):
-    """NLL terms whose mean is lowest at one beta."""
-    return lambda beta: torch.full((10,), floor + abs(math.log10(beta / best)))
+def bowl(best, reach=1.0, floor=1.0):
+    """NLL terms whose mean is lowest at one beta and one reach."""
+    return lambda b, r: torch.full((10,), floor + abs(math.log10(b / best)) + abs(math.log10(r / reach)))
 
 
+@pytest.mark.parametrize("reach", [0, 2, len(REACHES) - 1])
 @pytest.mark.parametrize("place", [0, 3, 8, 12, len(BETAS) - 1])
-def test_the_search_finds_the_lowest_nll(place):
-    beta, tried = best_beta(bowl(BETAS[place]), torch.full((10,), 2.0))
-    assert beta == BETAS[place]
-    assert tried[beta] == min(tried.values())
-    assert len(tried) <= abs(place - 8) + 3
+def test_the_search_finds_the_lowest_nll(place, reach):
+    beta, found, tried = best_scale(bowl(BETAS[place], REACHES[reach]), torch.full((10,), 2.0))
+    assert (beta, found) == (BETAS[place], REACHES[reach])
+    assert tried[beta, found] == min(tried.values())
+    assert len(tried) <= abs(place - 8) + reach + 6
+
+
+def test_a_narrower_reach_lets_beta_grow_again():
+    """Dead units cost likelihood at any beta, which hides what beta does for the others."""
+    found = best_scale(lambda b, r: torch.full((10,), abs(math.log10(b)) * r**2 + r + 1), torch.full((10,), 9.0))
+    assert found[:2] == (1.0, REACHES[-1])
 
 
 def test_where_noise_always_costs_the_search_stays_within_one_standard_error():
@@ -202,27 +209,35 @@ def test_where_noise_always_costs_the_search_stays_within_one_standard_error():
     spread = torch.linspace(-1, 1, 100)
     error = float(spread.std()) / 10
 
-    def evaluate(beta):
+    def evaluate(beta, reach):
         return 1 + math.sqrt(beta) + spread
 
-    beta, _ = best_beta(evaluate, mean)
+    beta, reach, _ = best_scale(evaluate, mean)
     allowed = [b for b in BETAS if math.sqrt(b) <= error]
-    assert beta == max(allowed)
-    assert best_beta(lambda b: torch.full((10,), 5.0 + b), torch.ones(10))[0] == BETAS[0]
+    assert (beta, reach) == (max(allowed), 1.0)
+    assert best_scale(lambda b, r: torch.full((10,), 9 + math.log10(b)), torch.ones(10))[0] == BETAS[0]
 
 
 def test_values_that_are_no_numbers_are_never_chosen():
-    def evaluate(beta):
+    def evaluate(beta, reach):
         return torch.full((10,), math.nan) if beta > 1e-5 else torch.full((10,), 1 - beta)
 
-    assert best_beta(evaluate, torch.ones(10))[0] == max(b for b in BETAS if b <= 1e-5)
+    assert best_scale(evaluate, torch.ones(10))[0] == max(b for b in BETAS if b <= 1e-5)
 
 
 @pytest.mark.parametrize("allowance", [1e-9, 2e-4, 0.05, 1e3])
 def test_training_data_allows_the_largest_noise_within_the_cost(allowance):
-    beta, tried = largest_beta(lambda b: torch.full((10,), 1 + b), torch.ones(10), allowance)
-    assert beta == max([b for b in BETAS if b <= allowance], default=BETAS[0])
-    assert beta in tried
+    beta, reach, tried = largest_scale(lambda b, r: torch.full((10,), 1 + b), torch.ones(10), allowance)
+    affordable = [b for b in BETAS if b <= allowance]
+    assert beta == max(affordable, default=BETAS[0])
+    assert not affordable or reach == 1
+    assert (beta, reach) in tried
+
+
+def test_on_training_data_the_reach_shrinks_only_where_no_beta_will_do():
+    beta, reach, _ = largest_scale(lambda b, r: torch.full((10,), 1 + r + b), torch.ones(10), 0.05)
+    assert reach == max(r for r in REACHES if r <= 0.05)
+    assert beta == max(b for b in BETAS if b + reach <= 0.05)
 
 
 def digits_network():
@@ -280,7 +295,7 @@ def test_a_trained_network_keeps_its_accuracy_and_learns_what_it_does_not_know(d
     assert unseen.entropy.mean() > 5 * seen.entropy.mean()
     assert unseen.mutual_information.mean() > 5 * seen.mutual_information.mean()
     assert report.mean_nll is not None
-    assert report.nll == dict(report.tried)[report.beta]
+    assert report.nll == dict(report.tried)[report.beta, report.reach]
     if held_out:
         assert "300 held-out terms" in str(report)
         assert report.nll == min(dict(report.tried).values()) or report.nll > report.mean_nll

@@ -2,11 +2,16 @@ r"""How much noise the data allows: the held-out negative log likelihood of the 
 
 For the targets of held-out data, :math:`-\log\frac1S\sum_s p(y | x, w_s)` per term. The same noise serves every
 candidate, so that candidates differ by their sigma alone.
+
+A candidate has two numbers. ``beta`` scales what the data says about a weight; ``reach`` limits a weight about which it
+says nothing. The second matters where units are dead: nothing flows through them, so their curvature is 0 whatever
+beta is, yet a large enough step of their weights would wake them.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, TypeAlias
@@ -20,15 +25,19 @@ from ..likelihoods import Likelihood
 from ..outputs import OutputSelector, select_output
 from ..weight_samples import WeightSamples
 
-__all__ = ["BETAS", "best_beta", "heldout_terms", "largest_beta"]
+__all__ = ["BETAS", "REACHES", "best_scale", "heldout_terms", "largest_scale", "standard_error"]
 
 #: Candidates for beta, half a decade apart.
 BETAS = tuple(10 ** (exponent / 2) for exponent in range(-14, 3))
-#: Place where the search starts, beta = 1e-3.
+#: Candidates for reach, half a decade apart.
+REACHES = tuple(10 ** (-exponent / 2) for exponent in range(7))
+#: Place where the search starts: beta = 1e-3, the widest reach.
 START = 8
 
-#: beta -> NLL of each term.
-Evaluate: TypeAlias = Callable[[float], Tensor]
+#: beta, reach -> NLL of each term.
+Evaluate: TypeAlias = Callable[[float, float], Tensor]
+#: beta and reach, and the mean NLL of every pair of them that was tried.
+Choice: TypeAlias = tuple[float, float, dict[tuple[float, float], float]]
 
 
 @torch.no_grad()
@@ -65,59 +74,80 @@ def heldout_terms(
     return torch.cat(found)
 
 
-def best_beta(evaluate: Evaluate, mean_terms: Tensor) -> tuple[float, dict[float, float]]:
-    """The beta with the lowest NLL on data that the network has not seen, found by walking downhill over ``BETAS``.
+def best_scale(evaluate: Evaluate, mean_terms: Tensor) -> Choice:
+    """The candidate with the lowest NLL on data that the network has not seen.
 
+    It is found by walking downhill, over ``BETAS``, over ``REACHES``, and over ``BETAS`` again where the reach moved.
+    Of candidates that are equal within a hundredth of the standard error of the NLL the one with more noise is taken.
     Where no candidate beats the mean network, noise of any size costs likelihood; then the largest beta is taken whose
     NLL is at most one standard error of the difference above that of the mean network, or the smallest tried.
 
     Args:
-        evaluate: beta -> NLL of each term.
+        evaluate: beta, reach -> NLL of each term.
         mean_terms: NLL of each term under the mean network.
-
-    Returns:
-        The chosen beta, and the mean NLL of every candidate that was tried.
     """
-    tried = _Tried(evaluate)
-    place = START
-    step = 1 if tried.nll(place + 1) < tried.nll(place) else -1
-    while 0 <= place + step < len(BETAS) and tried.nll(place + step) <= tried.nll(place):
-        place += step
-    if tried.nll(place) > float(mean_terms.mean()):
-        errors = {p: (terms - mean_terms) for p, terms in tried.terms.items()}
-        within = [p for p, e in errors.items() if float(e.mean()) <= float(e.std()) / math.sqrt(e.numel())]
-        place = max(within, default=min(errors))
-    return BETAS[place], tried.summary()
+    tried = _Tried(evaluate, standard_error(mean_terms) / 100)
+    place, reach = tried.downhill(START, 0), 0
+    while reach + 1 < len(REACHES) and tried.nll(place, reach + 1) < tried.nll(place, reach) - tried.margin:
+        reach += 1
+    if reach:
+        place = tried.downhill(place, reach)
+    if tried.nll(place, reach) > float(mean_terms.mean()):
+        errors = {candidate: (terms - mean_terms) for candidate, terms in tried.terms.items()}
+        within = [c for c, e in errors.items() if float(e.mean()) <= standard_error(e)]
+        largest = max(within, key=lambda c: (c[0], -c[1]), default=None)
+        place, reach = largest or min(errors, key=lambda c: (c[0], -c[1]))
+    return BETAS[place], REACHES[reach], tried.summary()
 
 
-def largest_beta(evaluate: Evaluate, mean_terms: Tensor, allowance: float) -> tuple[float, dict[float, float]]:
-    """The largest beta whose NLL is at most ``allowance`` above that of the mean network.
+def largest_scale(evaluate: Evaluate, mean_terms: Tensor, allowance: float) -> Choice:
+    """The largest beta whose NLL is at most ``allowance`` above that of the mean network, with the widest reach.
 
     The rule for data that the network was trained on, where noise always costs likelihood. Arguments as for
-    :func:`best_beta`.
+    :func:`best_scale`.
     """
-    tried, limit, place = _Tried(evaluate), float(mean_terms.mean()) + allowance, START
+    tried, limit, place, reach = _Tried(evaluate), float(mean_terms.mean()) + allowance, START, 0
     while place > 0 and tried.nll(place) > limit:
         place -= 1
-    while place + 1 < len(BETAS) and tried.nll(place) <= limit and tried.nll(place + 1) <= limit:
+    while reach + 1 < len(REACHES) and tried.nll(place, reach) > limit:
+        reach += 1
+    while place + 1 < len(BETAS) and tried.nll(place, reach) <= limit and tried.nll(place + 1, reach) <= limit:
         place += 1
-    return BETAS[place], tried.summary()
+    return BETAS[place], REACHES[reach], tried.summary()
+
+
+def standard_error(terms: Tensor) -> float:
+    """Standard error of the mean of the terms; 0 for a single one."""
+    return float(terms.std()) / math.sqrt(terms.numel()) if terms.numel() > 1 else 0.0
 
 
 class _Tried:
-    """The candidates that were evaluated, by place in ``BETAS``."""
+    """The candidates that were evaluated, by place in ``BETAS`` and ``REACHES``."""
 
-    def __init__(self, evaluate: Evaluate) -> None:
-        self._evaluate = evaluate
-        self.terms: dict[int, Tensor] = {}
+    def __init__(self, evaluate: Evaluate, margin: float = 0.0) -> None:
+        self._evaluate, self.margin = evaluate, margin
+        self.terms: dict[tuple[int, int], Tensor] = {}
 
-    def nll(self, place: int) -> float:
+    def nll(self, place: int, reach: int = 0) -> float:
         """Mean NLL of a candidate; infinite where it is not a number."""
-        if place not in self.terms:
-            self.terms[place] = self._evaluate(BETAS[place])
-        value = float(self.terms[place].mean())
+        if (place, reach) not in self.terms:
+            self.terms[place, reach] = self._evaluate(BETAS[place], REACHES[reach])
+        value = float(self.terms[place, reach].mean())
         return value if math.isfinite(value) else math.inf
 
-    def summary(self) -> dict[float, float]:
-        """Mean NLL by beta."""
-        return {BETAS[place]: self.nll(place) for place in sorted(self.terms)}
+    def downhill(self, place: int, reach: int) -> int:
+        """Walk over ``BETAS``, up while that costs nothing, else down while that pays."""
+        start, lowest = place, self.nll(place, reach)
+        while place + 1 < len(BETAS) and self.nll(place + 1, reach) <= min(lowest + self.margin, sys.float_info.max):
+            place += 1
+            lowest = min(lowest, self.nll(place, reach))
+        while 0 < place <= start:
+            here, below = self.nll(place, reach), self.nll(place - 1, reach)
+            if math.isfinite(here) and below >= here - self.margin:
+                break
+            place -= 1
+        return place
+
+    def summary(self) -> dict[tuple[float, float], float]:
+        """Mean NLL by beta and reach."""
+        return {(BETAS[place], REACHES[reach]): self.nll(place, reach) for place, reach in sorted(self.terms)}

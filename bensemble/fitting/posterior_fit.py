@@ -6,9 +6,10 @@ second order and for fixed means,
 .. math:: \sigma_i^2 = \Big(\frac{1}{\beta}\sum_n h_{n,i} + \frac{1}{s^2}\Big)^{-1}
 
 with :math:`h_{n,i}` the diagonal curvature of term n (the Laplace approximation; MacKay 1992, Daxberger et al. 2021).
-s is the root mean square of each tensor, so a weight that the data says nothing about spreads over the size of its
-peers. beta is what the data allows: a diagonal posterior leaves out the correlations that hold a network together, so
-at beta = 1 it is far too wide, and the value with the best held-out likelihood is taken.
+s is the root mean square of each tensor times a reach of at most 1, so a weight that the data says nothing about
+spreads at most over the size of its peers. beta and reach are what the data allows: a diagonal posterior leaves out
+the correlations that hold a network together, so at beta = 1 it is far too wide; and the weights of a dead unit have no
+curvature, though a step of their size would wake it. The values with the best held-out likelihood are taken.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from ..modes import evaluating
 from ..outputs import OutputSelector
 from ..posterior import Posterior, named_posteriors
 from .curvature import diagonal_curvature
-from .heldout import best_beta, heldout_terms, largest_beta
+from .heldout import best_scale, heldout_terms, largest_scale
 from .report import FitReport, FitRow
 
 __all__ = ["fit_posterior"]
 
-#: Examples of the training loader that choose beta where no held-out loader is given, and the likelihood in nats per
-#: term that the noise may cost there.
+#: Examples of the training loader that choose beta and reach where no held-out loader is given, and the likelihood in
+#: nats per term that the noise may cost there.
 OWN_EXAMPLES = 1000
 ALLOWANCE = 0.002
 
@@ -69,10 +70,11 @@ def fit_posterior(
         likelihood: What the outputs mean, such as ``"categorical"``.
         curvature: ``"ggn"``, the generalised Gauss-Newton matrix, which needs no targets; or ``"fisher"``, the
             empirical Fisher, which takes the targets as they are and gets small where the network fits them well.
-        val_loader: Held-out data with targets, held in memory, that chooses ``beta``. Without it the first examples of
-            ``loader`` do; the network has seen those, so the noise comes out too small rather than too large.
-        beta: Take this tempering and look at no targets; smaller gives a narrower posterior.
-        num_samples: Weight samples for each candidate of ``beta``.
+        val_loader: Held-out data with targets, held in memory, that chooses ``beta`` and reach. Without it the first
+            examples of ``loader`` do; the network has seen those, so the noise comes out rather too small than too
+            large.
+        beta: Take this tempering, with a reach of 1, and look at no targets; smaller gives a narrower posterior.
+        num_samples: Weight samples for each candidate of ``beta`` and reach.
         output: Which part of a structured output.
         unpack: ``callable(batch) -> (inputs, target)`` for the batches of both loaders.
         generator: Source of all randomness. With it, torch's global random state is left as it was; without it the
@@ -110,30 +112,32 @@ def fit_posterior(
                 bnn, batches, resolved, curvature, output=output, generator=generator, progress=progress
             )
         nll = mean_nll = None
-        tried: dict[float, float] = {}
+        tried: dict[tuple[float, float], float] = {}
+        reach = 1.0
         heldout = "nothing, beta was given"
         if beta is None:
             pairs = batches.recorded if val_loader is None else [split_batch(batch, unpack) for batch in val_loader]
             _check_pairs(pairs)
             mean_terms = heldout_terms(bnn, pairs, resolved, output)
 
-            def evaluate(candidate: float) -> Tensor:
-                _set_sigmas(posteriors, found.values, widths, candidate)
+            def evaluate(beta: float, reach: float) -> Tensor:
+                _set_sigmas(posteriors, found.values, widths, beta, reach)
                 terms = heldout_terms(bnn, pairs, resolved, output, num_samples, seed)
-                _log.debug("fit_posterior: beta %.3g gives a held-out NLL of %.5f", candidate, float(terms.mean()))
+                mean = float(terms.mean())
+                _log.debug("fit_posterior: beta %.3g, reach %.3g give a held-out NLL of %.5f", beta, reach, mean)
                 return terms
 
             if val_loader is not None:
-                beta, tried = best_beta(evaluate, mean_terms)
+                beta, reach, tried = best_scale(evaluate, mean_terms)
                 heldout = f"{mean_terms.numel()} held-out terms"
             else:
-                beta, tried = largest_beta(evaluate, mean_terms, ALLOWANCE)
+                beta, reach, tried = largest_scale(evaluate, mean_terms, ALLOWANCE)
                 heldout = f"{mean_terms.numel()} training terms, at a cost of at most {ALLOWANCE:g} nats each"
-            nll, mean_nll = tried[beta], float(mean_terms.mean())
-        _set_sigmas(posteriors, found.values, widths, beta)
-    rows = tuple(_row(name, posterior, widths[name]) for name, posterior in posteriors.items())
+            nll, mean_nll = tried[beta, reach], float(mean_terms.mean())
+        _set_sigmas(posteriors, found.values, widths, beta, reach)
+    rows = tuple(_row(name, posterior, widths[name] * reach) for name, posterior in posteriors.items())
     return FitReport(
-        curvature, found.num_terms, found.num_passes, beta, nll, mean_nll, tuple(tried.items()), heldout, rows
+        curvature, found.num_terms, found.num_passes, beta, reach, nll, mean_nll, tuple(tried.items()), heldout, rows
     )
 
 
@@ -206,11 +210,11 @@ def _width(posterior: Posterior) -> float:
 
 @torch.no_grad()
 def _set_sigmas(
-    posteriors: dict[str, Posterior], curvature: dict[str, Tensor], widths: dict[str, float], beta: float
+    posteriors: dict[str, Posterior], curvature: dict[str, Tensor], widths: dict[str, float], beta: float, reach: float
 ) -> None:
     """sigma^2 = 1 / (h / beta + 1 / s^2), in place."""
     for name, posterior in posteriors.items():
-        precision = curvature[name].double() / beta + widths[name] ** -2
+        precision = curvature[name].double() / beta + (widths[name] * reach) ** -2
         posterior.rho.copy_(rho_from_sigma(precision.rsqrt()))
 
 

@@ -35,9 +35,11 @@ class FitReport:
         num_terms: Terms of the likelihood that the curvature sums over: examples, tokens or pixels.
         num_passes: Backward passes of the curvature.
         beta: Tempering that was chosen, or given: the weight of the KL whose optimum this posterior is.
+        reach: Standard deviation that a weight gets about which the data says nothing, over the root mean square of its
+            tensor.
         nll: Held-out negative log likelihood per term, in nats, of the predictive distribution; None if not measured.
         mean_nll: The same for the network at the posterior mean.
-        tried: Every beta that was tried, with its held-out NLL.
+        tried: Every ``(beta, reach)`` that was tried, with its held-out NLL.
         heldout: Which data decided, and how many terms of it.
         rows: One row for each posterior.
     """
@@ -46,9 +48,10 @@ class FitReport:
     num_terms: int
     num_passes: int
     beta: float
+    reach: float
     nll: float | None
     mean_nll: float | None
-    tried: tuple[tuple[float, float], ...]
+    tried: tuple[tuple[tuple[float, float], float], ...]
     heldout: str
     rows: tuple[FitRow, ...]
 
@@ -57,7 +60,7 @@ class FitReport:
         if self.nll is None or self.mean_nll is None:
             lines.append(f"  beta {self.beta:.3g}, as given")
         else:
-            lines.append(f"  beta {self.beta:.3g}, chosen on {self.heldout}")
+            lines.append(f"  beta {self.beta:.3g} and reach {self.reach:.3g}, chosen on {self.heldout}")
             lines.append(f"  NLL per term {self.nll:.4f}, of the mean network {self.mean_nll:.4f} nats")
         width = max([len(row.name) for row in self.rows] + [4])
         lines.append(f"  {'name':<{width}}  {'shape':<18}{'sigma':>10}{'at most':>10}{'SNR':>10}")
