@@ -10,6 +10,7 @@ each other, and a deepcopy or pickle taken inside is an ordinary Bayesian model.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -221,6 +222,14 @@ def draw_frame(model: nn.Module, generator: torch.Generator | None = None) -> Fr
             if key not in drawn:
                 drawn[key] = posterior.draw_noise(generator)
             noise[id(layer), posterior.stem] = drawn[key]
+            if posterior.stem not in layer._stems.values():
+                warnings.warn(
+                    f"sampling: {type(layer).__name__} declares {posterior.stem}_mu and {posterior.stem}_rho and reads "
+                    "them itself, so its sample cannot be held nor its weights masked; read the weight through "
+                    f"`{posterior.stem} = bensemble.layers.weight_property({posterior.stem!r})`.",
+                    UserWarning,
+                    stacklevel=2,
+                )
     return Frame(layers, noise)
 
 

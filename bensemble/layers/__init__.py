@@ -6,6 +6,7 @@ from .linear import BayesianLinear
 from .linear_op import LinearOpLayer
 from .registry import bayesian_type, register, register_lazily, registered_types
 from .transposed import BayesianConvTranspose1d, BayesianConvTranspose2d, BayesianConvTranspose3d
+from .weights import weight_property
 
 register_lazily("transformers.pytorch_utils", "Conv1D", "bensemble.layers.hf_conv1d")
 
@@ -23,4 +24,5 @@ __all__ = [
     "register",
     "register_lazily",
     "registered_types",
+    "weight_property",
 ]

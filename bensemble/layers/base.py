@@ -1,11 +1,11 @@
 """The base class of Bayesian layers, and its published contract: KL, signal-to-noise masks, pruning.
 
-A subclass only has to declare Parameters in pairs ``<stem>_mu``, ``<stem>_rho``. Read through a ``weight_property``,
-the weight is a draw, the mean or the held sample by the state of the layer::
+A subclass only has to declare Parameters in pairs ``<stem>_mu``, ``<stem>_rho``; KL, signal-to-noise ratios and masks
+come with them. Read through a ``weight_property``, the weight is a draw, the mean or the held sample by the state of
+the layer, and zero where it is pruned::
 
     class BayesianScale(BaseBayesianLayer):
-        _stems: ClassVar = {"scale": "scale"}  # self.scale comes from scale_mu and scale_rho
-        scale = weight_property("scale")
+        scale = weight_property("scale")  # from scale_mu and scale_rho
 
         def __init__(self, features):
             super().__init__(prior_sigma=1.0)

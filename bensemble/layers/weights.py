@@ -215,14 +215,26 @@ class PosteriorWeights(nn.Module):
             self._load_state_dict_pre_hooks.update(hooks)
 
 
-def weight_property(name: str) -> property:
-    """A property that reads one posterior weight under its original name."""
+class _WeightProperty(property):
+    """A property that its class also lists among the names of its posteriors."""
 
-    def read(self: PosteriorWeights) -> Tensor | None:
-        return self._read_weight(name)
+    def __init__(self, name: str, stem: str) -> None:
+        super().__init__(lambda layer: layer._read_weight(name), doc=f"The {name}: mean, draw, or held sample.")
+        self.stem = stem
 
-    read.__doc__ = f"The {name} by the state of the layer: mean, draw, or held sample."
-    return property(read)
+    def __set_name__(self, owner: type[PosteriorWeights], name: str) -> None:
+        if name not in owner._stems:
+            owner._stems = {**owner._stems, name: self.stem}
+
+
+def weight_property(name: str, stem: str | None = None) -> property:
+    """A property that reads one posterior weight by the state of the layer: mean, draw, or held sample.
+
+    Args:
+        name: The name of the attribute.
+        stem: Its tensors are ``<stem>_mu`` and ``<stem>_rho``; default is the name.
+    """
+    return _WeightProperty(name, name if stem is None else stem)
 
 
 def _traced(mean: Any, key: str, name: str) -> Any:

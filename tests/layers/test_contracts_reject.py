@@ -244,6 +244,7 @@ class Scale(BaseBayesianLayer):
         return x * self.scale_mu
 
 
+@pytest.mark.filterwarnings("ignore:sampling. Scale declares scale_mu")
 def test_a_layer_without_a_deterministic_type_is_checked_too():
     check_layer(Scale, lambda: torch.randn(5, 3), contracts=["mean", "noise", "samples", "kl", "copies", "quiet"])
     with pytest.raises(AssertionError, match="held: samples of different seeds are equal"):

@@ -1,7 +1,5 @@
 """A layer type from outside the repository: everything it needs is what stands here."""
 
-from typing import ClassVar
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,8 +8,7 @@ from torch.testing import assert_close
 
 import bensemble
 from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
-from bensemble.layers import BaseBayesianLayer, LinearOpLayer, bayesian_type, register
-from bensemble.layers.weights import weight_property
+from bensemble.layers import BaseBayesianLayer, LinearOpLayer, bayesian_type, register, weight_property
 from bensemble.testing import CONTRACTS, check_layer
 from convert import bayesify, plan, to_deterministic
 
@@ -58,7 +55,6 @@ def test_whole_models_with_it_convert_there_and_back():
 class BayesianScale(BaseBayesianLayer):
     """A layer that stands for no deterministic module, as in the text of the base class."""
 
-    _stems: ClassVar = {"scale": "scale"}
     scale = weight_property("scale")
 
     def __init__(self, features):
@@ -78,6 +74,39 @@ def test_a_layer_of_its_own_kind_follows_the_three_states():
     assert_close(torch.func.functional_call(layer.eval(), {"scale": torch.full((3,), 2.0)}, x), 2 * x)
     with pytest.raises(ConversionError, match="delete: 'scale' belongs to a posterior"):
         del layer.scale
+
+
+def test_a_layer_of_its_own_kind_stays_pruned():
+    layer = BayesianScale(3)
+    next(layer.posteriors()).set_mask(torch.tensor([1.0, 0.0, 1.0]))
+    x = torch.ones(1, 3)
+    with bensemble.sampling(layer):
+        held = layer(x)
+        assert torch.equal(held, layer(x))
+    for out in (layer.train()(x), layer.eval()(x), held):
+        assert out[0, 1] == 0.0
+        assert (out[0, [0, 2]] != 0.0).all()
+
+
+class ReadsItself(BaseBayesianLayer):
+    """Draws by itself, as layers written for the published interface do."""
+
+    def __init__(self):
+        super().__init__()
+        self.w_mu, self.w_rho = nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(3))
+
+    def forward(self, x):
+        return x * (self.w_mu + F.softplus(self.w_rho) * torch.randn(3))
+
+
+def test_a_sample_that_cannot_be_held_is_said():
+    model = nn.Sequential(ReadsItself(), BayesianScale(3))
+    message = (
+        r"sampling: ReadsItself declares w_mu and w_rho .*; read the weight through `w = bensemble\.layers\.weight_prop"
+    )
+    with pytest.warns(UserWarning, match=message), bensemble.sampling(model):
+        pass
+    assert bensemble.kl_divergence(model) > 0
 
 
 def test_types_match_exactly():
