@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .graph import CompactionReport, compact, compaction_report
     from .noise import NoiseReport, check_noise
-    from .onnx import ExportReport, OnnxSummary, export_onnx, inspect_onnx
+    from .onnx import Comparison, ExportReport, OnnxModel, OnnxSummary, compare_onnx, export_onnx, inspect_onnx
     from .planning import ConversionPlan, PlanRow, plan
     from .surgery import bayesify, to_deterministic
     from .zeros import SparsityReport, sparsity
 
 _HOMES = {
     "CompactionReport": "graph",
+    "Comparison": "onnx",
     "ConversionPlan": "planning",
     "ExportReport": "onnx",
     "NoiseReport": "noise",
+    "OnnxModel": "onnx",
     "OnnxSummary": "onnx",
     "PlanRow": "planning",
     "SparsityReport": "zeros",
@@ -28,6 +30,7 @@ _HOMES = {
     "check_noise": "noise",
     "compact": "graph",
     "compaction_report": "graph",
+    "compare_onnx": "onnx",
     "export_onnx": "onnx",
     "inspect_onnx": "onnx",
     "plan": "planning",
@@ -37,9 +40,11 @@ _HOMES = {
 
 __all__ = [
     "CompactionReport",
+    "Comparison",
     "ConversionPlan",
     "ExportReport",
     "NoiseReport",
+    "OnnxModel",
     "OnnxSummary",
     "PlanRow",
     "SparsityReport",
@@ -47,6 +52,7 @@ __all__ = [
     "check_noise",
     "compact",
     "compaction_report",
+    "compare_onnx",
     "export_onnx",
     "inspect_onnx",
     "plan",

@@ -3,7 +3,9 @@
 One stage a file, in the order in which an export runs them: ``deployable`` (a plain copy of the model), ``inputs`` and
 ``axes`` (what it is called with, what may vary), ``trials`` (what the model itself accepts), ``tracing`` (torch's
 exporter), ``finishing`` and ``graph`` (names, metadata, the same bytes every time), ``verification`` (ONNX Runtime
-against the model), ``report``. ``export`` puts them together, ``inspection`` reads any ONNX file.
+against the model), ``report``. ``export`` puts them together, ``inspection`` reads any ONNX file. ``measuring`` holds
+how bytes, milliseconds and errors are measured, ``running`` makes a file a torch module, ``comparison`` puts files side
+by side.
 """
 
 try:
@@ -15,8 +17,20 @@ except ImportError as err:
         "install bensemble with its onnx extra, from the source tree: pip install '.[onnx]'."
     ) from err
 
+from .comparison import Comparison, Variant, compare_onnx
 from .export import export_onnx
 from .inspection import inspect_onnx
 from .report import ExportReport, OnnxSummary, TensorInfo
+from .running import OnnxModel
 
-__all__ = ["ExportReport", "OnnxSummary", "TensorInfo", "export_onnx", "inspect_onnx"]
+__all__ = [
+    "Comparison",
+    "ExportReport",
+    "OnnxModel",
+    "OnnxSummary",
+    "TensorInfo",
+    "Variant",
+    "compare_onnx",
+    "export_onnx",
+    "inspect_onnx",
+]

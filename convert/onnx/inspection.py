@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from onnx.external_data_helper import load_external_data_for_model, uses_externa
 from bensemble.errors import InvalidTypeError, InvalidValueError
 
 from .graph import operators, tensors
+from .measuring import gzip_size
 from .report import OnnxSummary, TensorInfo
 
 __all__ = ["inspect_onnx", "summarize"]
@@ -90,7 +90,7 @@ def summarize(kind: type[S], path: Path, proto: onnx.ModelProto, data: bytes, **
     return kind(
         path=path,
         size=len(data),
-        gzip_size=_gzip_size(data),
+        gzip_size=gzip_size(data),
         inputs=tuple(_info(value) for value in proto.graph.input if value.name not in initializers),
         outputs=tuple(_info(value) for value in proto.graph.output),
         parameters=sum(count for count, _ in counts),
@@ -120,11 +120,3 @@ def _info(value: onnx.ValueInfoProto) -> TensorInfo:
     name = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
     dtype = {"float": "float32", "double": "float64"}.get(name, name)
     return TensorInfo(value.name, dtype, tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim))
-
-
-def _gzip_size(data: bytes, chunk: int = 1 << 24) -> int:
-    """Size of the gzip file: a header and trailer of 18 bytes around the deflated data."""
-    packer = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
-    view = memoryview(data)
-    packed = sum(len(packer.compress(view[start : start + chunk])) for start in range(0, len(data), chunk))
-    return packed + len(packer.flush()) + 18

@@ -17,6 +17,8 @@ from torch import Tensor
 from bensemble.errors import VerificationError
 
 from .axes import BATCH, Axis, resized
+from .measuring import BATCH_SIZES
+from .running import one_thread_session
 from .trials import Trial, Trials, one_line
 
 __all__ = ["Agreement", "compare", "latency", "open_session", "verified"]
@@ -25,9 +27,6 @@ logger = logging.getLogger("bensemble.onnx")
 
 #: Largest |file - model| over the largest |model|, by the lowest precision in the model.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-
-#: Batch sizes that are timed, as far as the first allows.
-BATCH_SIZES = (1, 16, 128)
 
 #: A batch size whose single run is expected to take longer than this is left out.
 LONGEST_RUN = 1.0
@@ -86,13 +85,8 @@ def open_session(path: Path) -> Any:
     Raises:
         VerificationError: It refuses the file.
     """
-    import onnxruntime  # not needed to export without verification
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return one_thread_session(path)
     except Exception as err:
         raise VerificationError(
             f"export_onnx: ONNX Runtime cannot load the file, got {one_line(err)}; no file was written. Export float32 "
