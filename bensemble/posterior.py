@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from .errors import ConversionError, InvalidValueError
 from .gaussian import precise, sigma_from_rho, snr, standard_normal_like
-from .kernels import applies_to, normal_kl
-from .priors import Normal, kl_to
+from .kernels import applies_to, fused_kl
+from .priors import kl_to
 
 if TYPE_CHECKING:
     from .layers.weights import PosteriorWeights
@@ -89,9 +89,8 @@ class Posterior:
         self._check_shapes()
         mu, rho, prior, mask = self.mu, self.rho, self.prior, self.mask
         if mask is None:
-            if isinstance(prior, Normal) and prior.is_constant and applies_to(mu, rho):
-                return normal_kl(mu, rho, prior.mean, float(prior.sigma))
-            return kl_to(prior, precise(mu), self.sigma())
+            fused = fused_kl(mu, rho, prior) if applies_to(mu, rho) else None
+            return kl_to(prior, precise(mu), self.sigma()) if fused is None else fused
         keep = mask.bool()
         return kl_to(self.layer._prior_of(self.stem, keep), precise(mu)[keep], self.sigma()[keep])
 

@@ -6,7 +6,9 @@ from torch import nn
 
 from bensemble import BayesianConv2d, BayesianConvTranspose2d, BayesianLinear
 from bensemble.gaussian import kl_normal, sigma_from_rho
-from bensemble.kernels import ConvolutionOp, LinearOp, applies_to, local_reparameterization, normal_kl
+from bensemble.kernels import ConvolutionOp, LinearOp, applies_to, fused_kl, shared_moments
+from bensemble.kernels import local_reparameterization as kernel
+from bensemble.priors import ARD, Normal
 
 OPERATIONS = {
     "linear": (LinearOp(), (7, 3, 20), (30, 20), 30),
@@ -25,6 +27,12 @@ def _inputs(name, bias, layout=None):
     tensors = [x, torch.randn(w_shape), torch.randn(w_shape) - 3]
     tensors += [torch.randn(outputs), torch.randn(outputs) - 3] if bias else [None, None]
     return operation, [None if t is None else t.requires_grad_() for t in tensors]
+
+
+def local_reparameterization(x, w_mu, w_rho, b_mu, b_rho, operation):
+    """The kernel as a layer calls it."""
+    bias = None if b_mu is None else shared_moments(b_mu, b_rho, Normal())
+    return kernel(x, shared_moments(w_mu, w_rho, Normal()), bias, operation)
 
 
 def _plain(operation, tensors, noise):
@@ -96,17 +104,94 @@ def test_channels_last_agrees_with_contiguous():
     assert max(_relative(a, b) for a, b in zip(found, right, strict=True)) < 1e-6
 
 
-@pytest.mark.parametrize("mean", [0.0, "tensor"])
-def test_normal_kl_and_its_gradients_agree_with_float64(mean):
-    mu, rho = torch.randn(300, 500).requires_grad_(), (torch.randn(300, 500) - 3).requires_grad_()
-    mean = torch.randn(300, 500) if mean == "tensor" else mean
-    doubles = _doubles([mu, rho])
-    wide_mean = mean.double() if isinstance(mean, torch.Tensor) else mean
-    kl = normal_kl(mu, rho, mean, 0.7)
-    expected = kl_normal(doubles[0], sigma_from_rho(doubles[1]), wide_mean, 0.7)
+PRIORS = {"normal": Normal(0.7), "ard": ARD(), "prior means": Normal(0.7, torch.randn(300, 500))}
+
+
+@pytest.mark.parametrize("shift", [-3.0, -12.0, 1.0])
+@pytest.mark.parametrize("name", PRIORS)
+def test_the_kl_and_its_gradients_agree_with_float64(name, shift):
+    mu, rho = torch.randn(300, 500).requires_grad_(), (torch.randn(300, 500) + shift).requires_grad_()
+    doubles, prior = _doubles([mu, rho]), PRIORS[name]
+    wide = Normal(0.7, prior.mean.double()) if name == "prior means" else prior
+    kl = fused_kl(mu, rho, prior)
+    expected = wide.kl(doubles[0], sigma_from_rho(doubles[1]))
     assert _relative(kl, expected) < 1e-6
-    found, right = torch.autograd.grad(kl, (mu, rho)), torch.autograd.grad(expected, doubles)
+    found, right = torch.autograd.grad(kl, (mu, rho), create_graph=False), torch.autograd.grad(expected, doubles)
     assert max(_relative(a, b) for a, b in zip(found, right, strict=True)) < 1e-6
+
+
+@pytest.mark.parametrize("prior", ["normal", "ard", "pretrained"])
+@pytest.mark.parametrize(
+    "make", [lambda p: BayesianLinear(40, 30, prior=p), lambda p: BayesianConv2d(6, 8, 3, prior=p)]
+)
+def test_one_step_has_the_gradients_of_its_parts(make, prior):
+    """The NLL and the KL through one node, one by one, twice, and with a KL that was asked for before the forward."""
+    layer = make(prior)
+    x = torch.randn(5, 40) if isinstance(layer, nn.Linear) else torch.randn(5, 6, 9, 9)
+
+    def gradients(*passes):
+        layer.zero_grad()
+        torch.manual_seed(3)
+        for loss in passes:
+            loss()
+        return torch.cat([p.grad.flatten() for p in layer.parameters()])
+
+    nll = gradients(lambda: layer(x).square().mean().backward())
+    kl = gradients(lambda: (0.1 * layer.kl_divergence()).backward())
+    together = gradients(lambda: (layer(x).square().mean() + 0.1 * layer.kl_divergence()).backward())
+    before = gradients(lambda: (0.1 * layer.kl_divergence() + layer(x).square().mean()).backward())
+
+    def one_by_one():
+        first = layer(x).square().mean()
+        second = 0.1 * layer.kl_divergence()
+        first.backward()
+        second.backward()
+
+    def twice():
+        loss = (layer(x).square().mean() + 0.1 * layer.kl_divergence()) / 2
+        loss.backward(retain_graph=True)
+        loss.backward()
+
+    for found in (together, before, gradients(one_by_one), gradients(twice)):
+        torch.testing.assert_close(found, nll + kl, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", ["w_mu", "w_rho", "b_mu", "b_rho"])
+def test_frozen_parts_get_no_gradient_and_change_no_other(frozen):
+    layer, x = BayesianLinear(20, 10), torch.randn(4, 20)
+    grads = []
+    for parts in ([], [frozen]):
+        layer.zero_grad()
+        for name, parameter in layer.named_parameters():
+            parameter.requires_grad_(name not in parts)
+        torch.manual_seed(3)
+        (layer(x).square().mean() + layer.kl_divergence()).backward()
+        grads.append({name: p.grad for name, p in layer.named_parameters()})
+    assert grads[1].pop(frozen) is None
+    for name, grad in grads[1].items():
+        torch.testing.assert_close(grad, grads[0][name])
+
+
+def test_a_step_shares_one_pass_over_the_weights():
+    """The KL of the forward is handed out, until the weights change or the step has run back."""
+    layer = BayesianLinear(20, 10)
+    output = layer(torch.randn(4, 20))
+    (posterior, _) = layer.posteriors()
+    held = shared_moments(posterior.mu, posterior.rho, posterior.prior)
+    assert held.kl is posterior.kl()
+    assert held is shared_moments(posterior.mu, posterior.rho, posterior.prior)
+    output.sum().backward()
+    del held
+    assert posterior.kl() is not posterior.kl()
+
+
+def test_a_weight_that_changed_before_the_backward_is_an_error():
+    layer = BayesianLinear(20, 10)
+    loss = layer.kl_divergence()
+    with torch.no_grad():
+        layer.w_rho.add_(1.0)
+    with pytest.raises(RuntimeError, match="mu or rho of a Bayesian layer was changed in place"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("rho", [-200.0, -60.0, -27.6, 90.0, 200.0])

@@ -22,7 +22,7 @@ from ..checks import check_number
 from ..errors import InvalidValueError
 from ..frames import Frame, active_frame, mean_mode
 from ..gaussian import add_noise, precise, rho_from_sigma
-from ..kernels import Operation, applies_to, local_reparameterization
+from ..kernels import Operation, applies_to, local_reparameterization, shared_moments
 from ..priors import make_prior
 from .base import BaseBayesianLayer
 from .weights import weight_property
@@ -83,7 +83,9 @@ class LinearOpLayer(BaseBayesianLayer):
         tensors = (weight.mu, weight.rho, bias.mu if bias else plain_bias, bias.rho if bias else None)
         operation = self.operation(input, *args, **kwargs) if unmasked and applies_to(input, *tensors) else None
         if operation is not None:
-            return local_reparameterization(input, *tensors, operation)
+            moments = shared_moments(weight.mu, weight.rho, weight.prior)
+            offset = shared_moments(bias.mu, bias.rho, bias.prior) if bias else plain_bias
+            return local_reparameterization(input, moments, offset, operation)
         mean = self.linear_op(weight.mean(), bias.mean() if bias else plain_bias, input, *args, **kwargs)
         # Squares overflow and small variances vanish in half precision, so this path never runs in it.
         with _no_autocast(input.device.type):

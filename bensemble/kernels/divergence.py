@@ -1,0 +1,117 @@
+r"""The KL to a prior, block by block: its value, and its slopes in mu and sigma.
+
+.. math::
+    KL(N(\mu, \sigma^2) \,\|\, N(m, s^2)) &= \log\frac{s}{\sigma} + \frac{\sigma^2 + (\mu - m)^2}{2 s^2} - \frac12 \\
+    KL_{ARD} &= \frac12 \log\left(1 + \frac{\mu^2}{\sigma^2}\right)
+
+The formulas and their sources are in :mod:`bensemble.priors`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..priors import ARD, Normal
+from .blocks import sum_of_logs
+
+__all__ = ["Divergence", "divergence_to"]
+
+
+class Divergence(Protocol):
+    """A KL in closed form."""
+
+    @property
+    def prior(self) -> Any:
+        """The prior, which knows the plain formula."""
+        ...
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells this divergence from others."""
+        ...
+
+    @property
+    def center(self) -> Tensor | None:
+        """A tensor of prior means in the shape of the weights, cut into the same blocks; None for zero."""
+        ...
+
+    def value(self, mu: Tensor, center: Tensor | None, sigma: Tensor, variance: Tensor, scratch: list[Tensor]) -> float:
+        """The sum over one block, in nats; not finite where float32 is too narrow for the short cuts taken."""
+        ...
+
+    def slopes(
+        self, scale: float, mu: Tensor, center: Tensor | None, sigma: Tensor, d_mu: Tensor, d_sigma: Tensor
+    ) -> None:
+        """Write ``scale`` times the slopes of one block into ``d_mu`` and ``d_sigma``."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class NormalDivergence:
+    """To a normal with one standard deviation for all weights."""
+
+    prior: Normal
+    sigma: float
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        mean = self.prior.mean
+        return (self.sigma, (id(mean), mean._version) if isinstance(mean, Tensor) else mean)
+
+    @property
+    def center(self) -> Tensor | None:
+        return self.prior.mean if isinstance(self.prior.mean, Tensor) else None
+
+    def value(self, mu: Tensor, center: Tensor | None, sigma: Tensor, variance: Tensor, scratch: list[Tensor]) -> float:
+        distance = mu if center is None else torch.sub(mu, center, out=scratch[0][: mu.numel()])
+        squares = float(torch.linalg.vector_norm(distance)) ** 2 + float(variance.sum())
+        logs = sum_of_logs(sigma, scratch[0])
+        return squares / (2 * self.sigma**2) - logs + mu.numel() * (math.log(self.sigma) - 0.5)
+
+    def slopes(
+        self, scale: float, mu: Tensor, center: Tensor | None, sigma: Tensor, d_mu: Tensor, d_sigma: Tensor
+    ) -> None:
+        if center is None:
+            torch.mul(mu, scale / self.sigma**2, out=d_mu)
+        else:
+            torch.sub(mu, center, out=d_mu).mul_(scale / self.sigma**2)
+        torch.reciprocal(sigma, out=d_sigma).mul_(-scale).add_(sigma, alpha=scale / self.sigma**2)
+
+
+@dataclass(frozen=True, eq=False)
+class ARDDivergence:
+    """To the prior with a variance per weight at its optimum."""
+
+    prior: ARD
+    key: tuple[Any, ...] = ()
+    center: Tensor | None = None
+
+    def value(self, mu: Tensor, center: Tensor | None, sigma: Tensor, variance: Tensor, scratch: list[Tensor]) -> float:
+        ratio = torch.mul(mu, mu, out=scratch[0][: mu.numel()]).div_(variance).add_(1.0)
+        return 0.5 * sum_of_logs(ratio, scratch[1])
+
+    def slopes(
+        self, scale: float, mu: Tensor, center: Tensor | None, sigma: Tensor, d_mu: Tensor, d_sigma: Tensor
+    ) -> None:
+        torch.mul(sigma, sigma, out=d_mu).addcmul_(mu, mu)  # mu^2 + sigma^2
+        torch.div(mu, d_mu, out=d_mu).mul_(scale)
+        torch.div(mu, sigma, out=d_sigma).mul_(d_mu).neg_()
+
+
+def divergence_to(prior: Any) -> Divergence | None:
+    """The KL to a prior block by block; None for priors that only know the plain formula."""
+    if type(prior) is Normal and prior.is_constant and not _is_wide(prior.mean):
+        return NormalDivergence(prior, float(prior.sigma))
+    return ARDDivergence(prior) if type(prior) is ARD else None
+
+
+def _is_wide(mean: float | Tensor) -> bool:
+    """Whether prior means need more than a plain block of float32; also numbers other than zero do."""
+    if not isinstance(mean, Tensor):
+        return mean != 0
+    return mean.dtype is not torch.float32 or mean.device.type != "cpu" or not mean.dim()

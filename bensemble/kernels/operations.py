@@ -1,0 +1,75 @@
+"""Operations that are linear in their input and in their weight, each with its gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["ConvolutionOp", "LinearOp", "Operation"]
+
+
+class Operation(Protocol):
+    """An operation that is linear in its input and in its weight, with its gradients."""
+
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply weight and bias."""
+        ...
+
+    def backward(
+        self, grad: Tensor, input: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients with respect to input, weight and bias, as far as they are needed."""
+        ...
+
+
+@dataclass(frozen=True)
+class LinearOp:
+    """``input @ weight.T + bias`` over the last axis."""
+
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply weight and bias."""
+        return F.linear(input, weight, bias)
+
+    def backward(
+        self, grad: Tensor, input: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients with respect to input, weight and bias, as far as they are needed."""
+        rows = grad.reshape(-1, grad.shape[-1])
+        return (
+            (rows @ weight).view_as(input) if needs[0] else None,
+            rows.t() @ input.reshape(-1, input.shape[-1]) if needs[1] else None,
+            rows.sum(0) if needs[2] else None,
+        )
+
+
+@dataclass(frozen=True)
+class ConvolutionOp:
+    """A convolution of any dimension with zero padding, transposed or not, on batched input."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    transposed: bool = False
+    output_padding: tuple[int, ...] = (0,)
+
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply weight and bias."""
+        return torch.convolution(
+            input, weight, bias, self.stride, self.padding, self.dilation, self.transposed, self.output_padding,
+            self.groups,
+        )  # fmt: skip
+
+    def backward(
+        self, grad: Tensor, input: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients with respect to input, weight and bias, as far as they are needed."""
+        channels = grad.shape[1]
+        return torch.ops.aten.convolution_backward(
+            grad, input, weight, [channels], self.stride, self.padding, self.dilation, self.transposed,
+            self.output_padding, self.groups, needs,
+        )  # fmt: skip
