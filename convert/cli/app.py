@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
+from .calibration_file import read_calibration
 from .example_inputs import InputText, make_inputs, parse_input
 from .failures import OneLineErrors, WrongUsage, say
 from .model_name import ModelName, parse_model_name
-from .options import InputsOption, JsonOption, KeyOption, ModelArgument, WeightsOption
+from .options import InputsOption, JsonOption, KeyOption, LikelihoodOption, ModelArgument, WeightsOption
 from .progress import working
 from .reports import report_json, show_report
 
@@ -124,6 +125,17 @@ def export(
     sparsity: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Bayesian weights only: prune this share, as 0.9.")
     ] = None,
+    outputs: Annotated[
+        str, typer.Option(metavar="WHAT", help="[b]mean[/b], the model's own outputs, or [b]uncertainty[/b].")
+    ] = "mean",
+    likelihood: LikelihoodOption = None,
+    method: Annotated[str, typer.Option(metavar="HOW", help="How uncertainty is computed: samples.")] = "samples",
+    samples: Annotated[int, typer.Option(metavar="K", help="Weight draws in the file.")] = 16,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What Calibration.to_json wrote: its thresholds go into the file."),
+    ] = None,
+    classes: Annotated[str | None, typer.Option(metavar="NAMES", help="Names of the classes, as cat,dog.")] = None,
     opset: Annotated[int | None, typer.Option(metavar="N", help="ONNX opset; the exporter's own by default.")] = None,
     verify: Annotated[bool, typer.Option(help="Compare with the model in ONNX Runtime before writing.")] = True,
     json: JsonOption = False,
@@ -131,13 +143,15 @@ def export(
     """Write a model as one ONNX file, confirmed by ONNX Runtime at another batch size.
 
     The weights may be those of the model, or those of its Bayesian version (names in _mu and _rho): then the network at
-    the posterior mean is written.
+    the posterior mean is written, or with --outputs uncertainty how sure it is as well.
 
     [b]For example[/b]
 
     bensemble export mymodel:build -w best.pth -i 1x3x224x224 -o mymodel.onnx
 
     bensemble export mymodel:build -w bayesian.pt -i 1x1x28x28 --threshold 0.83 -o small.onnx
+
+    bensemble export mymodel:build -w bayesian.pt -i 1x28x28 --outputs uncertainty --likelihood categorical -o s.onnx
 
     bensemble export nlp:encoder -i input_ids=2x128:int64 -i attention_mask=2x128:int64 -o encoder.onnx
     """
@@ -149,9 +163,21 @@ def export(
 
         network = _load(name, weights, key, stage)
         if threshold is not None or sparsity is not None:
-            network = _prune(network, threshold, sparsity)
+            network = _prune(network, threshold, sparsity, keep_posterior=outputs == "uncertainty")
         stage(f"Writing {output}")
-        report = export_onnx(network, output, make_inputs(texts, network), opset=opset, verify=verify)
+        report = export_onnx(
+            network,
+            output,
+            make_inputs(texts, network),
+            outputs=outputs,
+            likelihood=likelihood,
+            method=method,
+            num_samples=samples,
+            calibration=None if calibration is None else read_calibration(calibration),
+            metadata=None if classes is None else {"classes": classes},
+            opset=opset,
+            verify=verify,
+        )
     _show(report, json)
 
 
@@ -197,10 +223,11 @@ def _load(name: ModelName, weights: Path | None, key: str | None, stage: Callabl
     return network
 
 
-def _prune(network: Any, threshold: float | None, sparsity: float | None) -> Any:
-    """A Bayesian network without the weights that its posterior is unsure of, plain torch.nn again."""
+def _prune(network: Any, threshold: float | None, sparsity: float | None, keep_posterior: bool) -> Any:
+    """A Bayesian network without the weights that its posterior is unsure of, by default plain torch.nn again."""
     from bensemble.errors import ConversionError
     from bensemble.posterior import named_posteriors
+    from bensemble.pruning import prune
 
     from ..surgery import to_deterministic
 
@@ -209,6 +236,9 @@ def _prune(network: Any, threshold: float | None, sparsity: float | None) -> Any
             "export: --threshold and --sparsity prune by the posterior, and the model has none; leave them out, or "
             "give the weights of its Bayesian version with --weights."
         )
+    if keep_posterior:
+        prune(network, threshold=threshold, sparsity=sparsity)
+        return network
     return to_deterministic(network, threshold=threshold, sparsity=sparsity, inplace=True)
 
 

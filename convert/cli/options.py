@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["InputsOption", "JsonOption", "KeyOption", "ModelArgument", "WeightsOption"]
+__all__ = ["InputsOption", "JsonOption", "KeyOption", "LikelihoodOption", "ModelArgument", "WeightsOption"]
 
 ModelArgument = Annotated[
     str,
@@ -41,3 +41,10 @@ InputsOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+LikelihoodOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="What the outputs mean: categorical (logits of classes), bernoulli, gaussian_head; default raw numbers.",
+    ),
+]

@@ -50,12 +50,17 @@ def _rows(summary: OnnxSummary) -> Iterable[tuple[str, str]]:
     for label, entries in (
         ("inputs", summary.inputs),
         ("outputs", summary.outputs),
-        ("metadata", [f"{key} = {value}" for key, value in sorted(summary.metadata.items())]),
+        ("metadata", [f"{key} = {_shortened(value)}" for key, value in sorted(summary.metadata.items())]),
         ("operators", [", ".join(f"{count} {name}" for name, count in sorted(summary.operators.items()))]),
         ("opset", [str(summary.opset)]),
     ):
         for row, entry in enumerate(entries):
             yield "" if row else label, str(entry)
+
+
+def _shortened(text: str, most: int = 200) -> str:
+    """A string of the file in a few lines; --json has all of it."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _measured(report: ExportReport) -> Iterable[tuple[str, str]]:

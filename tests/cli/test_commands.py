@@ -13,7 +13,10 @@ import torch
 from torch import nn
 from typer.testing import CliRunner, Result
 
+import bensemble
+from convert import bayesify
 from convert.cli.app import app
+from convert.runtime import UncertaintySession
 
 Write = Callable[[str, str], Path]
 
@@ -241,3 +244,35 @@ def test_demo_hands_over_where_to_read_and_write(monkeypatch: pytest.MonkeyPatch
 def test_named_inputs_from_a_file(nets: Path) -> None:
     np.savez("batch.npz", x=np.zeros((2, 4)))
     assert run("plan", "nets:Net", "--input", "batch.npz").exit_code == 0
+
+
+def test_uncertainty_is_exported_with_its_calibration(nets: Path) -> None:
+    torch.manual_seed(0)
+    bnn = bayesify(nn.ModuleDict({"body": nn.Linear(4, 5), "head": nn.Linear(5, 3)}), init_sigma=0.3)
+    bensemble.save(bnn, "bayesian.safetensors")
+    quantiles = tuple(k / 100 for k in range(101))
+    reference = {"entropy": quantiles, "mutual_information": quantiles}
+    Path("calibration.json").write_text(bensemble.Calibration(1.5, 0.8, 0.1, 40, reference).to_json())
+    words = ["--outputs", "uncertainty", "--likelihood", "categorical", "--samples", "3", "--classes", "cat,dog,eel"]
+    words += ["--calibration", "calibration.json", "--threshold", "1.5"]
+    result = run("export", "nets:Net", "-w", "bayesian.safetensors", "-i", "1x4", "-o", "sure.onnx", *words)
+    assert result.exit_code == 0, result.output
+    shown = run("inspect", "sure.onnx").stdout
+    for part in ("mutual_information: float32[batch]", "prediction_set: bool[batch, 3]", "classes = cat,dog,eel"):
+        assert part in shown
+    assert "bensemble.num_samples = 3" in shown
+    assert "..." in shown  # the reference has 101 numbers for each measure
+    held = json.loads(run("inspect", "sure.onnx", "--json").stdout)
+    assert json.loads(held["metadata"]["bensemble.reference"])["entropy"] == list(quantiles)
+    assert held["zeros"] > 0
+    answer = UncertaintySession("sure.onnx")(np.ones((2, 4), "float32"))
+    assert set(answer.labels()) <= {"cat", "dog", "eel"}
+
+
+def test_uncertainty_of_what_has_none_is_refused(nets: Path) -> None:
+    words = ["-i", "1x4", "-o", "net.onnx", "--outputs", "uncertainty"]
+    assert_one_line(run("export", "nets:Net", *words), 1, "needs a Bayesian model, got Net without a posterior; bayes")
+    Path("calibration.json").write_text("{}")
+    result = run("export", "nets:Net", *words, "--calibration", "calibration.json")
+    assert_one_line(result, 1, "calibration: 'calibration.json' must hold what Calibration.to_json wrote, got ")
+    assert not Path("net.onnx").exists()

@@ -1,0 +1,54 @@
+"""An uncertainty file in an environment of its own that has numpy and ONNX Runtime, and the one file of the runtime."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from onnx_models import mlp
+from torch import nn
+
+import convert.runtime
+from convert import bayesify
+from convert.onnx import export_onnx
+
+ROOT = Path(__file__).parents[2]
+
+USE = """
+import importlib.util, json, sys
+import numpy as np
+import runtime
+
+assert importlib.util.find_spec("torch") is None
+session = runtime.UncertaintySession(sys.argv[1])
+answer = session(np.load(sys.argv[2]))
+print(json.dumps({name: array.tolist() for name, array in answer.items()}))
+"""
+
+
+@pytest.mark.slow
+def test_the_runtime_works_where_there_is_no_torch(tmp_path):
+    x = torch.randn(5, 4)
+    options = {"outputs": "uncertainty", "num_samples": 4, "likelihood": "categorical"}
+    export_onnx(bayesify(nn.Sequential(mlp()), init_sigma=0.3), tmp_path / "sure.onnx", x, **options)
+    np.save(tmp_path / "x.npy", x.numpy())
+    shutil.copy(convert.runtime.__file__, tmp_path / "runtime.py")
+    (tmp_path / "use.py").write_text(USE)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    install = [python, "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt")]
+    for command in (
+        [sys.executable, "-m", "venv", str(tmp_path / "venv")],
+        [*install, "numpy", "onnxruntime"],
+        [python, "use.py", "sure.onnx", "x.npy"],
+    ):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout)
+    here = convert.runtime.UncertaintySession(tmp_path / "sure.onnx")(x.numpy())
+    assert set(found) == set(here) == {"probs", "entropy", "mutual_information"}
+    for name, array in here.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-6)
