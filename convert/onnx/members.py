@@ -58,16 +58,15 @@ def replicate(proto: onnx.ModelProto, draws: Mapping[str, Sequence[Tensor]]) -> 
     stored = {tensor.name: tensor for tensor in graph.initializer}
     drawn = {name: values for name, values in draws.items() if name in stored}
     nodes: list[onnx.NodeProto] = []
-    depending = set(drawn)
     for node in graph.node:
         if node.domain == DOMAIN and node.op_type == MARKER:
-            nodes += _stacked(node, nodes, drawn)
-            continue
-        if depending.intersection(captured(node)):
-            depending.update(node.output)
-        nodes.append(node)
+            nodes += list(_stacked(node, nodes, drawn))
+        else:
+            nodes.append(node)
+    for node in nodes:  # where more than the stack reads a copied value, its shape for one, draw 0 stands for all
+        rename_captured(node, {name: _draw_name(name, 0) for name in drawn})
     del graph.node[:]
-    graph.node.extend(nodes)
+    graph.node.extend(_read(nodes, {value.name for value in graph.output}))
     for name, values in drawn.items():
         graph.initializer.remove(stored[name])
         for k, value in enumerate(values):
@@ -87,11 +86,9 @@ def _stacked(
     marker: onnx.NodeProto, before: Sequence[onnx.NodeProto], drawn: Mapping[str, Sequence[Tensor]]
 ) -> Iterator[onnx.NodeProto]:
     """The copies of the network that ends at a marker, and the stack of their outputs under the marker's name."""
-    count = next(attribute.i for attribute in marker.attribute if attribute.name == "count")
-    needed, repeated = {marker.input[0]}, set(drawn)
-    for node in reversed(before):
-        if needed.intersection(node.output):
-            needed.update(captured(node))
+    settings = {attribute.name: attribute.i for attribute in marker.attribute}
+    count, index = settings["count"], settings["index"]
+    needed, repeated = _read(before, {marker.input[0]}), set(drawn)
     for node in before:
         if repeated.intersection(captured(node)):
             repeated.update(node.output)
@@ -100,15 +97,15 @@ def _stacked(
             "export_onnx: outputs='uncertainty' needs a posterior that reaches the output, got an output that depends "
             "on none; see convert.check_noise, or export outputs='mean'."
         )
-    copied = [node for node in before if needed.intersection(node.output) and repeated.intersection(node.output)]
+    copied = [node for node in needed if repeated.intersection(node.output)]
     ends = []
     for k in range(count):
-        names = {name: f"{name}.{k}" for node in copied for name in node.output if name}
+        names = {name: f"{name}.{index}.{k}" for node in copied for name in node.output if name}
         names |= {name: _draw_name(name, k) for name in drawn}
         for node in copied:
             copy = onnx.NodeProto()
             copy.CopyFrom(node)
-            copy.name = f"{node.name}.{k}"
+            copy.name = f"{node.name}.{index}.{k}"
             rename_captured(copy, names)
             copy.output[:] = [names.get(name, name) for name in node.output]
             yield copy
@@ -117,6 +114,16 @@ def _stacked(
         yield onnx.helper.make_node("Constant", [], [axes], axes, value_ints=[0])
         yield onnx.helper.make_node("Unsqueeze", [names[marker.input[0]], axes], [ends[-1]], ends[-1])
     yield onnx.helper.make_node("Concat", ends, [marker.output[0]], marker.output[0], axis=0)
+
+
+def _read(nodes: Sequence[onnx.NodeProto], ends: set[str]) -> list[onnx.NodeProto]:
+    """The nodes that the ends depend on, in order."""
+    needed, kept = set(ends), []
+    for node in reversed(nodes):
+        if needed.intersection(node.output):
+            needed.update(captured(node))
+            kept.append(node)
+    return kept[::-1]
 
 
 def _draw_name(name: str, k: int) -> str:

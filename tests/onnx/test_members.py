@@ -34,8 +34,8 @@ def run(proto: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
     return session.run(None, {"x": x.astype(np.float32)})
 
 
-def marker(value: str, result: str, count: int) -> onnx.NodeProto:
-    return helper.make_node("Members", [value], [result], result, domain="bensemble", count=count, index=0)
+def marker(value: str, result: str, count: int, index: int = 0) -> onnx.NodeProto:
+    return helper.make_node("Members", [value], [result], result, domain="bensemble", count=count, index=index)
 
 
 def test_drawn_nodes_are_copied_and_the_trunk_is_shared():
@@ -62,7 +62,7 @@ def test_each_marker_has_its_own_copies():
         helper.make_node("MatMul", ["x", "shared"], ["h"], "h"),
         helper.make_node("MatMul", ["h", "own"], ["z"], "z"),
         marker("h", "first", 2),
-        marker("z", "second", 2),
+        marker("z", "second", 2, 1),
         helper.make_node("Concat", ["first", "second"], ["y"], "y", axis=0),
     ]
     draws = {"shared": [shared, 2 * shared], "own": [own, 3 * own]}
