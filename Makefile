@@ -41,6 +41,7 @@ bench: $(READY)         ## ratios to the deterministic network; needs a quiet ma
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/kl.py
 	$(BIN)/python benchmarks/conversion.py
+	$(BIN)/python benchmarks/onnx_uncertainty.py
 
 clean:
 	rm -rf $(VENV) .venv-zoo build dist demo-output
