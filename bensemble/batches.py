@@ -41,11 +41,11 @@ Unpack: TypeAlias = Callable[[Any], tuple[Any, Any]]
 TARGET_KEYS = ("labels", "label")
 
 
-def call(model: nn.Module, inputs: Inputs) -> Any:
+def call(model: Callable[..., Any], inputs: Inputs) -> Any:
     """The model's own output: ``model(t)``, ``model(*t)`` or ``model(**m)``.
 
     Args:
-        model: Any callable module.
+        model: Any module, or another callable.
         inputs: A tensor or packed sequence (one argument), a tuple (several), a mapping (named ones). Any other object
             goes into a tuple: ``(graph,)``.
 

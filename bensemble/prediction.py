@@ -22,6 +22,7 @@ from .frames import open_frame
 from .gaussian import precise
 from .likelihoods import Likelihood, resolve
 from .modes import evaluating
+from .moment_model import MomentModel
 from .outputs import OutputSelector, describe, select_output
 from .posterior import named_posteriors
 from .predictive import ClassPrediction, Prediction, RegressionPrediction
@@ -52,8 +53,9 @@ def predict(
     The model runs in evaluation mode without gradients, and gets every training flag back. A loader is read once.
 
     Args:
-        model: A Bayesian model; a plain one, which gives one sample; or a sequence of either as an ensemble, where
-            Bayesian members give ``num_samples`` samples each.
+        model: A Bayesian model; a plain one, which gives one sample; what ``convert.moments`` made of one, whose
+            fixed points take the place of samples; or a sequence of them as an ensemble, where Bayesian members give
+            ``num_samples`` samples each.
         inputs: A tensor, tuple or mapping for one call, or a loader, whose targets are ignored.
         num_samples: Weight samples S.
         likelihood: What the outputs mean, such as ``"categorical"``; None for raw outputs.
@@ -134,11 +136,8 @@ def _predict_piece(
     moments = RunningMoments(keep)
     for member in members:
         inputs = to_device(piece, member.device)
-        for number in range(member.count):
-            frame = member.frame(number)
-            with open_frame(frame) if frame is not None else nullcontext():
-                raw = select_output(call(member.model, inputs), output)
-            raw = raw.to(members[0].device)
+        for number, result in enumerate(_outputs(member, inputs)):
+            raw = select_output(result, output).to(members[0].device)
             if likelihood is None:
                 moments.add(precise(raw), None)
             else:
@@ -154,6 +153,18 @@ def _predict_piece(
             f"batch {index}; look at the inputs, at sigma and at half precision."
         )
     return found
+
+
+def _outputs(member: WeightSamples, inputs: Inputs) -> Iterator[Any]:
+    """What the model returns for each sample of its weights; of a moment model, each point of its distribution."""
+    if isinstance(member.model, MomentModel):
+        yield from call(member.model.points, inputs)
+        return
+    for number in range(member.count):
+        frame = member.frame(number)
+        with open_frame(frame) if frame is not None else nullcontext():
+            result = call(member.model, inputs)
+        yield result
 
 
 def _pieces(inputs: Any, loader: bool, unpack: Unpack | None, chunk_size: int | None) -> Iterator[Inputs]:

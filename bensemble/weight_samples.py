@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .batches import device_of
 from .frames import Frame, draw_frame
+from .moment_model import MomentModel
 from .posterior import named_posteriors
 
 __all__ = ["HELD_BYTES", "WeightSamples"]
@@ -19,7 +20,7 @@ class WeightSamples:
     """A model and its weight samples.
 
     Args:
-        model: Any module; one without posteriors has one sample, its weights.
+        model: Any module; one without posteriors has one sample, its weights, and a moment model has its points.
         num_samples: Number of samples.
         generator: Source of the noise; default a generator seeded from torch's default one.
         several: Whether samples are asked for more than once.
@@ -28,8 +29,8 @@ class WeightSamples:
     def __init__(self, model: nn.Module, num_samples: int, generator: torch.Generator | None, several: bool) -> None:
         self.model, self.device = model, device_of(model)
         rhos = {id(p.rho): p.rho for _, p in named_posteriors(model)}.values()
-        self.bayesian = bool(rhos)
-        self.count = num_samples if rhos else 1
+        self.bayesian = bool(rhos) or isinstance(model, MomentModel)
+        self.count = model.num_points if isinstance(model, MomentModel) else num_samples if rhos else 1
         if generator is None and rhos:
             generator = torch.Generator(self.device).manual_seed(int(torch.randint(2**62, ())))
         self._generator = generator

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .graph import CompactionReport, compact, compaction_report
+    from .graph.moments import moments
     from .noise import NoiseReport, check_noise
     from .onnx import Comparison, ExportReport, OnnxModel, OnnxSummary, compare_onnx, export_onnx, inspect_onnx
     from .planning import ConversionPlan, PlanRow, plan
@@ -33,6 +34,7 @@ _HOMES = {
     "compare_onnx": "onnx",
     "export_onnx": "onnx",
     "inspect_onnx": "onnx",
+    "moments": "graph.moments",
     "plan": "planning",
     "sparsity": "zeros",
     "to_deterministic": "surgery",
@@ -55,6 +57,7 @@ __all__ = [
     "compare_onnx",
     "export_onnx",
     "inspect_onnx",
+    "moments",
     "plan",
     "sparsity",
     "to_deterministic",

@@ -1,0 +1,8 @@
+"""Moment propagation: mean and variance of a Bayesian network's outputs in one pass."""
+
+from __future__ import annotations
+
+from .building import moments
+from .network import MomentNetwork
+
+__all__ = ["MomentNetwork", "moments"]

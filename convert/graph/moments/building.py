@@ -1,0 +1,225 @@
+"""``moments``: the graph of a Bayesian model with every operation on an uncertain activation replaced by its rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx._pytree import tree_flatten_spec
+from torch.utils._pytree import tree_leaves, tree_map
+
+from bensemble.batches import call
+from bensemble.checks import check_module
+from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
+from bensemble.outputs import OutputSelector, select_output
+from bensemble.posterior import named_posteriors
+
+from ...surgery import to_deterministic
+from ..capture import Capture, CaptureError, capture, first_line, undisturbed
+from .network import MomentNetwork
+from .registry import CannotFollowError, Operation
+from .rules import FORMULAS, LAYERS
+from .state import Uncertain, Weight
+
+__all__ = ["moments"]
+
+CURE = "predict by weight samples"
+
+
+def moments(bnn: nn.Module, example_inputs: Any, *, output: OutputSelector | None = None) -> MomentNetwork:
+    """A module that gives mean and variance of a Bayesian model's output in one pass, without random numbers.
+
+    It is a snapshot of the posterior in evaluation mode, with squared sigmas computed once: make it anew after
+    training. ``bensemble.predict`` takes it in place of the model, ``torch.export`` and ONNX take it as any module.
+    How the moments are computed, and where they are exact, is written in ``docs/uncertainty.md``.
+
+    Args:
+        bnn: A Bayesian model. It is left untouched, as is the random state.
+        example_inputs: What its forward takes: a tensor, a tuple of arguments, or a mapping of keyword arguments. The
+            values do not matter, the sizes other than the batch do.
+        output: Which part of a structured output: a key, an index or a callable.
+
+    Returns:
+        A module whose forward takes the model's inputs and returns ``(mean, variance)``.
+
+    Raises:
+        ConversionError: The model has no posterior, cannot be exported, or holds an operation whose moments have no
+            closed form here; the error names it and the module that calls it.
+        InvalidValueError: The model rejects the example inputs, or ``output`` does not fit.
+
+    Example:
+        >>> sure = moments(bnn, x[:2])
+        >>> mean, variance = sure(x)
+        >>> p = bensemble.predict(sure, x, likelihood="categorical")
+    """
+    check_module("moments", bnn)
+    variances = _variances(bnn)
+    with undisturbed():
+        twin = to_deterministic(bnn).eval()
+        inputs = _several(example_inputs)
+        reference = _reference(twin, inputs)
+        place = _place(reference, output)
+        try:
+            captured = capture("export", twin, inputs, reference, "batch")
+        except CaptureError as err:
+            raise ConversionError(f"moments: {type(bnn).__name__} must be exportable, got: {err}; {CURE}.") from err
+        builder = _Builder(captured, variances)
+        outputs = builder.run_on(inputs)
+    example = outputs[place]
+    if not isinstance(example, Uncertain):
+        raise ConversionError(
+            f"moments: the output of {type(bnn).__name__} must depend on an uncertain weight, got one that does not; "
+            "select another with output=."
+        )
+    return MomentNetwork(builder.finished(), place, example).eval()
+
+
+def _variances(bnn: nn.Module) -> dict[str, Tensor]:
+    """Variance of each uncertain weight by every name that it has in the deterministic model."""
+    found = dict(named_posteriors(bnn))
+    if not found:
+        raise ConversionError(
+            f"moments: model must be Bayesian, got {type(bnn).__name__} without a posterior; bayesify it first."
+        )
+    return {name: posterior.variance().detach().to(posterior.mu.dtype) for name, posterior in found.items()}
+
+
+def _several(inputs: Any) -> Any:
+    """The example with two examples at least: export takes a batch of one for a size that never changes."""
+
+    def twice(leaf: Any) -> Any:
+        return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == 1 else leaf
+
+    return tree_map(twice, inputs)
+
+
+def _reference(twin: nn.Module, inputs: Any) -> Any:
+    try:
+        return call(twin, inputs)
+    except InvalidTypeError:
+        raise
+    except Exception as err:
+        raise InvalidValueError(
+            f"moments: the model rejects example_inputs, got {first_line(err)}; pass what its forward takes."
+        ) from err
+
+
+def _place(reference: Any, output: OutputSelector | None) -> int:
+    """The number of the selected output among all of them."""
+    selected = select_output(reference, output)
+    for place, leaf in enumerate(tree_leaves(reference)):
+        if leaf is selected:
+            return place
+    raise InvalidValueError(
+        f"moments: output must select one of the model's outputs as it is, got {output!r}, which computes another."
+    )
+
+
+class _Builder(fx.Interpreter):
+    """Runs the example through the graph, and puts the rules in its place on the way."""
+
+    def __init__(self, captured: Capture, variances: Mapping[str, Tensor]) -> None:
+        super().__init__(captured.module)
+        self.captured, self.variances = captured, variances
+        self.steps: dict[fx.Node, nn.Module] = {}
+        self.weights: list[fx.Node] = []
+
+    def run_on(self, inputs: Any) -> list[Any]:
+        """The outputs of the example, one after the other."""
+        args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
+        args = args if isinstance(args, tuple) else (args,)
+        leaves = tree_flatten_spec((list(args), kwargs), self.captured.module._in_spec)
+        found: Any = self.run(*leaves, enable_io_processing=False)
+        return tree_leaves(found, is_leaf=_is_uncertain)
+
+    def run_node(self, node: fx.Node) -> Any:
+        """The value of one node: by its rule if it depends on an uncertain weight."""
+        if node.op == "get_attr" and node.target in self.variances:
+            self.weights.append(node)
+            tensor = super().run_node(node)
+            return Weight(str(node.target), tensor.detach(), self.variances[str(node.target)])
+        if node.op not in ("call_function", "call_module"):
+            return super().run_node(node)
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        if not any(_is_uncertain(leaf) for leaf in tree_leaves((args, kwargs), is_leaf=_is_uncertain)):
+            return super().run_node(node)
+        try:
+            step = _rule(Operation(_name(node), node.target, args, kwargs))  # type: ignore[arg-type]
+            value = step(*args, **kwargs)
+        except CannotFollowError as err:
+            raise ConversionError(
+                f"moments: '{_module_path(node)}' calls {_name(node)}, which has no moments in closed form here, got "
+                f"{err}; {CURE}."
+            ) from err
+        if isinstance(value, Weight):
+            self.weights.append(node)
+        else:
+            self.steps[node] = step if isinstance(step, nn.Module) else _Step(step)
+        return value
+
+    def finished(self) -> fx.GraphModule:
+        """The graph with the rules in it, and without the weights that they hold."""
+        graph, root = self.captured.module.graph, nn.Module()
+        for path, tensor in (*self.captured.module.named_parameters(), *self.captured.module.named_buffers()):
+            _put(root, path, tensor.detach())
+        for number, (node, step) in enumerate(self.steps.items()):
+            name = f"step_{number}"
+            root.add_module(name, step)
+            node.op, node.target = "call_module", name
+        for node in reversed(list(graph.nodes)):
+            if node in self.weights:
+                node.replace_all_uses_with(None)
+                graph.erase_node(node)
+        return fx.GraphModule(root, graph)
+
+
+class _Step(nn.Module):
+    """A formula in a graph."""
+
+    def __init__(self, formula: Callable[..., Any]) -> None:
+        super().__init__()
+        self.formula = formula
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The formula."""
+        return self.formula(*args, **kwargs)
+
+
+def _rule(operation: Operation) -> Callable[..., Any]:
+    if operation.name in LAYERS:
+        return LAYERS[operation.name](operation)
+    if operation.name in FORMULAS:
+        return FORMULAS[operation.name]
+    raise CannotFollowError("no rule for it")
+
+
+def _is_uncertain(leaf: Any) -> bool:
+    return isinstance(leaf, (Uncertain, Weight))
+
+
+def _name(node: fx.Node) -> str:
+    """The operation's name without namespace and overload."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target._schema.name).split("::")[-1]
+    return getattr(target, "__name__", str(target))
+
+
+def _module_path(node: fx.Node) -> str:
+    """The dotted path of the module whose forward calls the operation."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path: str = list(stack.values())[-1][0]
+    return path.removeprefix("L['self'].").removeprefix("L['self']")
+
+
+def _put(root: nn.Module, path: str, tensor: Tensor) -> None:
+    *parents, name = path.split(".")
+    for parent in parents:
+        if not hasattr(root, parent):
+            root.add_module(parent, nn.Module())
+        root = getattr(root, parent)
+    root.register_buffer(name, tensor)

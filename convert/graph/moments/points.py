@@ -1,0 +1,85 @@
+r"""Fixed points that stand for a Gaussian: the expectation of any function is its mean over them.
+
+A Sobol sequence through the normal quantile function, each point with its mirror image, so that odd moments vanish,
+and whitened where there are points enough, so that mean and covariance are exact. The points are constants.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .state import Uncertain
+
+__all__ = ["NUM_POINTS", "output_points", "standard_points"]
+
+#: Points for one expectation. For ten classes 128 gave every probability within 0.004 of its limit.
+NUM_POINTS = 128
+#: With more features than this, the covariance is taken apart by its latents instead of as a whole.
+MOST_FEATURES = 32
+
+
+def standard_points(dimension: int, count: int = NUM_POINTS) -> Tensor:
+    """Points (count, dimension) of the standard normal distribution, with unit variance by count - 1."""
+    engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=0)
+    uniform = engine.draw(count // 2, dtype=torch.float64)
+    half = torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))
+    points = torch.cat([half, -half])
+    if count // 2 > 2 * dimension:
+        covariance = points.t() @ points / (count - 1)
+        points = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), points.t(), upper=False).t()
+    return (points / points.std(0)).float()
+
+
+def output_points(output: Uncertain, standard: Tensor) -> Tensor:
+    """Points of an activation, shape (K, ...).
+
+    Every position gets the same point of the features' distribution, scaled by its own standard deviation: right for
+    each position by itself.
+
+    Args:
+        output: The activation.
+        standard: Points of the standard normal distribution, one dimension for each feature and each latent.
+    """
+    features = output.own.shape[-1]
+    common = output.common().clamp_min(1e-30)
+    if features <= MOST_FEATURES:
+        covariance = torch.diag_embed(output.own)
+        for term in output.terms:
+            columns = term.basis.columns if term.gain is None else term.basis.columns * term.gain.unsqueeze(-1)
+            covariance = covariance + columns @ term.covariance() @ columns.transpose(-1, -2)
+        root = cholesky(covariance / (common.unsqueeze(-1) * common.unsqueeze(-2)).sqrt())
+        unit = standard[:, :features] @ root.transpose(-1, -2)  # (B, K, C)
+    else:
+        unit = (output.own / common).sqrt().unsqueeze(-2) * standard[:, :features]
+        used = features
+        for term in output.terms:
+            rank = term.basis.columns.shape[1]
+            size = torch.diagonal(term.covariance(), dim1=-2, dim2=-1).clamp_min(1e-30)
+            root = cholesky(term.covariance() / (size.unsqueeze(-1) * size.unsqueeze(-2)).sqrt())
+            latents = (standard[:, used : used + rank] @ root.transpose(-1, -2)) * size.sqrt().unsqueeze(-2)
+            shared = latents @ term.basis.columns.t()
+            gain = common.rsqrt() if term.gain is None else term.gain * common.rsqrt()
+            unit = unit + shared * gain.unsqueeze(-2)
+            used += rank
+    unit = unit.transpose(0, 1)
+    if output.folded > 1:
+        unit = unit.repeat_interleave(output.folded, -1)
+    else:
+        while unit.ndim <= output.ndim:
+            unit = unit.unsqueeze(-1)
+        unit = unit.movedim(2, output.axis + 1)
+    return output.mean + output.variance.sqrt() * unit
+
+
+def cholesky(matrix: Tensor) -> Tensor:
+    """Lower root of correlation matrices (B, n, n), which may be singular; unrolled, because ONNX has none."""
+    size = matrix.shape[-1]
+    columns: list[Tensor] = []
+    rest = matrix
+    for index in range(size):
+        pivot = rest[..., index : index + 1, index]
+        column = rest[..., :, index] * torch.where(pivot > 1e-6, pivot.clamp_min(1e-6).rsqrt(), 0.0)
+        columns.append(column)
+        rest = rest - column.unsqueeze(-1) * column.unsqueeze(-2)
+    return torch.stack(columns, -1)

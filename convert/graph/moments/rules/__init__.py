@@ -1,0 +1,10 @@
+"""Moment rules, by kind of operation; importing a file registers its rules."""
+
+from __future__ import annotations
+
+from ..registry import FORMULAS, LAYERS
+from . import activation, convolution, joining, linear, movement, normalisation, pooling
+
+__all__ = ["FILES", "FORMULAS", "LAYERS"]
+
+FILES = (activation, convolution, joining, linear, movement, normalisation, pooling)

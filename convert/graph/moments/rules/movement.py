@@ -1,0 +1,79 @@
+"""Operations that rearrange elements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ..registry import CannotFollowError, Operation, formula, layer
+from ..state import Uncertain, Weight
+
+__all__: list[str] = []
+
+
+@formula("dropout", "dropout_", "alpha_dropout", "feature_dropout", "contiguous", "clone", "detach", "alias", "to")
+@formula("identity", "lift_fresh_copy", "_to_copy")
+def unchanged(x: Uncertain, *_: Any, **__: Any) -> Uncertain:
+    """What leaves the values as they are in evaluation mode."""
+    return x
+
+
+@layer("flatten", "view", "reshape", "_unsafe_view", "unflatten", "squeeze", "unsqueeze")
+def reshape(operation: Operation) -> Callable[..., Any]:
+    """Other axes, as long as features stay features and positions stay positions."""
+    x = operation.args[0]
+    if isinstance(x, Weight):
+        raise CannotFollowError("it reshapes a weight")
+    shape = operation.plain(*operation.args, **operation.kwargs) if False else operation.function(
+        x.mean, *operation.args[1:], **operation.kwargs
+    ).shape  # fmt: skip
+    axis, folded = _after(x, tuple(shape))
+
+    def rule(x: Uncertain, *args: Any, **kwargs: Any) -> Uncertain:
+        def move(tensor: Tensor) -> Tensor:
+            return operation.function(tensor, *args, **kwargs)
+
+        return replace(x, mean=move(x.mean), variance=move(x.variance), axis=axis, folded=folded)
+
+    return rule
+
+
+def _after(x: Uncertain, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Axis of the features and number of folded positions in the new shape."""
+    count, before = x.own.shape[-1], tuple(x.mean.shape)
+    if not shape or shape[0] != before[0]:
+        raise CannotFollowError(f"it moves elements between examples, from shape {before} to {shape}")
+    positions = math.prod(before[1:]) // count
+    if x.axis == 1 and len(shape) == 2:
+        return 1, positions
+    if x.axis == 1 and shape[1] == count:
+        return 1, 1
+    if x.axis == x.ndim - 1 and x.folded == 1 and shape[-1] == count:
+        return len(shape) - 1, 1
+    if x.folded == 1 and positions == 1 and count in shape[1:]:
+        return shape.index(count, 1), 1
+    raise CannotFollowError(f"it mixes features and positions, from shape {before} to {shape}")
+
+
+@layer("permute", "transpose", "movedim", "swapaxes")
+def permute(operation: Operation) -> Callable[..., Any]:
+    """The axes in another order."""
+    x = operation.args[0]
+    if isinstance(x, Weight):
+        mean, variance = (operation.function(t, *operation.args[1:]) for t in (x.mean, x.variance))
+        return lambda *_: Weight(x.path, mean, variance)
+    marker = x.mean.new_empty([axis + 2 for axis in range(x.ndim)])
+    moved = operation.function(marker, *operation.args[1:], **operation.kwargs).shape
+    if moved[0] != 2 or x.folded > 1:
+        raise CannotFollowError("it moves the batch axis or folded positions")
+    axis = moved.index(x.axis + 2)
+
+    def rule(x: Uncertain, *args: Any, **kwargs: Any) -> Uncertain:
+        mean, variance = (operation.function(t, *args, **kwargs) for t in (x.mean, x.variance))
+        return replace(x, mean=mean, variance=variance, axis=axis)
+
+    return rule

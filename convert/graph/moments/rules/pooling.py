@@ -1,0 +1,142 @@
+r"""Pooling.
+
+The variance of a mean over a window of n elements with average covariance c between two of them is
+:math:`v / n + (1 - 1/n) c`; over all positions it is the common variance of the channel, kept exactly for this.
+The largest of two correlated Gaussians has closed-form moments (Clark 1961, "The greatest of a finite set of random
+variables", equations 2 to 6); a window is taken two by two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..gaussians import parts
+from ..registry import CannotFollowError, Operation, formula, layer
+from ..state import Uncertain
+
+__all__ = ["average_everywhere"]
+
+
+def average_everywhere(x: Uncertain, mean: Tensor) -> Uncertain:
+    """The mean over all positions, in any shape that still has the features on their axis."""
+    common = x.common()
+    pooled = replace(x, mean=mean, near=common, axis=min(x.axis, mean.ndim - 1))
+    return replace(pooled, variance=pooled.along(common).expand_as(mean))
+
+
+@layer("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
+def adaptive_average(operation: Operation) -> Callable[..., Uncertain]:
+    """One mean per part of the image."""
+    x, size = operation.args[0], operation.args[1]
+    size = [size] if isinstance(size, int) else list(size)
+    spatial = x.mean.shape[2:]
+    if all(part == 1 for part in size):
+        return lambda x, *_: average_everywhere(x, x.mean.mean(tuple(range(2, x.ndim)), keepdim=True))
+    if any(whole % part for whole, part in zip(spatial, size, strict=True)):
+        raise CannotFollowError(f"windows of different sizes, from {tuple(spatial)} to {tuple(size)}")
+    window = [whole // part for whole, part in zip(spatial, size, strict=True)]
+    return lambda x, *_: _average(x, lambda t: operation.function(t, size), window, window)
+
+
+@layer("avg_pool1d", "avg_pool2d", "avg_pool3d")
+def average_pool(operation: Operation) -> Callable[..., Uncertain]:
+    """Mean of a window."""
+    x, rest = operation.args[0], operation.args[1:]
+    spatial = x.ndim - 2
+    window = _each(rest[0], spatial)
+    stride = _each(rest[1], spatial) if len(rest) > 1 and rest[1] else window
+    return lambda x, *_: _average(x, lambda t: operation.function(t, *rest), window, stride)
+
+
+def _average(x: Uncertain, pool: Callable[[Tensor], Tensor], window: list[int], stride: list[int]) -> Uncertain:
+    count = math.prod(window)
+    total = x.average(x.variance).clamp_min(1e-30)
+    together = x.along((x.near / total).clamp(0, 1))
+    mean = pool(x.mean)
+    std = pool(x.variance.sqrt())
+    variance = pool(x.variance) * ((1 - together) / count) + std.square() * together
+    return replace(x, mean=mean, variance=variance, near=_farther(x, max(stride)))
+
+
+def _farther(x: Uncertain, steps: int) -> Tensor:
+    """The covariance of elements some steps apart: it decays geometrically from ``near`` to the common one."""
+    if steps <= 1:
+        return x.near
+    common, total = x.common(), x.average(x.variance)
+    above = (x.near - common).clamp_min(0)
+    return common + above * (above / (total - common).clamp_min(1e-30)).clamp(0, 1) ** (steps - 1)
+
+
+@layer("max_pool1d", "max_pool2d", "max_pool3d")
+def max_pool(operation: Operation) -> Callable[..., Uncertain]:
+    """Largest value of a window, taken two by two, one axis after the other."""
+    x, rest = operation.args[0], operation.args[1:]
+    spatial = x.ndim - 2
+    window = _each(rest[0], spatial)
+    stride = _each(rest[1], spatial) if len(rest) > 1 and rest[1] else window
+    padding = _each(rest[2] if len(rest) > 2 else 0, spatial)
+    dilation = _each(rest[3] if len(rest) > 3 else 1, spatial)
+    if len(rest) > 4 and rest[4]:
+        raise CannotFollowError("ceil_mode=True")
+    return lambda x, *_: _largest(x, window, stride, padding, dilation)
+
+
+def _largest(x: Uncertain, window: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> Uncertain:
+    total = x.average(x.variance).clamp_min(1e-30)
+    correlation = x.along((x.near / total).clamp(0, 1))
+    mean, variance = x.mean, x.variance
+    for axis, (size, step, pad, spread) in enumerate(zip(window, stride, padding, dilation, strict=True), 2):
+        if pad:
+            # Far below everything, but finite, so that no difference is NaN.
+            low = mean.amin().detach() - 1e3 * (1 + variance.amax().sqrt())
+            shape = [*mean.shape[:axis], pad, *mean.shape[axis + 1 :]]
+            edge = low.expand(shape)
+            mean = torch.cat([edge, mean, edge], axis)
+            zero = torch.zeros_like(edge)
+            variance = torch.cat([zero, variance, zero], axis)
+        count = (mean.shape[axis] - spread * (size - 1) - 1) // step + 1
+        parts = [slice(i * spread, i * spread + (count - 1) * step + 1, step) for i in range(size)]
+        means, variances = ([t[(slice(None),) * axis + (part,)] for part in parts] for t in (mean, variance))
+        while len(means) > 1:
+            pairs = [
+                _larger(*quad, correlation)
+                for quad in zip(means[::2], variances[::2], means[1::2], variances[1::2], strict=False)
+            ]
+            left = len(means) % 2
+            means = [pair[0] for pair in pairs] + means[len(means) - left :]
+            variances = [pair[1] for pair in pairs] + variances[len(variances) - left :]
+        mean, variance = means[0], variances[0]
+    factor = x.average(variance.sqrt()) / x.average(x.variance.sqrt()).clamp_min(1e-15)
+    return replace(
+        x, own=x.own * factor.square(), terms=tuple(term.scaled(factor) for term in x.terms), mean=mean,
+        variance=variance, near=_farther(x, max(stride)) * factor.square(),
+    )  # fmt: skip
+
+
+def _larger(m1: Tensor, v1: Tensor, m2: Tensor, v2: Tensor, correlation: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the larger of two Gaussians."""
+    apart = (v1 + v2 - 2 * correlation * (v1 * v2).sqrt()).clamp_min(0)
+    above, below, share = parts(m1 - m2, apart)  # E[max - m2], E[max - m1], P(x1 > x2)
+    variance = torch.addcmul(torch.lerp(v2, v1, share), above, below, value=-1)
+    return m2 + above, variance.clamp_min(0)
+
+
+def _each(value: Any, count: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * count if len(values) == 1 else values
+
+
+@formula("mean")
+def mean(x: Uncertain, axes: Any = None, keepdim: bool = False, **_: Any) -> Uncertain:
+    """Mean over all positions."""
+    axes = [axes] if isinstance(axes, int) else list(axes or [])
+    found = sorted(axis % x.ndim for axis in axes)
+    if found != [axis for axis in range(1, x.ndim) if axis != x.axis] or x.folded > 1:
+        raise CannotFollowError(f"a mean over other axes than all positions, over {axes}")
+    return average_everywhere(x, x.mean.mean(found, keepdim=keepdim))
