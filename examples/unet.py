@@ -1,0 +1,79 @@
+"""A small U-Net that finds cells, and a map of where it is unsure: python examples/unet.py --picture map.png."""
+
+import argparse
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import bensemble
+from bensemble.likelihoods import Bernoulli
+from convert import bayesify
+
+
+class UNet(nn.Module):
+    """One step down, one step up, and a bridge between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU())
+        self.bottom = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU())
+        self.up = nn.ConvTranspose2d(16, 8, 2, stride=2)
+        self.head = nn.Sequential(nn.Conv2d(16, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 1))
+
+    def forward(self, images):
+        skip = self.down(images)
+        return self.head(torch.cat([skip, self.up(self.bottom(skip))], 1))
+
+
+def make_cells(count, size=32):
+    """Bright discs in noise, and where they are."""
+    grid = torch.arange(size).float()
+    centres, radii = torch.rand(count, 3, 2, 1, 1) * size, 3 + 3 * torch.rand(count, 3, 1, 1)
+    distance = torch.hypot(grid[:, None] - centres[:, :, 0], grid - centres[:, :, 1])
+    truth = (distance < radii).any(1, keepdim=True).float()
+    return F.avg_pool2d(truth, 3, 1, 1) + 0.3 * torch.randn_like(truth), truth
+
+
+def train(network, loader, epochs, loss):
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    for epoch in range(epochs):
+        losses = []
+        for x, y in loader:
+            optimizer.zero_grad()
+            losses.append(loss(network(x), y))
+            losses[-1].backward()
+            optimizer.step()
+        print(f"  epoch {epoch + 1}: loss {torch.stack(losses).mean():.4f}")
+
+
+def main(epochs, picture):
+    torch.manual_seed(0)
+    loader, held_out = (DataLoader(TensorDataset(*make_cells(count)), 16, shuffle=True) for count in (256, 32))
+    network, likelihood = UNet(), Bernoulli()
+    train(network, loader, epochs, likelihood.nll)
+
+    bnn = bayesify(network.eval(), estimator="weights")  # the noise of a weight is the same at every pixel
+    fit = bensemble.fit_posterior(bnn, loader, likelihood=likelihood, val_loader=held_out)
+    print(f"NLL per held-out pixel: {fit.mean_nll:.4f} of the network, {fit.nll:.4f} of the Bayesian one.")
+
+    images, truth = make_cells(8)
+    p = bensemble.predict(bnn, images, 30, likelihood=likelihood)
+    right = (p.probs > 0.5) == truth.bool()
+    print(f"{right.float().mean():.1%} of the pixels are right. Entropy, and mutual information, in nats:")
+    for name, part in (("right", right), ("wrong", ~right)):
+        print(f"  where {name}  {p.entropy[part].mean():.3f}  {p.mutual_information[part].mean():.5f}")
+    if picture:
+        from matplotlib.image import imsave
+
+        rows = [torch.cat([*part[:4, 0]], 1) for part in (images, p.probs, p.entropy)]
+        imsave(picture, torch.cat(rows).clamp(0, 1).numpy(), cmap="gray")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--picture", type=Path)
+    main(**vars(parser.parse_args()))
