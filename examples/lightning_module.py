@@ -21,8 +21,8 @@ class Digits(lightning.LightningModule):
     def training_step(self, batch):
         x, y = batch
         beta = 0.1 * bensemble.kl_warmup(self.global_step, self.trainer.estimated_stepping_batches)
-        kl = bensemble.kl_divergence(self.bnn)
-        return bensemble.elbo_loss(F.cross_entropy(self.bnn(x), y), kl, self.num_data, beta)
+        nll, kl = F.cross_entropy(self.bnn(x), y), bensemble.kl_divergence(self.bnn)
+        return bensemble.elbo_loss(nll, kl, self.num_data, beta)
 
     def configure_optimizers(self):
         return torch.optim.Adam(bensemble.param_groups(self.bnn, lr=3e-3, rho_lr=1e-2))
@@ -36,7 +36,5 @@ if __name__ == "__main__":
     options = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
     lightning.Trainer(max_epochs=30, accelerator="cpu", **options).fit(module, DataLoader(train, 64, shuffle=True))
     p = bensemble.predict(module.bnn, x_test, likelihood="categorical")
-    right = p.probs.argmax(-1) == y_test
-    print(
-        f"{right.float().mean():.1%} right; entropy {p.entropy.mean():.3f}, where wrong {p.entropy[~right].mean():.3f}"
-    )
+    right, h = p.probs.argmax(-1) == y_test, p.entropy
+    print(f"{right.float().mean():.1%} right; entropy {h[right].mean():.3f}, where wrong {h[~right].mean():.3f}")
