@@ -14,6 +14,7 @@ __all__ = [
     "ExportError",
     "InvalidTypeError",
     "InvalidValueError",
+    "OutOfMemoryError",
     "ReadOnlyError",
     "SamplingError",
     "VerificationError",
@@ -39,6 +40,10 @@ class ConversionError(BensembleError, ValueError):
 
 class ReadOnlyError(BensembleError, RuntimeError):
     """Something tried to write into a posterior draw, or to replace a posterior weight."""
+
+
+class OutOfMemoryError(BensembleError, MemoryError):
+    """What was asked for at once does not fit into memory."""
 
 
 class SamplingError(BensembleError, RuntimeError):

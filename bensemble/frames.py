@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from .checks import check_module
 from .draws import random_draw, read_only
 from .posterior import Posterior, layer_posteriors
 from .recomputation import frame_of_first_run, is_second_run, note_forward, noted, seed_of_first_run
+
+if TYPE_CHECKING:
+    from .layers.linear_op import LinearOpLayer
 
 __all__ = [
     "Frame",
@@ -31,6 +35,7 @@ __all__ = [
     "one_draw",
     "open_frame",
     "sampling",
+    "warn_where_not_held",
 ]
 
 
@@ -68,6 +73,11 @@ class Frame:
         if key not in self._values or self._values[key][0] != source:
             self._values[key] = (source, posterior.draw(noise))
         return self._values[key][1]
+
+    def run(self, layer: LinearOpLayer, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """What a layer that is linear in its weights makes of its input under this frame."""
+        weight, bias = (layer._held(self, name) for name in ("weight", "bias"))
+        return layer.linear_op(weight, bias, input, *args, **kwargs)  # type: ignore[arg-type]
 
     def read(self, posterior: Posterior) -> Tensor:
         """The sample as ``.weight`` gives it: read-only."""
@@ -222,15 +232,21 @@ def draw_frame(model: nn.Module, generator: torch.Generator | None = None) -> Fr
             if key not in drawn:
                 drawn[key] = posterior.draw_noise(generator)
             noise[id(layer), posterior.stem] = drawn[key]
-            if posterior.stem not in layer._stems.values():
-                warnings.warn(
-                    f"sampling: {type(layer).__name__} declares {posterior.stem}_mu and {posterior.stem}_rho and reads "
-                    "them itself, so its sample cannot be held nor its weights masked; read the weight through "
-                    f"`{posterior.stem} = bensemble.layers.weight_property({posterior.stem!r})`.",
-                    UserWarning,
-                    stacklevel=2,
-                )
+            warn_where_not_held(posterior)
     return Frame(layers, noise)
+
+
+def warn_where_not_held(posterior: Posterior) -> None:
+    """Warn of a layer of a user's own that reads its posterior in another way than this module can see."""
+    layer, stem = posterior.layer, posterior.stem
+    if stem not in layer._stems.values():
+        warnings.warn(
+            f"sampling: {type(layer).__name__} declares {stem}_mu and {stem}_rho and reads "
+            "them itself, so its sample cannot be held nor its weights masked; read the weight through "
+            f"`{stem} = bensemble.layers.weight_property({stem!r})`.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 @contextmanager

@@ -1,13 +1,14 @@
-"""Models in evaluation mode for a while, and back exactly as they were."""
+"""The state a model runs in: evaluation mode for a while and back, random numbers, compilation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-__all__ = ["evaluating"]
+__all__ = ["evaluating", "is_compiled", "random_state"]
 
 
 @contextmanager
@@ -24,3 +25,14 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+def random_state(device: torch.device) -> Tensor:
+    """The state of torch's default generators that a model on the device may draw from, to be compared."""
+    state = torch.get_rng_state()
+    return torch.cat((state, torch.cuda.get_rng_state(device))) if device.type == "cuda" else state
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile runs the model or a module in it, so that its operations cannot be watched."""
+    return any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules())

@@ -106,7 +106,7 @@ class Posterior:
     def draw(self, noise: Tensor) -> Tensor:
         """The weight mu + sigma * noise in the dtype of mu, zero where it is pruned; differentiable in mu and rho."""
         mu, mask = self.mu, self.mask
-        weight = (precise(mu) + self.sigma() * noise).to(mu.dtype)
+        weight = torch.addcmul(precise(mu), self.sigma(), noise).to(mu.dtype)
         return weight if mask is None else weight * mask.to(mu.dtype)
 
     def set_mask(self, mask: Tensor | None) -> None:

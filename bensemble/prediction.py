@@ -1,7 +1,9 @@
 """Predict by weight samples: each sample is one function, the same for every example of every batch.
 
-Local reparameterization would be cheaper and wrong here: it draws the noise of a convolution or a sequence at every
-position anew, which averages it away. So prediction holds weights, and runs batch by batch, sample by sample.
+Local reparameterization would be cheaper and wrong in general: it draws the noise of a convolution or a sequence at
+every position anew, which averages it away. So prediction holds weights, and runs batch by batch, sample by sample;
+:mod:`bensemble.local_samples` says where the cheaper way is right. What comes before the first sampled weight is
+computed once (:mod:`bensemble.prefix`).
 """
 
 from __future__ import annotations
@@ -9,25 +11,23 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .batches import Inputs, Unpack, batch_size, call, is_loader, split_batch, split_inputs, to_device
+from .batches import Inputs, Unpack, batch_size, is_loader, split_batch, split_inputs
 from .checks import check_count, check_module
 from .errors import InvalidTypeError, InvalidValueError
-from .frames import open_frame
 from .gaussian import precise
 from .likelihoods import Likelihood, resolve
+from .members import Member
 from .modes import evaluating
-from .moment_model import MomentModel
-from .outputs import OutputSelector, describe, select_output
+from .outputs import OutputSelector, describe
 from .posterior import named_posteriors
 from .predictive import ClassPrediction, Prediction, RegressionPrediction
 from .running import RunningMoments, assemble
-from .weight_samples import WeightSamples
 
 __all__ = ["ClassPrediction", "Prediction", "RegressionPrediction", "predict"]
 
@@ -43,6 +43,7 @@ def predict(
     likelihood: Likelihood | str | None = None,
     output: OutputSelector | None = None,
     unpack: Unpack | None = None,
+    joint: bool = True,
     keep_samples: bool | None = None,
     chunk_size: int | None = None,
     generator: torch.Generator | None = None,
@@ -61,6 +62,10 @@ def predict(
         likelihood: What the outputs mean, such as ``"categorical"``; None for raw outputs.
         output: Which part of a structured output: a key, an index or a callable.
         unpack: ``callable(batch) -> (inputs, target)`` for a loader's batches.
+        joint: Whether a sample must be one function for all examples, as Thompson sampling and the uncertainty of
+            averages over examples need it. False allows noise of its own for every example where that is proven to
+            leave each example's distribution as it is (a multilayer perceptron, say) and is much cheaper there; the
+            prediction's ``method`` says what was used.
         keep_samples: Whether the prediction carries the samples; default for the inputs of one call, not for a loader.
         chunk_size: Most examples in one forward; default the whole input, or the loader's batch.
         generator: Source of the noise. With it, the same call gives the same samples, and torch's global random state
@@ -74,6 +79,7 @@ def predict(
     Raises:
         InvalidTypeError: An argument has the wrong type.
         InvalidValueError: Outputs that are not finite, cannot be what ``likelihood`` says, or do not fit together.
+        OutOfMemoryError: A forward does not fit into memory; ``chunk_size`` bounds it.
 
     Example:
         >>> p = bensemble.predict(bnn, x, likelihood="categorical")
@@ -95,7 +101,8 @@ def predict(
         if generator is not None:
             # A DataLoader draws a seed from the global generator whenever it starts.
             stack.enter_context(torch.random.fork_rng(devices=[]))
-        members = [WeightSamples(member, num_samples, generator, loader or chunk_size is not None) for member in models]
+        several = loader or chunk_size is not None
+        members = [Member(member, num_samples, generator, several, joint) for member in models]
         if len({member.bayesian for member in members}) > 1:
             raise InvalidValueError(
                 "predict: an ensemble must be all Bayesian or all deterministic, got both; bayesify the rest."
@@ -106,7 +113,8 @@ def predict(
         for index, piece in enumerate(_pieces(inputs, loader, unpack, chunk_size)):
             part = _predict_piece(members, piece, index, resolved, output, keep, forwards)
             parts.append({name: tensor.cpu() for name, tensor in part.items()} if loader else part)
-    return assemble(parts, resolved, num_samples, members[0].bayesian)
+    methods = sorted(member.method for member in members)  # "local" before "weights": what is promised least
+    return assemble(parts, resolved, num_samples, methods[0])
 
 
 class _Forwards:
@@ -124,7 +132,7 @@ class _Forwards:
 
 
 def _predict_piece(
-    members: list[WeightSamples],
+    members: list[Member],
     piece: Inputs,
     index: int,
     likelihood: Likelihood | None,
@@ -135,9 +143,8 @@ def _predict_piece(
     """The moments of one batch over every sample of every member."""
     moments = RunningMoments(keep)
     for member in members:
-        inputs = to_device(piece, member.device)
-        for number, result in enumerate(_outputs(member, inputs)):
-            raw = select_output(result, output).to(members[0].device)
+        for number, raw in enumerate(member.outputs(piece, output)):
+            raw = raw.to(members[0].device)
             if likelihood is None:
                 moments.add(precise(raw), None)
             else:
@@ -153,18 +160,6 @@ def _predict_piece(
             f"batch {index}; look at the inputs, at sigma and at half precision."
         )
     return found
-
-
-def _outputs(member: WeightSamples, inputs: Inputs) -> Iterator[Any]:
-    """What the model returns for each sample of its weights; of a moment model, each point of its distribution."""
-    if isinstance(member.model, MomentModel):
-        yield from call(member.model.points, inputs)
-        return
-    for number in range(member.count):
-        frame = member.frame(number)
-        with open_frame(frame) if frame is not None else nullcontext():
-            result = call(member.model, inputs)
-        yield result
 
 
 def _pieces(inputs: Any, loader: bool, unpack: Unpack | None, chunk_size: int | None) -> Iterator[Inputs]:

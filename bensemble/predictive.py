@@ -32,6 +32,9 @@ class Prediction:
         num_samples: Number of samples S.
         samples: One value per weight sample, shape (S, B, ...), whose mean is ``mean``; None when they were not kept.
         likelihood: What the outputs were taken for.
+        method: How the samples were made: ``"weights"``, each one function for all examples; ``"local"``, with noise of
+            its own for every example, so that only each example by itself is right; ``"moments"``, fixed points of
+            the distribution in closed form; ``"deterministic"``.
         temperature: At which :class:`bensemble.Calibration` tempered the prediction; 1 as ``predict`` returns it.
     """
 
@@ -40,6 +43,7 @@ class Prediction:
     num_samples: int
     samples: Tensor | None = None
     likelihood: Likelihood | None = None
+    method: str = "weights"
     temperature: float = 1.0
 
     @property
@@ -67,7 +71,9 @@ class Prediction:
 
     def __repr__(self) -> str:
         kept = "not kept" if self.samples is None else "kept"
-        lines = [f"{type(self).__name__}: {len(self.mean)} examples, {self.num_samples} samples ({kept})"]
+        lines = [
+            f"{type(self).__name__}: {len(self.mean)} examples, {self.num_samples} samples ({self.method}, {kept})"
+        ]
         lines += [f"  {'':<19}{'shape':<18}smallest .. mean .. largest"]
         rows = [(name, getattr(self, name)) for name in self._shown()]
         lines += [f"  {name:<19}{tuple(t.shape)!s:<18}{_ranges(t)}" for name, t in rows]

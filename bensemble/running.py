@@ -58,13 +58,13 @@ class RunningMoments:
 
 
 def assemble(
-    parts: list[dict[str, Tensor]], likelihood: Likelihood | None, num_samples: int, bayesian: bool
+    parts: list[dict[str, Tensor]], likelihood: Likelihood | None, num_samples: int, method: str
 ) -> Prediction:
     """One prediction out of the moments of every batch."""
     if not parts:
         raise InvalidValueError("predict: inputs must hold at least one batch, got a loader without any.")
     found = {name: _join([part[name] for part in parts], 1 if name.startswith("sample") else 0) for name in parts[0]}
-    if num_samples == 1 and not bayesian:
+    if num_samples == 1 and method == "deterministic":
         found["std"] = torch.zeros_like(found["mean"])
     common: dict[str, Any] = {
         "mean": found["mean"],
@@ -72,6 +72,7 @@ def assemble(
         "num_samples": num_samples,
         "samples": found.get("samples"),
         "likelihood": likelihood,
+        "method": method,
     }
     if isinstance(likelihood, DiscreteLikelihood):
         return ClassPrediction(**common, expected_entropy=found["spread"])

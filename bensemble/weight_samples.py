@@ -1,4 +1,8 @@
-"""The weight samples of a whole data set: drawn in order, the same for every batch, in bounded memory."""
+"""The weight samples of a whole data set: drawn in order, the same for every batch, in bounded memory.
+
+Where the network is small for its weights, drawing them is most of the cost. So sigma is computed once for all
+samples, and a sample is one pass over the weights, into the memory of its own noise.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,43 @@ import torch
 from torch import Tensor, nn
 
 from .batches import device_of
-from .frames import Frame, draw_frame
-from .moment_model import MomentModel
-from .posterior import named_posteriors
+from .draws import read_only
+from .frames import Frame, warn_where_not_held
+from .gaussian import precise
+from .posterior import Posterior, layer_posteriors
 
-__all__ = ["HELD_BYTES", "WeightSamples"]
+__all__ = ["HELD_BYTES", "WeightFrame", "WeightSamples"]
 
 #: Samples are held between batches up to this size; above it they are drawn anew for each batch, from the same state.
 HELD_BYTES = 2**30
 
 
-class WeightSamples:
-    """A model and its weight samples.
+class WeightFrame(Frame):
+    """One weight sample of a whole model, held as values: what prediction needs, without gradients.
 
     Args:
-        model: Any module; one without posteriors has one sample, its weights, and a moment model has its points.
+        layers: The layers by identity.
+        weights: The weight of each posterior by layer identity and stem.
+    """
+
+    def __init__(self, layers: dict[int, nn.Module], weights: dict[tuple[int, str], Tensor]) -> None:
+        super().__init__(layers, {})
+        self.weights = weights
+
+    def sample(self, posterior: Posterior) -> Tensor:
+        """The weight of this frame."""
+        return self.weights[id(posterior.layer), posterior.stem]
+
+    def read(self, posterior: Posterior) -> Tensor:
+        """The sample as ``.weight`` gives it: read-only."""
+        return read_only(posterior, lambda: self.sample(posterior))
+
+
+class WeightSamples:
+    """A model and its weight samples, of a posterior that does not change meanwhile.
+
+    Args:
+        model: Any module; one without posteriors has one sample, its weights.
         num_samples: Number of samples.
         generator: Source of the noise; default a generator seeded from torch's default one.
         several: Whether samples are asked for more than once.
@@ -28,29 +54,55 @@ class WeightSamples:
 
     def __init__(self, model: nn.Module, num_samples: int, generator: torch.Generator | None, several: bool) -> None:
         self.model, self.device = model, device_of(model)
-        rhos = {id(p.rho): p.rho for _, p in named_posteriors(model)}.values()
-        self.bayesian = bool(rhos) or isinstance(model, MomentModel)
-        self.count = model.num_points if isinstance(model, MomentModel) else num_samples if rhos else 1
-        if generator is None and rhos:
+        self._layers: dict[int, nn.Module] = {}
+        self._posteriors: dict[int, list[Posterior]] = {}  # by identity of the mean: tied weights share one draw
+        for layer, posteriors in layer_posteriors(model):
+            self._layers[id(layer)] = layer
+            for posterior in posteriors:
+                self._posteriors.setdefault(id(posterior.mu), []).append(posterior)
+                warn_where_not_held(posterior)
+        self.bayesian = bool(self._posteriors)
+        self.count = num_samples if self.bayesian else 1
+        if generator is None and self.bayesian:
             generator = torch.Generator(self.device).manual_seed(int(torch.randint(2**62, ())))
-        self._generator = generator
-        # A sample is its noise and the weights made of it.
-        self._hold = several and 2 * num_samples * sum(rho.numel() * rho.element_size() for rho in rhos) <= HELD_BYTES
+        self.generator = generator
+        size = sum(same[0].rho.numel() * same[0].rho.element_size() for same in self._posteriors.values())
+        self._hold = several and num_samples * size <= HELD_BYTES
         self._states: list[Tensor] = []
-        self._frames: list[Frame] = []
+        self._frames: list[WeightFrame] = []
+        self._moments: list[tuple[list[Posterior], Tensor, Tensor]] | None = None
 
-    def frame(self, index: int) -> Frame | None:
+    @torch.no_grad()
+    def frame(self, index: int) -> WeightFrame | None:
         """The weight sample of an index, first asked for in order; None for a deterministic model."""
-        if not self.bayesian or self._generator is None:
+        if not self.bayesian or self.generator is None:
             return None
         if index < len(self._frames):
             return self._frames[index]
         if index < len(self._states):
             # Drawn again for a later batch; after the last index the generator is where the first batch left it.
-            self._generator.set_state(self._states[index])
-            return draw_frame(self.model, self._generator)
-        self._states.append(self._generator.get_state())
-        frame = draw_frame(self.model, self._generator)
+            self.generator.set_state(self._states[index])
+            return self._draw()
+        self._states.append(self.generator.get_state())
+        frame = self._draw()
         if self._hold:
             self._frames.append(frame)
         return frame
+
+    def _draw(self) -> WeightFrame:
+        weights: dict[tuple[int, str], Tensor] = {}
+        for same, mean, sigma in self._mean_and_sigma():
+            noise = same[0].draw_noise(self.generator)
+            out = noise if noise.stride() == mean.stride() else None
+            weight = torch.addcmul(mean, sigma, noise, out=out).to(same[0].mu.dtype)
+            weights |= {(id(posterior.layer), posterior.stem): weight for posterior in same}
+        return WeightFrame(self._layers, weights)
+
+    def _mean_and_sigma(self) -> list[tuple[list[Posterior], Tensor, Tensor]]:
+        """Every posterior under all its names, with mean and sigma, which are 0 where it is pruned."""
+        if self._moments is None:
+            self._moments = []
+            for same in self._posteriors.values():
+                sigma, mask = same[0].sigma(), same[0].mask
+                self._moments.append((same, precise(same[0].mean()), sigma if mask is None else sigma * mask))
+        return self._moments

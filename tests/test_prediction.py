@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 import bensemble.weight_samples
-from bensemble.errors import InvalidTypeError, InvalidValueError
+from bensemble.errors import InvalidTypeError, InvalidValueError, OutOfMemoryError
 from bensemble.frames import sampling
 from bensemble.gaussian import rho_from_sigma, sigma_from_rho
 from bensemble.likelihoods import Categorical, Gaussian, GaussianHead
@@ -379,7 +379,7 @@ def test_predictions_are_frozen_print_and_explain_what_they_lack():
         _ = raw.nonsense
     with pytest.raises(AttributeError):
         raw.mean = X
-    assert "Prediction: 7 examples, 1 samples (kept)" in repr(raw)
+    assert "Prediction: 7 examples, 1 samples (deterministic, kept)" in repr(raw)
     assert "mutual_information" in repr(predict(cnn(), X, likelihood="categorical"))
     assert "total_std" in repr(predict(cnn(4), X, likelihood="gaussian_head", keep_samples=False))
     assert_close(copy.deepcopy(raw).mean, raw.mean)
@@ -458,3 +458,14 @@ def test_an_untouched_posterior_warns_once_per_model():
     trained(X).square().mean().backward()
     optimizer.step()
     predict(trained, X, 2)
+
+
+def test_a_forward_that_does_not_fit_says_so():
+    class Large(nn.Module):
+        def forward(self, x):
+            return torch.empty(len(x), 2**50)
+
+    with pytest.raises(
+        OutOfMemoryError, match="predict: 7 examples in one forward do not fit into memory; pass chunk_s"
+    ):
+        predict(Large(), X)

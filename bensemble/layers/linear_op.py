@@ -72,7 +72,7 @@ class LinearOpLayer(BaseBayesianLayer):
             return self.linear_op(self._drawn("weight"), self._drawn("bias"), input, *args, **kwargs)  # type: ignore[arg-type]
         if frame is None or frame.is_mean:
             return super().forward(input, *args, **kwargs)
-        return self.linear_op(self._held(frame, "weight"), self._held(frame, "bias"), input, *args, **kwargs)  # type: ignore[arg-type]
+        return frame.run(self, input, *args, **kwargs)
 
     def _local_reparameterization(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         weight, bias = self._posterior("weight"), self._posterior("bias")
