@@ -1,4 +1,4 @@
-"""Parameters that a module holds outside of the module tree: as a plain attribute, or in lists, tuples and dicts.
+"""Parameters that a module holds outside of the module tree: as a plain attribute, or inside of plain values.
 
 Their posteriors belong to the module that registers them, so what forward reads there has to come from it.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bensemble.layers.nested import may_hold, with_parameters
 from bensemble.layers.swap import Alias
 
 __all__ = ["aliases_of"]
@@ -27,18 +28,18 @@ def aliases_of(model: nn.Module, owners: Mapping[int, tuple[nn.Module, str]]) ->
     """
     for module in model.modules():
         for attribute, value in vars(module).items():
-            if attribute not in _STANDARD and isinstance(value, (Tensor, list, tuple, dict)):
+            if attribute not in _STANDARD and (isinstance(value, Tensor) or may_hold(value)):
                 held = {id(p): owners[id(p)] for p in _parameters_in(value) if id(p) in owners}
                 if held:
                     yield module, Alias(attribute, tuple(held.values()))
 
 
-def _parameters_in(value: Any) -> Iterator[nn.Parameter]:
-    if isinstance(value, nn.Parameter):
-        yield value
-    elif type(value) in (list, tuple):
-        for item in value:
-            yield from _parameters_in(item)
-    elif type(value) is dict:
-        for item in value.values():
-            yield from _parameters_in(item)
+def _parameters_in(value: Any) -> list[nn.Parameter]:
+    found: list[nn.Parameter] = []
+
+    def note(parameter: nn.Parameter) -> nn.Parameter:
+        found.append(parameter)
+        return parameter
+
+    with_parameters(value, note)
+    return found

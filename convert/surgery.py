@@ -7,7 +7,7 @@ before the first module changes; if a change fails all the same, what was change
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -20,7 +20,14 @@ from bensemble.errors import ConversionError, InvalidTypeError, refuse
 from bensemble.layers.linear_op import LinearOpLayer, check_estimator
 from bensemble.layers.registry import bayesian_type
 from bensemble.layers.sampled import SampledWeights
-from bensemble.layers.swap import Alias, NewPosterior, make_bayesian, make_deterministic, restorer
+from bensemble.layers.swap import (
+    Alias,
+    NewPosterior,
+    bayesian_class,
+    make_bayesian,
+    make_deterministic,
+    restorer,
+)
 from bensemble.posterior import named_posteriors
 from bensemble.pruning import apply_masks, pruning_masks
 
@@ -89,6 +96,7 @@ def bayesify(
     _check_plan(plan, model)
     target = model if inplace else copy_model("bayesify", model)
     changes = _changes(target, plan, prior, prior_sigma, init_sigma)
+    _check_classes(target, changes)
     undo: list[Callable[[], None]] = []
     with _undone_on_failure(undo):
         for change in changes:
@@ -160,12 +168,13 @@ def to_deterministic(
 
 @contextmanager
 def _undone_on_failure(undo: list[Callable[[], None]]) -> Iterator[None]:
-    """Run the functions of ``undo``, the last one first, when the body raises."""
+    """When the body raises, run the functions of ``undo``, the last one first, each whatever became of the others."""
     try:
         yield
     except BaseException:
-        for restore in reversed(undo):
-            restore()
+        with ExitStack() as stack:
+            for restore in undo:
+                stack.callback(restore)
         raise
 
 
@@ -225,6 +234,20 @@ def _changes(target: nn.Module, plan: ConversionPlan, prior: Any, prior_sigma: A
         change.aliases.append(alias)
         change.local = False
     return list(changes.values())
+
+
+def _check_classes(target: nn.Module, changes: list[_Change]) -> None:
+    """Raise for modules whose class has a metaclass or hook that refuses the subclass made of it."""
+    problems = []
+    for change in changes:
+        try:
+            bayesian_class(change.module, change.posteriors, change.local, change.aliases)
+        except Exception as err:
+            path = next(path for path, module in target.named_modules() if module is change.module)
+            problems.append(
+                f"'{path}' is a {type(change.module).__name__}, whose class cannot be extended ({err}); exclude it."
+            )
+    refuse("bayesify", problems)
 
 
 def _check_plan(plan: ConversionPlan, model: nn.Module) -> None:

@@ -56,5 +56,5 @@ def _put_together(module: nn.Module, carried: list[Carried]) -> nn.Module:
     layer = make_bayesian(module, new, local=False)
     for name, _, _, mask, _ in carried:
         if mask is not None:
-            layer.register_buffer(f"{layer._stems[name]}_mask", mask)
+            nn.Module.register_buffer(layer, f"{layer._stems[name]}_mask", mask)
     return layer

@@ -11,7 +11,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..gaussian import RHO_MIN, precise
 
@@ -74,7 +74,9 @@ def _match_mask(layer: PosteriorWeights, stem: str, wanted: bool) -> None:
     """Give the layer a mask buffer to load into, or take the one away that the checkpoint does not have."""
     mask = getattr(layer, f"{stem}_mask", None)
     if wanted and mask is None:
-        layer.register_buffer(f"{stem}_mask", torch.ones_like(precise(getattr(layer, f"{stem}_rho").detach())))
+        nn.Module.register_buffer(
+            layer, f"{stem}_mask", torch.ones_like(precise(getattr(layer, f"{stem}_rho").detach()))
+        )
     elif not wanted and mask is not None:
         layer._set_mask(stem, None)
 

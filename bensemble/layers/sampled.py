@@ -3,7 +3,7 @@
 The module's class becomes a subclass of its own class, with the same name, whose parameters are read through
 properties. Nothing is known about what its forward does with them, so noise enters through the weights: one draw per
 forward in training, the mean in evaluation, the held sample inside ``bensemble.sampling``. Plain attributes that hold
-a Parameter of another module, alone or in lists, tuples and dicts, are read in the same way.
+a Parameter of another module, alone or inside of plain values, are read in the same way.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..frames import active_frame, one_draw
 from ..gaussian import tracing
 from ..posterior import Posterior
 from .foreign import copied_by_base, pickled_by_base
+from .nested import with_parameters
 from .weights import PosteriorWeights, weight_property
 
 __all__ = ["SampledWeights", "free_stems", "sampled_type"]
@@ -119,7 +120,8 @@ def _alias_property(attribute: str) -> property:
     def read(self: SampledWeights) -> Any:
         if attribute not in self.__dict__:
             raise AttributeError(attribute)
-        return _as_read(self.__dict__[attribute], self.__dict__.get("_alias_owners", ()))
+        owners = self.__dict__.get("_alias_owners", ())
+        return with_parameters(self.__dict__[attribute], lambda parameter: _as_read(parameter, owners))
 
     def write(self: SampledWeights, value: Any) -> None:
         self.__dict__[attribute] = value
@@ -130,21 +132,13 @@ def _alias_property(attribute: str) -> property:
     return property(read, write, delete)
 
 
-def _as_read(value: Any, owners: Iterable[tuple[PosteriorWeights, str]]) -> Any:
-    """The value itself where nothing in it is sampled now, else a copy of its lists, tuples and dicts."""
-    if isinstance(value, nn.Parameter):
-        for layer, name in owners:
-            posterior = layer._posterior(name)
-            if posterior is not None and posterior.mu is value:
-                return layer._read_weight(name)
-        return value
-    if type(value) in (list, tuple):
-        items = [_as_read(item, owners) for item in value]
-        return type(value)(items) if any(a is not b for a, b in zip(items, value, strict=True)) else value
-    if type(value) is dict:
-        read = {key: _as_read(item, owners) for key, item in value.items()}
-        return read if any(read[key] is not item for key, item in value.items()) else value
-    return value
+def _as_read(parameter: nn.Parameter, owners: Iterable[tuple[PosteriorWeights, str]]) -> Any:
+    """What the layer that has this Parameter as a mean hands out for it."""
+    for layer, name in owners:
+        posterior = layer._posterior(name)
+        if posterior is not None and posterior.mu is parameter:
+            return layer._read_weight(name)
+    return parameter
 
 
 def _one_draw_per_forward(forward: Any) -> Any:

@@ -6,7 +6,7 @@ become the posterior means, as the same objects and at the same place in the ord
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from .registry import bayesian_type
 from .sampled import SampledWeights, free_stems, sampled_type
 from .weights import PosteriorWeights
 
-__all__ = ["Alias", "NewPosterior", "make_bayesian", "make_deterministic", "restorer"]
+__all__ = ["Alias", "NewPosterior", "bayesian_class", "make_bayesian", "make_deterministic", "restorer"]
 
 #: Instance attributes that come and go with the posteriors.
 _OWN = ("_prior_slots", "_not_prunable", "_alias_owners")
@@ -53,6 +53,16 @@ class Alias:
     owners: tuple[tuple[nn.Module, str], ...]
 
 
+def bayesian_class(
+    module: nn.Module, names: Iterable[str], local: bool, aliases: Sequence[Alias] = ()
+) -> type[PosteriorWeights]:
+    """The class that a module gets; the arguments are those of :func:`make_bayesian`."""
+    twin = bayesian_type(type(module)) if local else None
+    if twin is not None:
+        return twin
+    return sampled_type(type(module), free_stems(module, names), [alias.attribute for alias in aliases])
+
+
 def make_bayesian(
     module: nn.Module, posteriors: dict[str, NewPosterior], local: bool, aliases: Sequence[Alias] = ()
 ) -> PosteriorWeights:
@@ -64,10 +74,7 @@ def make_bayesian(
         local: Whether the registered twin takes over; otherwise the weights are sampled.
         aliases: Attributes to read as the posteriors of other modules, of a module that no twin takes over.
     """
-    base = type(module)
-    cls: type[PosteriorWeights] | None = bayesian_type(base) if local else None
-    if cls is None:
-        cls = sampled_type(base, free_stems(module, posteriors), [alias.attribute for alias in aliases])
+    cls = bayesian_class(module, posteriors, local, aliases)
     parameters: dict[str, Any] = {}
     for name, parameter in module._parameters.items():
         stem = cls._stems.get(name)
@@ -123,7 +130,8 @@ def restorer(module: nn.Module) -> Callable[[], None]:
     cls, attributes, buffers = type(module), dict(module.__dict__), dict(module._buffers)
 
     def restore() -> None:
-        _change_class(module, cls)
+        if type(module) is not cls:
+            _change_class(module, cls)
         _replace(module.__dict__, attributes)
         _replace(module._buffers, buffers)
 

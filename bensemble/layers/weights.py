@@ -86,7 +86,7 @@ class PosteriorWeights(nn.Module):
         for field in old.fields if old else ():
             del self._buffers[f"{stem}_prior_{field}"]
         for field, tensor in tensors.items():
-            self.register_buffer(f"{stem}_prior_{field}", tensor)
+            nn.Module.register_buffer(self, f"{stem}_prior_{field}", tensor)  # past an override of the user's own
         self.__dict__["_prior_slots"] = {**self.__dict__.get("_prior_slots", {}), stem: slot}
 
     def _is_prunable(self, stem: str) -> bool:
@@ -108,7 +108,7 @@ class PosteriorWeights(nn.Module):
             self._buffers.pop(f"{stem}_mask", None)
             return
         check_mask("set_mask", f"{stem}_mu", mask, mu.shape)
-        self.register_buffer(f"{stem}_mask", mask.detach().to(mu.device, precise(mu).dtype, copy=True))
+        nn.Module.register_buffer(self, f"{stem}_mask", mask.detach().to(mu.device, precise(mu).dtype, copy=True))
         with torch.no_grad():
             mu.mul_(mask.to(mu))
 
@@ -170,6 +170,14 @@ class PosteriorWeights(nn.Module):
         if name in self._stems or isinstance(param, WeightDraw) or renamed:
             raise ConversionError(order_message("register_parameter", name))
         super().register_parameter(name, param)
+
+    def get_parameter(self, target: str) -> Any:
+        """As ``nn.Module.get_parameter``; a posterior weight is what its layer hands out, not a Parameter."""
+        path, _, name = target.rpartition(".")
+        module = self.get_submodule(path)
+        if isinstance(module, PosteriorWeights) and name in module._stems:
+            return module._read_weight(name)
+        return super().get_parameter(target)
 
     def _posterior_keys(self) -> set[str]:
         """The names of the Parameters that make up the posteriors."""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from zoo.checks import Fingerprint
 
+import bensemble
 from bensemble import BayesianLinear, BensembleError, ConversionError, InvalidTypeError, InvalidValueError
 from bensemble.priors import Normal
 from convert import bayesify, plan, to_deterministic
@@ -227,6 +228,35 @@ def test_a_layer_that_stands_for_nothing_has_no_way_back() -> None:
     with pytest.raises(ConversionError, match="to_deterministic: '0' is a Doubled, which stands for no deterministic"):
         to_deterministic(model)
     assert type(model[0]) is Doubled
+
+
+class Sealing(type):
+    """A metaclass that allows no subclasses."""
+
+    def __new__(cls, name, bases, namespace):
+        if any(isinstance(base, Sealing) for base in bases):
+            raise TypeError("sealed")
+        return super().__new__(cls, name, bases, namespace)
+
+
+class Sealed(nn.Module, metaclass=Sealing):
+    """A weight in a class that cannot be extended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight
+
+
+def test_a_class_that_cannot_be_extended() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(Sealed()))
+    before = Fingerprint(model)
+    with pytest.raises(ConversionError, match=r"bayesify: '1\.0' is a Sealed, whose class cannot be extended \(sealed"):
+        bayesify(model, inplace=True)
+    before.compare(model, "refused", identity=True)
+    assert [name for name, _ in bensemble.named_posteriors(bayesify(model, exclude=Sealed))] == ["0.weight", "0.bias"]
 
 
 def test_a_plain_tensor_is_no_weight() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import math
 import weakref
@@ -17,12 +16,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from zoo.checks import Fingerprint
 
-import convert.surgery
 from bensemble import BayesianLinear, kl_divergence, named_posteriors, sampling
 from bensemble.priors import ARD, Normal
 from convert import bayesify, to_deterministic
 
-from .networks import TextModel, small
+from .networks import small
 
 
 def posteriors(model: nn.Module) -> dict:
@@ -296,76 +294,3 @@ def test_back_and_forth_many_times_changes_nothing() -> None:
     for _ in range(5):
         turned = to_deterministic(bayesify(turned))
     before.compare(turned, "five rounds", identity=False)
-
-
-# -- changes that fail half-way
-
-
-@pytest.mark.parametrize("survived", [0, 1, 3])
-def test_a_conversion_that_fails_half_way_leaves_the_model_as_it_was(
-    monkeypatch: pytest.MonkeyPatch, survived: int
-) -> None:
-    model = TextModel()
-    model.register_forward_hook(lambda module, args, output: output)
-    before, changed = Fingerprint(model), []
-    make_bayesian = convert.surgery.make_bayesian
-
-    def fail_later(module: nn.Module, *args: object) -> nn.Module:
-        layer = make_bayesian(module, *args)  # type: ignore[arg-type]
-        changed.append(module)
-        if len(changed) > survived:
-            raise KeyboardInterrupt
-        return layer
-
-    monkeypatch.setattr(convert.surgery, "make_bayesian", fail_later)
-    with pytest.raises(KeyboardInterrupt):
-        bayesify(model, inplace=True)
-    assert len(changed) == survived + 1
-    before.compare(model, "failed conversion", identity=True)
-    monkeypatch.undo()
-    assert bayesify(model, inplace=True)(torch.tensor([[1, 2, 3, 4, 5]])).shape == (1, 5, 3)
-
-
-@pytest.mark.parametrize("asked", [{}, {"sparsity": 0.5}, {"sample": True}], ids=str)
-def test_a_way_back_that_fails_half_way_leaves_the_model_as_it_was(
-    monkeypatch: pytest.MonkeyPatch, asked: dict
-) -> None:
-    bnn = bayesify(Mixed())
-    before, calls = Fingerprint(bnn), []
-    make_deterministic = convert.surgery.make_deterministic
-
-    def fail_later(layer: nn.Module, values: dict) -> nn.Module:
-        module = make_deterministic(layer, values)  # type: ignore[arg-type]
-        calls.append(module)
-        if len(calls) > 1:
-            raise RuntimeError("no more")
-        return module
-
-    monkeypatch.setattr(convert.surgery, "make_deterministic", fail_later)
-    with pytest.raises(RuntimeError, match="no more"):
-        to_deterministic(bnn, inplace=True, **asked)
-    before.compare(bnn, "failed way back", identity=True)
-
-
-def test_a_function_that_fails_is_asked_before_anything_changes() -> None:
-    model = small()
-    before = Fingerprint(model)
-
-    def choose(name: str, weight: Tensor) -> float:
-        if name == "3.bias":
-            raise LookupError(name)
-        return 0.1
-
-    for argument in ("init_sigma", "prior"):
-        with pytest.raises((LookupError, TypeError)):
-            bayesify(model, inplace=True, **{argument: choose})
-    before.compare(model, "failed function", identity=True)
-
-
-def test_a_model_that_cannot_be_copied_can_be_converted_in_place() -> None:
-    model = small()
-    model.lock = (item for item in ())  # generators refuse deepcopy
-    with pytest.raises(convert.surgery.ConversionError, match=r"Sequential cannot be copied .*; pass inplace=True"):
-        bayesify(model)
-    assert bayesify(model, inplace=True) is model
-    assert copy.copy(model.lock is not None)

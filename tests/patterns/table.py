@@ -25,6 +25,8 @@ THEMES = (
     "control",
     "classes",
     "numerics",
+    "research",
+    "odd",
 )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from bensemble import named_posteriors, sampling
 from convert import bayesify
@@ -58,19 +59,25 @@ def test_compiled_whole_in_train_mode_draws_fresh_noise_at_every_call(build: Bui
 
 @pytest.mark.slow
 @pytest.mark.parametrize("build", [resnet, bert, encoder, recurrent], ids=lambda build: build.__name__)
-@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("training", [False, True], ids=["eval_no_grad", "train"])
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # Dynamo asks for it where its graph breaks
-def test_a_model_compiled_before_samples_as_the_eager_one(build: Build, grad: bool) -> None:
+def test_a_model_compiled_before_samples_as_the_eager_one(build: Build, training: bool) -> None:
     model, inputs = build()
-    bnn = bayesify(model.eval())
-    compiled = torch.compile(bnn, backend="eager")
-    with torch.set_grad_enabled(grad):
-        mean = compiled(*inputs)
-        for seed in range(3):
+    bnn = bayesify(model).train(training)
+    for module in bnn.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()  # the same function at every call
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(bnn, fullgraph=build is not recurrent, backend=counter)
+    with torch.set_grad_enabled(training):
+        without = compiled(*inputs)
+        for seed in range(5):
             with sampling(bnn, torch.Generator().manual_seed(seed)):
                 torch.testing.assert_close(compiled(*inputs), bnn(*inputs))
-                assert not torch.allclose(compiled(*inputs), mean)
-        torch.testing.assert_close(compiled(*inputs), mean, rtol=0, atol=0)
+                assert not torch.allclose(compiled(*inputs), without)
+        assert torch.equal(compiled(*inputs), without) != training
+    if build is not recurrent:
+        assert counter.frame_count <= 3, "a graph for the samples, not one for each"
 
 
 @pytest.mark.slow

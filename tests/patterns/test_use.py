@@ -13,6 +13,8 @@ from torch.nn.utils import fusion, parametrizations, prune
 from bensemble import ConversionError, ReadOnlyError, named_posteriors, sampling
 from convert import bayesify, to_deterministic
 
+from .odd import MaskedConv
+
 
 class Mixed(nn.Module):
     """A twin, attention, a recurrent layer and a raw Parameter."""
@@ -84,6 +86,15 @@ def test_writing_into_a_draw_is_refused_and_names_the_mean(bnn: nn.Module, read,
     with torch.no_grad(), sampling(bnn), pytest.raises(ReadOnlyError, match=f"write into `{mean}`"):
         write(read(bnn))
     assert all(torch.equal(tensor, before[name]) for name, tensor in bnn.state_dict().items())
+
+
+def test_a_forward_that_writes_into_its_own_weight_is_refused_and_can_be_excluded() -> None:
+    model, x = nn.Sequential(MaskedConv(1, 3, 3, padding=1), nn.Conv2d(3, 2, 1)), torch.randn(2, 1, 4, 4)
+    with pytest.raises(ReadOnlyError, match=r"data: 'weight' of MaskedConv .*, or exclude the layer from bayesify"):
+        bayesify(model).train()(x)
+    bnn = bayesify(model, exclude=MaskedConv).train()
+    assert not torch.equal(bnn(x), bnn(x))
+    assert torch.equal(bnn.eval()(x), model(x))
 
 
 def test_writing_in_eval_reaches_the_mean(bnn: nn.Module, x: Tensor) -> None:
