@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from .inspection import summarize
 from .report import ExportReport
 from .tracing import quiet, trace
 from .trials import Trials, one_line, run_trials
-from .uncertainty import MOST_BYTES, uncertainty_options
+from .uncertainty import MOST_BYTES, SampledModel, uncertainty_options
 from .verification import verified
 
 __all__ = ["export_onnx"]
@@ -35,7 +36,7 @@ logger = logging.getLogger("bensemble.onnx")
 
 
 def export_onnx(
-    model: nn.Module,
+    model: nn.Module | Sequence[nn.Module],
     path: str | os.PathLike[str],
     example_inputs: Inputs,
     *,
@@ -62,7 +63,8 @@ def export_onnx(
     state stay as they are.
 
     Args:
-        model: Any module that torch.export can follow, Bayesian or not. It is exported from a copy on the CPU.
+        model: Any module that torch.export can follow, Bayesian or not. It is exported from a copy on the CPU. For
+            uncertainty also a sequence of them: an ensemble, as ``predict`` takes it.
         path: Where to write. An old file is replaced only by a verified new one.
         example_inputs: A tensor for ``model(t)``, a tuple for ``model(*t)``, a mapping for ``model(**m)``. A batch of
             one will do. What is no tensor becomes a constant.
@@ -103,7 +105,8 @@ def export_onnx(
     Example:
         >>> print(export_onnx(bnn, "sure.onnx", images[:1], metadata={"classes": "cat,dog"}))
     """
-    _check(model, outputs, opset, metadata)
+    models = _members(model, outputs)
+    _check(outputs, opset, metadata)
     uncertainty = uncertainty_options(outputs, method, num_samples, likelihood, calibration, generator)
     if verify and find_spec("onnxruntime") is None:
         raise ExportError(
@@ -112,21 +115,21 @@ def export_onnx(
         )
     target = checked_target(path, "export_onnx")
     if uncertainty is not None:
-        uncertainty.check(unwrapped(model))
-    with deployable(model) as network:
-        arguments = read_arguments(network, example_inputs, input_names)
-        _check_size(network)
-        if uncertainty is None:
-            flat = FlatModel(network, arguments, output)
-        else:
-            flat = uncertainty.model(unwrapped(model), network, arguments, output)
+        uncertainty.check(models)
+    with ExitStack() as stack:
+        networks = [stack.enter_context(deployable(member)) for member in models]
+        arguments = read_arguments(networks[0], example_inputs, input_names)
+        _check_size(networks)
+        own = {**(metadata or {}), "bensemble.outputs": outputs, "bensemble.model": type(networks[0]).__name__}
+        flat = FlatModel(networks[0], arguments, output)
+        if uncertainty is not None:
+            flat = uncertainty.model(models, networks, arguments, output)
         axes = dynamic_axes(arguments, dynamic_shapes)
         with quiet(verbose):
             trials = run_trials(flat, axes)
         names = _output_names(output_names, tuple(trials.example.outputs), arguments.names)
-        own = {**(metadata or {}), "bensemble.outputs": outputs, "bensemble.model": type(network).__name__}
-        if uncertainty is not None:
-            own |= uncertainty.metadata(trials.example.outputs, metadata or {})
+        if isinstance(flat, SampledModel) and uncertainty is not None:
+            own |= uncertainty.metadata(flat.count, trials.example.outputs, own)
 
         def attempt(trials: Trials) -> ExportReport:
             traced = trace(trials, opset, verbose)
@@ -155,14 +158,25 @@ def export_onnx(
         return attempt(trials)
 
 
-def _check(model: nn.Module, outputs: str, opset: int | None, metadata: Mapping[str, str] | None) -> None:
+def _members(model: Any, outputs: str) -> list[nn.Module]:
+    """The model, or the models of an ensemble, without wrappers."""
+    several = isinstance(model, (list, tuple)) and outputs == "uncertainty" and len(model) > 0
+    models = list(model) if several else [model]
+    for member in models:
+        if not isinstance(member, nn.Module):
+            raise InvalidTypeError(
+                f"export_onnx: model must be a torch.nn.Module, got {type(member).__name__}; "
+                "an ensemble is a sequence of them, with outputs='uncertainty'."
+            )
+        if isinstance(member, torch.jit.ScriptModule):
+            raise InvalidTypeError(
+                "export_onnx: model must be Python code, got a ScriptModule; give the module it came from."
+            )
+    return [unwrapped(member) for member in models]
+
+
+def _check(outputs: str, opset: int | None, metadata: Mapping[str, str] | None) -> None:
     """Refuse arguments that cannot work, before anything happens."""
-    if not isinstance(model, nn.Module):
-        raise InvalidTypeError(f"export_onnx: model must be a torch.nn.Module, got {type(model).__name__}.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InvalidTypeError(
-            "export_onnx: model must be Python code, got a ScriptModule; give the module it came from."
-        )
     if metadata is not None and not isinstance(metadata, Mapping):
         raise InvalidTypeError(f"export_onnx: metadata must be a mapping of strings, got {type(metadata).__name__}.")
     problems = []
@@ -189,12 +203,12 @@ def _output_names(wanted: Sequence[str] | None, found: tuple[str, ...], inputs: 
     return names
 
 
-def _check_size(network: nn.Module) -> None:
+def _check_size(networks: Sequence[nn.Module]) -> None:
     """Refuse weights that no single file can hold, before the exporter spends minutes on them."""
-    tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    tensors = {id(tensor): tensor for network in networks for tensor in (*network.parameters(), *network.buffers())}
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if size > MOST_BYTES:
         raise ExportError(
-            f"export_onnx: the weights of {type(network).__name__} must fit into one file of 2 GiB, got "
+            f"export_onnx: the weights of {type(networks[0]).__name__} must fit into one file of 2 GiB, got "
             f"{size / 2**30:.2f} GiB; export in float16 (model.half()), or a smaller model."
         )

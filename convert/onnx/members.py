@@ -92,7 +92,7 @@ def _stacked(
     for node in before:
         if repeated.intersection(captured(node)):
             repeated.update(node.output)
-    if marker.input[0] not in repeated:
+    if marker.input[0] not in repeated and count > 1:
         raise ExportError(
             "export_onnx: outputs='uncertainty' needs a posterior that reaches the output, got an output that depends "
             "on none; see convert.check_noise, or export outputs='mean'."
@@ -112,7 +112,9 @@ def _stacked(
         ends.append(f"{marker.output[0]}.{k}")
         axes = f"{marker.output[0]}.axis.{k}"
         yield onnx.helper.make_node("Constant", [], [axes], axes, value_ints=[0])
-        yield onnx.helper.make_node("Unsqueeze", [names[marker.input[0]], axes], [ends[-1]], ends[-1])
+        yield onnx.helper.make_node(
+            "Unsqueeze", [names.get(marker.input[0], marker.input[0]), axes], [ends[-1]], ends[-1]
+        )
     yield onnx.helper.make_node("Concat", ends, [marker.output[0]], marker.output[0], axis=0)
 
 

@@ -52,28 +52,34 @@ class UncertaintyOptions:
     calibration: Calibration | None
     generator: torch.Generator | None
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, models: Sequence[nn.Module]) -> None:
         """Refuse what cannot be written, before anything is computed."""
-        check_draws_fit(model, self.num_samples)
+        check_draws_fit(models, self.num_samples)
 
     def model(
-        self, source: nn.Module, network: nn.Module, arguments: Arguments, selector: OutputSelector | None
-    ) -> FlatModel:
+        self,
+        sources: Sequence[nn.Module],
+        networks: Sequence[nn.Module],
+        arguments: Arguments,
+        selector: OutputSelector | None,
+    ) -> SampledModel:
         """The model that is traced and that the file is compared with.
 
         Args:
-            source: The Bayesian model.
-            network: Its deterministic copy on the CPU.
-            arguments: How its call is put together.
+            sources: The Bayesian model, or the members of an ensemble.
+            networks: Their deterministic copies on the CPU.
+            arguments: How their call is put together.
             selector: Which output the uncertainty is about.
         """
-        draws = weight_draws(source, self.num_samples, self.generator)
-        return SampledModel(network, arguments, selector, draws, self._statistics())
+        generator = torch.Generator().manual_seed(0) if self.generator is None else self.generator
+        draws = [weight_draws(source, self.num_samples, generator) for source in sources]
+        return SampledModel(networks, arguments, selector, draws, self._statistics())
 
-    def metadata(self, outputs: Mapping[str, Tensor], own: Mapping[str, str]) -> dict[str, str]:
+    def metadata(self, count: int, outputs: Mapping[str, Tensor], own: Mapping[str, str]) -> dict[str, str]:
         """What the file says about itself.
 
         Args:
+            count: Number of networks in the file.
             outputs: The outputs at the example.
             own: The user's strings.
 
@@ -83,7 +89,7 @@ class UncertaintyOptions:
         uncertainty = outputs["entropy" if "entropy" in outputs else "std"]
         found = {
             "bensemble.method": self.method,
-            "bensemble.num_samples": str(self.num_samples),
+            "bensemble.num_samples": str(count),
             "bensemble.likelihood": "none" if self.likelihood is None else _described(self.likelihood),
             "bensemble.terms": str(uncertainty[0].numel()),
         }
@@ -157,66 +163,69 @@ def _described(likelihood: Likelihood) -> str:
     return f"{type(likelihood).__name__}({', '.join(f'{key}={value!r}' for key, value in settings.items())})"
 
 
-def weight_draws(model: nn.Module, num_samples: int, generator: torch.Generator | None) -> dict[str, list[Tensor]]:
+def weight_draws(model: nn.Module, num_samples: int, generator: torch.Generator) -> dict[str, list[Tensor]]:
     """K draws of every posterior, the same that ``predict`` makes with such a generator, pruned by the masks.
-
-    Args:
-        model: A Bayesian model.
-        num_samples: Number of draws K.
-        generator: Source of the noise; default one with seed 0, so that the same model gives the same file.
 
     Returns:
         K tensors on the CPU for each weight, by its name in the deterministic model. A tied weight has one name.
     """
-    source = torch.Generator().manual_seed(0) if generator is None else generator
-    samples = WeightSamples(model, num_samples, source, several=False)
     posteriors = dict(named_posteriors(model))
     draws: dict[str, list[Tensor]] = {name: [] for name in posteriors}
+    samples = WeightSamples(model, num_samples, generator, several=False)
     with torch.no_grad():
         for k in range(num_samples):
             frame = samples.frame(k)
-            assert frame is not None  # the model has posteriors
             for name, posterior in posteriors.items():
+                assert frame is not None  # the model has posteriors
                 draws[name].append(posterior.draw(frame.noise_of(posterior)).cpu())
     return draws
 
 
-def check_draws_fit(model: nn.Module, num_samples: int) -> None:
+def check_draws_fit(models: Sequence[nn.Module], num_samples: int) -> None:
     """Refuse a model without posteriors, or more draws than one file holds, before anything is computed.
 
     Raises:
-        InvalidValueError: ``num_samples`` draws exceed 2 GiB; says how many fit.
+        InvalidValueError: ``num_samples`` draws exceed 2 GiB; says how many fit. An ensemble is Bayesian in part.
         ExportError: The model has no posterior.
     """
-    posteriors = [posterior for _, posterior in named_posteriors(model)]
-    if not posteriors:
+    posteriors = [[posterior for _, posterior in named_posteriors(model)] for model in models]
+    if not all(posteriors) and len(models) == 1:
         raise ExportError(
-            f"export_onnx: outputs='uncertainty' needs a Bayesian model, got {type(model).__name__} without a "
+            f"export_onnx: outputs='uncertainty' needs a Bayesian model, got {type(models[0]).__name__} without a "
             "posterior; bayesify it and fit_posterior, or export outputs='mean'."
         )
-    drawn = sum(posterior.mu.numel() * posterior.mu.element_size() for posterior in posteriors)
-    own = {id(tensor) for p in posteriors for tensor in (p.mu, p.rho, p.mask) if tensor is not None}
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    if any(posteriors) and not all(posteriors):
+        raise InvalidValueError(
+            "export_onnx: an ensemble must be all Bayesian or all deterministic, got both; bayesify the rest."
+        )
+    every = [posterior for found in posteriors for posterior in found]
+    drawn = sum(posterior.mu.numel() * posterior.mu.element_size() for posterior in every)
+    own = {id(tensor) for p in every for tensor in (p.mu, p.rho, p.mask) if tensor is not None}
+    tensors = {id(tensor): tensor for model in models for tensor in (*model.parameters(), *model.buffers())}
     shared = sum(t.numel() * t.element_size() for key, t in tensors.items() if key not in own)
     size = shared + num_samples * drawn
     if size > MOST_BYTES:
-        fitting = max((MOST_BYTES - shared) // drawn, 0)
+        fitting = max((MOST_BYTES - shared) // max(drawn, 1), 0)
         cure = f"num_samples={fitting} fits" if fitting > 1 else "no two draws fit"
         raise InvalidValueError(
             f"export_onnx: num_samples draws of the weights must fit into one file of 2 GiB, got {num_samples} draws "
-            f"of {type(model).__name__} with {size / 2**30:.2f} GiB; {cure}, and so does a posterior on fewer layers."
+            f"of {type(models[0]).__name__} with {size / 2**30:.2f} GiB; {cure}, and so does a posterior on fewer "
+            "layers."
         )
 
 
 class SampledModel(FlatModel):
-    """K networks and their statistics: one network with a marker to trace, K networks one after the other to run.
+    """Networks and their statistics: to trace, each with a marker for its K draws; to run, draw after draw.
 
     Args:
-        network: The deterministic network.
-        arguments: How its call is put together.
-        selector: Which of its outputs the uncertainty is about.
-        draws: K weights for each posterior, by name.
+        networks: The deterministic networks, more than one for an ensemble.
+        arguments: How their call is put together.
+        selector: Which of their outputs the uncertainty is about.
+        draws: For each network K weights for each posterior, by name; none for a network without.
         statistics: What the file answers.
+
+    Attributes:
+        count: Number of networks in the file, over all draws.
     """
 
     scales = SCALES
@@ -224,36 +233,47 @@ class SampledModel(FlatModel):
 
     def __init__(
         self,
-        network: nn.Module,
+        networks: Sequence[nn.Module],
         arguments: Arguments,
         selector: OutputSelector | None,
-        draws: Mapping[str, Sequence[Tensor]],
+        draws: Sequence[Mapping[str, Sequence[Tensor]]],
         statistics: Statistics,
     ) -> None:
-        super().__init__(network, arguments, selector)
-        self._draws = {id(network.get_parameter(name)): values for name, values in draws.items()}
-        self._count = len(next(iter(draws.values())))
+        super().__init__(networks[0] if len(networks) == 1 else nn.ModuleList(networks).eval(), arguments, selector)
+        self.count = sum(len(next(iter(drawn.values()), [None])) for drawn in draws)
+        self._networks = tuple(networks)
+        self._draws = {
+            id(network.get_parameter(name)): values
+            for network, drawn in zip(networks, draws, strict=True)
+            for name, values in drawn.items()
+        }
+        self._counts = [len(next(iter(drawn.values()), [None])) for drawn in draws]
         self._statistics = statistics
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """What is traced: one network, whose output :meth:`rewrite` takes for K of them."""
-        return tuple(self._statistics.of_samples(members(self._output(tensors), self._count)).values())
+        """What is traced: each network once, for whose output :meth:`rewrite` puts those of its draws."""
+        stacks = [
+            members(self._output(network, tensors), count, index)
+            for index, (network, count) in enumerate(zip(self._networks, self._counts, strict=True))
+        ]
+        return tuple(self._statistics.of_samples(torch.cat(stacks) if len(stacks) > 1 else stacks[0]).values())
 
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The outputs by name, from K runs of the network."""
+        """The outputs by name, from one run for each draw."""
         outputs = []
-        for k in range(self._count):
-            with torch.no_grad():
-                for parameter in self.network.parameters():
-                    if id(parameter) in self._draws:
-                        parameter.copy_(self._draws[id(parameter)][k])
-            outputs.append(self._output([tensor.clone() for tensor in tensors]))
+        for network, count in zip(self._networks, self._counts, strict=True):
+            for k in range(count):
+                with torch.no_grad():
+                    for parameter in network.parameters():
+                        if id(parameter) in self._draws:
+                            parameter.copy_(self._draws[id(parameter)][k])
+                outputs.append(self._output(network, [tensor.clone() for tensor in tensors]))
         return self._statistics.of_samples(torch.stack(outputs))
 
     def rewrite(self, proto: onnx.ModelProto) -> None:
-        """Put the K networks into a freshly traced graph."""
+        """Put the networks of all draws into a freshly traced graph."""
         parameters = self.named_parameters(remove_duplicate=False)
         replicate(proto, {name: self._draws[id(p)] for name, p in parameters if id(p) in self._draws})
 
-    def _output(self, tensors: Sequence[Tensor]) -> Tensor:
-        return select_output(call(self.network, self.arguments.rebuild(tensors)), self.selector)
+    def _output(self, network: nn.Module, tensors: Sequence[Tensor]) -> Tensor:
+        return select_output(call(network, self.arguments.rebuild(tensors)), self.selector)

@@ -233,3 +233,22 @@ def test_the_file_needs_no_other_domain_and_no_random_numbers(tmp_path):
     proto = onnx.load(tmp_path / "m.onnx")
     assert {entry.domain for entry in proto.opset_import} == {""}
     assert not {node.op_type for node in proto.graph.node} & {"RandomNormal", "RandomNormalLike", "RandomUniformLike"}
+
+
+@pytest.mark.parametrize("kind", ["plain", "bayesian", "of two architectures"])
+def test_ensembles_are_one_file(kind, tmp_path):
+    torch.manual_seed(0)
+    models: list[nn.Module] = [mlp().eval(), mlp().eval(), mlp().eval()]
+    if kind == "bayesian":
+        models = [bayesian(model) for model in models[:2]]
+    if kind == "of two architectures":
+        models[1] = nn.Linear(4, 3)
+    x = torch.randn(6, 4)
+    options = {"outputs": "uncertainty", "num_samples": 3, "likelihood": "categorical", "generator": seeded()}
+    report = export_onnx(models, tmp_path / "m.onnx", x[:1], **options)
+    assert report.metadata["bensemble.num_samples"] == ("6" if kind == "bayesian" else "3")
+    assert report.operators["Gemm"] == {"plain": 4, "bayesian": 7, "of two architectures": 4}[kind]
+    found = run_file(tmp_path / "m.onnx", input=x)
+    expected = bensemble.predict(models, x, 3, likelihood="categorical", generator=seeded())
+    for name, value in found.items():
+        np.testing.assert_allclose(value, getattr(expected, name), atol=1e-6)

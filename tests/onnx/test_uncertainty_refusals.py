@@ -105,3 +105,12 @@ def test_several_outputs_need_a_choice(tmp_path):
 
     with pytest.raises(InvalidValueError, match="output"):
         export_onnx(bayesify(Two()), tmp_path / "m.onnx", (X, X[:, :2]), outputs="uncertainty", num_samples=2)
+
+
+def test_an_ensemble_is_one_kind_of_model_and_has_no_mean(tmp_path):
+    with pytest.raises(InvalidValueError, match="an ensemble must be all Bayesian or all deterministic, got both"):
+        export_onnx([mlp(), bayesify(mlp())], tmp_path / "m.onnx", X, outputs="uncertainty")
+    with pytest.raises(InvalidTypeError, match="got list; an ensemble is a sequence of them, with outputs='uncert"):
+        export_onnx([mlp(), mlp()], tmp_path / "m.onnx", X)
+    with pytest.raises(InvalidTypeError, match="got list"):
+        export_onnx([], tmp_path / "m.onnx", X, outputs="uncertainty")
