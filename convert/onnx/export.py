@@ -27,7 +27,7 @@ from .inspection import summarize
 from .report import ExportReport
 from .tracing import quiet, trace
 from .trials import Trials, one_line, run_trials
-from .uncertainty import MOST_BYTES, SampledModel, uncertainty_options
+from .uncertainty import MOST_BYTES, UncertaintyModel, uncertainty_options
 from .verification import verified
 
 __all__ = ["export_onnx"]
@@ -72,7 +72,7 @@ def export_onnx(
             ``mutual_information`` in nats for classes, else ``mean`` and ``std`` over the posterior, with a noise model
             ``noise_std`` as well. The file needs no random numbers and answers the same every time.
         method: How uncertainty is computed: ``"samples"``, by weight draws in one graph, which share what comes before
-            the first posterior.
+            the first posterior; or ``"moments"``, in one pass by :func:`convert.moments`.
         num_samples: Weight draws K of ``method="samples"``; what they may take together with the rest is 2 GiB.
         likelihood: What the outputs mean, as in :func:`bensemble.predict`.
         calibration: A :class:`bensemble.Calibration`: its temperature and conformal threshold (output
@@ -128,7 +128,7 @@ def export_onnx(
         with quiet(verbose):
             trials = run_trials(flat, axes)
         names = _output_names(output_names, tuple(trials.example.outputs), arguments.names)
-        if isinstance(flat, SampledModel) and uncertainty is not None:
+        if isinstance(flat, UncertaintyModel) and uncertainty is not None:
             own |= uncertainty.metadata(flat.count, trials.example.outputs, own)
 
         def attempt(trials: Trials) -> ExportReport:

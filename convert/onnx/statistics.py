@@ -73,14 +73,28 @@ class Statistics:
         }
         return _float32(answers) | self._prediction_set(self.likelihood, probs)
 
+    def of_moments(self, mean: Tensor, variance: Tensor) -> dict[str, Tensor]:
+        """The file's outputs from mean and variance of a network's outputs, for likelihoods that need no more.
+
+        Args:
+            mean: Shape (B, ...).
+            variance: The same shape.
+        """
+        mean, variance = precise(mean), precise(variance)
+        if self.likelihood is None:
+            return _float32({"mean": mean, "std": variance.sqrt()})
+        noise = self.likelihood.spread(mean)
+        scaled = {"std": variance * self.temperature, "noise_std": noise * self.temperature}
+        return _float32({"mean": mean, **{name: value.sqrt() for name, value in scaled.items()}})
+
     def _information(self, samples: Tensor, probs: Tensor, logits: Tensor) -> Tensor:
         """Mutual information between the prediction and the weights."""
         likelihood = self.likelihood
         assert isinstance(likelihood, DiscreteLikelihood)
         if isinstance(likelihood, Categorical):
-            return _divergence(samples, probs).mean(0).sum(likelihood.axis(probs))
+            return _divergence(samples, probs).sum(likelihood.axis(probs)).clamp_min(0)
         if isinstance(likelihood, Bernoulli):
-            return (_divergence(samples, probs) + _divergence(1 - samples, 1 - probs)).mean(0)
+            return (_divergence(samples, probs) + _divergence(1 - samples, 1 - probs)).clamp_min(0)
         expected = torch.vmap(likelihood.spread)(logits).mean(0)
         return (likelihood.entropy(probs) - expected).clamp_min(0)
 
@@ -98,17 +112,16 @@ def _moments(samples: Tensor) -> dict[str, Tensor]:
 
 
 def _divergence(samples: Tensor, probs: Tensor) -> Tensor:
-    r"""The terms :math:`\bar p\, g(p / \bar p)` of a KL divergence, 0 where :math:`\bar p` is 0.
+    r"""Mean over the draws of the terms :math:`\bar p\, g(p_k / \bar p)`, 0 where :math:`\bar p` is 0.
 
-    With :math:`d = p / \bar p - 1`, g is :math:`(1 + d) \log(1 + d) - d`, and :math:`\log(1 + d) = 2\, artanh(d / (2 +
-    d))`, which unlike a logarithm of 1 + d is exact for small d.
+    With :math:`d = p_k / \bar p - 1`, g is :math:`(1 + d) \log(1 + d) - d`, for small d its series
+    :math:`d^2 (1/2 - d/6 + d^2/12 - d^3/20 + d^4/30)`, where rounding would leave little of the difference.
     """
-    tiny = torch.finfo(probs.dtype).tiny
-    change = (samples - probs) / probs.clamp_min(tiny)
-    ratio = change + 1
-    small = change.clamp(-0.5, 0.5)
-    log = torch.where(change == small, 2 * torch.atanh(small / (2 + small)), ratio.clamp_min(tiny).log())
-    return (probs * (ratio * log - change)).clamp_min(0)
+    inverse = 1 / probs.clamp_min(torch.finfo(probs.dtype).tiny)
+    change, ratio = (samples - probs) * inverse, samples * inverse
+    series = change.square() * (1 / 2 - change * (1 / 6 - change * (1 / 12 - change * (1 / 20 - change / 30))))
+    exact = ratio * ratio.clamp_min(torch.finfo(probs.dtype).tiny).log() - change
+    return probs * torch.where(change.abs() < 0.05, series, exact).mean(0)
 
 
 def _float32(found: dict[str, Any]) -> dict[str, Tensor]:

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from bensemble.batches import call
 from bensemble.calibration import Calibration
 from bensemble.checks import check_count
-from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError
-from bensemble.likelihoods import Bernoulli, Categorical, DiscreteLikelihood, Likelihood, resolve
+from bensemble.errors import ConversionError, ExportError, InvalidTypeError, InvalidValueError
+from bensemble.likelihoods import Bernoulli, Categorical, DiscreteLikelihood, Gaussian, Likelihood, resolve
+from bensemble.moment_model import MomentModel
 from bensemble.outputs import OutputSelector, select_output
 from bensemble.posterior import named_posteriors
 from bensemble.weight_samples import WeightSamples
 
+from ..copying import copy_model
 from ..runtime import class_names
 from .inputs import Arguments, FlatModel
 from .members import members, replicate
@@ -54,7 +56,11 @@ class UncertaintyOptions:
 
     def check(self, models: Sequence[nn.Module]) -> None:
         """Refuse what cannot be written, before anything is computed."""
-        check_draws_fit(models, self.num_samples)
+        check_draws_fit(models, self.num_samples if self.method == "samples" else 2)
+        if self.method == "moments" and len(models) > 1:
+            raise InvalidValueError(
+                f"export_onnx: method='moments' must get one model, got {len(models)}; use method='samples'."
+            )
 
     def model(
         self,
@@ -62,7 +68,7 @@ class UncertaintyOptions:
         networks: Sequence[nn.Module],
         arguments: Arguments,
         selector: OutputSelector | None,
-    ) -> SampledModel:
+    ) -> UncertaintyModel:
         """The model that is traced and that the file is compared with.
 
         Args:
@@ -71,6 +77,8 @@ class UncertaintyOptions:
             arguments: How their call is put together.
             selector: Which output the uncertainty is about.
         """
+        if self.method == "moments":
+            return MomentsModel(_moments(sources, arguments, selector), arguments, self.likelihood, self._statistics())
         generator = torch.Generator().manual_seed(0) if self.generator is None else self.generator
         draws = [weight_draws(source, self.num_samples, generator) for source in sources]
         return SampledModel(networks, arguments, selector, draws, self._statistics())
@@ -134,8 +142,8 @@ def uncertainty_options(
                 f"export_onnx: {', '.join(unused)} must come with outputs='uncertainty', got outputs='mean'."
             )
         return None
-    if method != "samples":
-        raise InvalidValueError(f"export_onnx: method must be 'samples', got {method!r}.")
+    if method not in ("samples", "moments"):
+        raise InvalidValueError(f"export_onnx: method must be 'samples' or 'moments', got {method!r}.")
     check_count("export_onnx", "num_samples", num_samples, least=2)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise InvalidTypeError(f"export_onnx: generator must be a torch.Generator, got {generator!r}.")
@@ -214,7 +222,58 @@ def check_draws_fit(models: Sequence[nn.Module], num_samples: int) -> None:
         )
 
 
-class SampledModel(FlatModel):
+def _moments(sources: Sequence[nn.Module], arguments: Arguments, selector: OutputSelector | None) -> MomentModel:
+    """The moment network of the only model, on the CPU."""
+    from ..graph.moments import moments  # torch.fx comes with it
+
+    source = copy_model("export_onnx", sources[0]).cpu()
+    try:
+        return moments(source, arguments.template, output=selector)
+    except ConversionError as err:
+        reason = str(err).splitlines()[0].removeprefix("moments: ")
+        raise ExportError(
+            f"export_onnx: method='moments' cannot follow the model: {reason} Use method='samples'."
+        ) from err
+
+
+class UncertaintyModel(FlatModel):
+    """Base of the models that an uncertainty file is made of.
+
+    Attributes:
+        count: Number of networks in the file, over all draws.
+    """
+
+    scales = SCALES
+    count: int = 1
+
+
+class MomentsModel(UncertaintyModel):
+    """Mean and variance of the outputs in one pass, and what follows from them.
+
+    Args:
+        network: What :func:`convert.moments` returned.
+        arguments: How its call is put together.
+        likelihood: What the outputs mean.
+        statistics: What the file answers.
+    """
+
+    def __init__(
+        self, network: MomentModel, arguments: Arguments, likelihood: Likelihood | None, statistics: Statistics
+    ) -> None:
+        super().__init__(network, arguments)
+        self.network: MomentModel
+        self._by_points = not (likelihood is None or isinstance(likelihood, Gaussian))
+        self._statistics = statistics
+
+    def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The outputs by name."""
+        inputs = self.arguments.rebuild(tensors)
+        if self._by_points:
+            return self._statistics.of_samples(call(self.network.points, inputs))
+        return self._statistics.of_moments(*call(self.network, inputs))
+
+
+class SampledModel(UncertaintyModel):
     """Networks and their statistics: to trace, each with a marker for its K draws; to run, draw after draw.
 
     Args:
@@ -223,12 +282,8 @@ class SampledModel(FlatModel):
         selector: Which of their outputs the uncertainty is about.
         draws: For each network K weights for each posterior, by name; none for a network without.
         statistics: What the file answers.
-
-    Attributes:
-        count: Number of networks in the file, over all draws.
     """
 
-    scales = SCALES
     rewrites = True
 
     def __init__(
