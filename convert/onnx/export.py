@@ -21,14 +21,15 @@ from bensemble.writing import checked_target, replacing
 
 from .axes import dynamic_axes
 from .deployable import deployable, unwrapped
-from .finishing import check_ranges, finished, serialized
+from .finishing import check_ranges, finished
 from .inputs import FlatModel, checked_names, read_arguments
 from .inspection import summarize
+from .packing import pack
+from .quantization import quantization_options
 from .report import ExportReport
 from .tracing import quiet, trace
 from .trials import Trials, one_line, run_trials
 from .uncertainty import MOST_BYTES, UncertaintyModel, uncertainty_options
-from .verification import verified
 
 __all__ = ["export_onnx"]
 
@@ -46,6 +47,9 @@ def export_onnx(
     likelihood: Likelihood | str | None = None,
     calibration: Any = None,
     output: OutputSelector | None = None,
+    quantize: str | None = None,
+    calibration_data: Any = None,
+    sparse: bool = False,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     dynamic_shapes: Mapping[str, Any] | None = None,
@@ -79,6 +83,13 @@ def export_onnx(
             ``prediction_set``) become part of the graph, its reference distribution of the metadata.
         output: Which output to keep: a key, a dotted path, an index or a callable. Default: all tensors that the model
             returns, named by their keys, fields or positions; for uncertainty, what ``predict`` takes.
+        quantize: ``"int8"`` rounds weights (per output channel) and activations to eight bits, with ONNX Runtime's own
+            quantizer. The report then says how far the file is from the model on ``calibration_data``.
+        calibration_data: Typical inputs that tell the range of every activation, prepared as the model's inputs are: a
+            tensor, tuple or mapping for one call, or a loader or list of batches. A hundred examples go a long way.
+            A model without convolutions may do without: its activations' ranges are then measured at every call.
+        sparse: Store weights by their nonzero entries where that takes fewer bytes, from two thirds of zeros on.
+            Outputs and latency are the same; only the file is smaller.
         input_names: Names in place of those of forward's arguments.
         output_names: Names in place of those of the outputs.
         dynamic_shapes: ``{input name: {axis: name}}``, the axes that may vary, for the inputs that should not follow
@@ -99,7 +110,7 @@ def export_onnx(
 
     Raises:
         InvalidTypeError, InvalidValueError: An argument that cannot work, or a path that cannot be written.
-        ExportError: The model rejects the inputs, cannot be traced, or does not fit into one file.
+        ExportError: The model rejects the inputs, cannot be traced or quantised, or does not fit into one file.
         VerificationError: The file does not reproduce the model, or ONNX Runtime cannot run it.
 
     Example:
@@ -108,9 +119,10 @@ def export_onnx(
     models = _members(model, outputs)
     _check(outputs, opset, metadata)
     uncertainty = uncertainty_options(outputs, method, num_samples, likelihood, calibration, generator)
-    if verify and find_spec("onnxruntime") is None:
+    rounding = quantization_options(quantize, calibration_data, outputs)
+    if (verify or rounding) and find_spec("onnxruntime") is None:
         raise ExportError(
-            "export_onnx: verify=True needs onnxruntime, which is not installed; "
+            f"export_onnx: {'verify=True' if verify else 'quantize'} needs onnxruntime, which is not installed; "
             "install bensemble with its onnx extra, from the source tree: pip install '.[onnx]'."
         )
     target = checked_target(path, "export_onnx")
@@ -130,21 +142,22 @@ def export_onnx(
         names = _output_names(output_names, tuple(trials.example.outputs), arguments.names)
         if isinstance(flat, UncertaintyModel) and uncertainty is not None:
             own |= uncertainty.metadata(flat.count, trials.example.outputs, own)
+        if rounding is not None:
+            next(iter(rounding.batches(trials)))  # what is wrong with calibration data shows before the export
+            own["bensemble.quantization"] = rounding.description
 
         def attempt(trials: Trials) -> ExportReport:
             traced = trace(trials, opset, verbose)
             check_ranges(trials, traced, verify)
             proto = finished(trials, traced, names, own)
-            data = serialized(proto, verify)
             try:
                 with replacing(target) as temporary:
-                    temporary.write_bytes(data)
-                    measured = verified(temporary, trials, names) if verify else {}
+                    packed = pack(temporary, proto, trials, names, rounding, sparse, verify)
             except OSError as err:
                 raise ExportError(
                     f"export_onnx: '{target}' cannot be written, got {one_line(err)}; try again."
                 ) from err
-            return summarize(ExportReport, Path(path), proto, data, **measured)
+            return summarize(ExportReport, Path(path), packed.proto, packed.data, **packed.facts)
 
         try:
             return attempt(trials)

@@ -115,7 +115,7 @@ class Error:
         relative_error: The same over the largest absolute output of the other model.
         rms_error: Root mean square of the difference over that of the other model's output.
         agreement: Share of the rows of the last axis whose largest entry is at the same place, for a classifier the
-            share of examples with the same class; None for outputs of one number.
+            share of examples with the same class; None without such outputs.
     """
 
     max_error: float
@@ -171,7 +171,7 @@ class _Sums:
         self.largest = max(self.largest, float(expected.abs().max()) if expected.numel() else 0.0)
         self.squares += float(difference.square().sum())
         self.power += float(expected.square().sum())
-        if expected.ndim and expected.shape[-1] > 1:
+        if expected.ndim > 1 and expected.shape[-1] > 1:
             self.rows += expected.numel() // expected.shape[-1]
             self.same += int((found.argmax(-1) == expected.argmax(-1)).sum())
 

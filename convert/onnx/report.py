@@ -91,15 +91,24 @@ class ExportReport(OnnxSummary):
     Attributes:
         max_error: Largest absolute difference from the model's outputs; None when the file was not verified.
         relative_error: The same over the largest absolute output; None when the file was not verified.
-        tolerance: What the relative error may be at most, by the model's precision.
+        tolerance: What the relative error may be at most, by the model's precision; None for a quantised file, whose
+            error over the calibration data is measured and not bounded.
         latency_ms: Median milliseconds of a run on one thread, by batch size (key 0: no batch axis); empty when the
             file was not verified.
+        quantization: How the weights were rounded, None where they were not.
+        rms_error: Of a quantised file, root mean square of the difference over that of the model's outputs.
+        agreement: Of a quantised file, share of the examples (rows of the last axis) with the same largest output.
+        sparse_tensors: How many weights are stored by their nonzero entries.
     """
 
     max_error: float | None = None
     relative_error: float | None = None
     tolerance: float | None = None
     latency_ms: Mapping[int, float] = field(default_factory=dict)
+    quantization: str | None = None
+    rms_error: float | None = None
+    agreement: float | None = None
+    sparse_tensors: int = 0
 
     @property
     def verified(self) -> bool:
@@ -108,14 +117,28 @@ class ExportReport(OnnxSummary):
 
     def _lines(self) -> list[str]:
         lines = super()._lines()
+        if self.sparse_tensors:
+            lines.append(f"  sparse      {self.sparse_tensors} weights stored by their nonzero entries")
+        if self.quantization is not None:
+            lines.append(f"  quantised   {self.quantization}")
         if self.max_error is None:
             return [*lines, "  verified    no"]
-        lines.append(
+        if self.quantization is not None:
+            agrees = "" if self.agreement is None else f", same largest output for {self.agreement:.1%}"
+            lines.append(
+                f"  error       max {self.max_error:.1e}, {self.relative_error:.1e} of the largest output, "
+                f"rms {self.rms_error:.1e}{agrees}"
+            )
+        else:
+            lines.append(self._bounded())
+        times = [f"{value:.3g} ms" + (f" at batch {size}" if size else "") for size, value in self.latency_ms.items()]
+        return [*lines, f"  latency     {', '.join(times)}, one thread"] if times else lines
+
+    def _bounded(self) -> str:
+        return (
             f"  verified    max error {self.max_error:.1e}, {self.relative_error:.1e} of the largest output "
             f"(allowed {self.tolerance:.0e})"
         )
-        times = [f"{value:.3g} ms" + (f" at batch {size}" if size else "") for size, value in self.latency_ms.items()]
-        return [*lines, f"  latency     {', '.join(times)}, one thread"] if times else lines
 
 
 def _row(entry: TensorInfo | tuple[str, str]) -> str:

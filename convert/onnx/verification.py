@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bensemble.errors import VerificationError
+from bensemble.errors import InvalidValueError, VerificationError
 
 from .axes import BATCH, Axis, resized
-from .measuring import BATCH_SIZES
-from .running import one_thread_session
+from .measuring import BATCH_SIZES, error_of
+from .running import OnnxModel, one_thread_session
 from .trials import Trial, Trials, one_line
 
-__all__ = ["Agreement", "compare", "latency", "open_session", "verified"]
+__all__ = ["Agreement", "compare", "latency", "measured", "open_session", "verified"]
 
 logger = logging.getLogger("bensemble.onnx")
 
@@ -77,6 +77,34 @@ def verified(path: Path, trials: Trials, names: Sequence[str]) -> dict[str, Any]
     session = open_session(path)
     agreement = compare(session, trials.different, names, bound, model.scales)
     return {**vars(agreement), "latency_ms": latency(session, example.tensors, trials.axes)}
+
+
+def measured(path: Path, trials: Trials, names: Sequence[str], batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Any]:
+    """Run a file that rounds, and say how far it is from the model: the fields of the report that only running gives.
+
+    Args:
+        path: The file.
+        trials: What the model answers; the file must run on them, and give outputs of the same shapes.
+        names: The names of the outputs in the file.
+        batches: Inputs for the error.
+
+    Raises:
+        VerificationError: The file cannot be run, gives other shapes, or gives NaN where the model gives numbers.
+    """
+    session = open_session(path)
+    for trial in trials.different:
+        for name, expected, got in zip(names, trial.outputs.values(), run(session, trial), strict=True):
+            error, _ = _difference(name, _array(expected), got, 1.0, trial.sizes)
+            if expected.is_floating_point() and np.isinf(error):
+                raise VerificationError(
+                    f"export_onnx: output '{name}' of the file must be finite where the model's is, got NaN or "
+                    f"infinity at {_sizes(trial.sizes)}; no file was written. Export without quantize."
+                )
+    try:
+        found = error_of(OnnxModel(path), trials.model, batches)
+    except InvalidValueError as err:
+        raise VerificationError(f"export_onnx: the file cannot be compared, {err} No file was written.") from err
+    return {**vars(found), "latency_ms": latency(session, trials.example.tensors, trials.axes)}
 
 
 def open_session(path: Path) -> Any:

@@ -12,15 +12,15 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def shift_norms(model: nn.Module, generator: torch.Generator) -> None:
-    """Give every norm statistics, scales and shifts of its own, as training would: a dead channel is not zero."""
+    """Give norms and layer scales values of their own, as training would: a dead channel is a constant other than 0."""
 
     def uniform(like: Tensor, low: float, high: float) -> Tensor:
         return torch.rand(like.shape, generator=generator) * (high - low) + low
 
     for module in model.modules():
-        for name, low, high in (("weight", 0.5, 1.5), ("bias", -0.5, 0.5)):
-            tensor = getattr(module, name, None)
-            if isinstance(tensor, nn.Parameter) and tensor.ndim == 1 and not isinstance(module, LAYERS):
+        for name, tensor in module.named_parameters(recurse=False):
+            if tensor.ndim == 1 and not isinstance(module, LAYERS):
+                low, high = (-0.5, 0.5) if "bias" in name else (0.5, 1.5)
                 tensor.data = uniform(tensor, low, high)
         if isinstance(getattr(module, "running_mean", None), Tensor):
             module.running_mean.copy_(uniform(module.running_mean, -0.5, 0.5))
