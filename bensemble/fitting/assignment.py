@@ -34,8 +34,9 @@ def set_posterior(
             and finite, a mean that is not finite. Everything is checked first; nothing has changed then.
 
     Example:
-        >>> variance = dict(zip(names, vector_to_parameters_like(la.posterior_variance)))  # laplace-torch
-        >>> bensemble.set_posterior(bnn, {name: v.sqrt() for name, v in variance.items()})
+        >>> sigma = [torch.empty_like(p) for p in model.parameters()]
+        >>> torch.nn.utils.vector_to_parameters(la.posterior_variance.sqrt(), sigma)  # laplace-torch, diagonal
+        >>> bensemble.set_posterior(bnn, dict(zip(dict(model.named_parameters()), sigma)))
     """
     check_module("set_posterior", bnn)
     sigmas = by_canonical_name("set_posterior", "sigma", bnn, sigma)
