@@ -20,6 +20,7 @@ from ...surgery import to_deterministic
 from ..capture import Capture, CaptureError, capture, first_line, undisturbed
 from .network import MomentNetwork
 from .registry import CannotFollowError, Operation
+from .reordering import pool_first
 from .rules import FORMULAS, LAYERS
 from .state import Uncertain, Weight
 
@@ -65,6 +66,7 @@ def moments(bnn: nn.Module, example_inputs: Any, *, output: OutputSelector | Non
             captured = capture("export", twin, inputs, reference, "batch")
         except CaptureError as err:
             raise ConversionError(f"moments: {type(bnn).__name__} must be exportable, got: {err}; {CURE}.") from err
+        pool_first(captured.module.graph)
         builder = _Builder(captured, variances)
         outputs = builder.run_on(inputs)
     example = outputs[place]

@@ -37,7 +37,7 @@ class Transformed(NamedTuple):
 def leaky_relu_moments(mean: Tensor, variance: Tensor, slope: float = 0.0) -> Transformed:
     """The moments of ``max(x, 0) + slope * min(x, 0)``."""
     positive, negative, share = parts(mean, variance)
-    spread = torch.addcmul(variance * share, positive, negative, value=-1).clamp_min(0)
+    spread = (variance * share - positive * negative).clamp_min(0)
     if slope == 0:
         return Transformed(positive, spread, share)
     # f = relu(x) + slope * (x - relu(x)) = (1 - slope) relu(x) + slope x, and Cov[relu(x), x] = variance * share.
@@ -50,14 +50,15 @@ def leaky_relu_moments(mean: Tensor, variance: Tensor, slope: float = 0.0) -> Tr
 
 
 def parts(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """E[max(x, 0)], E[max(-x, 0)] and P(x > 0), each without cancellation, however small the variance is."""
+    """E[max(x, 0)], E[max(-x, 0)] without cancellation, however small the variance is, and P(x > 0)."""
     std = variance.clamp_min(SMALLEST).sqrt()
     size = mean.abs()
     ratio = size / std
     tail = 0.5 * torch.erfc(ratio * math.sqrt(0.5))
     density = torch.exp(ratio.square() * -0.5) * (1 / math.sqrt(2 * math.pi))
     minor = std * (density - ratio * tail)
-    return mean.clamp_min(0) + minor, minor - mean.clamp_max(0), torch.where(mean > 0, 1 - tail, tail)
+    share = 0.5 + mean.sign() * (0.5 - tail)  # ONNX Runtime takes several times as long for a `where`
+    return mean.clamp_min(0) + minor, minor - mean.clamp_max(0), share
 
 
 def quadrature(function: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor) -> Transformed:

@@ -123,7 +123,7 @@ def _larger(m1: Tensor, v1: Tensor, m2: Tensor, v2: Tensor, correlation: Tensor)
     """Mean and variance of the larger of two Gaussians."""
     apart = (v1 + v2 - 2 * correlation * (v1 * v2).sqrt()).clamp_min(0)
     above, below, share = parts(m1 - m2, apart)  # E[max - m2], E[max - m1], P(x1 > x2)
-    variance = torch.addcmul(torch.lerp(v2, v1, share), above, below, value=-1)
+    variance = v2 + share * (v1 - v2) - above * below
     return m2 + above, variance.clamp_min(0)
 
 
