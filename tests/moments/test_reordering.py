@@ -5,12 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from convert.graph.capture import undisturbed
 from convert.graph.moments.reordering import pool_first
 
 
 def operations(module: nn.Module, x: torch.Tensor) -> tuple[list[str], torch.Tensor]:
     """The exported graph's operations after the pass, and what it computes."""
-    graph = torch.export.export(module.eval(), (x,)).run_decompositions({}).module(check_guards=False)
+    with undisturbed():
+        graph = torch.export.export(module.eval(), (x,)).run_decompositions({}).module(check_guards=False)
     pool_first(graph.graph)
     graph.graph.lint()
     graph.recompile()

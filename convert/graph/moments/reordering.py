@@ -20,7 +20,7 @@ def pool_first(graph: fx.Graph) -> None:
     for pooling in list(graph.nodes):
         activation = pooling.args[0] if _is(pooling, POOLING) else None
         if isinstance(activation, fx.Node) and _is(activation, MONOTONE) and len(activation.users) == 1:
-            pooling.replace_input_with(activation, activation.args[0])  # type: ignore[arg-type]
+            pooling.replace_input_with(activation, activation.args[0])
             pooling.replace_all_uses_with(activation)
             activation.args = (pooling,)
             pooling.append(activation)
