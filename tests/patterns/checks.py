@@ -143,6 +143,25 @@ def checkpoint_is_assigned(subject: Subject) -> None:
         assert first_difference(expected, run(bnn, subject.example.inputs)) is not None, "no noise after assign"
 
 
+def checkpoint_loads_below_a_prefix(subject: Subject) -> None:
+    """The source's state dict loads with ``strict=True`` where the model is a part, as it is of every wrapper."""
+    weights = dict(subject.source.named_parameters())
+    for path in ("module", "_orig_mod", "trunk.0.net"):
+        whole, bnn = nn.Module(), copy.deepcopy(subject.bnn)
+        *above, last = path.split(".")
+        for depth, name in enumerate(above):
+            whole.get_submodule(".".join(above[:depth])).add_module(name, nn.Module())
+        whole.get_submodule(".".join(above)).add_module(last, bnn)
+        with torch.no_grad():
+            for parameter in bnn.parameters():
+                parameter.mul_(0.5)
+        state = {f"{path}.{key}": value for key, value in subject.source.state_dict().items()}
+        whole.load_state_dict(state, strict=True)
+        for name, posterior in named_posteriors(bnn):
+            assert torch.equal(posterior.mu, weights[name]), f"{name} below {path}"
+            assert torch.equal(posterior.rho * 2.0, subject.posteriors[name].rho), f"rho of {name} below {path}"
+
+
 def copies_inside_contexts_are_ordinary(subject: Subject) -> None:
     """A deepcopy or pickle taken in train mode inside ``sampling`` is the mean model in eval, and samples again."""
     with _train_mode(subject.bnn), sampling(subject.bnn):
@@ -186,6 +205,7 @@ OWN_CHECKS: list[Callable[[Subject], None]] = [
     every_posterior_is_noisy_in_train_mode,
     in_place_keeps_every_object,
     checkpoint_is_assigned,
+    checkpoint_loads_below_a_prefix,
     copies_inside_contexts_are_ordinary,
     pruning_keeps_outputs_finite,
 ]
