@@ -47,7 +47,8 @@ def pruning_masks(
             other vectors, are neither pruned nor counted.
         granularity: ``"weight"``, or ``"channel"`` for whole output channels of linear layers and convolutions; their
             biases stay.
-        masks: Masks by original parameter name, checked and given back under canonical names.
+        masks: Masks by original parameter name, checked and given back under canonical names. An embedding, also one
+            that is tied to a head, is pruned only here.
 
     Returns:
         Float masks by original parameter name; empty where no criterion is given.
@@ -143,10 +144,17 @@ def _checked(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, tuple[P
             problems.append(f"mask of '{name}' must have shape {tuple(posterior.mu.shape)}, got {tuple(mask.shape)}.")
         elif not bool(((mask == 0) | (mask == 1)).all()):
             problems.append(f"mask of '{name}' must hold zeros and ones only; 1 keeps, 0 prunes.")
-        elif not posterior.prunable:
+        elif not posterior.prunable and not _is_table(posterior):
             problems.append(f"'{name}' cannot be pruned: a zero in its mean is no zero in the weight that is used.")
     refuse("prune", problems, InvalidTypeError if wrong_type else InvalidValueError)
     return found
+
+
+def _is_table(posterior: Posterior) -> bool:
+    """Whether only a lookup protects a weight from being pruned: an embedding, alone or tied to twins."""
+    layers = [place.layer for place in (posterior, *posterior.ties)]
+    tables = [isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) for layer in layers]
+    return any(tables) and all(t or isinstance(layer, LinearOpLayer) for t, layer in zip(tables, layers, strict=True))
 
 
 def _combined(posterior: Posterior, mask: Tensor) -> Tensor:

@@ -129,6 +129,20 @@ def test_a_new_tie_is_pruned_only_where_both_may_be() -> None:
     assert not any(name.endswith("original1") or name == "1.weight" for name in _pruned(bnn))
 
 
+@pytest.mark.parametrize("name", ["embedding.weight", "head.weight"])
+def test_a_tied_embedding_is_pruned_only_when_it_is_named(name: str) -> None:
+    bnn, mask = bayesify(LanguageModel().eval()), torch.ones(9, 6).tril()
+    assert _pruned(copy.deepcopy(bnn)) == ["body.weight", "body.bias"]
+    prune(bnn, masks={name: mask})
+    with sampling(bnn), torch.no_grad():
+        lookup = bnn.embedding(torch.arange(9))
+        assert torch.equal(lookup != 0, mask.bool())
+        assert torch.equal(bnn.head.weight + 0, lookup)
+    plain = to_deterministic(bnn)
+    assert plain.head.weight is plain.embedding.weight
+    assert torch.equal(plain.head.weight != 0, mask.bool())
+
+
 def test_a_fresh_weight_gets_a_rho_of_its_own() -> None:
     bnn = bayesify(LanguageModel().eval())
     rho = bnn.head.w_rho
