@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["frame_of_first_run", "is_second_run", "note_forward", "noted", "seed_of_first_run"]
 
-#: How many closed contexts of a thread, and how many forwards of a layer, are remembered.
+#: How many closed contexts of a thread, and how many forwards of a layer, are remembered; what is older is refused.
 _REMEMBERED = 64
 
 
@@ -53,12 +53,14 @@ class _History:
 
     def covering(self, layer: nn.Module, number: int) -> _Span | None:
         """The innermost span that speaks about the layer and covers the number."""
+        if len(self.closed) == _REMEMBERED and number < self.closed[0].first:
+            raise SamplingError(_too_late(layer, "contexts"))
         spans = [s for s in (*self.closed, *self.open) if s.covers(number) and id(layer) in s.layers]
         return max(spans, key=lambda span: span.first, default=None)
 
 
 _local = threading.local()
-_histories: weakref.WeakSet[_History] = weakref.WeakSet()
+_histories: weakref.WeakValueDictionary[int, _History] = weakref.WeakValueDictionary()
 #: For each layer with one draw per forward: thread, first node, end, and seed of its last forwards.
 _forwards: weakref.WeakKeyDictionary[nn.Module, deque[tuple[int, int, int, int]]] = weakref.WeakKeyDictionary()
 
@@ -69,7 +71,7 @@ def noted(frame: Frame) -> Iterator[None]:
     history: _History | None = getattr(_local, "history", None)
     if history is None:
         history = _local.history = _History()
-        _histories.add(history)
+        _histories[id(history)] = history
     span = _Span(frame)
     history.open.append(span)
     try:
@@ -101,12 +103,19 @@ def is_second_run() -> bool:
 
 
 def seed_of_first_run(layer: nn.Module) -> int | None:
-    """The seed of the forward of which a checkpointed part runs again, None where that is not known."""
+    """The seed of the forward of which a checkpointed part runs again, None when no forward of the layer is meant.
+
+    Raises:
+        SamplingError: it was too long ago.
+    """
     node: Any = torch._C._current_autograd_node()
     number, anywhere = node._sequence_nr(), _is_autograds_thread()
-    for thread, first, end, seed in reversed(_forwards.get(layer, ())):
-        if first <= number < end and (anywhere or thread == threading.get_ident()):
+    forwards = [f for f in _forwards.get(layer, ()) if anywhere or f[0] == threading.get_ident()]
+    for _, first, end, seed in reversed(forwards):
+        if first <= number < end:
             return seed
+    if len(forwards) == _REMEMBERED and number < forwards[0][1]:
+        raise SamplingError(_too_late(layer, "forwards"))
     return None
 
 
@@ -122,8 +131,9 @@ def frame_of_first_run(layer: nn.Module) -> Frame | None:
             return span.frame()
     node: Any = torch._C._current_autograd_node()
     number = node._sequence_nr()
-    histories = list(_histories) if _is_autograds_thread() else [mine] if mine else []
-    found = [span for span in (history.covering(layer, number) for history in histories) if span is not None]
+    histories = [h() for h in _histories.valuerefs()] if _is_autograds_thread() else [mine]
+    covering = (history.covering(layer, number) for history in histories if history is not None)
+    found = [span for span in covering if span is not None]
     if not found:
         return None
     frame = found[0].frame()
@@ -134,6 +144,13 @@ def frame_of_first_run(layer: nn.Module) -> Frame | None:
             f"{state}; call backward() inside the `with` block of its forward, in one thread."
         )
     return frame
+
+
+def _too_late(layer: nn.Module, what: str) -> str:
+    return (
+        f"backward: a checkpointed forward of {type(layer).__name__} runs again, got more than {_REMEMBERED} {what} "
+        "since it ran first; call backward() sooner."
+    )
 
 
 def _is_autograds_thread() -> bool:

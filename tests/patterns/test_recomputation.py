@@ -156,6 +156,28 @@ def test_contexts_of_several_threads_are_not_guessed_at() -> None:
 
 
 @each_kind
+def test_a_backward_that_comes_too_late_is_refused(reentrant: bool) -> None:
+    case = Case(reentrant, False)
+    early = case.loss()
+    for _ in range(64):
+        with sampling(case.bnn):
+            case.loss()
+    with pytest.raises(SamplingError, match=r"forward of \w+ runs again, got more than 64 contexts since it ran first"):
+        early.backward()
+
+
+@each_kind
+def test_a_backward_that_comes_after_many_forwards_is_refused(reentrant: bool) -> None:
+    bnn, x = bayesify(CheckpointedPart(reentrant)).train(), torch.randn(3, 5)
+    losses = [bnn(x).sum() for _ in range(65)]
+    losses[1].backward()
+    with pytest.raises(
+        SamplingError, match=r"of CheckpointedPart runs again, got more than 64 forwards since it ran fir"
+    ):
+        losses[0].backward()
+
+
+@each_kind
 def test_a_part_of_a_forward_sees_the_draw_of_the_whole(reentrant: bool) -> None:
     bnn, x = bayesify(CheckpointedPart(None), init_sigma=0.3).train(), torch.randn(3, 5)
     gradients = []
