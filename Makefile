@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test quick check format lint types wheel zoo bench clean
+.PHONY: demo test quick check format lint types wheel zoo compaction-sweep bench clean
 
 demo: $(READY)          ## the whole story on one page: demo-output/index.html
 	$(BIN)/bensemble demo --output demo-output
@@ -36,6 +36,9 @@ zoo:                    ## convert and check every model of torchvision, timm, t
 	.venv-zoo/bin/pip install --quiet --constraint constraints.txt --editable ".[io,onnx]"
 	.venv-zoo/bin/pip install --quiet --no-deps --requirement tests/zoo/requirements.txt
 	.venv-zoo/bin/python -m tests.zoo
+
+compaction-sweep:       ## compact real architectures with zeroed channels, heads and neurons; needs the environment of `make zoo`
+	.venv-zoo/bin/python -m tests.graph.sweep
 
 bench: $(READY)         ## ratios to the deterministic network; needs a quiet machine
 	$(BIN)/python benchmarks/training_step.py

@@ -47,6 +47,7 @@ def rewrite(flow: Flow, solution: Solution, cut: Cut) -> fx.GraphModule:
     install(root, cut, keep_class=False)
     _pass_biases(flow, cut)
     graph.lint()
+    graph._tracer_cls = None  # a pickled graph is traced again, where neither this package nor the model need be there
     return fx.GraphModule(root, graph, type(root).__name__)
 
 

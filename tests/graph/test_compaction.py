@@ -1,0 +1,108 @@
+"""Compaction of small networks: exact, smaller, and an ordinary model afterwards."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from convert import compact, compaction_report, export_onnx
+
+from .masking import kill_attention_and_neurons, shift_norms, zero_channels
+from .networks import NETWORKS, Encoder, SelfAttention
+
+
+def parameters(model: nn.Module, under: str = "") -> int:
+    return sum(p.numel() for name, p in model.named_parameters() if under in name)
+
+
+@torch.no_grad()
+def assert_same(small: nn.Module, model: nn.Module, inputs: Tensor) -> None:
+    """Within 1e-5 of the largest output."""
+    expected = model(inputs)
+    assert float((small(inputs) - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("share", [None, 0.3, 0.5, 0.8])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_other_sizes_give_the_same(name, share):
+    model = NETWORKS[name]().eval()
+    shift_norms(model, torch.Generator().manual_seed(1))
+    zero_channels(model, share or 0.5, torch.Generator().manual_seed(2) if share else None)
+    small = compact(model, torch.randn(2, 3, 12, 12))
+    assert_same(small, model, torch.randn(3, 3, 17, 15))
+    assert parameters(small) < (0.7 if share is None else 1.0) * parameters(model)
+
+
+def transformers() -> dict[str, tuple[nn.Module, list[tuple[Tensor, int]], list[Tensor]]]:
+    """Encoders, with what reads their heads and what makes their neurons."""
+    layer = nn.TransformerEncoderLayer(16, 4, 64, batch_first=True, dropout=0.0)
+    torchs = Encoder(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)).eval()
+    own = Encoder(nn.Sequential(SelfAttention(), SelfAttention())).eval()
+    return {
+        "torch": (
+            torchs,
+            [(layer.self_attn.out_proj.weight, 4) for layer in torchs.blocks.layers],
+            [layer.linear1.weight for layer in torchs.blocks.layers],
+        ),
+        "own": (own, [(block.proj.weight, 4) for block in own.blocks], [block.up.weight for block in own.blocks]),
+    }
+
+
+@pytest.fixture(scope="module", params=["torch", "own"])
+def shrunk(request):
+    """A transformer with half of its heads and neurons dead, and what is left of it."""
+    torch.manual_seed(0)
+    model, heads, neurons = transformers()[request.param]
+    kill_attention_and_neurons(heads, neurons)
+    return model, compact(model, torch.randint(50, (2, 7)))
+
+
+def test_transformers_lose_heads_and_neurons(shrunk):
+    model, small = shrunk
+    assert parameters(small, "blocks") < 0.6 * parameters(model, "blocks")
+    assert parameters(small, "tokens") == parameters(model, "tokens")
+    assert_same(small, model, torch.randint(50, (5, 11)))
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*deprecated:FutureWarning")  # torch pickles its own graphs that way
+def test_what_is_left_is_an_ordinary_model(shrunk, tmp_path):
+    model, small = shrunk
+    tokens = torch.randint(50, (3, 9))
+    buffer = io.BytesIO()
+    torch.save(small, buffer)
+    buffer.seek(0)
+    twins = [copy.deepcopy(small), torch.load(buffer, weights_only=False), copy.deepcopy(small)]
+    for parameter in twins[2].parameters():
+        nn.init.zeros_(parameter)
+    twins[2].load_state_dict(small.state_dict())
+    for twin in twins:
+        assert torch.equal(twin.eval()(tokens), small.eval()(tokens))
+    twins[0].train()
+    optimizer = torch.optim.SGD(twins[0].parameters(), lr=0.1)
+    losses = []
+    for _ in range(5):
+        loss = nn.functional.cross_entropy(twins[0](tokens), torch.tensor([0, 1, 2]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    assert all(parameter.grad is not None for parameter in twins[0].parameters())
+    report = export_onnx(small, tmp_path / "small.onnx", tokens)
+    assert report.relative_error < 1e-5
+    assert report.inputs[0].shape == ("batch", "sequence")
+    assert_same(small, model, tokens)
+
+
+def test_the_report_says_what_went():
+    model = NETWORKS["residual"]().eval()
+    zero_channels(model, 0.5)
+    report = compaction_report(model, torch.randn(2, 3, 12, 12))
+    assert report.form == "class"
+    assert report.parameters[0] == parameters(model)
+    assert report.kept < 0.5
+    assert "stem.0.weight" in str(report)
