@@ -7,6 +7,7 @@ float32, or in float64 for float64 inputs, whatever the dtype of the weights: ha
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -19,12 +20,14 @@ __all__ = [
     "entropy",
     "kl_normal",
     "precise",
+    "quick_normal",
     "rho_from_sigma",
     "root_mean_square",
     "sigma_from_rho",
     "snr",
     "standard_normal_like",
     "tracing",
+    "variance_from_rho",
 ]
 
 #: Below this rho a weight counts as pruned: softplus(-50) is 2e-22, far under the resolution of any mean.
@@ -59,6 +62,14 @@ def sigma_from_rho(rho: Tensor) -> Tensor:
         float32 or float64 tensor of the same shape, differentiable.
     """
     return F.softplus(precise(rho).clamp_min(RHO_MIN))
+
+
+def variance_from_rho(rho: Tensor) -> Tensor:
+    """The square of :func:`sigma_from_rho` in new memory, without gradients and in half of the time."""
+    values = precise(rho.detach()).clamp_min(RHO_MIN)
+    if values.numel() and float(values.max()) < _EXP_OVERFLOWS:
+        return values.exp_().log1p_().square_()
+    return F.softplus(values).square_()
 
 
 def rho_from_sigma(sigma: Tensor) -> Tensor:
@@ -138,6 +149,37 @@ def standard_normal_like(tensor: Tensor) -> Tensor:
         return torch.randn_like(tensor)
     flat = torch.randn(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
     return flat.as_strided(tensor.shape, tensor.stride())
+
+
+def quick_normal(count: int, generator: torch.Generator) -> Tensor:
+    """Normal noise of 16 bits each, float32, on the generator's device; on the CPU at half the cost of ``randn``.
+
+    It takes the 65,536 equally likely values at the middles of the quantiles, scaled to variance 1; their kurtosis is
+    2.999, and the largest is 4.3. Enough for noise that is added to activations and averaged over.
+
+    Args:
+        count: How many.
+        generator: Their source.
+    """
+    if generator.device.type != "cpu":
+        return torch.randn(count, generator=generator, device=generator.device)
+    noise, bits = torch.empty(count), torch.empty(_NOISE_BLOCK // 4, dtype=torch.int64)
+    for part in noise.split(_NOISE_BLOCK):
+        bits.random_(-(2**63), None, generator=generator)
+        places = bits.view(torch.int16)[: len(part)].to(torch.int32).add_(2**15)
+        torch.index_select(_normal_quantiles(), 0, places, out=part)
+    return noise
+
+
+_NOISE_BLOCK = 2**16
+_EXP_OVERFLOWS = 80.0
+
+
+@functools.cache
+def _normal_quantiles() -> Tensor:
+    """The middles of 65,536 quantiles of the normal distribution, scaled to variance 1."""
+    middles = torch.special.ndtri((torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16)
+    return (middles / middles.square().mean().sqrt()).float()
 
 
 def tracing() -> bool:

@@ -14,14 +14,14 @@ Everything that is not proven is refused with :class:`~bensemble.rows.NotByRowEr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .batches import Inputs, batch_size, call, device_of
 from .frames import Frame, open_frame
-from .gaussian import precise
+from .gaussian import precise, quick_normal, variance_from_rho
 from .kernels import LinearOp
 from .layers.linear_op import LinearOpLayer
 from .modes import is_compiled, random_state
@@ -31,8 +31,8 @@ from .rows import NotByRowError, Rows
 
 __all__ = ["LocalSamples"]
 
-#: About how many rows one forward carries: enough to be efficient, few enough to stay in the cache.
-ROWS = 1024
+#: About how many rows one forward carries: enough to be efficient, few enough for the memory.
+ROWS = 4096
 
 
 class LocalSamples:
@@ -46,7 +46,8 @@ class LocalSamples:
 
     def __init__(self, model: nn.Module, num_samples: int, generator: torch.Generator) -> None:
         self._model, self._count, self._generator, self._device = model, num_samples, generator, device_of(model)
-        self._variances: dict[tuple[int, str], Tensor] = {}
+        self._layers: dict[int, nn.Module] = {id(layer): layer for layer, _ in layer_posteriors(model)}
+        self._moments: dict[int, _Moments] = {}
         self._trace: list[Any] | None = None
 
     def outputs(self, inputs: Inputs, output: OutputSelector | None) -> list[Tensor]:
@@ -60,12 +61,12 @@ class LocalSamples:
         rows = batch_size(inputs)
         state = random_state(self._device)
         if self._trace is None:
-            self._trace = self._run(_tiled(inputs, 0, 2), 2, 1, output, {})[1]
+            self._trace = self._run(_tiled(inputs, 0, 2), 0, output, {})[1]
         found: list[Tensor] = []
         shared: dict[int, tuple[Tensor, Tensor]] = {}
         while len(found) < self._count:
             samples = min(max(ROWS // max(rows, 1), 1), self._count - len(found))
-            value, trace = self._run(_tiled(inputs, rows, samples), rows, samples, output, shared)
+            value, trace = self._run(_tiled(inputs, rows, samples), rows, output, shared)
             if trace != self._trace:
                 raise NotByRowError("what the network does depends on the number of examples")
             found.extend(value.unflatten(0, (samples, rows)))
@@ -74,11 +75,11 @@ class LocalSamples:
         return found
 
     def _run(
-        self, inputs: Any, rows: int, samples: int, output: OutputSelector | None, shared: dict[int, Any]
+        self, inputs: Any, rows: int, output: OutputSelector | None, shared: dict[int, Any]
     ) -> tuple[Tensor, list[Any]]:
         """The output for the samples of every row, and what was done to get it."""
         trace: list[Any] = []
-        frame = _LocalFrame(self._model, rows, samples, self._generator, self._variances, shared)
+        frame = _LocalFrame(self._layers, rows, self._generator, self._moments, shared)
         try:
             with open_frame(frame):
                 found = select_output(
@@ -93,21 +94,58 @@ class LocalSamples:
         return found.value, trace
 
 
+class _Moments(NamedTuple):
+    """Means and variances of the weights of one layer."""
+
+    means: tuple[Tensor, Tensor | None]
+    variances: tuple[Tensor, Tensor | None]
+    identities: frozenset[int]
+
+    @classmethod
+    def of(cls, layer: LinearOpLayer) -> _Moments:
+        """Those of a layer."""
+        weight, bias = layer._posterior("weight"), layer._posterior("bias")
+        if weight is None:
+            raise NotByRowError("a layer has no posterior for its weight")
+        return cls(
+            (weight.mean(), bias.mean() if bias else layer._parameters.get("bias")),
+            (_variance(weight), _variance(bias) if bias else None),
+            frozenset(id(posterior.mu) for posterior in (weight, bias) if posterior),
+        )
+
+    def of_output(self, layer: LinearOpLayer, input: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of what the layer makes of its input."""
+        mean = layer.linear_op(*self.means, input)
+        with torch.autocast(input.device.type, enabled=False):
+            return mean, layer.linear_op(*self.variances, precise(input).square()).sqrt_()
+
+
+def _variance(posterior: Posterior) -> Tensor:
+    variance, mask = variance_from_rho(posterior.rho), posterior.mask
+    return variance if mask is None else variance.mul_(mask)
+
+
 class _LocalFrame(Frame):
-    """Draws the outputs of linear layers, and refuses everything else that has a posterior."""
+    """Draws the outputs of linear layers, and refuses everything else that has a posterior.
+
+    Args:
+        layers: The layers by identity.
+        rows: Number of examples, after which rows without noise repeat; 0 for a run whose numbers do not matter.
+        generator: Source of the noise.
+        moments: Those of the weights, once for all batches.
+        shared: Mean and deviation of outputs that are the same for all samples, once for a batch.
+    """
 
     def __init__(
         self,
-        model: nn.Module,
+        layers: dict[int, nn.Module],
         rows: int,
-        samples: int,
         generator: torch.Generator,
-        variances: dict[tuple[int, str], Tensor],
+        moments: dict[int, _Moments],
         shared: dict[int, tuple[Tensor, Tensor]],
     ) -> None:
-        super().__init__({id(layer): layer for layer, _ in layer_posteriors(model)}, {})
-        self._rows, self._samples, self._generator = rows, samples, generator
-        self._variances, self._shared = variances, shared
+        super().__init__(layers, {})
+        self._rows, self._generator, self._moments, self._shared = rows, generator, moments, shared
         self._seen: set[int] = set()
 
     def run(self, layer: LinearOpLayer, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -116,44 +154,25 @@ class _LocalFrame(Frame):
             raise NotByRowError("a Bayesian layer sees more than one vector per example")
         if not isinstance(layer.operation(input.value), LinearOp):
             raise NotByRowError(f"{type(layer).__name__} uses a weight in several places")
-        keys = {id(p.mu) for p in layer._posteriors()}
-        if self._seen & keys:
+        key = id(layer)
+        if key not in self._moments:
+            self._moments[key] = _Moments.of(layer)
+        weights = self._moments[key]
+        if self._seen & weights.identities:
             raise NotByRowError("a posterior is used twice")
-        self._seen |= keys
-        input.history.append(id(layer))
+        self._seen |= weights.identities
+        input.history.append(key)
+        if not self._rows:
+            return Rows.wrap(input.value.new_zeros(len(input), len(weights.means[0])), False, input.history)
         if not input.fresh:
-            mean, deviation = self._moments(layer, input.value)
+            mean, deviation = weights.of_output(layer, input.value)
         else:
-            if id(layer) not in self._shared:
-                self._shared[id(layer)] = self._moments(layer, input.value[: self._rows])
-            mean, deviation = self._shared[id(layer)]
-        noise = torch.randn(
-            (len(input), mean.shape[-1]),
-            generator=self._generator,
-            device=self._generator.device,
-            dtype=deviation.dtype,
-        ).to(mean.device)
-        parts = noise.unflatten(0, (-1, len(mean)))
-        drawn = torch.addcmul(precise(mean), deviation, parts).to(mean.dtype)
+            if key not in self._shared:
+                self._shared[key] = weights.of_output(layer, input.value[: self._rows])
+            mean, deviation = self._shared[key]
+        noise = quick_normal(len(input) * mean.shape[-1], self._generator).to(mean.device, deviation.dtype)
+        drawn = torch.addcmul(precise(mean), deviation, noise.view(-1, *mean.shape)).to(mean.dtype)
         return Rows.wrap(drawn.flatten(0, 1), False, input.history)
-
-    def _moments(self, layer: LinearOpLayer, input: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the layer's output."""
-        weight, bias = layer._posterior("weight"), layer._posterior("bias")
-        if weight is None:
-            raise NotByRowError("a layer has no posterior for its weight")
-        mean = layer.linear_op(weight.mean(), bias.mean() if bias else layer._parameters.get("bias"), input)
-        with torch.autocast(input.device.type, enabled=False):
-            bias_variance = self._variance(bias) if bias else None
-            variance = layer.linear_op(self._variance(weight), bias_variance, precise(input).square())
-        return mean, variance.sqrt_()
-
-    def _variance(self, posterior: Posterior) -> Tensor:
-        """The sigma^2 of a posterior, once for all batches."""
-        key = (id(posterior.layer), posterior.stem)
-        if key not in self._variances:
-            self._variances[key] = posterior.variance()
-        return self._variances[key]
 
     def read(self, posterior: Posterior) -> Tensor:
         """Refused: who reads a weight may use it anywhere."""

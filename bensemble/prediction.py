@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from .batches import Inputs, Unpack, batch_size, is_loader, split_batch, split_inputs
 from .checks import check_count, check_module
 from .errors import InvalidTypeError, InvalidValueError
-from .gaussian import precise
 from .likelihoods import Likelihood, resolve
 from .members import Member
 from .modes import evaluating
@@ -141,16 +140,10 @@ def _predict_piece(
     forwards: _Forwards,
 ) -> dict[str, Tensor]:
     """The moments of one batch over every sample of every member."""
-    moments = RunningMoments(keep)
+    moments = RunningMoments(likelihood, keep)
     for member in members:
-        for number, raw in enumerate(member.outputs(piece, output)):
-            raw = raw.to(members[0].device)
-            if likelihood is None:
-                moments.add(precise(raw), None)
-            else:
-                if number == 0:
-                    likelihood.check(raw)
-                moments.add(likelihood.expect(raw), likelihood.spread(raw))
+        for raw in member.outputs(piece, output):
+            moments.add(raw.to(members[0].device))
             forwards.count()
     found = moments.result()
     broken = ~found["mean"].isfinite()

@@ -8,52 +8,95 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidValueError
+from .gaussian import precise
 from .likelihoods import DiscreteLikelihood, Likelihood
 from .predictive import ClassPrediction, Prediction, RegressionPrediction
 
 __all__ = ["RunningMoments", "assemble"]
 
 
-class RunningMoments:
-    """Running mean and variance over samples (Welford 1962), and what else a prediction is made of."""
+#: Samples wait until they hold as many numbers: one call for many small tensors, and little memory for large ones.
+BLOCK = 2**18
 
-    def __init__(self, keep: bool) -> None:
-        self._keep, self._count = keep, 0
+
+class RunningMoments:
+    """Running mean and variance over samples, and what else a prediction is made of.
+
+    Blocks of samples are merged as by Chan, Golub & LeVeque 1983 ("Algorithms for Computing the Sample Variance",
+    equation 2.1).
+
+    Args:
+        likelihood: What outputs mean; None for raw ones.
+        keep: Whether to keep the samples.
+    """
+
+    def __init__(self, likelihood: Likelihood | None, keep: bool) -> None:
+        self._likelihood, self._keep, self._count = likelihood, keep, 0
+        self._waiting: list[Tensor] = []
         self._mean: Tensor | None = None
         self._squares: Tensor | None = None
         self._spread: Tensor | None = None
         self._samples: list[Tensor] = []
         self._spreads: list[Tensor] = []
 
-    def add(self, expected: Tensor, spread: Tensor | None) -> None:
-        """Take in one sample: its expected observation, and the uncertainty in the data given it."""
-        self._count += 1
+    def add(self, raw: Tensor) -> None:
+        """Take in the output of one sample."""
+        if self._mean is None and not self._waiting and self._likelihood is not None:
+            self._likelihood.check(raw)
+        if self._waiting:
+            _check_same("a sample", raw.shape, "the first", self._waiting[0].shape)
+        self._waiting.append(raw)
+        if len(self._waiting) * raw.numel() >= BLOCK:
+            self._merge()
+
+    def _merge(self) -> None:
+        """Work off the samples that wait."""
+        block, self._waiting = torch.stack(self._waiting), []
+        expected, spread = self._expected(block)
+        if self._mean is not None:
+            _check_same("a sample", expected.shape[1:], "the first", self._mean.shape)
+        added, before = len(expected), self._count
+        self._count += added
+        mean = expected.mean(0)
+        squares = (expected - mean).square().sum(0)
         if self._mean is None or self._squares is None:
-            self._mean, self._squares, self._spread = expected.clone(), torch.zeros_like(expected), spread
+            self._mean, self._squares = mean, squares
         else:
-            _check_same("a sample", expected.shape, "the first", self._mean.shape)
-            change = expected - self._mean
-            self._mean = self._mean + change / self._count
-            self._squares = self._squares + change * (expected - self._mean)
-            if spread is not None and self._spread is not None:
-                self._spread = self._spread + (spread - self._spread) / self._count
+            change = mean - self._mean
+            self._mean = self._mean + change * (added / self._count)
+            self._squares = self._squares + squares + change.square() * (before * added / self._count)
+        if spread is not None:
+            share = added / self._count
+            self._spread = spread.mean(0) if self._spread is None else self._spread.lerp(spread.mean(0), share)
         if self._keep:
             self._samples.append(expected)
             if spread is not None:
                 self._spreads.append(spread)
 
+    def _expected(self, block: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Expected observations and the uncertainty in the data, for each sample of a block."""
+        if self._likelihood is None:
+            return precise(block), None
+        if isinstance(self._likelihood, DiscreteLikelihood):  # the samples are so many more examples
+            size, rows = block.shape[:2], block.flatten(0, 1)
+            return self._likelihood.expect(rows).unflatten(0, size), self._likelihood.spread(rows).unflatten(0, size)
+        expected, spreads = [self._likelihood.expect(s) for s in block], [self._likelihood.spread(s) for s in block]
+        return torch.stack(expected), torch.stack(spreads)
+
     def result(self) -> dict[str, Tensor]:
         """The moments by name; names with ``sample`` have the sample axis in front."""
-        if self._mean is None or self._squares is None:
-            raise RuntimeError("no sample was added")
+        if self._waiting:
+            self._merge()
+        assert self._mean is not None
+        assert self._squares is not None
         std = (self._squares / (self._count - 1)).sqrt() if self._count > 1 else torch.full_like(self._mean, torch.nan)
         found = {"mean": self._mean, "std": std}
         if self._spread is not None:
             found["spread"] = self._spread
         if self._samples:
-            found["samples"] = torch.stack(self._samples)
+            found["samples"] = torch.cat(self._samples)
         if self._spreads:
-            found["sample_spreads"] = torch.stack(self._spreads)
+            found["sample_spreads"] = torch.cat(self._spreads)
         return found
 
 
