@@ -76,20 +76,29 @@ class Encoder(nn.Module):
 
 @dataclass(frozen=True)
 class Row:
-    """One network: how it is made, one example, which layers have a posterior (None: all), and batch sizes."""
+    """One network.
+
+    Attributes:
+        make: Builds it.
+        example: Shape of one example.
+        include: The layers with a posterior, None for all.
+        batches: Batch sizes.
+        moments: Whether its moments are exported too.
+    """
 
     make: Callable[[], nn.Module]
     example: tuple[int, ...]
     include: str | None = None
     batches: tuple[int, ...] = (1, 16, 128)
+    moments: bool = True
 
 
 ROWS = {
     "MLP 784-400-400-10": Row(mlp, (784,)),
     "LeNet-5": Row(lenet5, (1, 28, 28)),
-    "transformer encoder": Row(Encoder, (32, 16), batches=(1, 16)),
-    "ResNet-18, head only": Row(resnet18, (3, 224, 224), "14", (1, 4)),
-    "ResNet-18": Row(resnet18, (3, 224, 224), None, (1, 4)),
+    "transformer encoder": Row(Encoder, (32, 16), batches=(1, 16), moments=False),
+    "ResNet-18, head only": Row(resnet18, (3, 224, 224), "14", (1, 4), moments=False),
+    "ResNet-18": Row(resnet18, (3, 224, 224), None, (1, 4), moments=False),
 }
 
 
@@ -106,10 +115,17 @@ def measure(row: Row, num_samples: int, rounds: int, folder: Path) -> list[tuple
     bnn = bayesify(network, include=row.include)
     x = torch.randn(2, *row.example)
     sizes = {"deterministic": export_onnx(network, folder / "deterministic", x).size}
-    name = f"samples, K = {num_samples}"
-    sizes[name] = export_onnx(
-        bnn, folder / name, x, outputs="uncertainty", num_samples=num_samples, likelihood="categorical"
-    ).size
+    for name, method in ((f"samples, K = {num_samples}", "samples"), ("moments", "moments")):
+        if method == "samples" or row.moments:
+            sizes[name] = export_onnx(
+                bnn,
+                folder / name,
+                x,
+                outputs="uncertainty",
+                method=method,
+                num_samples=num_samples,
+                likelihood="categorical",
+            ).size
     sessions = {name: session(folder / name) for name in sizes}
     ratios: dict[str, dict[int, float]] = {name: {} for name in sizes}
     seconds: dict[str, float] = {}

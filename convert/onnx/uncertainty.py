@@ -185,7 +185,7 @@ def weight_draws(model: nn.Module, num_samples: int, generator: torch.Generator)
             frame = samples.frame(k)
             for name, posterior in posteriors.items():
                 assert frame is not None  # the model has posteriors
-                draws[name].append(posterior.draw(frame.noise_of(posterior)).cpu())
+                draws[name].append(frame.sample(posterior).cpu())
     return draws
 
 
