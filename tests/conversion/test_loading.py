@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from patterns.test_use import Mixed
+from patterns.architectures import Mixed
 from patterns.tied import LanguageModel
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel

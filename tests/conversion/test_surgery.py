@@ -9,8 +9,8 @@ import weakref
 import pytest
 import torch
 from patterns.aliases import ListedWeights
+from patterns.architectures import Mixed
 from patterns.recurrent import Packed
-from patterns.test_use import Mixed
 from patterns.tied import LanguageModel
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from patterns.test_use import Mixed
+from patterns.architectures import Mixed
 from torch import Tensor, nn
 from zoo.checks import Fingerprint
 

@@ -102,3 +102,16 @@ class LastState(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.gru(x)[0][:, -1]
+
+
+class Mixed(nn.Module):
+    """A twin, attention, a recurrent layer and a raw Parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.attention = nn.Linear(4, 4), nn.MultiheadAttention(4, 2, batch_first=True)
+        self.gru, self.raw = nn.GRU(4, 4, batch_first=True), nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        return self.gru(self.attention(x, x, x, need_weights=False)[0])[0] @ self.raw

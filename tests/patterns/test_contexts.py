@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import threading
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bensemble import sampling
 from convert import bayesify
-
-from .test_use import Mixed
-
-
-@pytest.fixture
-def bnn() -> nn.Module:
-    return bayesify(Mixed().eval())
-
-
-@pytest.fixture
-def x() -> Tensor:
-    return torch.randn(2, 3, 4)
 
 
 def test_contexts_nest_by_part(bnn: nn.Module, x: Tensor) -> None:

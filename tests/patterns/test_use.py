@@ -13,31 +13,8 @@ from torch.nn.utils import fusion, parametrizations, prune
 from bensemble import ConversionError, ReadOnlyError, named_posteriors, sampling
 from convert import bayesify, to_deterministic
 
+from .architectures import Mixed
 from .odd import MaskedConv
-
-
-class Mixed(nn.Module):
-    """A twin, attention, a recurrent layer and a raw Parameter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear, self.attention = nn.Linear(4, 4), nn.MultiheadAttention(4, 2, batch_first=True)
-        self.gru, self.raw = nn.GRU(4, 4, batch_first=True), nn.Parameter(torch.randn(4, 3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.linear(x)
-        return self.gru(self.attention(x, x, x, need_weights=False)[0])[0] @ self.raw
-
-
-@pytest.fixture
-def bnn() -> nn.Module:
-    return bayesify(Mixed().eval())
-
-
-@pytest.fixture
-def x() -> Tensor:
-    return torch.randn(2, 3, 4)
-
 
 # -- reading and writing weights
 
