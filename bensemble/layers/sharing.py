@@ -30,7 +30,7 @@ def remember(layer: PosteriorWeights) -> None:
 
 def posterior_of_mean(mean: Tensor) -> Posterior | None:
     """The posterior that a tensor is the mean of, None when it is nobody's."""
-    return next((posterior for posterior in _posteriors() if posterior.mu is mean), None)
+    return next((posterior for posterior in _posteriors_with(mean) if posterior.mu is mean), None)
 
 
 def share(posterior: Posterior, source: Posterior) -> None:
@@ -43,23 +43,23 @@ def share(posterior: Posterior, source: Posterior) -> None:
     layer._set_prior(stem, source.prior)
     layer._set_mask(stem, source.mask)
     if not (posterior.prunable and source.prunable):
-        for tie in [p for p in _posteriors() if p.mu is posterior.mu]:
+        for tie in [p for p in _posteriors_with(posterior.mu) if p.mu is posterior.mu]:
             tie.layer._forbid_pruning(tie.stem)
 
 
 def stop_sharing(posterior: Posterior) -> None:
     """Give a posterior with a mean of its own a rho of its own, of the same values, where others use that rho too."""
     rho = posterior.rho
-    if any(other.rho is rho and other.mu is not posterior.mu for other in _posteriors()):
+    if any(other.rho is rho and other.mu is not posterior.mu for other in _posteriors_with(rho)):
         own = nn.Parameter(rho.detach().clone(), requires_grad=rho.requires_grad)
         posterior.layer._parameters[f"{posterior.stem}_rho"] = own
 
 
-def _posteriors() -> Iterator[Posterior]:
-    """Those of every layer alive; a layer that was made deterministic again has none."""
+def _posteriors_with(tensor: Tensor) -> Iterator[Posterior]:
+    """Those of every layer alive that has the tensor; a layer that was made deterministic again has none."""
     from .weights import PosteriorWeights
 
     for reference in _alive.valuerefs():
         layer = reference()
-        if isinstance(layer, PosteriorWeights):
+        if isinstance(layer, PosteriorWeights) and any(p is tensor for p in layer._parameters.values()):
             yield from layer._posteriors()
