@@ -12,22 +12,22 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
+from torch import fx, nn
 
-from bensemble.batches import call
 from bensemble.checks import check_module
-from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
+from bensemble.errors import ConversionError
 from bensemble.posterior import named_posteriors
 
-from ..copying import copy_model, hollow_copy
-from .capture import CaptureError, DynamicAxes, capture, first_line, outputs_agree, undisturbed
+from ..copying import copy_model
+from .capture import CaptureError, DynamicAxes, capture, undisturbed
 from .cutting import CannotKeepClassError, Cut, cut_leaves, install
+from .equivalence import Run, copy_flags, difference, fresh, hollow, reference_runs, training_difference
 from .flow import Flow
 from .propagate import propagate
 from .report import CompactionReport, describe_layers
 from .rewriting import needs_graph, rewrite
-from .solution import Solution, solve
+from .solution import Solution
+from .solving import solve
 
 __all__ = ["compact", "compaction_report"]
 
@@ -73,15 +73,6 @@ def compaction_report(model: nn.Module, example_inputs: Any) -> CompactionReport
 
 
 @dataclass(frozen=True)
-class _Run:
-    """Inputs, what the model makes of them, and whether a graph must take them too."""
-
-    inputs: Any
-    output: Any
-    required: bool
-
-
-@dataclass(frozen=True)
 class _Result:
     module: nn.Module
     report: CompactionReport
@@ -90,7 +81,7 @@ class _Result:
 def _compact(verb: str, model: nn.Module, example_inputs: Any) -> _Result:
     _check(verb, model)
     with undisturbed():
-        runs = _reference_runs(verb, model, example_inputs)
+        runs = reference_runs(verb, model, example_inputs)
         notes: list[str] = []
         best: _Result | None = None
         sources: tuple[Source, ...] = ("fx", "export")
@@ -128,43 +119,6 @@ def _check(verb: str, model: Any) -> None:
             raise ConversionError(f"{verb}: '{name}' has no shape yet; run the model once first.")
 
 
-def _reference_runs(verb: str, model: nn.Module, inputs: Any) -> list[_Run]:
-    """The example with the model's own output; then, where the model takes them, a larger batch and another size."""
-    hollow = _hollow(verb, model)
-    try:
-        runs = [_Run(inputs, call(hollow, _fresh(inputs)), required=True)]
-    except InvalidTypeError:
-        raise
-    except Exception as err:
-        raise InvalidValueError(
-            f"{verb}: the model rejects example_inputs ({type(err).__name__}: {err}); "
-            "pass what its forward takes: a tensor, a tuple of arguments, or a mapping of keyword arguments."
-        ) from err
-    for change, required in ((_twice, True), (_resized, False)):
-        other = tree_map(lambda leaf, change=change: change(leaf) if isinstance(leaf, Tensor) else leaf, inputs)
-        try:
-            runs.append(_Run(other, call(hollow, _fresh(other)), required))
-        except Exception as err:
-            log.debug("%s: the model does not take the example with %s (%s)", verb, change.__name__, err)
-    return runs
-
-
-def _twice(tensor: Tensor) -> Tensor:
-    """Two examples for each."""
-    return torch.cat([tensor, tensor]) if tensor.ndim else tensor
-
-
-def _resized(tensor: Tensor) -> Tensor:
-    """Images a quarter larger, of odd size where they were even and the other way round; sequences without a token."""
-    if not tensor.is_floating_point():
-        return tensor[:, 1:] if tensor.ndim > 1 and tensor.shape[1] > 1 else tensor
-    for axis in range(2, tensor.ndim):
-        size = tensor.shape[axis]
-        added = (size // 4) | 1
-        tensor = torch.cat([tensor, tensor.narrow(axis, 0, min(added, size))], axis)
-    return tensor
-
-
 @dataclass(frozen=True)
 class _Analysis:
     """What one graph says about the model."""
@@ -186,14 +140,14 @@ class _Analysis:
         return CompactionReport((_count(model), _count(small)), form, source, layers, tuple(notes))
 
 
-def _analyse(source: Source, model: nn.Module, run: _Run, dynamic: DynamicAxes = "none") -> _Analysis:
-    captured = capture(source, _hollow("compact", model), _fresh(run.inputs), run.output, dynamic)
+def _analyse(source: Source, model: nn.Module, run: Run, dynamic: DynamicAxes = "none") -> _Analysis:
+    captured = capture(source, hollow("compact", model), fresh(run.inputs), run.output, dynamic)
     flow = propagate(captured, model)
     solution = solve(flow)
     return _Analysis(flow, solution, cut_leaves(flow, solution))
 
 
-def _attempt(source: Source, model: nn.Module, runs: list[_Run]) -> tuple[_Result | None, bool]:
+def _attempt(source: Source, model: nn.Module, runs: list[Run]) -> tuple[_Result | None, bool]:
     """The model compacted by one tracer's graph, and whether another tracer could not do better."""
     analysis = _analyse(source, model, runs[0])
     if not analysis.cut.tensors:
@@ -206,7 +160,7 @@ def _attempt(source: Source, model: nn.Module, runs: list[_Run]) -> tuple[_Resul
         except CannotKeepClassError as err:
             reason = str(err)
         else:
-            reason = _difference(small, model, runs, keeps_class=True) or _training_difference(
+            reason = difference(small, model, runs, keeps_class=True) or training_difference(
                 small, model, analysis.flow, runs
             )
     if reason is None:
@@ -217,7 +171,7 @@ def _attempt(source: Source, model: nn.Module, runs: list[_Run]) -> tuple[_Resul
             source, model, [run for run in runs if run.required][-1], "batch" if _attends(analysis.flow) else "all"
         )
     graph = rewrite(analysis.flow, analysis.solution, analysis.cut)
-    wrong = _difference(graph, model, runs, keeps_class=False)
+    wrong = difference(graph, model, runs, keeps_class=False)
     if wrong is not None:
         log.warning("compact: the graph of torch.%s was given up: %s", source, wrong)
         return None, False
@@ -232,59 +186,11 @@ def _attends(flow: Flow) -> bool:
     return any(node.target in products for node in flow.captured.module.graph.nodes)
 
 
-def _difference(candidate: nn.Module, model: nn.Module, runs: list[_Run], keeps_class: bool) -> str | None:
-    """Why a candidate does not stand for the model; None if it does. Restores the model's training flags."""
-    candidate.eval()
-    try:
-        for run in runs:
-            try:
-                output = call(candidate, _fresh(run.inputs))
-            except Exception as err:
-                if run.required or keeps_class:
-                    return f"it does not run ({first_line(err)})"
-                continue
-            if not outputs_agree(output, run.output):
-                return "its output is another one"
-    finally:
-        _copy_flags(model, candidate)
-    return None
-
-
-def _copy_flags(model: nn.Module, other: nn.Module) -> None:
-    flags = {path: module.training for path, module in model.named_modules()}
-    for path, module in other.named_modules():
-        module.training = flags.get(path, model.training)
-
-
-def _training_difference(candidate: nn.Module, model: nn.Module, flow: Flow, runs: list[_Run]) -> str | None:
-    """Why a candidate may not train as the model does: auxiliary heads read what evaluation does not need."""
-    reached = {alias for path in flow.leaves for alias in flow.aliases(path)}
-    if all(path in reached for path, _ in model.named_parameters()):
-        return None
-    try:
-        inputs = [run.inputs for run in runs if run.required][-1]
-        call(_hollow("compact", model).train(), _fresh(inputs))
-    except Exception:
-        return "parts that evaluation does not use cannot be checked: the model does not run in training"
-    try:
-        call(_hollow("compact", candidate).train(), _fresh(inputs))
-    except Exception as err:
-        return f"its training forward does not run ({type(err).__name__})"
-    return None
-
-
 def _own_copy(graph: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     """The graph's module with tensors of its own: so far it shares those that did not change."""
     own = copy.deepcopy(graph)
-    _copy_flags(model, own)
+    copy_flags(model, own)
     return own
-
-
-def _hollow(verb: str, model: nn.Module) -> nn.Module:
-    hollow = hollow_copy(model)
-    if hollow is None:
-        raise ConversionError(f"{verb}: {type(model).__name__} cannot be copied; make it deepcopy-able.")
-    return hollow.eval()
 
 
 def _copy(verb: str, model: nn.Module) -> nn.Module:
@@ -292,11 +198,6 @@ def _copy(verb: str, model: nn.Module) -> nn.Module:
         return copy_model(verb, model)
     except ConversionError as err:
         raise ConversionError(f"{verb}: {type(model).__name__} cannot be copied; make it deepcopy-able.") from err
-
-
-def _fresh(inputs: Any) -> Any:
-    """Inputs that a model may write into."""
-    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
 
 
 def _count(model: nn.Module) -> int:

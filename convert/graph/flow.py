@@ -1,7 +1,7 @@
 """What a graph does to atoms and constants: the forward pass of the compaction, and what the rules may ask of it.
 
-Every operation gets a :class:`Call` and answers with what is known about its result. A rule that does not exist pins
-its operands: nothing that an unknown operation reads may change.
+Every operation gets a :class:`~convert.graph.calls.Call` and answers with what is known about its result. A rule that
+does not exist pins its operands: nothing that an unknown operation reads may change.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from .arrays import varying_axes
+from .calls import Call
 from .capture import Capture, TensorMeta
 from .domain import LeafRef, Partition, Value
 from .readers import GroupSizes, Reader
@@ -22,7 +23,7 @@ from .readers import GroupSizes, Reader
 if TYPE_CHECKING:
     from .loose import Shortcut
 
-__all__ = ["Call", "Flow", "Leaf"]
+__all__ = ["Flow", "Leaf"]
 
 #: Tensors with more elements than this get no atoms of their own where an operation uses them element by element.
 MOST_ELEMENTS = 1 << 24
@@ -47,47 +48,6 @@ class Leaf:
     frozen: bool = False
     value: Value | None = None
     axes: dict[int, Tensor] = field(default_factory=dict)
-
-
-@dataclass
-class Call:
-    """One operation: its name without overload and underscore, and its arguments with values for tensors."""
-
-    node: fx.Node
-    name: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    meta: Any
-    function: Callable[..., Any]
-
-    def get(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument by position or keyword."""
-        if position < len(self.args):
-            return self.args[position]
-        return self.kwargs.get(name, default)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the result, for operations that return one tensor."""
-        return self.meta.shape
-
-    @property
-    def gives_tensor(self) -> bool:
-        """Whether the operation returned one tensor."""
-        return isinstance(self.meta, TensorMeta)
-
-    @property
-    def operands(self) -> list[Value]:
-        """All tensors among the arguments."""
-        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Value)]
-
-    def run(self, *tensors: Tensor) -> Tensor:
-        """The operation on other tensors in place of the operands, in the order of ``operands``."""
-        given = iter(tensors)
-        args, kwargs = tree_map(
-            lambda leaf: next(given).clone() if isinstance(leaf, Value) else leaf, (self.args, self.kwargs)
-        )
-        return self.function(*args, **kwargs)
 
 
 class Flow:

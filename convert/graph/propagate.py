@@ -11,9 +11,10 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_map
 
+from .calls import Call
 from .capture import Capture, TensorMeta
 from .domain import Value
-from .flow import Call, Flow
+from .flow import Flow
 from .rules import MODULE_RULES, RULES
 
 __all__ = ["propagate"]

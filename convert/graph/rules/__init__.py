@@ -1,6 +1,6 @@
 """Transfer rules: what each operation does to atoms and constants, by the name of the operation.
 
-A rule takes the :class:`~convert.graph.flow.Flow` and a :class:`~convert.graph.flow.Call` and returns what is known
+A rule takes the :class:`~convert.graph.flow.Flow` and a :class:`~convert.graph.calls.Call` and returns what is known
 about the result. Names are those of ``torch.ops.aten``, ``torch.nn.functional`` and tensor methods, which agree.
 """
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..arrays import collapse, varying_axes
+from ..calls import Call
 from ..domain import Value
-from ..flow import Call, Flow
+from ..flow import Flow
 from .elementwise import combine
 from .products import Geometry, read_channels
 from .registry import rule

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from ..arrays import varying_axes
+from ..calls import Call
 from ..domain import Value
-from ..flow import Call, Flow
+from ..flow import Flow
 from .movement import resized
 from .registry import rule
 

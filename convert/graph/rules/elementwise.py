@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..arrays import varying_axes
+from ..calls import Call
 from ..domain import Value
-from ..flow import Call, Flow
+from ..flow import Flow
 from .registry import rule
 
 __all__ = ["combine", "identity"]

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from ..calls import Call
 from ..domain import Value
-from ..flow import Call, Flow
+from ..flow import Flow
 from . import attention, joining, movement, pooling, products, slicing
 from .elementwise import combine
 from .normalisation import along_channels, batch_norm_values, batch_statistics, group_norm_values, layer_norm_values

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, fx
 
 from ..arrays import reshape_array, reshaped_size
+from ..calls import Call
 from ..domain import LeafRef, Value
-from ..flow import Call, Flow
+from ..flow import Flow
 from .registry import rule
 
 __all__ = ["resized"]

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, fx
 
 from ..arrays import varying_axes
+from ..calls import Call
 from ..domain import Value
-from ..flow import Call, Flow
+from ..flow import Flow
 from .elementwise import combine
 from .registry import rule
 

@@ -8,8 +8,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..arrays import collapse, varying_axes
+from ..calls import Call
 from ..domain import Value
-from ..flow import Call, Flow
+from ..flow import Flow
 from .products import is_uniform
 from .registry import rule
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 if TYPE_CHECKING:
-    from ..flow import Call, Flow
+    from ..calls import Call
+    from ..flow import Flow
 
 __all__ = ["MODULE_RULES", "RULES", "Rule", "module_rule", "rule"]
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..calls import Call
 from ..domain import Value
-from ..flow import Call, Flow
+from ..flow import Flow
 from .elementwise import combine
 from .registry import rule
 
