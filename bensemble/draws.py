@@ -182,5 +182,5 @@ def _read_only_message(draw: WeightDraw, operation: str) -> str:
     return (
         f"{operation}: '{posterior.name}' of {type(posterior.layer).__name__} is computed from its posterior at every "
         f"read, so the write would be lost; write into `{posterior.stem}_mu` under torch.no_grad(), or exclude the "
-        "layer from bayesify where its own forward writes."
+        "layer from bayesify where its own forward writes (given example_inputs, bayesify does so itself)."
     )

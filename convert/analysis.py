@@ -8,6 +8,7 @@ trace on a hollow one in which only the Parameters are the model's own; both lea
 from __future__ import annotations
 
 import random
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ class Analysis:
             torch.fx calls as a whole.
         seen: Identities of the Parameters that the forward reads.
         altered: Identities of the Parameters that are computed with before they meet data.
+        written: Identities of the Parameters that the forward writes into.
     """
 
     source: str = "unknown"
@@ -51,6 +53,7 @@ class Analysis:
     operations: dict[int, set[str]] = field(default_factory=dict)
     seen: set[int] = field(default_factory=set)
     altered: set[int] = field(default_factory=set)
+    written: set[int] = field(default_factory=set)
 
     @property
     def known(self) -> bool:
@@ -118,6 +121,8 @@ def _trace(model: nn.Module, analysis: Analysis, flip: bool = False) -> bool:
         if node.op == "call_module":
             calls[str(node.target)] += 1
             _record_inside(hollow, str(node.target), analysis)
+        if node.op == "call_method" and _writes(str(node.target)):
+            analysis.written |= _parameter_behind(node.args[0], hollow)
         if node.op == "get_attr":
             tensor = _attribute(hollow, str(node.target))
             flow.start(node, id(tensor) if isinstance(tensor, nn.Parameter) else None)
@@ -129,6 +134,16 @@ def _trace(model: nn.Module, analysis: Analysis, flip: bool = False) -> bool:
             flow.apply(name, list(node.all_input_nodes), data, [node])
     analysis.calls |= calls
     return True
+
+
+def _parameter_behind(node: Any, model: nn.Module) -> set[int]:
+    """The identity of the Parameter that a node stands for, itself or through ``.data``."""
+    while isinstance(node, fx.Node) and node.target is getattr and node.args[1] == "data":
+        node = node.args[0]
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return set()
+    tensor = _attribute(model, str(node.target))
+    return {id(tensor)} if isinstance(tensor, nn.Parameter) else set()
 
 
 def _is_size(node: fx.Node, flow: Flow) -> bool:
@@ -207,7 +222,19 @@ def _probe(verb: str, model: nn.Module, inputs: Any) -> Analysis:
         analysis.calls |= calls
         if not _uncalled(model, analysis):
             break
+    analysis.written |= _changed(model, probed, originals)
     return analysis
+
+
+def _changed(model: nn.Module, probed: nn.Module, originals: dict[int, int]) -> set[int]:
+    """Identities of the Parameters whose copies hold other values since the probe."""
+    before = {id(parameter): parameter for parameter in model.parameters()}
+    pairs = ((copied, before[originals[id(copied)]]) for copied in probed.parameters() if id(copied) in originals)
+    return {id(p) for copied, p in pairs if not p.is_meta and not _same(copied, p)}
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and (torch.equal(one, other) or torch.equal(one.nan_to_num(), other.nan_to_num()))
 
 
 def _counter(calls: Counter[str], path: str) -> Any:
@@ -238,11 +265,20 @@ class _Recorder(TorchFunctionMode):
         results = _tensors(result)
         if results and any(self.flow.knows(id(operand)) for operand in operands):
             self.analysis.seen |= {self.originals[id(o)] for o in operands if id(o) in self.originals}
+            if _writes(getattr(func, "__name__", "")):
+                self.analysis.written |= {self.originals[id(r)] for r in results if id(r) in self.originals}
             name = _name_of(func)
             data = _tensors(data_arguments(name, args, kwargs))
             self.flow.apply(name, [id(o) for o in operands], [id(d) for d in data], [id(r) for r in results])
             self.alive += [r for r in results if self.flow.knows(id(r))]
         return result
+
+
+def _writes(name: str) -> bool:
+    """Whether a method of this name changes its tensor."""
+    if name.endswith("__"):
+        return re.fullmatch("__i(add|sub|mul|truediv|div|pow)__", name) is not None
+    return name.endswith("_") and name not in ("requires_grad_", "detach_", "share_memory_")
 
 
 def _name_of(operation: Any) -> str:

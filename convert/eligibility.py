@@ -48,6 +48,8 @@ def why_deterministic(
         return "has no elements"
     if any(isinstance(p.module, EMBEDDINGS) and p.module.max_norm is not None for p in places):
         return "an embedding with max_norm writes into it in every forward"
+    if id(parameter) in analysis.written:
+        return "a forward writes into it, which would miss its sigma"
     if not parameter.requires_grad and not named:
         return "frozen; name it in include to convert it"
     converts = [p for p in places if not (is_embedding(p) or _is_norm(p))]

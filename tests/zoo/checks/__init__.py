@@ -91,7 +91,7 @@ def prepare(entry: Entry, result: Result, budget: float) -> Subject:
 
 def _attempt(entry: Entry, subject: Subject, check: Callable[[Subject], None], name: str = "") -> bool:
     """Run one check and file its outcome."""
-    name, result, start = name or check.__name__, subject.result, time.monotonic()
+    name, result, start = name or check.__name__, subject.result, time.process_time()
     try:
         check(subject)
     except AssertionError as err:
@@ -101,7 +101,7 @@ def _attempt(entry: Entry, subject: Subject, check: Callable[[Subject], None], n
         message = f"{type(err).__name__}: {err}"[:400] + f" [{' '.join(frames)}]"
     else:
         message = ""
-    result.facts.setdefault("check_seconds", {})[name] = round(time.monotonic() - start, 1)
+    result.facts.setdefault("check_seconds", {})[name] = round(time.process_time() - start, 1)
     excuse = entry.known.get(name)
     if message and excuse:
         result.excused[name] = excuse

@@ -17,9 +17,9 @@ from ..subject import Subject
 
 def conversion_succeeds(subject: Subject) -> None:
     """``bayesify`` returns, and finds something."""
-    start = time.monotonic()
+    start = time.process_time()
     subject.bnn = convert.bayesify(subject.source)
-    subject.result.facts["bayesify_seconds"] = round(time.monotonic() - start, 2)
+    subject.result.facts["bayesify_seconds"] = round(time.process_time() - start, 2)
     subject.result.facts["posteriors"] = len(subject.posteriors)
     assert subject.posteriors, "no posterior at all"
     assert type(subject.bnn).__qualname__ == type(subject.source).__qualname__, f"became {type(subject.bnn)}"
@@ -42,7 +42,8 @@ def posteriors_match_parameters(subject: Subject) -> None:
         assert torch.equal(posterior.mu, source[name]), f"mean of {name} is not the weight"
         assert posterior.rho.requires_grad, f"rho of {name} is frozen"
         assert posterior.mu.requires_grad == source[name].requires_grad, f"requires_grad of {name}"
-        assert bool(torch.isfinite(posterior.sigma()).all() and (posterior.sigma() > 0).all()), f"sigma of {name}"
+        smallest, largest = map(float, posterior.sigma().detach().aminmax())
+        assert 0 < smallest <= largest < float("inf"), f"sigma of {name}"
     own = {id(t) for p in posteriors.values() for t in (p.mu, p.rho)}
     left = {name: p for name, p in subject.bnn.named_parameters() if id(p) not in own}
     assert len({id(p.mu) for p in posteriors.values()}) == len(posteriors), "two posteriors share one mean"

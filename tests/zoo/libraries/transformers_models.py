@@ -148,6 +148,7 @@ SPECIAL: dict[str, Special] = {
         text_config__rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
     ),
     "rt_detr": given(decoder_in_channels=[32, 32, 32], encoder_hidden_dim=32),
+    "rwkv": given(rescale_every=0),  # it rescales its weights in place, past sigma, which only half precision needs
     "siglip": given(text_config__projection_size=32),
     "speech_to_text": Special(
         {"input_feat_per_channel": 16, "conv_channels": 32, "max_source_positions": 64},

@@ -23,7 +23,7 @@ LIMITS = _sizes(
     n4="num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads"
     " decoder_num_attention_heads encoder_num_attention_heads attention_heads n_attn_heads num_experts"
     " num_local_experts n_routed_experts moe_num_experts num_expert",
-    n6="num_queries",
+    n6="num_queries latent_query_num num_detection_tokens",
     n8="head_dim attention_head_dim d_kv kv_channels attn_head_dim qk_rope_head_dim qk_nope_head_dim v_head_dim d_head"
     " index_head_dim kv_head_dim patch_size",
     n16="moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size shared_intermediate_size"
@@ -33,7 +33,7 @@ LIMITS = _sizes(
     " out_hidden_size decoder_hidden_size codebook_dim model_dim output_dim text_dim encoder_hidden_dim"
     " attention_hidden_size output_hidden_size d_embed lstm_dim text_hidden_size vision_hidden_size embed_proj_dim"
     " proj_hidden_size fpn_hidden_size mask_feature_size conv_dim encoder_hidden_size projector_hidden_size"
-    " cross_attention_hidden_size image_size",
+    " cross_attention_hidden_size image_size pretrain_image_size",
     n48="intermediate_size ffn_dim d_ff encoder_ffn_dim decoder_ffn_dim d_inner n_inner ffn_hidden_size dim_feedforward"
     " dense_size",
     n99="vocab_size text_vocab_size decoder_vocab_size entity_vocab_size",
@@ -70,6 +70,8 @@ def shrink(config: PreTrainedConfig, seen: Iterable[int] = ()) -> PreTrainedConf
                 shrink(value, seen)
         elif type(value) in (int, float) and name in LIMITS:
             setattr(config, name, min(value, LIMITS[name]))
+        elif name in ("image_size", "patch_size") and isinstance(value, (list, tuple)):
+            setattr(config, name, type(value)(min(side, LIMITS[name]) for side in value))
         elif isinstance(value, (list, tuple)) and name in WIDTHS.split():
             setattr(config, name, type(value)(16 * (i + 1) for i in range(len(value))))
         elif isinstance(value, (list, tuple)) and name in DEPTHS.split() and all(type(v) is int for v in value):
