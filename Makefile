@@ -50,9 +50,10 @@ bench: $(READY)         ## ratios to the deterministic network; needs a quiet ma
 clean:
 	rm -rf $(VENV) .venv-zoo build dist demo-output
 
-$(READY): pyproject.toml constraints.txt tests/real/requirements.txt tests/trainers/requirements.txt
+$(READY): pyproject.toml constraints.txt tests/real/requirements.txt tests/trainers/requirements.txt tests/zoo/sample-requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/real/requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/trainers --requirement tests/trainers/requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/zoo --requirement tests/zoo/sample-requirements.txt
 	touch $(READY)

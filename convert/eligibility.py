@@ -87,7 +87,7 @@ def refusal(verb: str, model: nn.Module, owners: dict[int, tuple[nn.Parameter, l
             problems.append(f"'{name}' is sharded, got {type(parameter).__name__}; bayesify first, then shard.")
     for path, module in model.named_modules():
         at = f"'{path}'" if path else "the model"
-        if type(module).__module__.startswith("torch.ao.nn.quantized") and "packed" not in path:
+        if _is_quantised(module) and "packed" not in path:
             problems.append(f"{at} is quantised, got {type(module).__name__}; convert before you quantise.")
         elif isinstance(module, nn.parallel.DistributedDataParallel):
             problems.append(
@@ -95,6 +95,16 @@ def refusal(verb: str, model: nn.Module, owners: dict[int, tuple[nn.Parameter, l
                 "bayesify its .module, then wrap the result."
             )
     refuse(verb, problems)
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    """Whether a module computes with quantised numbers."""
+    if not type(module).__module__.startswith("torch.ao.nn.quantized"):
+        return False
+    from torch.ao.nn.quantized import FloatFunctional, FXFloatFunctional  # the user's model has imported it
+
+    # Networks that can be quantised later add and concatenate with these, in floating point.
+    return not isinstance(module, (FloatFunctional, FXFloatFunctional))
 
 
 def _is_sharded(parameter: Tensor) -> bool:

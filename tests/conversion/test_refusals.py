@@ -65,6 +65,11 @@ def test_parameters_that_cannot_have_a_posterior(build, message: str, function) 
     assert [type(module) for module in model.modules()] == kinds
 
 
+def test_a_network_that_can_be_quantised_is_not_quantised() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), torch.ao.nn.quantized.FloatFunctional())
+    assert isinstance(bayesify(model)[0], BayesianLinear)
+
+
 def test_the_cures_work() -> None:
     model = lazy()
     model(torch.randn(1, 3))

@@ -1,39 +1,28 @@
-"""A sample of the zoo for every test run: all hand-written networks, and a few of each library that is installed."""
+"""A sample of the zoo for every test run: all hand-written networks, and some of torchvision, timm and transformers."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from .checks import check_entry
-from .entries import LIBRARIES, Entry, entries
+from .entries import Entry, entries
 from .result import Result
+from .sample import SAMPLE
 
-#: Names by library, each for a way in which networks hold their weights. `make zoo` runs all.
-SAMPLE = {
-    "torchvision": ["mobilenet_v3_small", "swin_t", "vit_b_32", "fasterrcnn_mobilenet_v3_large_320_fpn", "r3d_18"],
-}
+HERE = Path(__file__).parent
+#: Where `make test` installs what sample-requirements.txt lists; not on the path of any other test.
+INSTALLED = Path(sys.prefix) / "zoo"
 
 
 @pytest.mark.parametrize("entry", entries("torch"), ids=lambda entry: entry.name)
 @pytest.mark.slow
 def test_hand_written(entry: Entry) -> None:
-    _check(entry)
-
-
-@pytest.mark.parametrize("library", [library for library in LIBRARIES if library != "torch"])
-@pytest.mark.slow
-def test_library(library: str) -> None:
-    try:
-        listed = entries(library)
-    except ImportError as err:
-        pytest.skip(f"{err}; `make zoo` installs it and runs all its models")
-    for entry in listed:
-        if entry.name in SAMPLE.get(library, ()):
-            _check(entry)
-
-
-def _check(entry: Entry) -> None:
     result = Result(entry.key, entry.family)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -42,3 +31,25 @@ def _check(entry: Entry) -> None:
     finally:
         torch.set_num_threads(threads)
     assert result.ok, result.failed
+
+
+@pytest.mark.parametrize("library", SAMPLE)
+@pytest.mark.slow
+def test_library(library: str) -> None:
+    if not INSTALLED.is_dir():
+        pytest.skip(f"{INSTALLED} does not exist; `make test` makes it")
+    path = os.pathsep.join([str(HERE.parents[1]), str(INSTALLED), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "tests.zoo", "--sample", "--library", library, "--jobs", "1", "--budget", "1"]
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=HERE.parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in SAMPLE[library]:
+        assert f"ok   {library}/{name} " in done.stdout
+
+
+def test_the_sample_has_the_versions_of_the_zoo() -> None:
+    small, whole = (
+        {line for line in (HERE / name).read_text().splitlines() if line and not line.startswith("#")}
+        for name in ("sample-requirements.txt", "requirements.txt")
+    )
+    assert small < whole
