@@ -174,7 +174,7 @@ class Eventful(nn.Module):
         super().__init__()
         self.linear, self.norm, self.dropout = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)
         self.codebook = nn.Parameter(torch.randn(4, 4))
-        self.unused = nn.Linear(2, 2)
+        self.unused, self.head = nn.Linear(2, 2), nn.Linear(4, 2)
         self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -183,7 +183,7 @@ class Eventful(nn.Module):
         with torch.no_grad():
             self.linear.weight.clamp_(-0.1, 0.1)
         noise = torch.randn_like(x) * random.random()
-        return self.dropout(self.norm(self.linear(x + noise))) @ self.codebook
+        return self.head(self.dropout(self.norm(self.linear(x + noise))) @ self.codebook)
 
 
 def test_planning_leaves_the_model_and_the_random_state_alone() -> None:

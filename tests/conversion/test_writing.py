@@ -90,5 +90,7 @@ def test_nan_is_no_write() -> None:
 def test_without_inputs_the_error_names_the_cure() -> None:
     bnn, x = bayesify(Rescaled()), torch.randn(2, 3)
     bnn.eval()(x)
-    with pytest.raises(ReadOnlyError, match=r"mul_: 'weight' of BayesianLinear .* given example_inputs, bayesify does so itself"):
+    with pytest.raises(
+        ReadOnlyError, match=r"mul_: 'weight' of BayesianLinear .*given example_inputs, bayesify does so itself"
+    ):
         bnn.train()(x)
