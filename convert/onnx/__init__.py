@@ -6,6 +6,10 @@ exporter), ``finishing`` and ``graph`` (names, metadata, the same bytes every ti
 against the model), ``report``. ``export`` puts them together, ``inspection`` reads any ONNX file. ``measuring`` holds
 how bytes, milliseconds and errors are measured, ``running`` makes a file a torch module, ``comparison`` puts files side
 by side.
+
+An uncertainty file takes the same way. ``uncertainty`` (what was asked, the draws), ``networks`` (what is traced, and
+what the file is compared with) and ``statistics`` (what it answers) come before the trials; after torch's exporter,
+``members`` puts K networks into the graph and ``merging`` joins their first layers.
 """
 
 try:

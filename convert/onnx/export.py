@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from bensemble.batches import Inputs
+from bensemble.calibration import Calibration
 from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError, refuse
 from bensemble.likelihoods import Likelihood
 from bensemble.outputs import OutputSelector
@@ -24,12 +25,13 @@ from .deployable import deployable, unwrapped
 from .finishing import check_ranges, finished
 from .inputs import FlatModel, checked_names, read_arguments
 from .inspection import summarize
+from .networks import UncertaintyModel
 from .packing import pack
 from .quantization import quantization_options
 from .report import ExportReport
 from .tracing import quiet, trace
 from .trials import Trials, one_line, run_trials
-from .uncertainty import MOST_BYTES, UncertaintyModel, uncertainty_options
+from .uncertainty import MOST_BYTES, uncertainty_options
 
 __all__ = ["export_onnx"]
 
@@ -45,7 +47,7 @@ def export_onnx(
     method: str = "samples",
     num_samples: int = 16,
     likelihood: Likelihood | str | None = None,
-    calibration: Any = None,
+    calibration: Calibration | None = None,
     output: OutputSelector | None = None,
     quantize: str | None = None,
     calibration_data: Any = None,

@@ -1,4 +1,4 @@
-"""A Bayesian model as ONNX sees it when it is to say how sure it is: K frozen weight draws and their statistics."""
+"""What may be asked of an uncertainty file, checked before anything is computed, and what it says about itself."""
 
 from __future__ import annotations
 
@@ -7,27 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import onnx
 import torch
 from torch import Tensor, nn
 
-from bensemble.batches import call
 from bensemble.calibration import Calibration
 from bensemble.checks import check_count
-from bensemble.errors import ConversionError, ExportError, InvalidTypeError, InvalidValueError
-from bensemble.likelihoods import Bernoulli, Categorical, DiscreteLikelihood, Gaussian, Likelihood, resolve
-from bensemble.moment_model import MomentModel
-from bensemble.outputs import OutputSelector, select_output
+from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError
+from bensemble.likelihoods import Bernoulli, Categorical, DiscreteLikelihood, Likelihood, resolve
+from bensemble.outputs import OutputSelector
 from bensemble.posterior import named_posteriors
 from bensemble.weight_samples import WeightSamples
 
-from ..copying import copy_model
 from ..runtime import class_names
-from .inputs import Arguments, FlatModel
-from .members import members, replicate
-from .statistics import SCALES, Statistics
+from .inputs import Arguments
+from .networks import MomentsModel, SampledModel, UncertaintyModel, moment_network
+from .statistics import Statistics
 
-__all__ = ["MOST_BYTES", "SampledModel", "UncertaintyOptions", "uncertainty_options"]
+__all__ = ["MOST_BYTES", "UncertaintyOptions", "uncertainty_options"]
 
 #: A protobuf message, and so a self-contained ONNX file, holds less than 2 GiB.
 MOST_BYTES = 2**31 - 1
@@ -78,7 +74,9 @@ class UncertaintyOptions:
             selector: Which output the uncertainty is about.
         """
         if self.method == "moments":
-            return MomentsModel(_moments(sources, arguments, selector), arguments, self.likelihood, self._statistics())
+            return MomentsModel(
+                moment_network(sources[0], arguments, selector), arguments, self.likelihood, self._statistics()
+            )
         generator = torch.Generator().manual_seed(0) if self.generator is None else self.generator
         draws = [weight_draws(source, self.num_samples, generator) for source in sources]
         return SampledModel(networks, arguments, selector, draws, self._statistics())
@@ -220,115 +218,3 @@ def check_draws_fit(models: Sequence[nn.Module], num_samples: int) -> None:
             f"of {type(models[0]).__name__} with {size / 2**30:.2f} GiB; {cure}, and so does a posterior on fewer "
             "layers."
         )
-
-
-def _moments(sources: Sequence[nn.Module], arguments: Arguments, selector: OutputSelector | None) -> MomentModel:
-    """The moment network of the only model, on the CPU."""
-    from ..graph.moments import moments  # torch.fx comes with it
-
-    source = copy_model("export_onnx", sources[0]).cpu()
-    try:
-        return moments(source, arguments.template, output=selector)
-    except ConversionError as err:
-        reason = str(err).splitlines()[0].removeprefix("moments: ")
-        raise ExportError(
-            f"export_onnx: method='moments' cannot follow the model: {reason} Use method='samples'."
-        ) from err
-
-
-class UncertaintyModel(FlatModel):
-    """Base of the models that an uncertainty file is made of.
-
-    Attributes:
-        count: Number of networks in the file, over all draws.
-    """
-
-    scales = SCALES
-    count: int = 1
-
-
-class MomentsModel(UncertaintyModel):
-    """Mean and variance of the outputs in one pass, and what follows from them.
-
-    Args:
-        network: What :func:`convert.moments` returned.
-        arguments: How its call is put together.
-        likelihood: What the outputs mean.
-        statistics: What the file answers.
-    """
-
-    def __init__(
-        self, network: MomentModel, arguments: Arguments, likelihood: Likelihood | None, statistics: Statistics
-    ) -> None:
-        super().__init__(network, arguments)
-        self.network: MomentModel
-        self._by_points = not (likelihood is None or isinstance(likelihood, Gaussian))
-        self._statistics = statistics
-
-    def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The outputs by name."""
-        inputs = self.arguments.rebuild(tensors)
-        if self._by_points:
-            return self._statistics.of_samples(call(self.network.points, inputs))
-        return self._statistics.of_moments(*call(self.network, inputs))
-
-
-class SampledModel(UncertaintyModel):
-    """Networks and their statistics: to trace, each with a marker for its K draws; to run, draw after draw.
-
-    Args:
-        networks: The deterministic networks, more than one for an ensemble.
-        arguments: How their call is put together.
-        selector: Which of their outputs the uncertainty is about.
-        draws: For each network K weights for each posterior, by name; none for a network without.
-        statistics: What the file answers.
-    """
-
-    rewrites = True
-
-    def __init__(
-        self,
-        networks: Sequence[nn.Module],
-        arguments: Arguments,
-        selector: OutputSelector | None,
-        draws: Sequence[Mapping[str, Sequence[Tensor]]],
-        statistics: Statistics,
-    ) -> None:
-        super().__init__(networks[0] if len(networks) == 1 else nn.ModuleList(networks).eval(), arguments, selector)
-        self.count = sum(len(next(iter(drawn.values()), [None])) for drawn in draws)
-        self._networks = tuple(networks)
-        self._draws = {
-            id(network.get_parameter(name)): values
-            for network, drawn in zip(networks, draws, strict=True)
-            for name, values in drawn.items()
-        }
-        self._counts = [len(next(iter(drawn.values()), [None])) for drawn in draws]
-        self._statistics = statistics
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """What is traced: each network once, for whose output :meth:`rewrite` puts those of its draws."""
-        stacks = [
-            members(self._output(network, tensors), count, index)
-            for index, (network, count) in enumerate(zip(self._networks, self._counts, strict=True))
-        ]
-        return tuple(self._statistics.of_samples(torch.cat(stacks) if len(stacks) > 1 else stacks[0]).values())
-
-    def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The outputs by name, from one run for each draw."""
-        outputs = []
-        for network, count in zip(self._networks, self._counts, strict=True):
-            for k in range(count):
-                with torch.no_grad():
-                    for parameter in network.parameters():
-                        if id(parameter) in self._draws:
-                            parameter.copy_(self._draws[id(parameter)][k])
-                outputs.append(self._output(network, [tensor.clone() for tensor in tensors]))
-        return self._statistics.of_samples(torch.stack(outputs))
-
-    def rewrite(self, proto: onnx.ModelProto) -> None:
-        """Put the networks of all draws into a freshly traced graph."""
-        parameters = self.named_parameters(remove_duplicate=False)
-        replicate(proto, {name: self._draws[id(p)] for name, p in parameters if id(p) in self._draws})
-
-    def _output(self, network: nn.Module, tensors: Sequence[Tensor]) -> Tensor:
-        return select_output(call(network, self.arguments.rebuild(tensors)), self.selector)
