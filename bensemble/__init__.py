@@ -37,6 +37,7 @@ from .prediction import predict
 from .predictive import ClassPrediction, Prediction, RegressionPrediction
 from .prior_assignment import set_prior
 from .pruning import apply_masks, clear_masks, prune, pruning_masks
+from .rejection import RejectionCurve, rejection_curve
 
 __version__ = "1.0.0"
 
@@ -63,6 +64,7 @@ __all__ = [
     "Prediction",
     "ReadOnlyError",
     "RegressionPrediction",
+    "RejectionCurve",
     "SamplingError",
     "VerificationError",
     "apply_masks",
@@ -81,6 +83,7 @@ __all__ = [
     "priors",
     "prune",
     "pruning_masks",
+    "rejection_curve",
     "sampling",
     "save",
     "set_posterior",

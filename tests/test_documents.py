@@ -1,4 +1,4 @@
-"""The code in README.md and CONTRIBUTING.md runs as it stands, in one session from top to bottom."""
+"""The code in README.md, CONTRIBUTING.md and docs/uncertainty.md runs as it stands, in one session each."""
 
 import importlib
 import re
@@ -9,13 +9,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/uncertainty.md"])
 @pytest.mark.filterwarnings("ignore:predict. the posterior is neither trained nor fitted")
 def test_the_code_of_a_document_runs(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
     assert blocks
-    name = f"code_of_{document.partition('.')[0].lower()}"
+    name = f"code_of_{Path(document).stem.lower()}"
     (tmp_path / f"{name}.py").write_text("\n\n".join(blocks))
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module(name)

@@ -17,7 +17,7 @@ from convert import bayesify
 ROOT = Path(bensemble.__file__).parent
 FORBIDDEN = ("convert", "onnx", "onnxruntime", "onnxscript", "torch.fx", "torch.onnx")
 #: What a function may import when it is called, and only inside that function.
-ON_CALL = {"safetensors", "transformers"}
+ON_CALL = {"matplotlib", "safetensors", "transformers"}
 
 
 def python(code, *arguments, cwd=None, safe_path=True):

@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from bensemble import plots
+
 from .metrics import BINS, entropy
 
 __all__ = ["COLOURS", "accuracy_against_sparsity", "entropies", "gallery", "overview", "reliability", "snr_histograms"]
@@ -66,23 +68,14 @@ def reliability(probs: Mapping[str, Tensor], digits: Tensor) -> Figure:
     """
     figure = _figure(5.2, 3.8)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    top.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
+    plots.reliability(probs, digits, bins=BINS, colours=COLOURS, axes=top).set_xlabel("")
     for name, p in probs.items():
-        confidence, guess = p.max(-1)
-        place = (confidence * BINS).long().clamp_max(BINS - 1)
-        counts = torch.bincount(place, minlength=BINS)
-        right = torch.bincount(place, (guess == digits).double(), BINS)
-        mean = torch.bincount(place, confidence.double(), BINS)
-        full = counts >= 5  # a share of fewer says little
-        top.plot(mean[full] / counts[full], right[full] / counts[full], "o-", ms=4, color=COLOURS[name], label=name)
+        counts = torch.bincount((p.amax(-1) * BINS).long().clamp_max(BINS - 1), minlength=BINS)
         bottom.plot((torch.arange(BINS) + 0.5) / BINS, counts, "o-", ms=3, color=COLOURS[name])
-    top.set_ylabel("share that is right")
-    top.legend(frameon=False)
     bottom.set_yscale("symlog")
     bottom.set_ylabel("images")
     bottom.set_xlabel("confidence")
-    for axis in (top, bottom):
-        axis.spines[["top", "right"]].set_visible(False)
+    bottom.spines[["top", "right"]].set_visible(False)
     return figure
 
 
