@@ -125,7 +125,9 @@ class ForwardFrame(Frame):
 
     def _drawn(self, posterior: Posterior) -> Tensor:
         rho = posterior.rho
-        if rho.is_meta or type(rho) not in (nn.Parameter, Tensor):
+        # A captured graph would replay the same number for ever.
+        captured = rho.is_cuda and torch.cuda.is_current_stream_capturing()
+        if captured or rho.is_meta or type(rho) not in (nn.Parameter, Tensor):
             return posterior.draw_noise()
         place = next(i for i, other in enumerate(posterior.layer._posteriors()) if other.mu is posterior.mu)
         return posterior.draw_noise(torch.Generator(rho.device).manual_seed(self.seed + place))
