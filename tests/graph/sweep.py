@@ -6,25 +6,24 @@
 
 from __future__ import annotations
 
-import copy
+import re
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from bensemble.batches import call
+from bensemble.outputs import tensor_paths
 from convert import compact
-from tests.zoo.libraries.torchvision_import import prepare
 
-from .masking import LAYERS, kill_attention_and_neurons, shift_norms, zero_channels
+from .architectures import DEAD_HEADS, HUGGING_FACE, TIMM, TORCHVISION, TRANSFORMERS, build, example, masked
 
 #: Largest |compacted - masked| over the largest |masked|.
 TOLERANCE = 1e-5
-
-#: The mask of transformers: half of the heads and of the hidden neurons of every block.
-DEAD_HEADS = "heads, neurons"
 
 #: Percent of the parameters that may be left, by architecture: tied halves, then independent masks.
 TARGETS = {
@@ -37,16 +36,6 @@ TARGETS = {
     **{("resnet18", f"random {share} %"): left for share, left in ((30, 70), (50, 46), (80, 12))},
     **{("mobilenet_v2", f"random {share} %"): left for share, left in ((30, 61), (50, 37), (80, 11))},
 }
-
-TORCHVISION = (
-    *("resnet18", "resnext50_32x4d", "densenet121", "googlenet", "inception_v3", "mobilenet_v2", "mobilenet_v3_small"),
-    *("efficientnet_b0", "shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5", "regnet_y_400mf", "vgg11_bn", "alexnet"),
-)
-TIMM = (
-    *("legacy_seresnet18", "resnet26t", "ghostnet_100", "res2net50_26w_4s", "cspresnet50", "dla34", "repvgg_a0"),
-    *("hrnet_w18_small", "convnext_atto", "tf_efficientnet_lite0", "selecsls42b"),
-)
-TRANSFORMERS = ("vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "swin_tiny_patch4_window7_224")
 
 
 @dataclass(frozen=True)
@@ -78,73 +67,28 @@ class Row:
         )
 
 
-def build(name: str) -> nn.Module:
-    """The architecture with random weights and shifted norms."""
-    prepare()
-    torch.manual_seed(0)
-    if name in TORCHVISION:
-        from torchvision.models import get_model
-
-        more = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-        model = get_model(name, weights=None, **more)
-    else:
-        import timm
-
-        model = timm.create_model(name, pretrained=False)
-    for layer in model.modules():  # some heads start at zero, and with them every output
-        if isinstance(layer, LAYERS) and not layer.weight.any():
-            nn.init.normal_(layer.weight, std=0.05)
-    shift_norms(model, torch.Generator().manual_seed(1))
-    return model.eval()
-
-
-def masked(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Copies of the model with each kind of mask."""
-    network = copy.deepcopy(model)
-    zero_channels(network, 0.5)
-    yield "tied 50 %", network
-    for share in (0.3, 0.5, 0.8):
-        network = copy.deepcopy(model)
-        zero_channels(network, share, torch.Generator().manual_seed(2))
-        yield f"random {round(100 * share)} %", network
-
-
-def dead_heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """A transformer of timm with half of the heads and neurons of every block dead."""
-    network = copy.deepcopy(model)
-    heads = [(m.proj.weight, m.num_heads) for m in network.modules() if hasattr(m, "num_heads") and hasattr(m, "proj")]
-    kill_attention_and_neurons(heads, [m.weight for name, m in network.named_modules() if name.endswith("mlp.fc1")])
-    yield DEAD_HEADS, network
-
-
 def rows(name: str) -> Iterator[Row]:
     """Every mask of one architecture."""
     model = build(name)
-    fixed = name in TRANSFORMERS
-    example, other = (224, 224) if fixed else (96, 128)
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(2, 3, example, example, generator=generator)
-    y = torch.randn(3, 3, other, other, generator=generator)
-    for mask, network in (*(dead_heads(model) if fixed else ()), *masked(model)):
+    for mask, network in masked(name, model):
         start = time.process_time()
-        small = compact(network, x)
+        small = compact(network, example(name, other=False))
         seconds = time.process_time() - start
-        block = "blocks." if mask == DEAD_HEADS else ""
-        left = _count(small, block) / _count(network, block)
+        within = r"\.(blocks|layer|layers|h)\.\d" if mask == DEAD_HEADS else ""
+        left = _count(small, within) / _count(network, within)
         form = "graph" if isinstance(small, torch.fx.GraphModule) else "class"
-        yield Row(name, mask, form, left, _error(small, network, y), seconds)
+        yield Row(name, mask, form, left, _error(small, network, example(name, other=True)), seconds)
 
 
-def _count(model: nn.Module, under: str) -> int:
-    return sum(p.numel() for path, p in model.named_parameters() if under in path)
+def _count(model: nn.Module, within: str) -> int:
+    return sum(p.numel() for path, p in model.named_parameters() if re.search(within, f".{path}"))
 
 
 @torch.no_grad()
-def _error(small: nn.Module, model: nn.Module, inputs: Tensor) -> float:
-    found, expected = small.eval()(inputs), model.eval()(inputs)
-    assert (expected - expected[:1]).abs().max() > 1e-3 * expected.abs().max(), (
-        "the outputs do not depend on the inputs"
-    )
+def _error(small: nn.Module, model: nn.Module, inputs: Any) -> float:
+    """Largest difference over the largest output."""
+    found, expected = (next(iter(tensor_paths(call(m.eval(), inputs))))[1] for m in (small, model))
+    assert (expected[1:] - expected[:1]).abs().max() > 1e-3 * expected.abs().max(), "the inputs do not matter"
     return float((found - expected).abs().max() / expected.abs().max())
 
 
@@ -154,7 +98,7 @@ def main(names: list[str]) -> int:
     print("| architecture | mask | form | % left | target | error / max | CPU s | |")
     print("|---|---|---|---|---|---|---|---|")
     missed = 0
-    for name in names or (*TORCHVISION, *TIMM, *TRANSFORMERS):
+    for name in names or (*TORCHVISION, *TIMM, *TRANSFORMERS, *HUGGING_FACE):
         for row in rows(name):
             print(row, flush=True)
             missed += not row.passed
