@@ -61,7 +61,7 @@ class Answer(Mapping[str, np.ndarray]):
 
     def labels(self) -> np.ndarray:
         """The most probable class of each example: its name, or its number where the classes have none."""
-        if self.class_axis is None or self.class_axis >= self.probs.ndim:
+        if self.class_axis is None or "probs" not in self or self.class_axis >= self.probs.ndim:
             raise ValueError(f"labels: an answer with {', '.join(self)} chooses no class; only classifiers do.")
         best = self.probs.argmax(self.class_axis)
         return np.asarray(self.classes)[best] if self.classes else best

@@ -93,7 +93,7 @@ def export_onnx(
         sparse: Store weights by their nonzero entries where that takes fewer bytes, from two thirds of zeros on.
             Outputs and latency are the same; only the file is smaller.
         input_names: Names in place of those of forward's arguments.
-        output_names: Names in place of those of the outputs.
+        output_names: Names in place of those of the outputs; the outputs of uncertainty keep theirs.
         dynamic_shapes: ``{input name: {axis: name}}``, the axes that may vary, for the inputs that should not follow
             the rule: axis 0 is ``batch``, axis 1 of integer inputs is ``sequence`` where the model accepts other
             lengths. A name may also be a ``torch.export.Dim`` with bounds; ``{}`` fixes all axes of an input.
@@ -119,7 +119,7 @@ def export_onnx(
         >>> print(export_onnx(bnn, "sure.onnx", images[:1], metadata={"classes": "cat,dog"}))
     """
     models = _members(model, outputs)
-    _check(outputs, opset, metadata)
+    _check(outputs, output_names, opset, metadata)
     uncertainty = uncertainty_options(outputs, method, num_samples, likelihood, calibration, generator)
     rounding = quantization_options(quantize, calibration_data, outputs)
     if (verify or rounding) and find_spec("onnxruntime") is None:
@@ -190,13 +190,17 @@ def _members(model: Any, outputs: str) -> list[nn.Module]:
     return [unwrapped(member) for member in models]
 
 
-def _check(outputs: str, opset: int | None, metadata: Mapping[str, str] | None) -> None:
+def _check(
+    outputs: str, output_names: Sequence[str] | None, opset: int | None, metadata: Mapping[str, str] | None
+) -> None:
     """Refuse arguments that cannot work, before anything happens."""
     if metadata is not None and not isinstance(metadata, Mapping):
         raise InvalidTypeError(f"export_onnx: metadata must be a mapping of strings, got {type(metadata).__name__}.")
     problems = []
     if outputs not in ("mean", "uncertainty"):
         problems.append(f"outputs: must be 'mean' or 'uncertainty', got {outputs!r}.")
+    if outputs == "uncertainty" and output_names is not None:
+        problems.append(f"output_names: must be left out with outputs='uncertainty', got {output_names!r}.")
     if opset is not None and (isinstance(opset, bool) or not isinstance(opset, int) or opset < 1):
         problems.append(f"opset: must be a positive integer, got {opset!r}.")
     for key, value in (metadata or {}).items():

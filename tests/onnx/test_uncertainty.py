@@ -76,7 +76,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = {"resnet", "transformer encoder"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CASES])
 def test_classes_agree_with_predict_by_the_same_draws_at_any_batch_size(name, tmp_path):
     torch.manual_seed(0)
     make, inputs = CASES[name]
@@ -101,6 +104,7 @@ def test_classes_agree_with_predict_by_the_same_draws_at_any_batch_size(name, tm
         assert np.abs(found["probs"] - other.probs.numpy()).max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_recurrent_networks_have_one_set_of_weights_for_each_draw(kind, tmp_path):
     torch.manual_seed(0)

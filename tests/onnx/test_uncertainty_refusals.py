@@ -34,6 +34,11 @@ class Unread(nn.Module):
 REFUSED = {
     "plain model": ({}, ExportError, "needs a Bayesian model, got Sequential without a posterior; bayesify it and fit"),
     "method": ({"method": "magic"}, InvalidValueError, "method must be 'samples' or 'moments', got 'magic'"),
+    "names": (
+        {"output_names": ["a", "b"]},
+        InvalidValueError,
+        r"output_names: must be left out with outputs='uncertainty', got \['a', 'b'\]",
+    ),
     "one draw": ({"num_samples": 1}, InvalidValueError, "num_samples must be at least 2, got 1"),
     "draws type": ({"num_samples": 4.0}, InvalidTypeError, "num_samples must be a whole number, got 4.0"),
     "likelihood": ({"likelihood": "poisson"}, InvalidValueError, "'poisson'"),
