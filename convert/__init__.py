@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .graph import CompactionReport, compact, compaction_report
-    from .graph.moments import moments
+    from .graph.moments import MomentsReport, check_moments, moments
     from .noise import NoiseReport, check_noise
     from .onnx import Comparison, ExportReport, OnnxModel, OnnxSummary, compare_onnx, export_onnx, inspect_onnx
     from .planning import ConversionPlan, PlanRow, plan
@@ -35,6 +35,8 @@ _HOMES = {
     "export_onnx": "onnx",
     "inspect_onnx": "onnx",
     "moments": "graph.moments",
+    "MomentsReport": "graph.moments",
+    "check_moments": "graph.moments",
     "plan": "planning",
     "sparsity": "zeros",
     "to_deterministic": "surgery",
@@ -45,12 +47,14 @@ __all__ = [
     "Comparison",
     "ConversionPlan",
     "ExportReport",
+    "MomentsReport",
     "NoiseReport",
     "OnnxModel",
     "OnnxSummary",
     "PlanRow",
     "SparsityReport",
     "bayesify",
+    "check_moments",
     "check_noise",
     "compact",
     "compaction_report",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .building import moments
+from .checking import MomentsReport, check_moments
 from .network import MomentNetwork
 
-__all__ = ["MomentNetwork", "moments"]
+__all__ = ["MomentNetwork", "MomentsReport", "check_moments", "moments"]

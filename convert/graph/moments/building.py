@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from bensemble.batches import call
 from bensemble.checks import check_module
 from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
+from bensemble.layers.weights import PosteriorWeights
 from bensemble.outputs import OutputSelector, select_output
-from bensemble.posterior import named_posteriors
 
 from ...surgery import to_deterministic
 from ..capture import Capture, CaptureError, capture, first_line, undisturbed
@@ -80,12 +80,19 @@ def moments(bnn: nn.Module, example_inputs: Any, *, output: OutputSelector | Non
 
 def _variances(bnn: nn.Module) -> dict[str, Tensor]:
     """Variance of each uncertain weight by every name that it has in the deterministic model."""
-    found = dict(named_posteriors(bnn))
+    found: dict[str, Tensor] = {}
+    known: dict[int, Tensor] = {}
+    for path, module in bnn.named_modules():
+        for posterior in module._posteriors() if isinstance(module, PosteriorWeights) else ():
+            key = id(posterior.mu)
+            if key not in known:
+                known[key] = posterior.variance().detach().to(posterior.mu.dtype)
+            found[f"{path}.{posterior.name}".lstrip(".")] = known[key]
     if not found:
         raise ConversionError(
             f"moments: model must be Bayesian, got {type(bnn).__name__} without a posterior; bayesify it first."
         )
-    return {name: posterior.variance().detach().to(posterior.mu.dtype) for name, posterior in found.items()}
+    return found
 
 
 def _several(inputs: Any) -> Any:
@@ -127,6 +134,8 @@ class _Builder(fx.Interpreter):
         self.captured, self.variances = captured, variances
         self.steps: dict[fx.Node, nn.Module] = {}
         self.weights: list[fx.Node] = []
+        self.readers: dict[Any, fx.Node] = {}
+        _read_what_was_written(captured)
 
     def run_on(self, inputs: Any) -> list[Any]:
         """The outputs of the example, one after the other."""
@@ -148,6 +157,7 @@ class _Builder(fx.Interpreter):
         if not any(_is_uncertain(leaf) for leaf in tree_leaves((args, kwargs), is_leaf=_is_uncertain)):
             return super().run_node(node)
         try:
+            self._check(node, args)
             step = _rule(Operation(_name(node), node.target, args, kwargs))  # type: ignore[arg-type]
             value = step(*args, **kwargs)
         except CannotFollowError as err:
@@ -160,6 +170,17 @@ class _Builder(fx.Interpreter):
         else:
             self.steps[node] = step if isinstance(step, nn.Module) else _Step(step)
         return value
+
+    def _check(self, node: fx.Node, args: Any) -> None:
+        """Refuse two uses of one weight, whose noise is the same, and views of what is written in place."""
+        for weight in args:
+            if isinstance(weight, Weight) and weight is not args[0]:  # the first operand is the one that is moved
+                reader = self.readers.setdefault(id(self.variances[weight.path]), node)
+                if reader is not node:
+                    raise CannotFollowError(f"'{weight.path}' for a second time: both uses share its noise")
+        for other in self.captured.mutated.get(node, ()):
+            if other is not node.args[0] and other is not node and _is_uncertain(self.env.get(other)):
+                raise CannotFollowError("a write into a tensor that has another view")
 
     def finished(self) -> fx.GraphModule:
         """The graph with the rules in it, and without the weights that they hold."""
@@ -175,6 +196,16 @@ class _Builder(fx.Interpreter):
                 node.replace_all_uses_with(None)
                 graph.erase_node(node)
         return fx.GraphModule(root, graph)
+
+
+def _read_what_was_written(captured: Capture) -> None:
+    """Let those who read a tensor after a write in place read the result of the write."""
+    place = {node: number for number, node in enumerate(captured.module.graph.nodes)}
+    for node in captured.mutated:
+        first = node.args[0] if node.args else None
+        for user in list(first.users) if isinstance(first, fx.Node) else ():
+            if place[user] > place[node]:
+                user.replace_input_with(first, node)  # type: ignore[arg-type]
 
 
 class _Step(nn.Module):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .state import Basis, Term, packed
+from .state import Basis, Term
 
 __all__ = ["FeatureMap", "FeatureScale", "crossing", "pairs_of_latents"]
 
@@ -35,7 +35,9 @@ class FeatureMap(nn.Module):
     columns: Tensor
     products: Tensor
     pairs: Tensor
-    rest: Tensor
+    places: Tensor
+    upper: Tensor
+    rest: Tensor | None
 
     def __init__(self, matrix: Tensor, terms: Sequence[Term], work: int) -> None:
         super().__init__()
@@ -45,27 +47,38 @@ class FeatureMap(nn.Module):
         columns, project = left[:, : self.rank], values[: self.rank, None] * right[: self.rank]
         self.project = project.to(matrix.dtype)
         self.residual = (matrix.double() - columns @ project).to(matrix.dtype)
-        basis = Basis.of(columns.to(matrix.dtype).contiguous())
+        basis = Basis.of(columns.to(matrix.dtype))
         self.register_buffer("columns", basis.columns)
         self.register_buffer("products", basis.products)
+        self.register_buffer("places", basis.places)
         self.register_buffer("pairs", pairs_of_latents(self.project))
-        self.register_buffer("rest", self.residual.square().t().contiguous())
+        self.register_buffer("upper", _upper(self.rank, matrix.device))
+        exact = self.rank == len(values)
+        self.register_buffer("rest", None if exact else self.residual.square().t().contiguous())
         for index, term in enumerate(terms):
             self.register_buffer(f"cross_{index}", crossing(self.project, term.basis.columns))
 
-    def forward(self, own: Tensor, terms: Sequence[Term], total: Tensor) -> tuple[Tensor, tuple[Term, ...]]:
+    @property
+    def basis(self) -> Basis:
+        """The columns of the outputs' latents."""
+        return Basis(self.columns, self.products, self.places)
+
+    def forward(
+        self, own: Tensor, terms: Sequence[Term], total: Tensor, fresh: Tensor
+    ) -> tuple[Tensor, tuple[Term, ...]]:
         """Noise of the inputs as noise that each output has for itself, and as shared noise.
 
         Args:
             own: Variance that each input has for itself, shape (B, C_in).
             terms: Shared noise of the inputs.
             total: The variance of both together.
+            fresh: Variance that each output has for itself already, shape (B, C_out).
         """
         latent = own @ self.pairs
         carried = self.carried(terms)
         if carried is not None:
             latent = latent + carried
-        return total @ self.rest, (Term(Basis(self.columns, self.products), latent),)
+        return (fresh if self.rest is None else fresh + total @ self.rest), (Term(self.basis, latent),)
 
     def carried(self, terms: Sequence[Term]) -> Tensor | None:
         """The covariance of the latents that comes from shared noise, packed."""
@@ -76,7 +89,7 @@ class FeatureMap(nn.Module):
             through = (gains @ cross).unflatten(-1, (self.rank, -1))
             covariance = through @ term.covariance() @ through.transpose(-1, -2)
             total = covariance if total is None else total + covariance
-        return None if total is None else packed(total)
+        return None if total is None else total.flatten(-2).index_select(-1, self.upper)
 
 
 class FeatureScale(nn.Module):
@@ -88,9 +101,17 @@ class FeatureScale(nn.Module):
         super().__init__()
         self.register_buffer("factor", factor)
 
-    def forward(self, own: Tensor, terms: Sequence[Term], total: Tensor) -> tuple[Tensor, tuple[Term, ...]]:
+    def forward(
+        self, own: Tensor, terms: Sequence[Term], total: Tensor, fresh: Tensor
+    ) -> tuple[Tensor, tuple[Term, ...]]:
         """Each feature keeps its noise, scaled."""
-        return own * self.factor.square(), tuple(term.scaled(self.factor) for term in terms)
+        return fresh + own * self.factor.square(), tuple(term.scaled(self.factor) for term in terms)
+
+
+def _upper(rank: int, device: torch.device) -> Tensor:
+    """Where the pairs i <= j are in a flat matrix."""
+    i, j = torch.triu_indices(rank, rank, device=device)
+    return i * rank + j
 
 
 def pairs_of_latents(project: Tensor) -> Tensor:

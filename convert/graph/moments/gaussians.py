@@ -19,11 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Transformed", "leaky_relu_moments", "quadrature"]
+__all__ = ["Transformed", "larger_moments", "leaky_relu_moments", "quadrature"]
 
 #: Nodes of the quadrature. Seven are exact for polynomials up to degree 13.
 NODES = 7
 SMALLEST = 1e-30
+RESOLUTION = 1e-3
+#: In units of sqrt(2) standard deviations.
+FARTHEST = 6.0
 
 
 class Transformed(NamedTuple):
@@ -36,8 +39,10 @@ class Transformed(NamedTuple):
 
 def leaky_relu_moments(mean: Tensor, variance: Tensor, slope: float = 0.0) -> Transformed:
     """The moments of ``max(x, 0) + slope * min(x, 0)``."""
-    positive, negative, share = parts(mean, variance)
-    spread = (variance * share - positive * negative).clamp_min(0)
+    minor, size, share = _tails(mean, variance)
+    positive = torch.add(mean.clamp_min(0), minor, alpha=-0.5)
+    # The variance is v P - E[max(x, 0)] E[max(-x, 0)], and one of the two factors is the minor side.
+    spread = (variance * share).addcmul_(minor, torch.sub(minor, size, alpha=2), value=-0.25).clamp_min_(0)
     if slope == 0:
         return Transformed(positive, spread, share)
     # f = relu(x) + slope * (x - relu(x)) = (1 - slope) relu(x) + slope x, and Cov[relu(x), x] = variance * share.
@@ -49,30 +54,44 @@ def leaky_relu_moments(mean: Tensor, variance: Tensor, slope: float = 0.0) -> Tr
     )
 
 
-def parts(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """E[max(x, 0)], E[max(-x, 0)] without cancellation, however small the variance is, and P(x > 0)."""
-    std = variance.clamp_min(SMALLEST).sqrt()
+def larger_moments(difference: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """E[max(x, 0)], E[max(x, 0)] E[max(-x, 0)] and P(x > 0), for the larger of two Gaussians of that difference."""
+    minor, size, share = _tails(difference, variance)
+    product = minor * torch.sub(minor, size, alpha=2)
+    return torch.add(difference.clamp_min(0), minor, alpha=-0.5), product.mul_(0.25), share
+
+
+def _tails(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""-2 E of the side of zero where the mean is not, the absolute mean, and P(x > 0).
+
+    Nothing cancels, however small the variance is: the minor side is :math:`s \varphi(\alpha) - |m| \Phi(-\alpha)`.
+    """
+    root = (variance + variance).clamp_min_(SMALLEST).sqrt_()
     size = mean.abs()
-    ratio = size / std
-    tail = 0.5 * torch.erfc(ratio * math.sqrt(0.5))
-    density = torch.exp(ratio.square() * -0.5) * (1 / math.sqrt(2 * math.pi))
-    minor = std * (density - ratio * tail)
-    share = 0.5 + mean.sign() * (0.5 - tail)  # ONNX Runtime takes several times as long for a `where`
-    return mean.clamp_min(0) + minor, minor - mean.clamp_max(0), share
+    # Further out there is nothing but numbers so small that processors are slow with them.
+    ratio = (size / root).clamp_max_(FARTHEST)
+    tail = torch.erfc(ratio)
+    minor = torch.add(ratio * tail, ratio.square_().neg_().exp_(), alpha=-1 / math.sqrt(math.pi)).mul_(root)
+    share = mean.sign().mul_(0.5 - 0.5 * tail).add_(0.5)  # ONNX Runtime takes several times as long for a `where`
+    return minor, size, share
 
 
 def quadrature(function: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor) -> Transformed:
-    """The moments of any function of one variable, by Gauss-Hermite quadrature with seven nodes."""
+    """The moments of any function of one variable, by Gauss-Hermite quadrature with seven nodes.
+
+    Where the standard deviation is less than a thousandth of the mean, or of one, differences would be rounding
+    noise; there the nodes keep that distance, and the variance is scaled down.
+    """
     nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
     weights = weights / weights.sum()
     std = variance.clamp_min(SMALLEST).sqrt()
-    first = torch.zeros_like(mean)
-    second = torch.zeros_like(mean)
-    slope = torch.zeros_like(mean)
+    width = torch.maximum(std, RESOLUTION * (1 + mean.abs()))
     centre = function(mean)
+    first, second, slope = torch.zeros_like(mean), torch.zeros_like(mean), torch.zeros_like(mean)
     for node, weight in zip(nodes.tolist(), weights.tolist(), strict=True):
-        change = function(mean + node * std) - centre
+        change = function(mean + node * width) - centre
         first = first + weight * change
         second = second + weight * change.square()
         slope = slope + (weight * node) * change
-    return Transformed(centre + first, (second - first.square()).clamp_min(0), slope / std)
+    scale = (std / width).square()
+    return Transformed(centre + first * scale, (second - first.square()).clamp_min(0) * scale, slope / width)

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from bensemble.moment_model import MomentModel
 
-from .points import NUM_POINTS, output_points, standard_points
+from .points import NUM_POINTS, number_of_latents, output_points, standard_points
 from .state import Uncertain
 
 __all__ = ["MomentNetwork"]
@@ -31,8 +31,7 @@ class MomentNetwork(MomentModel):
         self.program = graph
         self.place = place
         self.num_points = NUM_POINTS
-        latents = sum(term.basis.columns.shape[1] for term in example.terms)
-        points = standard_points(example.own.shape[-1] + latents, NUM_POINTS)
+        points = standard_points(example.own.shape[-1] + number_of_latents(example))
         self.register_buffer("standard", points.to(example.mean))
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

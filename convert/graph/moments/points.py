@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .state import Uncertain
 
-__all__ = ["NUM_POINTS", "output_points", "standard_points"]
+__all__ = ["NUM_POINTS", "number_of_latents", "output_points", "standard_points"]
 
 #: Points for one expectation. For ten classes 128 gave every probability within 0.004 of its limit.
 NUM_POINTS = 128
@@ -70,6 +70,11 @@ def output_points(output: Uncertain, standard: Tensor) -> Tensor:
             unit = unit.unsqueeze(-1)
         unit = unit.movedim(2, output.axis + 1)
     return output.mean + output.variance.sqrt() * unit
+
+
+def number_of_latents(activation: Uncertain) -> int:
+    """How many latents the terms of an activation have."""
+    return sum(term.basis.columns.shape[1] for term in activation.terms)
 
 
 def cholesky(matrix: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-__all__ = ["Basis", "Term", "Uncertain", "Weight", "packed", "total_variance"]
+__all__ = ["Basis", "Term", "Uncertain", "Weight", "total_variance"]
 
 #: Averages over positions that only tell how noise is spread are taken over about as many as this.
-ENOUGH_POSITIONS = 100
+ENOUGH_POSITIONS = 48
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,22 @@ class Basis:
     Attributes:
         columns: The directions, shape (C, r).
         products: For each pair of latents i <= j the product of their columns, twice it where i < j, shape (pairs, C).
+        places: Where each element of a full r x r matrix is among the pairs, flat.
     """
 
     columns: Tensor
     products: Tensor
+    places: Tensor
 
     @classmethod
     def of(cls, columns: Tensor) -> Basis:
         """The basis with these columns."""
-        return cls(columns, products_of_pairs(columns.t(), columns.t()))
+        rank = columns.shape[1]
+        i, j = torch.triu_indices(rank, rank, device=columns.device)
+        products = (columns[:, i] * columns[:, j] * torch.where(i == j, 1.0, 2.0)).t().contiguous()
+        places = torch.empty(rank, rank, dtype=torch.int64, device=columns.device)
+        places[i, j] = places[j, i] = torch.arange(len(i), device=columns.device)
+        return cls(columns.contiguous(), products.to(columns.dtype), places.flatten())
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,8 @@ class Term:
 
     def covariance(self) -> Tensor:
         """M as a matrix, shape (B, r, r)."""
-        return unpacked(self.packed, self.basis.columns.shape[1])
+        rank = self.basis.columns.shape[1]
+        return self.packed.index_select(-1, self.basis.places).unflatten(-1, (rank, rank))
 
 
 @dataclass(frozen=True)
@@ -204,6 +212,11 @@ class Weight:
     mean: Tensor
     variance: Tensor
 
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return self.mean.ndim
+
 
 def total_variance(own: Tensor, terms: Sequence[Term]) -> Tensor:
     """Variance of each feature from what it has for itself and what it shares, (B, C)."""
@@ -211,25 +224,3 @@ def total_variance(own: Tensor, terms: Sequence[Term]) -> Tensor:
     for term in terms:
         total = total + term.variance()
     return total
-
-
-def products_of_pairs(first: Tensor, second: Tensor) -> Tensor:
-    """Row by row products of two matrices (r, n) for the pairs i <= j, both orders summed, shape (pairs, n)."""
-    i, j = torch.triu_indices(len(first), len(first), device=first.device)
-    both = first[i] * second[j] + first[j] * second[i]
-    return torch.where((i == j).unsqueeze(-1), both / 2, both)
-
-
-def unpacked(packed: Tensor, size: int) -> Tensor:
-    """A symmetric matrix from its upper triangle row by row."""
-    index = torch.empty(size, size, dtype=torch.int64, device=packed.device)
-    i, j = torch.triu_indices(size, size, device=packed.device)
-    index[i, j] = index[j, i] = torch.arange(len(i), device=packed.device)
-    return packed.index_select(-1, index.flatten()).unflatten(-1, (size, size))
-
-
-def packed(matrix: Tensor) -> Tensor:
-    """The upper triangle of symmetric matrices, row by row."""
-    size = matrix.shape[-1]
-    i, j = torch.triu_indices(size, size, device=matrix.device)
-    return matrix.flatten(-2).index_select(-1, i * size + j)

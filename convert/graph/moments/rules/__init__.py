@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..registry import FORMULAS, LAYERS
-from . import activation, convolution, joining, linear, movement, normalisation, pooling
+from . import activation, convolution, joining, linear, movement, normalisation, pooling, softmax
 
 __all__ = ["FILES", "FORMULAS", "LAYERS"]
 
-FILES = (activation, convolution, joining, linear, movement, normalisation, pooling)
+FILES = (activation, convolution, joining, linear, movement, normalisation, pooling, softmax)

@@ -40,6 +40,8 @@ def elementwise(x: Uncertain, result: Transformed) -> Uncertain:
     """
     mean, variance, gain = result
     if not x.has_positions:
+        if not x.terms:
+            return Uncertain.without_positions(mean, variance, ())
         square = gain.square()
         rest = torch.addcmul(variance, square, x.variance, value=-1).clamp_min(0)
         terms = tuple(term.scaled(gain) for term in x.terms)

@@ -102,13 +102,13 @@ class ConvolutionMoments(nn.Module):
             self._average(x.mean).square() + shared,
             lambda: x.products(x.mean, self.strides) + x.near,
         )
-        own, terms = self.features(own, terms, shared)
-        everywhere = total_variance(own, terms)
-        nearby = (x.near - shared).clamp_min(0) @ self.together + everywhere
+        own, terms = self.features(own, terms, shared, fresh.own)
+        everywhere = total_variance(own, terms)  # the noise of this layer included
+        nearby = (x.near - shared).clamp_min(0) @ self.together + (everywhere - fresh.own)
         local = (total - torch.maximum(x.near, shared)).clamp_min(0) @ self.alone + nearby
         ratio = local / (total @ self.alone).clamp_min(1e-30)
         variance = torch.addcmul(fresh.variance, self._run(x.variance, self.square, None), fresh.along(ratio))
-        return Uncertain(fresh.mean, variance, fresh.own + own, tuple(terms), fresh.near + nearby)
+        return Uncertain(fresh.mean, variance, own, tuple(terms), fresh.near + nearby)
 
     def _fresh(self, x: Tensor, second: Tensor, common: Tensor, products: Any) -> Uncertain:
         """Mean, and the noise that this layer's own weights make.

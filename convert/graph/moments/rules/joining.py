@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -52,10 +53,20 @@ def negative(x: Uncertain) -> Uncertain:
 
 @formula("mul", "mul_")
 def multiply(x: Any, y: Any) -> Uncertain:
-    """Times something known."""
-    if isinstance(x, Uncertain) and isinstance(y, Uncertain):
-        raise CannotFollowError("a product of two activations that both depend on uncertain weights")
-    return _times(x, y) if isinstance(x, Uncertain) else _times(y, x)
+    """Times something known, or times one gate for all positions of a channel, taken as independent."""
+    if not isinstance(x, Uncertain) or not isinstance(y, Uncertain):
+        return _times(x, y) if isinstance(x, Uncertain) else _times(y, x)
+    if math.prod(x.sizes) < math.prod(y.sizes):
+        x, y = y, x
+    if math.prod(y.sizes) > 1 or math.prod(x.sizes) == 1 or (x.axis, x.ndim, x.folded) != (y.axis, y.ndim, 1):
+        raise CannotFollowError("a product of two activations that vary together")
+    first, centre = _times(x, y.mean), x.average(x.mean)
+    terms = tuple(term.scaled(centre) for term in y.terms)
+    both = y.common() * (centre.square() + x.common())
+    own = y.own * centre.square() + y.common() * x.common()
+    variance = y.variance * (x.mean.square() + x.variance)
+    second = Uncertain(torch.zeros_like(first.mean), variance, own, terms, both, x.axis)
+    return add(first, second)
 
 
 @formula("div", "div_")
@@ -91,7 +102,7 @@ def concatenate(parts: Sequence[Any], axis: int = 0) -> Uncertain:
             around = (sum(counts[:index]), sum(counts[index + 1 :]))
             columns, products = F.pad(term.basis.columns, (0, 0, *around)), F.pad(term.basis.products, around)
             gain = None if term.gain is None else F.pad(term.gain, around)
-            terms.append(Term(Basis(columns, products), term.packed, gain))
+            terms.append(Term(Basis(columns, products, term.basis.places), term.packed, gain))
     batch = first.mean.shape[0]
 
     def joined(tensors: list[Tensor]) -> Tensor:

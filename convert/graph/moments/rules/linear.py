@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..features import FeatureMap, crossing, pairs_of_latents
 from ..registry import CannotFollowError, Operation, layer
-from ..state import Basis, Term, Uncertain, total_variance
+from ..state import Term, Uncertain, Weight, total_variance
 from .convolution import parts_of
 
 __all__ = ["LinearMoments"]
@@ -32,6 +32,39 @@ def linear(operation: Operation) -> nn.Module:
     if x.folded > 1:
         return FoldedLinearMoments(x, weight, bias)
     return LinearMoments(x, weight, bias)
+
+
+@layer("matmul", "mm")
+def matmul(operation: Operation) -> nn.Module:
+    """``x @ weight``."""
+    weight = operation.weight(1, "weight")
+    if isinstance(operation.args[0], Weight) or weight is None or weight.ndim != 2:
+        raise CannotFollowError("a product that is not activation times matrix")
+    transposed = Weight(weight.path, weight.mean.t(), weight.variance.t()) if isinstance(weight, Weight) else weight.t()
+    return linear(Operation("linear", operation.function, (operation.args[0], transposed, None), {}))
+
+
+@layer("addmm")
+def addmm(operation: Operation) -> nn.Module:
+    """``bias + x @ weight``."""
+    if operation.kwargs or isinstance(operation.args[0], Uncertain):
+        raise CannotFollowError("a sum of more than bias and product")
+    found: Any = matmul(Operation("matmul", operation.function, operation.args[1:3], {}))
+    shift, shift_variance = parts_of(operation.args[0])
+    found.bias, found.bias_variance = shift, shift_variance
+    return _SecondOperand(found)
+
+
+class _SecondOperand(nn.Module):
+    """A layer whose activation is the second operand."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, bias: Any, x: Any, *_: Any) -> Any:
+        """The layer."""
+        return self.inner(x)
 
 
 class LinearMoments(nn.Module):
@@ -68,21 +101,19 @@ class LinearMoments(nn.Module):
             common, near = self._shared(known.average(x).square(), known.products(x))
             return Uncertain(mean, fresh.expand_as(mean), common, (), near, axis=mean.ndim - 1)
         if not x.has_positions:
-            own, terms = self.features(x.own, x.terms, x.variance)
-            return Uncertain.without_positions(mean, own + fresh, terms)
+            own, terms = self.features(x.own, x.terms, x.variance, fresh)
+            return Uncertain.without_positions(mean, own, terms)
         return self._positions(x, mean, fresh)
 
     def _mean(self, x: Uncertain | Tensor) -> Tensor:
-        mean = (x.mean if isinstance(x, Uncertain) else x) @ self.weight
-        return mean if self.bias is None else mean + self.bias
+        return _affine(x.mean if isinstance(x, Uncertain) else x, self.weight, self.bias)
 
     def _fresh(self, x: Uncertain | Tensor) -> Tensor:
         """Variance from this layer's own weights at each position."""
-        fresh = self.weight.new_zeros(self.weight.shape[1])
-        if self.variance is not None:
-            second = torch.addcmul(x.variance, x.mean, x.mean) if isinstance(x, Uncertain) else x.square()
-            fresh = second @ self.variance
-        return fresh if self.bias_variance is None else fresh + self.bias_variance
+        if self.variance is None:
+            return self.weight.new_zeros(1) if self.bias_variance is None else self.bias_variance
+        second = torch.addcmul(x.variance, x.mean, x.mean) if isinstance(x, Uncertain) else x.square()
+        return _affine(second, self.variance, self.bias_variance)
 
     def _shared(self, square: Tensor, product: Tensor) -> tuple[Tensor, Tensor]:
         """Covariance between positions from this layer's own weights: of all pairs, and of neighbours."""
@@ -97,13 +128,13 @@ class LinearMoments(nn.Module):
         """One layer for every position, as a convolution with a window of one."""
         total, shared = x.average(x.variance), x.common()
         fresh_common, fresh_near = self._shared(x.average(x.mean).square() + shared, x.products(x.mean) + x.near)
-        own, terms = self.features(x.own, x.terms, shared)
-        everywhere = total_variance(own, terms)
+        own, terms = self.features(x.own, x.terms, shared, fresh_common)
+        everywhere = total_variance(own, terms) - fresh_common
         local = (total - shared).clamp_min(0) @ self.square + everywhere
         near = (x.near - shared).clamp_min(0) @ self.square + everywhere
         ratio = local / (total @ self.square).clamp_min(1e-30)
         variance = (x.variance @ self.square) * ratio.view(ratio.shape[0], *[1] * (mean.ndim - 2), -1) + fresh
-        return Uncertain(mean, variance, fresh_common + own, terms, fresh_near + near, axis=mean.ndim - 1)
+        return Uncertain(mean, variance, own, terms, fresh_near + near, axis=mean.ndim - 1)
 
 
 class FoldedLinearMoments(LinearMoments):
@@ -133,6 +164,13 @@ class FoldedLinearMoments(LinearMoments):
         carried = features.carried(x.terms)
         if carried is not None:
             latent = latent + carried
-        own = self._fresh(x) + alone @ features.rest + apart @ self.rest_summed
-        term = Term(Basis(features.columns, features.products), latent)
-        return Uncertain.without_positions(self._mean(x), own, (term,))
+        own = self._fresh(x) + apart @ self.rest_summed
+        if features.rest is not None:
+            own = own + alone @ features.rest
+        return Uncertain.without_positions(self._mean(x), own, (Term(features.basis, latent),))
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is None:
+        return x @ weight
+    return torch.addmm(bias, x, weight) if x.ndim == 2 else x @ weight + bias

@@ -28,9 +28,7 @@ def reshape(operation: Operation) -> Callable[..., Any]:
     x = operation.args[0]
     if isinstance(x, Weight):
         raise CannotFollowError("it reshapes a weight")
-    shape = operation.plain(*operation.args, **operation.kwargs) if False else operation.function(
-        x.mean, *operation.args[1:], **operation.kwargs
-    ).shape  # fmt: skip
+    shape = operation.function(x.mean, *operation.args[1:], **operation.kwargs).shape
     axis, folded = _after(x, tuple(shape))
 
     def rule(x: Uncertain, *args: Any, **kwargs: Any) -> Uncertain:
@@ -59,13 +57,14 @@ def _after(x: Uncertain, shape: tuple[int, ...]) -> tuple[int, int]:
     raise CannotFollowError(f"it mixes features and positions, from shape {before} to {shape}")
 
 
-@layer("permute", "transpose", "movedim", "swapaxes")
+@layer("permute", "transpose", "movedim", "swapaxes", "t", "numpy_T")
 def permute(operation: Operation) -> Callable[..., Any]:
     """The axes in another order."""
     x = operation.args[0]
     if isinstance(x, Weight):
         mean, variance = (operation.function(t, *operation.args[1:]) for t in (x.mean, x.variance))
-        return lambda *_: Weight(x.path, mean, variance)
+        moved_weight = Weight(x.path, mean, variance)
+        return lambda *_: moved_weight
     marker = x.mean.new_empty([axis + 2 for axis in range(x.ndim)])
     moved = operation.function(marker, *operation.args[1:], **operation.kwargs).shape
     if moved[0] != 2 or x.folded > 1:

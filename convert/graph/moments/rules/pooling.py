@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..gaussians import parts
+from ..gaussians import larger_moments
 from ..registry import CannotFollowError, Operation, formula, layer
 from ..state import Uncertain
 
@@ -56,12 +56,15 @@ def average_pool(operation: Operation) -> Callable[..., Uncertain]:
 
 def _average(x: Uncertain, pool: Callable[[Tensor], Tensor], window: list[int], stride: list[int]) -> Uncertain:
     count = math.prod(window)
-    total = x.average(x.variance).clamp_min(1e-30)
-    together = x.along((x.near / total).clamp(0, 1))
-    mean = pool(x.mean)
-    std = pool(x.variance.sqrt())
-    variance = pool(x.variance) * ((1 - together) / count) + std.square() * together
-    return replace(x, mean=mean, variance=variance, near=_farther(x, max(stride)))
+    total, common = x.average(x.variance).clamp_min(1e-30), x.common()
+    # How two elements of a window are correlated on average: neighbours, diagonal neighbours, and those further apart.
+    near, far = (x.near / total).clamp(0, 1), (common / total).clamp(0, 1)
+    beside = [2 * (size - 1) / size for size in window]
+    diagonal = math.prod(1 + number for number in beside) - 1 - sum(beside)
+    others = count - 1 - sum(beside) - diagonal
+    together = x.along((near * sum(beside) + near.square() * diagonal + far * others) / max(count - 1, 1))
+    variance = pool(x.variance) * ((1 - together) / count) + pool(x.variance.sqrt()).square() * together
+    return replace(x, mean=pool(x.mean), variance=variance, near=_farther(x, max(stride)))
 
 
 def _farther(x: Uncertain, steps: int) -> Tensor:
@@ -122,9 +125,8 @@ def _largest(x: Uncertain, window: list[int], stride: list[int], padding: list[i
 def _larger(m1: Tensor, v1: Tensor, m2: Tensor, v2: Tensor, correlation: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of the larger of two Gaussians."""
     apart = (v1 + v2 - 2 * correlation * (v1 * v2).sqrt()).clamp_min(0)
-    above, below, share = parts(m1 - m2, apart)  # E[max - m2], E[max - m1], P(x1 > x2)
-    variance = v2 + share * (v1 - v2) - above * below
-    return m2 + above, variance.clamp_min(0)
+    above, product, share = larger_moments(m1 - m2, apart)
+    return m2 + above, (v2 + share * (v1 - v2) - product).clamp_min(0)
 
 
 def _each(value: Any, count: int) -> list[int]:
