@@ -85,7 +85,8 @@ def check_moments(
     """
     check_count("check_moments", "num_samples", num_samples, least=2)
     mean, variance = call(moments(bnn, inputs, output=output), inputs)
-    centre, first, second = precise(mean).double(), torch.zeros_like(mean, dtype=torch.float64), 0.0
+    centre = precise(mean).double()
+    first, second = torch.zeros_like(centre), torch.zeros_like(centre)
     with evaluating(bnn):
         for _ in range(num_samples):
             with sampling(bnn, generator):
