@@ -28,9 +28,16 @@ def python(code, *arguments, cwd=None, safe_path=True):
     )
 
 
+def runs_later(node):
+    """Whether the code of a node runs when a function is called, or for type checkers only."""
+    if isinstance(node, ast.If):
+        return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return isinstance(node, (ast.FunctionDef, ast.Lambda))
+
+
 def imported_names(tree):
     """(module name, whether at module level) for every absolute import of a file."""
-    inside = {id(node) for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.Lambda)) for node in ast.walk(f)}
+    inside = {id(node) for part in ast.walk(tree) if runs_later(part) for node in ast.walk(part)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
