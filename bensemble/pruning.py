@@ -21,7 +21,7 @@ from .layers.linear_op import LinearOpLayer
 from .naming import by_canonical_name
 from .posterior import Posterior, named_posteriors
 
-__all__ = ["apply_masks", "clear_masks", "prune", "pruning_masks"]
+__all__ = ["apply_masks", "check_granularity", "clear_masks", "prune", "pruning_masks", "pruning_scores"]
 
 GRANULARITIES = ("weight", "channel")
 
@@ -62,26 +62,20 @@ def pruning_masks(
     chosen = [name for name, value in given.items() if value is not None]
     if len(chosen) > 1:
         raise InvalidValueError(f"prune: threshold, sparsity and masks exclude each other, got {' and '.join(chosen)}.")
-    if granularity not in GRANULARITIES:
-        raise InvalidValueError(f"prune: granularity must be one of {', '.join(GRANULARITIES)}, got {granularity!r}.")
+    check_granularity(granularity)
     if granularity == "channel" and (masks is not None or not chosen):
         raise InvalidValueError("prune: granularity='channel' must come with threshold or sparsity.")
     if masks is not None:
         return {name: _combined(p, mask) for name, (p, mask) in _checked(model, masks).items()}
-    posteriors = {name: p for name, p in named_posteriors(model) if p.prunable}
-    if sparsity is not None or granularity == "channel":
-        posteriors = {name: p for name, p in posteriors.items() if p.mu.ndim >= 2}
-    if granularity == "channel":
-        posteriors = {name: p for name, p in posteriors.items() if isinstance(p.layer, LinearOpLayer)}
-    score = _channel_ratio if granularity == "channel" else Posterior.snr
+    if not chosen:
+        return {}
+    posteriors, scores = _scored(model, granularity, vectors=threshold is not None)
     if threshold is not None:
         check_number("prune", "threshold", threshold, least=0)
-        return {name: _combined(p, score(p) > threshold) for name, p in posteriors.items()}
-    if sparsity is not None:
-        check_number("prune", "sparsity", sparsity, least=0, below=1)
-        found = _lowest({name: score(p) for name, p in posteriors.items()}, sparsity, granularity == "channel")
-        return {name: _combined(posteriors[name], mask) for name, mask in found.items()}
-    return {}
+        return {name: _combined(posteriors[name], score > threshold) for name, score in scores.items()}
+    share = check_number("prune", "sparsity", sparsity, least=0, below=1)
+    found = _lowest(scores, share, granularity == "channel")
+    return {name: _combined(posteriors[name], mask) for name, mask in found.items()}
 
 
 def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -130,6 +124,34 @@ def prune(
     posteriors = [posterior for _, posterior in named_posteriors(model)]
     pruned = sum(int((p.mask == 0).sum()) for p in posteriors if p.mask is not None)
     return pruned / max(sum(p.mu.numel() for p in posteriors), 1)
+
+
+def check_granularity(granularity: str) -> None:
+    """Raise unless this is a way to prune."""
+    if granularity not in GRANULARITIES:
+        raise InvalidValueError(f"prune: granularity must be one of {', '.join(GRANULARITIES)}, got {granularity!r}.")
+
+
+@torch.no_grad()
+def pruning_scores(model: nn.Module, granularity: str = "weight") -> dict[str, Tensor]:
+    """What ``threshold`` is compared with: the signal-to-noise ratio of every prunable weight or of its channel.
+
+    Returns:
+        Tensors in the shape of the weights, without biases and other vectors, by original parameter name.
+    """
+    return _scored(check_module("prune", model), granularity, vectors=False)[1]
+
+
+def _scored(model: nn.Module, granularity: str, vectors: bool) -> tuple[dict[str, Posterior], dict[str, Tensor]]:
+    """The prunable posteriors and their scores; channels and vectors exclude each other."""
+    channels = granularity == "channel"
+    posteriors = {name: p for name, p in named_posteriors(model) if p.prunable}
+    if channels or not vectors:
+        posteriors = {name: p for name, p in posteriors.items() if p.mu.ndim >= 2}
+    if channels:
+        posteriors = {name: p for name, p in posteriors.items() if isinstance(p.layer, LinearOpLayer)}
+    score = _channel_ratio if channels else Posterior.snr
+    return posteriors, {name: score(p) for name, p in posteriors.items()}
 
 
 def _checked(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, tuple[Posterior, Tensor]]:

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .compression import Compression, compress
     from .graph import CompactionReport, compact, compaction_report
     from .graph.moments import MomentsReport, check_moments, moments
     from .noise import NoiseReport, check_noise
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CompactionReport": "graph",
+    "Compression": "compression",
     "Comparison": "onnx",
     "ConversionPlan": "planning",
     "ExportReport": "onnx",
@@ -30,6 +32,7 @@ _HOMES = {
     "bayesify": "surgery",
     "check_noise": "noise",
     "compact": "graph",
+    "compress": "compression",
     "compaction_report": "graph",
     "compare_onnx": "onnx",
     "export_onnx": "onnx",
@@ -45,6 +48,7 @@ _HOMES = {
 __all__ = [
     "CompactionReport",
     "Comparison",
+    "Compression",
     "ConversionPlan",
     "ExportReport",
     "MomentsReport",
@@ -59,6 +63,7 @@ __all__ = [
     "compact",
     "compaction_report",
     "compare_onnx",
+    "compress",
     "export_onnx",
     "inspect_onnx",
     "moments",

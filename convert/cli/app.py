@@ -5,19 +5,19 @@ Imports of torch and onnx stand inside the commands, so that `bensemble --help` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .calibration_file import read_calibration
-from .example_inputs import InputText, make_inputs, parse_input
-from .failures import OneLineErrors, WrongUsage, say
-from .model_name import ModelName, parse_model_name
+from .deployment import compress, report
+from .example_inputs import make_inputs
+from .failures import OneLineErrors, WrongUsage
+from .model_name import parse_model_name
 from .options import InputsOption, JsonOption, KeyOption, LikelihoodOption, ModelArgument, WeightsOption
 from .progress import working
-from .reports import report_json, show_report
+from .steps import load_network, parse_inputs, show
 
 __all__ = ["app"]
 
@@ -97,11 +97,11 @@ def plan(
 
     bensemble plan mymodel:build --exclude head --input 1x3x224x224 --json
     """
-    name, texts = parse_model_name(model), _parse_inputs(inputs)
+    name, texts = parse_model_name(model), parse_inputs(inputs)
     with working("Importing torch") as stage:
         from ..planning import plan as make_plan
 
-        network = _load(name, weights, key, stage)
+        network = load_network(name, weights, key, stage)
         stage("Following the weights")
         found = make_plan(
             network, include=include or None, exclude=exclude or None, example_inputs=make_inputs(texts, network)
@@ -155,13 +155,13 @@ def export(
 
     bensemble export nlp:encoder -i input_ids=2x128:int64 -i attention_mask=2x128:int64 -o encoder.onnx
     """
-    name, texts = parse_model_name(model), _parse_inputs(inputs)
+    name, texts = parse_model_name(model), parse_inputs(inputs)
     if not texts:
         raise WrongUsage("export: no example input is given; add its shape, for example --input 1x3x224x224.")
     with working("Importing torch") as stage:
         from ..onnx import export_onnx
 
-        network = _load(name, weights, key, stage)
+        network = load_network(name, weights, key, stage)
         if threshold is not None or sparsity is not None:
             network = _prune(network, threshold, sparsity, keep_posterior=outputs == "uncertainty")
         stage(f"Writing {output}")
@@ -178,7 +178,7 @@ def export(
             opset=opset,
             verify=verify,
         )
-    _show(report, json)
+    show(report, json)
 
 
 @app.command()
@@ -198,29 +198,7 @@ def inspect(
         from ..onnx import inspect_onnx
 
         summary = inspect_onnx(file)
-    _show(summary, json)
-
-
-def _parse_inputs(inputs: list[str] | None) -> list[InputText]:
-    return [parse_input(text) for text in inputs or []]
-
-
-def _load(name: ModelName, weights: Path | None, key: str | None, stage: Callable[[str], None]) -> Any:
-    """Build the named model and put the weights in."""
-    if key is not None and weights is None:
-        raise WrongUsage("--key: says where in a weights file to look, and there is none; add --weights FILE.")
-    from .model_building import build_model
-
-    stage(f"Building {name.module}:{name.attribute}")
-    network = build_model(name)
-    if weights is not None:
-        from .weights import load_weights
-
-        stage(f"Loading {weights}")
-        network, notes = load_weights(network, weights, key)
-        for note in notes:
-            say(f"weights: {note}.")
-    return network
+    show(summary, json)
 
 
 def _prune(network: Any, threshold: float | None, sparsity: float | None, keep_posterior: bool) -> Any:
@@ -242,9 +220,5 @@ def _prune(network: Any, threshold: float | None, sparsity: float | None, keep_p
     return to_deterministic(network, threshold=threshold, sparsity=sparsity, inplace=True)
 
 
-def _show(report: Any, json: bool) -> None:
-    """Print what the ONNX modules report."""
-    if json:
-        typer.echo(report_json(report))
-    else:
-        show_report(report)
+app.command()(compress)
+app.command()(report)

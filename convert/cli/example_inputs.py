@@ -20,7 +20,7 @@ from typing import Any
 
 from .failures import WrongUsage, first_line
 
-__all__ = ["InputText", "make_inputs", "parse_input"]
+__all__ = ["InputText", "make_inputs", "parse_input", "read_arrays"]
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 FORM = "write 1x3x224x224, input_ids=2x128:int64 or batch.npz"
@@ -119,6 +119,20 @@ def _integers_below(model: Any) -> int:
 
 def _from_file(path: Path, model: Any) -> list[tuple[str | None, Any]]:
     """The arrays of an .npz file; float64 becomes float32 unless the model itself computes in float64."""
+    import torch
+
+    wide = any(parameter.dtype == torch.float64 for parameter in model.parameters())
+    tensors = read_arrays(path, "input", wide)
+    in_order = all(name == f"arr_{i}" for i, name in enumerate(tensors))
+    return [(None if in_order else name, tensor) for name, tensor in tensors.items()]
+
+
+def read_arrays(path: Path, verb: str, wide: bool = False) -> dict[str, Any]:
+    """The arrays of an .npz file as tensors, float64 as float32 unless ``wide``.
+
+    Raises:
+        InvalidValueError: The file is missing or something else, or holds no arrays.
+    """
     import numpy as np
     import torch
 
@@ -129,17 +143,15 @@ def _from_file(path: Path, model: Any) -> list[tuple[str | None, Any]]:
             arrays = {name: file[name] for name in file.files}
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     except FileNotFoundError as err:
-        raise InvalidValueError(f"input: there is no file '{path}'; write a shape like 1x3x224x224 instead.") from err
+        cure = "; write a shape like 1x3x224x224 instead" if verb == "input" else "; check the path"
+        raise InvalidValueError(f"{verb}: there is no file '{path}'{cure}.") from err
     except Exception as err:
         raise InvalidValueError(
-            f"input: '{path}' is not a file of numeric arrays ({first_line(err)}); write it with numpy.savez."
+            f"{verb}: '{path}' is not a file of numeric arrays ({first_line(err)}); write it with numpy.savez."
         ) from err
     if not tensors:
-        raise InvalidValueError(f"input: '{path}' holds no arrays; write it with numpy.savez(path, name=array).")
-    if not any(parameter.dtype == torch.float64 for parameter in model.parameters()):
-        tensors = {k: v.float() if v.dtype == torch.float64 else v for k, v in tensors.items()}
-    in_order = all(name == f"arr_{i}" for i, name in enumerate(tensors))
-    return [(None if in_order else name, tensor) for name, tensor in tensors.items()]
+        raise InvalidValueError(f"{verb}: '{path}' holds no arrays; write it with numpy.savez(path, name=array).")
+    return tensors if wide else {k: v.float() if v.dtype == torch.float64 else v for k, v in tensors.items()}
 
 
 def _check_forward(model: Any, unnamed: tuple[Any, ...], named: dict[str, Any]) -> None:

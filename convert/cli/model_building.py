@@ -19,7 +19,7 @@ from .current_folder import OURS, is_taken, local_source, make_importable
 from .failures import first_line
 from .model_name import ModelName
 
-__all__ = ["build_model"]
+__all__ = ["build_model", "find_function"]
 
 
 def build_model(name: ModelName, folder: Path | None = None) -> nn.Module:
@@ -55,6 +55,20 @@ def build_model(name: ModelName, folder: Path | None = None) -> nn.Module:
             "name a function that returns a torch.nn.Module."
         )
     return model
+
+
+def find_function(name: ModelName, folder: Path | None = None) -> Any:
+    """The function that a name without arguments names, such as ``evaluate`` of a user's module.
+
+    Raises:
+        ConversionError: The module or attribute does not exist, or cannot be called.
+    """
+    found = _look_up(name, _import(name, folder or Path.cwd()))
+    if name.called or not callable(found):
+        raise ConversionError(
+            f"evaluate: '{name.text}' must name a function that takes a model and returns a number, without arguments."
+        )
+    return found
 
 
 def _import(name: ModelName, folder: Path) -> ModuleType:

@@ -1,0 +1,162 @@
+"""The candidates of a search as files: pruned, repaired, compacted, exported, evaluated in ONNX Runtime, and timed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+from bensemble.batches import Inputs, batch_size
+from bensemble.errors import ConversionError, ExportError, InvalidTypeError, InvalidValueError
+from bensemble.outputs import OutputSelector
+
+from ..graph import compact
+from ..onnx import OnnxModel, compare_onnx, export_onnx
+from ..surgery import to_deterministic
+from ..zeros import sparsity
+from .candidates import Candidate
+from .report import Point
+
+__all__ = ["CandidateFiles"]
+
+log = logging.getLogger("bensemble.compress")
+
+
+@dataclass
+class CandidateFiles:
+    """Makes and measures the file of each candidate once, in a folder that goes with the search.
+
+    Attributes:
+        bnn: The Bayesian model.
+        evaluate: ``callable(model) -> float``, higher is better.
+        example_inputs: What one call takes.
+        folder: Where the files lie.
+        calibration_data: What int8 is calibrated with.
+        repair: Called with every pruned network, whose pruned weights then stay pruned.
+        sparse: Whether mostly-zero weights may be stored as sparse tensors.
+        output: Which output of the model to export.
+        progress: Called with each measured point.
+        points: What was measured so far, the first one the reference of drops and ratios.
+        notes: Candidates that could not be written, and why.
+    """
+
+    bnn: nn.Module
+    evaluate: Callable[[nn.Module], float]
+    example_inputs: Inputs
+    folder: Path
+    calibration_data: Any = None
+    repair: Callable[[nn.Module], Any] | None = None
+    sparse: bool = True
+    output: OutputSelector | None = None
+    progress: Callable[[Point], None] | None = None
+    points: dict[Candidate, Point] = field(default_factory=dict)
+    notes: dict[Candidate, str] = field(default_factory=dict)
+
+    def path(self, point: Point) -> Path:
+        """Where a file lies."""
+        return self.folder / f"{list(self.points.values()).index(point)}.onnx"
+
+    def measure(self, candidate: Candidate) -> Point | None:
+        """The point of a candidate, without its latency; None where it cannot be written."""
+        if candidate in self.points or candidate in self.notes:
+            return self.points.get(candidate)
+        path = self.folder / f"{len(self.points)}.onnx"
+        network, removed = self._network(candidate)
+        try:
+            report = export_onnx(
+                compact(network, self.example_inputs),
+                path,
+                self.example_inputs,
+                output=self.output,
+                quantize=candidate.quantize,
+                calibration_data=self.calibration_data if candidate.quantize else None,
+                sparse=self.sparse,
+            )
+        except (ExportError, ConversionError) as err:
+            if not self.points:  # what cannot be written at all
+                raise
+            self.notes[candidate] = f"{candidate}: not written, {str(err).splitlines()[0]}"
+            log.info("%s", self.notes[candidate])
+            return None
+        metric = self._evaluated(path, candidate)
+        best = next(iter(self.points.values())).metric if self.points else metric
+        point = Point(
+            name=str(candidate),
+            threshold=candidate.threshold,
+            granularity=candidate.granularity,
+            quantize=candidate.quantize,
+            metric=metric,
+            drop=best - metric,
+            sparsity=removed,
+            parameters=report.parameters,
+            size=report.size,
+            gzip_size=report.gzip_size,
+        )
+        self.points[candidate] = point
+        log.info("%s: metric %.4g, %d bytes", candidate, metric, report.size)
+        if self.progress is not None:
+            self.progress(point)
+        return point
+
+    def time(self, rounds: int = 5) -> None:
+        """Give every point its latency on the example inputs, all files taking turns."""
+        names = {candidate: self.path(point) for candidate, point in self.points.items()}
+        size = batch_size(self.example_inputs)
+        found = compare_onnx(
+            {str(path): path for path in names.values()}, self.example_inputs, batch_sizes=(size,), rounds=rounds
+        )
+        for candidate, path in names.items():
+            timing = found[str(path)].latency[size]
+            self.points[candidate] = replace(self.points[candidate], latency_ms=timing.ms, latency_ratio=timing.ratio)
+
+    def _network(self, candidate: Candidate) -> tuple[nn.Module, float]:
+        """The plain network of a candidate, and the share of its weights that pruning removed."""
+        if candidate.threshold is None:
+            network = to_deterministic(self.bnn)
+            return network, sparsity(network).sparsity
+        repaired = self.repair is not None
+        network = to_deterministic(
+            self.bnn, threshold=candidate.threshold, granularity=str(candidate.granularity), keep_masks=repaired
+        )
+        if self.repair is not None:
+            self._call("repair", self.repair, network, candidate)
+            _make_permanent(network)
+        return network, sparsity(network).sparsity
+
+    def _evaluated(self, path: Path, candidate: Candidate) -> float:
+        with torch.no_grad():
+            value = self._call("evaluate", self.evaluate, OnnxModel(path), candidate)
+        try:
+            metric = float(value)
+        except (TypeError, ValueError) as err:
+            raise InvalidTypeError(
+                f"compress: evaluate must return a number, got {value!r} for '{candidate}'."
+            ) from err
+        if metric != metric:
+            raise InvalidValueError(
+                f"compress: evaluate must return a number, got NaN for '{candidate}'; look at its data."
+            )
+        return metric
+
+    def _call(self, name: str, function: Callable[[nn.Module], Any], network: nn.Module, candidate: Candidate) -> Any:
+        try:
+            return function(network)
+        except Exception as err:
+            raise ConversionError(
+                f"compress: {name} failed on '{candidate}', got {type(err).__name__}: "
+                f"{(str(err).splitlines() or [''])[0][:200]}; it is called like the model itself, on the CPU."
+            ) from err
+
+
+def _make_permanent(network: nn.Module) -> None:
+    """Zeros in the weights in place of the masks of torch.nn.utils.prune."""
+    for module in network.modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, torch_prune.BasePruningMethod):
+                torch_prune.remove(module, hook._tensor_name)

@@ -1,0 +1,169 @@
+"""``compress``: prune, compact, quantise, write, measure; and of all files the best one that meets what was asked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bensemble.batches import Inputs
+from bensemble.checks import check_module, check_number
+from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
+from bensemble.outputs import OutputSelector
+from bensemble.pruning import check_granularity
+from bensemble.writing import checked_target, replacing
+
+from .candidates import Candidate, Ladder, ladders
+from .files import CandidateFiles
+from .report import Compression, Constraints, Point
+
+__all__ = ["compress"]
+
+
+def compress(
+    bnn: nn.Module,
+    evaluate: Callable[[nn.Module], float],
+    example_inputs: Inputs,
+    path: str | os.PathLike[str],
+    *,
+    max_drop: float | None = None,
+    max_latency_ms: float | None = None,
+    max_size: int | None = None,
+    granularities: Sequence[str] = ("weight", "channel"),
+    calibration_data: Any = None,
+    repair: Callable[[nn.Module], Any] | None = None,
+    refine: int = 3,
+    sparse: bool = True,
+    output: OutputSelector | None = None,
+    progress: Callable[[Point], None] | None = None,
+) -> Compression:
+    """Search how far a Bayesian network can be pruned and quantised, and write the best file that is good enough.
+
+    Every candidate goes the whole way: pruned by a threshold of the signal-to-noise ratio, per weight or per channel,
+    dead channels cut out (:func:`convert.compact`), exported, and evaluated as the file that ONNX Runtime runs; with
+    ``calibration_data`` the best of them as int8 too. The thresholds start from shares of the weights; where
+    ``max_drop`` lies between two of them, the search goes on in between. Among the files that meet all constraints,
+    the smallest is chosen where ``max_drop`` is given, else the one with the best metric.
+
+    Evaluate on held-out data, and keep further data for the final figure: the chosen file is the best of many on the
+    data that chose it.
+
+    Args:
+        bnn: A fitted or trained Bayesian model. It is left untouched.
+        evaluate: ``callable(model) -> float``, higher is better. It gets each file as a module that is called like the
+            model itself, on the CPU.
+        example_inputs: A tensor, a tuple of arguments or a mapping; latency is measured on it.
+        path: Where the chosen file goes. An old file is replaced only by a verified new one.
+        max_drop: Most that the metric may fall below that of the file at the posterior mean.
+        max_latency_ms: Most milliseconds for one run on ``example_inputs``, one thread.
+        max_size: Most bytes of the file.
+        granularities: ``"weight"``, ``"channel"``, or both.
+        calibration_data: Inputs, or a loader of batches, that fix the int8 ranges; None leaves int8 out.
+        repair: ``callable(network)``, called with every pruned torch network before it is compacted, to re-estimate
+            BatchNorm (``torch.optim.swa_utils.update_bn``) or to train on; pruned weights stay pruned.
+        refine: Steps between the last good and the first bad threshold; each halves the gap.
+        sparse: Store mostly-zero weights as sparse tensors where that makes the file smaller.
+        output: Which output of the model to export, as in :func:`convert.export_onnx`.
+        progress: Called with each measured point; latencies come at the end.
+
+    Returns:
+        The chosen file, every point and the Pareto front; it prints as a table and draws itself with ``plot()``.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: An argument that cannot work, or an ``evaluate`` that gives no number.
+        ConversionError: The model is not Bayesian, ``evaluate`` or ``repair`` failed, or no file meets the constraints;
+            the message says how close the search came. Nothing is written then.
+
+    Example:
+        >>> found = compress(bnn, accuracy, images[:1], "small.onnx", max_drop=0.002, calibration_data=loader)
+        >>> print(found)
+    """
+    check_module("compress", bnn)
+    constraints = _constraints(max_drop, max_latency_ms, max_size)
+    for name, function in (("evaluate", evaluate), ("repair", repair)):
+        if not callable(function) and not (function is None and name == "repair"):
+            raise InvalidTypeError(f"compress: {name} must be a callable that takes a model, got {function!r}.")
+    check_number("compress", "refine", refine, least=0)
+    for granularity in granularities:
+        check_granularity(granularity)
+    target = checked_target(path, "compress")
+    with tempfile.TemporaryDirectory(prefix="bensemble-") as folder:
+        files = CandidateFiles(
+            bnn, evaluate, example_inputs, Path(folder), calibration_data, repair, sparse, output, progress
+        )
+        files.measure(Candidate())
+        for ladder in ladders(bnn, granularities):
+            _climb(files, ladder, max_drop, int(refine))
+        if calibration_data is not None:
+            _quantize(files, max_drop)
+        files.time()
+        points = tuple(files.points.values())
+        chosen = _choose(points, constraints)
+        with replacing(target) as temporary:
+            shutil.copyfile(files.path(chosen), temporary)
+    return Compression(Path(path), chosen, points[0], points, constraints, tuple(files.notes.values()))
+
+
+def _constraints(max_drop: Any, max_latency_ms: Any, max_size: Any) -> Constraints:
+    if max_drop is None and max_latency_ms is None and max_size is None:
+        raise InvalidValueError("compress: one of max_drop, max_latency_ms and max_size must be given.")
+    if max_drop is not None:
+        check_number("compress", "max_drop", max_drop, least=0)
+    for name, value in (("max_latency_ms", max_latency_ms), ("max_size", max_size)):
+        if value is not None:
+            check_number("compress", name, value, above=0)
+    return Constraints(max_drop, max_latency_ms, max_size)
+
+
+def _climb(files: CandidateFiles, ladder: Ladder, max_drop: float | None, refine: int) -> None:
+    """Try harsher and harsher thresholds; with a bound on the drop, halve the gap between the good and the bad."""
+    passed, failed = 0.0, None
+    for share in ladder.shares:
+        point = _try(files, ladder, share)
+        if point is None or max_drop is None:
+            continue
+        if point.drop <= max_drop:
+            passed, failed = share, None
+        elif failed is None:
+            failed = share
+        else:
+            break  # twice in a row: harsher ones are not better
+    for _ in range(refine if failed is not None else 0):
+        middle = (passed + float(failed or 1.0)) / 2
+        point = _try(files, ladder, middle)
+        if point is not None and max_drop is not None and point.drop <= max_drop:
+            passed = middle
+        else:
+            failed = middle
+
+
+def _try(files: CandidateFiles, ladder: Ladder, share: float) -> Point | None:
+    candidate = ladder.candidate(share)
+    return None if candidate is None else files.measure(candidate)
+
+
+def _quantize(files: CandidateFiles, max_drop: float | None) -> None:
+    """The int8 file of the posterior mean, and of everything good enough that is not beaten so far."""
+    points = list(files.points.items())
+    for number, (candidate, point) in enumerate(points):
+        good = max_drop is None or point.drop <= max_drop
+        if number == 0 or (good and not any(other.beats(point) for _, other in points)):
+            files.measure(Candidate(candidate.threshold, candidate.granularity, "int8"))
+
+
+def _choose(points: Sequence[Point], constraints: Constraints) -> Point:
+    """The best point that meets the constraints, or an error that says how close the others came."""
+    fitting = [point for point in points if not constraints.misses(point)]
+    if fitting and constraints.max_drop is not None:
+        return min(fitting, key=lambda point: (point.size, point.latency_ms, point.drop))
+    if fitting:
+        return max(fitting, key=lambda point: (point.metric, -point.size))
+    raise ConversionError(
+        f"compress: no file meets {constraints}, got {len(points)} files: {constraints.nearest(points)}. "
+        "Relax a constraint, train the posterior for longer, or use the recipe for pruning."
+    )

@@ -1,0 +1,212 @@
+"""The search on a real, small classifier, with files that ONNX Runtime runs."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
+from convert import OnnxModel, bayesify, compress, export_onnx, to_deterministic
+from convert.compression import Point
+from convert.compression.report import Constraints
+
+from .digits import accuracy, data, posterior
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    path = tmp_path_factory.mktemp("compress") / "small.onnx"
+    images, labels = data().search
+    return compress(
+        posterior(), accuracy(images, labels), images[:16], path, max_drop=0.01, calibration_data=data().train[0][:256]
+    )
+
+
+@pytest.mark.slow
+def test_the_bound_holds_on_the_search_and_nearly_on_data_it_did_not_see(found):
+    chosen, evaluate = found.chosen, accuracy(*data().held_out)
+    assert chosen.drop <= 0.01
+    assert found.path.stat().st_size == chosen.size
+    assert accuracy(*data().search)(OnnxModel(found.path)) == chosen.metric
+    drop = evaluate(posterior()) - evaluate(OnnxModel(found.path))
+    # Both are shares of 450 images: five standard errors of the difference of two of them.
+    assert drop <= 0.01 + 5 * math.sqrt(2 * 0.05 * 0.95 / 450)
+
+
+@pytest.mark.slow
+def test_the_chosen_file_is_the_smallest_that_meets_the_bound(found):
+    assert found.chosen.size == min(point.size for point in found.points if point.drop <= 0.01)
+    assert found.chosen.size < 0.35 * found.baseline.size
+    assert found.chosen.parameters < found.baseline.parameters
+
+
+@pytest.mark.slow
+def test_every_way_was_tried_and_measured(found):
+    assert {point.granularity for point in found.points} == {None, "weight", "channel"}
+    assert {point.quantize for point in found.points} == {None, "int8"}
+    assert all(point.latency_ms > 0 for point in found.points)
+    assert found.points[0] == found.baseline
+    assert found.baseline.drop == 0
+    assert found.baseline.latency_ratio == 1
+
+
+@pytest.mark.slow
+def test_no_point_of_the_front_is_beaten_and_every_other_one_is(found):
+    for point in found.points:
+        beaten = any(other.beats(point) for other in found.points)
+        assert (point in found.front) == (not beaten)
+
+
+@pytest.mark.slow
+def test_it_prints_the_front_and_draws_all(found):
+    import matplotlib
+
+    matplotlib.use("agg")
+    text = str(found)
+    assert text.startswith(f"{found.path}: {found.chosen.name}, max_drop=0.01; {len(found.points)} files measured")
+    assert sum(line.startswith("*") for line in text.splitlines()) == 1
+    assert [row["size"] for row in found.rows()] == [point.size for point in found.points]
+    axes = found.plot()
+    assert sum(len(part.get_offsets()) for part in axes.collections) == len(found.points) + 1
+
+
+def _mlp(width=32):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(16, width), nn.ReLU(), nn.Linear(width, 4))
+    model = bayesify(network, init_sigma=lambda name, weight: weight.abs() + 0.01)
+    return model.eval(), torch.randn(64, 16)
+
+
+@pytest.mark.slow
+def test_without_a_bound_on_the_drop_the_best_metric_that_fits_is_chosen(tmp_path):
+    model, x = _mlp()
+    wanted = model(x).detach()
+
+    def closeness(network):
+        return -float((network(x) - wanted).square().mean())
+
+    size = export_onnx(to_deterministic(model), tmp_path / "whole.onnx", x).size
+    found = compress(model, closeness, x, tmp_path / "small.onnx", max_size=size // 2, granularities=["channel"])
+    fitting = [point for point in found.points if point.size <= size // 2]
+    assert found.chosen.metric == max(point.metric for point in fitting)
+    assert (tmp_path / "small.onnx").stat().st_size <= size // 2
+
+
+@pytest.mark.slow
+def test_repair_trains_the_pruned_network_and_its_zeros_stay(tmp_path):
+    model, x = _mlp()
+    wanted, seen = model(x).detach(), []
+
+    def closeness(network):
+        return -float((network(x) - wanted).square().mean())
+
+    def repair(network):
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+        for _ in range(30):
+            loss = (network(x) - wanted).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        seen.append(float((network[0].weight == 0).float().mean()))
+
+    plain = compress(model, closeness, x, tmp_path / "a.onnx", max_size=10**6, granularities=["weight"])
+    repaired = compress(
+        model, closeness, x, tmp_path / "b.onnx", max_size=10**6, granularities=["weight"], repair=repair
+    )
+    by_name = {point.name: point for point in plain.points}
+    pruned = [point for point in repaired.points if point.threshold is not None]
+    assert pruned
+    assert seen == sorted(seen)
+    assert sum(point.metric > by_name[point.name].metric for point in pruned) >= len(pruned) - 2
+    for point in pruned:
+        assert point.metric >= by_name[point.name].metric  # equal where every bias is pruned, too
+        assert point.sparsity == pytest.approx(by_name[point.name].sparsity, abs=1e-3)
+
+
+# -- what is refused
+
+
+def _refused(tmp_path, error, match, **changes):
+    model, x = _mlp(8)
+    path = tmp_path / "small.onnx"
+    path.write_bytes(b"old")
+    arguments = {"evaluate": lambda network: 1.0, "example_inputs": x, "path": path, "max_drop": 0.1, **changes}
+    with pytest.raises(error, match=match):
+        compress(model, **arguments)
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["small.onnx"]
+    assert not list(Path(tempfile.gettempdir()).glob("bensemble-*"))
+
+
+def _fails_on_the_second():
+    calls = []
+
+    def evaluate(network):
+        calls.append(network)
+        if len(calls) == 2:
+            raise KeyError("labels")
+        return 1.0
+
+    return evaluate
+
+
+def _interrupted(network):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("error", "match", "changes"),
+    [
+        (InvalidValueError, "one of max_drop, max_latency_ms and max_size must be given", {"max_drop": None}),
+        (InvalidValueError, "max_drop must be finite and at least 0, got -1", {"max_drop": -1}),
+        (InvalidValueError, "max_size must be finite and above 0, got 0", {"max_size": 0}),
+        (InvalidTypeError, "evaluate must be a callable that takes a model, got 0.9", {"evaluate": 0.9}),
+        (InvalidTypeError, "repair must be a callable that takes a model, got 'update_bn'", {"repair": "update_bn"}),
+        (InvalidValueError, "granularity must be one of weight, channel, got 'head'", {"granularities": ["head"]}),
+        (
+            InvalidValueError,
+            "evaluate must return a number, got NaN for 'posterior mean'",
+            {"evaluate": lambda m: math.nan},
+        ),
+        (InvalidTypeError, "evaluate must return a number, got 'good'", {"evaluate": lambda m: "good"}),
+        (
+            ConversionError,
+            "evaluate failed on 'SNR > .*', got KeyError: 'labels'",
+            {"evaluate": _fails_on_the_second()},
+        ),
+        (ConversionError, "no file meets max_drop=0.1, max_size=10, .* the least for max_size is", {"max_size": 10}),
+        (KeyboardInterrupt, "^$", {"evaluate": _interrupted}),
+        (InvalidValueError, "shape|rejects", {"calibration_data": torch.randn(8, 5)}),
+    ],
+    ids=lambda value: None if isinstance(value, (dict, type)) else value[:40],
+)
+def test_refusals_leave_everything_as_it_was(tmp_path_factory, tmp_path, monkeypatch, error, match, changes):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
+    _refused(tmp_path, error, match, **changes)
+
+
+def test_a_deterministic_model_is_refused(tmp_path):
+    with pytest.raises(ConversionError, match="to_deterministic: Linear has no Bayesian layers"):
+        compress(nn.Linear(3, 2), lambda m: 1.0, torch.randn(4, 3), tmp_path / "x.onnx", max_drop=0.1)
+
+
+def _point(metric, size, latency):
+    return Point("p", 1.0, "weight", None, metric, 1 - metric, 0.5, 10, size, size, latency, 1.0)
+
+
+def test_a_point_beats_another_where_it_is_nowhere_worse_and_somewhere_better():
+    assert _point(0.9, 10, 1.0).beats(_point(0.9, 11, 1.0))
+    assert not _point(0.9, 10, 1.0).beats(_point(0.9, 10, 1.0))
+    assert not _point(0.9, 10, 1.0).beats(_point(0.91, 11, 2.0))
+
+
+def test_constraints_say_what_a_point_misses():
+    constraints = Constraints(max_drop=0.05, max_latency_ms=2.0, max_size=10)
+    assert constraints.misses(_point(0.9, 10, 3.0)) == ["max_drop", "max_latency_ms"]
+    assert constraints.misses(_point(0.96, 10, 2.0)) == []
+    assert "the least for max_size is 10, by 'p', which misses max_drop" in constraints.nearest([_point(0.9, 10, 1.0)])
