@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import os
 import sys
 from pathlib import Path
 
@@ -20,16 +19,19 @@ sys.path.insert(0, str(Path(__file__).parent / "contest"))
 from pictures import judge_pictures
 from regression import judge_tables
 from rounds import write_json
+from tables import TABLES
 
 FASHION = Path("/usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz")  # Debian's dataset-fashion-mnist
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mnist", type=Path, default=os.environ.get("BENSEMBLE_MNIST"), help="npz file of MNIST")
+    parser.add_argument("--mnist", type=Path, help="npz file of MNIST")
     parser.add_argument("--fashion", type=Path, default=FASHION, help="test pictures of Fashion-MNIST, IDX, gzipped")
     parser.add_argument("--uci", type=Path, help="folder with <table>.data.csv.gz and <table>.test_mask.csv.gz")
+    parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES)
     parser.add_argument("--cache", type=Path, required=True, help="folder for trained networks and answers")
+    parser.add_argument("--rows", nargs="+", help="only these rows for MNIST")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--splits", type=int, default=10)
     parser.add_argument("--json", type=Path)
@@ -39,9 +41,11 @@ def main() -> None:
     print(", ".join(versions))
     figures = {}
     if arguments.mnist:
-        figures["MNIST"] = judge_pictures(arguments.mnist, arguments.fashion, arguments.cache, arguments.seeds)
+        figures["MNIST"] = judge_pictures(
+            arguments.mnist, arguments.fashion, arguments.cache, arguments.seeds, arguments.rows
+        )
     if arguments.uci:
-        figures["UCI"] = judge_tables(arguments.uci, arguments.cache, arguments.splits)
+        figures["UCI"] = judge_tables(arguments.uci, arguments.tables, arguments.cache, arguments.splits)
     if not figures:
         parser.error("neither --mnist nor --uci was given")
     write_json(arguments.json, figures)

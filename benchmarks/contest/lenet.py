@@ -45,7 +45,7 @@ def trained(folder: Path, train: Pairs, seed: int, dropout: float = 0.0, epochs:
         return network.eval()
     optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY, fused=True)
 
-    def loss(x: Tensor, y: Tensor, step: int, total: int) -> Tensor:
+    def loss(x: Tensor, y: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):  # half the time again where the processor knows bfloat16
             logits = network(x)
         return F.cross_entropy(logits.float(), y)
@@ -61,15 +61,18 @@ def descend(
     optimizer: torch.optim.Optimizer,
     train: Pairs,
     epochs: int,
-    loss: Callable[[Tensor, Tensor, int, int], Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    after_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> None:
     """Take every step, with rates that rise over the first tenth and fall to 0 in a straight line."""
     total = epochs * len(train)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / (0.1 * total), 1.11 * (1 - s / total), 1.0)
+        optimizer, lambda step: min((step + 1) / (0.1 * total), 1.11 * (1 - step / total), 1.0)
     )
-    for step, (x, y) in enumerate(batch for _ in range(epochs) for batch in train):
-        optimizer.zero_grad()
-        loss(x, y, step, total).backward()
-        optimizer.step()
-        schedule.step()
+    for epoch in range(epochs):
+        for x, y in train:
+            optimizer.zero_grad()
+            loss(x, y).backward()
+            optimizer.step()
+            schedule.step()
+        after_epoch(epoch + 1)

@@ -20,14 +20,14 @@ ROWS = (
 )  # fmt: skip
 
 
-def judge_pictures(mnist: Path, fashion: Path, cache: Path, seeds: int) -> dict[str, Any]:
+def judge_pictures(mnist: Path, fashion: Path, cache: Path, seeds: int, wanted: list[str] | None) -> dict[str, Any]:
     """Print the table of all methods, and differences to the deterministic network and to MC dropout."""
     images = load_images(mnist, fashion)
     found = methods()
     answers = {
         name: [answer(name, found[name], cache, images, seed) for seed in range(seeds)]
         for name in ROWS
-        if name in found
+        if name in found and name in (wanted or ROWS)
     }
     y = images.test.y
     figures = {name: [scores(reply, y) for reply in replies] for name, replies in answers.items()}
@@ -74,7 +74,7 @@ def differences(answers: dict[str, list[dict[str, Any]]], y: Tensor) -> dict[str
     found = {}
     rows = []
     for ours in (name for name in answers if name.startswith("ours")):
-        for other in ("deterministic", "MC dropout"):
+        for other in (name for name in ("deterministic", "MC dropout") if name in answers):
             row = {}
             for kind, terms in (("NLL", nll_terms), ("Brier", brier_terms)):
                 pairs = zip(answers[ours], answers[other], strict=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rounds import print_table
 from table_methods import methods
-from tables import TABLES, Split, load_split
+from tables import Split, load_split
 
 ROWS = (
     "constant noise", "Gaussian head", "MC dropout", "deep ensemble of 5", "laplace-torch, last layer",
@@ -18,10 +18,10 @@ ROWS = (
 )  # fmt: skip
 
 
-def judge_tables(folder: Path, cache: Path, splits: int) -> dict[str, Any]:
+def judge_tables(folder: Path, tables: list[str], cache: Path, splits: int) -> dict[str, Any]:
     """Print a table for each data set, and the differences in NLL that count."""
     found, figures = methods(), {}
-    for table in TABLES:
+    for table in tables:
         answers = {name: [] for name in ROWS if name in found}
         for index in range(splits):
             split = load_split(folder, table, index)

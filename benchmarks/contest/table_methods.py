@@ -27,7 +27,7 @@ from convert import bayesify
 STEPS, TUNING_STEPS, BATCH, RATE, DECAY = 1000, 1500, 128, 1e-2, 1e-3
 SAMPLES, MEMBERS = 50, 5
 DROPOUT_RATES = (0.02, 0.05, 0.1)
-BETAS = (0.03, 0.3)
+BETAS = (0.1, 0.5)
 HEAD = GaussianHead()
 
 
@@ -237,12 +237,12 @@ def fine_tuned(split: Split, seed: int) -> Answer:
         def loss(x: Tensor, y: Tensor, step: int, bnn: nn.Module = bnn, beta: float = beta) -> Tensor:
             return bensemble.elbo_loss(HEAD.nll(bnn(x), y), bensemble.kl_divergence(bnn), len(split.train[1]), beta)
 
-        groups = bensemble.param_groups(bnn, lr=5e-3, rho_lr=1e-2)
+        groups = bensemble.param_groups(bnn, lr=RATE, rho_lr=RATE)
         value = descend(bnn, groups, split, loss, judge, TUNING_STEPS)
         if value < best:
             best, kept = value, bnn
     assert kept is not None
-    return Answer(sampled(kept), f"beta of {BETAS}, Adam 5e-3 / 1e-2, best of {TUNING_STEPS} steps", str(SAMPLES))
+    return Answer(sampled(kept), f"beta of {BETAS}, Adam {RATE:g}, best of {TUNING_STEPS} steps", str(SAMPLES))
 
 
 def methods() -> dict[str, Callable[[Split, int], Answer]]:
