@@ -84,7 +84,7 @@ def laplace_last_layer(folder: Path, images: Images, seed: int) -> Answer:
     from laplace import Laplace
     from torch.utils.data import DataLoader, TensorDataset
 
-    network = trained(folder, images.train, seed)
+    network = trained(folder, images.train, seed).to(memory_format=torch.contiguous_format)  # it takes views
     posterior = Laplace(network, "classification", subset_of_weights="last_layer", hessian_structure="kron")
     posterior.fit(DataLoader(TensorDataset(images.train.x, images.train.y), 500))
     few = DataLoader(TensorDataset(images.held_out.x[:FEW], images.held_out.y[:FEW]), 500)
