@@ -118,7 +118,7 @@ class Quantization:
                 "export it without quantize, or the float model from before."
             )
         weights = {tensor.data_type for tensor in proto.graph.initializer if len(tensor.dims) > 1}
-        if weights - {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.BOOL}:
+        if weights - {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL}:
             kinds = ", ".join(sorted(onnx.TensorProto.DataType.Name(kind).lower() for kind in weights))
             raise ExportError(
                 f"export_onnx: quantize='int8' needs float32 weights, got {kinds}; convert it with model.float()."

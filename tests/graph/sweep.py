@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bensemble.batches import call
 from bensemble.outputs import tensor_paths
@@ -70,6 +70,8 @@ class Row:
 def rows(name: str) -> Iterator[Row]:
     """Every mask of one architecture."""
     model = build(name)
+    found = _output(model, example(name, other=True))
+    assert (found[1:] - found[:1]).abs().max() > 1e-3 * found.abs().max(), f"{name} does not look at its inputs"
     for mask, network in masked(name, model):
         start = time.process_time()
         small = compact(network, example(name, other=False))
@@ -85,10 +87,14 @@ def _count(model: nn.Module, within: str) -> int:
 
 
 @torch.no_grad()
+def _output(model: nn.Module, inputs: Any) -> Tensor:
+    """The first tensor that the model returns, in evaluation."""
+    return next(iter(tensor_paths(call(model.eval(), inputs))))[1]
+
+
 def _error(small: nn.Module, model: nn.Module, inputs: Any) -> float:
     """Largest difference over the largest output."""
-    found, expected = (next(iter(tensor_paths(call(m.eval(), inputs))))[1] for m in (small, model))
-    assert (expected[1:] - expected[:1]).abs().max() > 1e-3 * expected.abs().max(), "the inputs do not matter"
+    found, expected = _output(small, inputs), _output(model, inputs)
     return float((found - expected).abs().max() / expected.abs().max())
 
 

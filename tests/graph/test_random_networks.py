@@ -38,3 +38,24 @@ def test_as_few_channels_as_the_oracle(program: Program):
 
 def _parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+class Untraceable(Network):
+    """Only torch.export gets past its question."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] > 1000:
+            raise ValueError("too many examples")
+        return super().forward(x)
+
+
+@settings(max_examples=15)
+@given(programs(more=WITHOUT_ORACLE, most_steps=9))
+def test_exported_graphs_lose_as_much_as_traced_ones(program: Program):
+    network, other = Network(program).eval(), Untraceable(program).eval()
+    x = torch.randn(2, 2, 6, 6)
+    with unittest.TestCase().assertNoLogs("bensemble.compact", "WARNING"):
+        small, expected = compact(other, x), compact(network, x)
+    x = torch.randn(3, 2, 9, 7)
+    torch.testing.assert_close(small(x), network(x))
+    assert _parameters(small) == _parameters(expected)
