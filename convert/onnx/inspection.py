@@ -29,6 +29,9 @@ WEIGHT_TYPES = {
     if name.startswith(("FLOAT", "BFLOAT", "DOUBLE", "COMPLEX", "INT8", "UINT8", "INT4", "UINT4"))
 }
 
+#: Where operators of quantised graphs take scales and zero points, among their inputs.
+ROUNDING = {"QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "MatMulInteger": (2, 3), "ConvInteger": (2, 3)}
+
 
 def inspect_onnx(path: str | os.PathLike[str]) -> OnnxSummary:
     """Say what an ONNX file holds, without running it.
@@ -85,7 +88,8 @@ def summarize(kind: type[S], path: Path, proto: onnx.ModelProto, data: bytes, **
         data: Its bytes.
         more: Fields that only the report has.
     """
-    counts = [_weights(tensor) for tensor in tensors(proto)]
+    aside = _rounding(proto)
+    counts = [_weights(tensor) for tensor in tensors(proto) if _name(tensor) not in aside]
     initializers = {tensor.name for tensor in proto.graph.initializer}
     return kind(
         path=path,
@@ -113,6 +117,16 @@ def _weights(tensor: onnx.TensorProto | onnx.SparseTensorProto) -> tuple[int, in
         return 0, 0
     values = numpy_helper.to_array(tensor)
     return values.size, values.size - int(np.count_nonzero(values))
+
+
+def _name(tensor: onnx.TensorProto | onnx.SparseTensorProto) -> str:
+    return tensor.values.name if isinstance(tensor, onnx.SparseTensorProto) else tensor.name
+
+
+def _rounding(proto: onnx.ModelProto) -> set[str]:
+    """Names of the scales and zero points of quantised tensors, which are no weights."""
+    found = ((node, ROUNDING.get(node.op_type, ())) for node in proto.graph.node)
+    return {node.input[place] for node, places in found for place in places if place < len(node.input)}
 
 
 def _info(value: onnx.ValueInfoProto) -> TensorInfo:

@@ -1,7 +1,7 @@
 """How files are measured: bytes, milliseconds and error, each in one way for every report.
 
 ``gzip_size`` counts bytes; ``interleaved`` times callables in rounds, so that a busy machine slows all of them;
-``batches_of`` makes inputs of other batch sizes; ``error_of`` compares the outputs of two models on data.
+``resized_batch`` makes inputs of other batch sizes; ``error_of`` compares the outputs of two models on data.
 """
 
 from __future__ import annotations

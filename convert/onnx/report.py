@@ -38,7 +38,8 @@ class OnnxSummary:
         inputs: What the graph takes.
         outputs: What the graph gives.
         parameters: Number of stored weights: the entries of all float, int8 and int4 tensors with at least one axis.
-            The exporter folds BatchNorm into convolutions, so the model may have had more.
+            The exporter folds BatchNorm into convolutions, so the model may have had more. Biases of quantised layers
+            are int32 and not counted, nor are scales and zero points.
         zeros: How many of them are exactly 0.
         opset: Version of the operator set.
         operators: How often each operator occurs.

@@ -34,6 +34,7 @@ def test_static_per_channel(tmp_path, caplog):
     assert sorted(tuple(t.dims) for t in weights) == [(8, 1, 3, 3), (64, 4, 3, 3)]
     scales = {len(t.float_data) or len(t.raw_data) // 4 for t in proto.graph.initializer if t.name.endswith("_scale")}
     assert {8, 64, 10} <= scales  # one for each output channel
+    assert report.parameters == 8 * 9 + 64 * 4 * 9 + 64 * 10  # neither scales nor zero points
     assert {"QuantizeLinear", "DequantizeLinear"} <= set(report.operators)
     assert report.quantization == "int8 static, per channel"
     assert report.metadata["bensemble.quantization"] == report.quantization
