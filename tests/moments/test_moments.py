@@ -13,15 +13,6 @@ from convert import bayesify, check_moments, moments, to_deterministic
 from .sampling import sampled
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 def uneven(scale: float):
     """Sigmas that differ from weight to weight."""
     return lambda name, weight: scale * (0.5 + torch.rand(weight.shape))

@@ -12,15 +12,6 @@ from convert import bayesify, moments
 from .sampling import sampled
 
 
-@pytest.fixture(autouse=True)
-def _reproducible():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 class Then(nn.Module):
     """A function as a module."""
 
