@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -141,6 +141,8 @@ def compare_onnx(
     """
     if not isinstance(files, Mapping) or not files:
         raise InvalidTypeError(f"compare_onnx: files must map names to paths, got {files!r}.")
+    if isinstance(data, Iterator):  # every file reads it
+        data = list(data)
     summaries = {name: inspect_onnx(path) for name, path in files.items()}
     models = {name: _opened(path) for name, path in files.items()}
     first = next(iter(_inputs(data, unpack, torch.device("cpu"), 1)), None)

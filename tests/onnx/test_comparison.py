@@ -116,6 +116,7 @@ def test_a_file_is_called_like_the_model(tmp_path):
 def test_refusals(networks, tmp_path):
     wide, _, files = networks
     x = torch.randn(4, 8)
+    assert compare_onnx(files, iter([x, x]), model=wide, rounds=0)["wide"].error.relative_error < 1e-5
     with pytest.raises(InvalidTypeError, match=r"files must map names to paths, got \{\}"):
         compare_onnx({}, x)
     (tmp_path / "broken.onnx").write_bytes(files["wide"].read_bytes().replace(b"Gemm", b"Gemx"))

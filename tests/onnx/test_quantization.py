@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from bensemble import prune
 from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError
 from convert import OnnxModel, bayesify, export_onnx, inspect_onnx
 from convert.onnx.quantization import Quantization
@@ -177,3 +178,16 @@ def test_sparse_weights_give_the_same_outputs(tmp_path):
     alone = export_onnx(model, tmp_path / "int8.onnx", x, quantize="int8", calibration_data=x)
     assert torch.equal(OnnxModel(tmp_path / "both.onnx")(x), OnnxModel(tmp_path / "int8.onnx")(x))
     assert both.size < alone.size
+
+
+def test_uncertainty_files_may_be_sparse(tmp_path):
+    bnn = bayesify(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3)))
+    x = torch.randn(4, 64)
+    prune(bnn, sparsity=0.9)
+    options = {"outputs": "uncertainty", "likelihood": "categorical", "num_samples": 3}
+    dense = export_onnx(bnn, tmp_path / "dense.onnx", x, **options)
+    sparse = export_onnx(bnn, tmp_path / "sparse.onnx", x, sparse=True, **options)
+    assert sparse.sparse_tensors
+    assert sparse.size < 0.6 * dense.size
+    found, expected = (OnnxModel(tmp_path / f"{name}.onnx")(x) for name in ("sparse", "dense"))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
