@@ -68,13 +68,12 @@ def _measured(report: ExportReport) -> Iterable[tuple[str, str]]:
     if report.max_error is None:
         yield "verified", "no"
         return
-    yield (
-        "verified",
-        (
-            f"against the model in ONNX Runtime: largest difference {report.max_error:.1e}, "
-            f"{report.relative_error:.1e} of the largest output, allowed {report.tolerance:.0e}"
-        ),
-    )
+    difference = f"largest difference {report.max_error:.1e}, {report.relative_error:.1e} of the largest output"
+    if report.quantization is not None:
+        yield "quantised", report.quantization
+        yield "error", f"against the model on the calibration data: {difference}, rms {report.rms_error:.1e}"
+    else:
+        yield "verified", f"against the model in ONNX Runtime: {difference}, allowed {report.tolerance:.0e}"
     for row, (size, milliseconds) in enumerate(report.latency_ms.items()):
         yield (
             "" if row else "latency",

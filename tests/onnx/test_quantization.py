@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from bensemble import prune
 from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError
 from convert import OnnxModel, bayesify, export_onnx, inspect_onnx
+from convert.cli.reports import show_report
 from convert.onnx.quantization import Quantization
 
 
@@ -23,7 +24,7 @@ def convolutional() -> nn.Module:
     ).eval()
 
 
-def test_static_per_channel(tmp_path, caplog):
+def test_static_per_channel(tmp_path, caplog, capsys):
     model, x = convolutional(), torch.randn(40, 1, 12, 12)
     path = tmp_path / "int8.onnx"
     loader = DataLoader(TensorDataset(x, torch.zeros(40)), batch_size=16)
@@ -50,6 +51,9 @@ def test_static_per_channel(tmp_path, caplog):
     assert report.tolerance is None
     assert "quantised   int8 static, per channel" in str(report)
     assert "same largest output for" in str(report)
+    show_report(report)
+    assert "error" in (shown := capsys.readouterr().out)
+    assert "int8 static, per channel" in shown
     assert OnnxModel(path)(x[:7]).shape == (7, 10)
 
 
