@@ -205,11 +205,25 @@ class PosteriorWeights(nn.Module):
                 after.data = before.to(after.device, torch.float32)
         return self
 
+    def _belongs_to_posterior(self, key: str) -> bool:
+        return key in self._posterior_keys() or self._stays_precise(key)
+
     def _stays_precise(self, key: str) -> bool:
         # Not every name that starts with a stem: the user's own `weight_scale` is none of ours.
         return any(
             key in (f"{p.stem}_rho", f"{p.stem}_mask") or key.startswith(f"{p.stem}_prior_") for p in self._posteriors()
         )
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # A class that saves its parameters by name, in a way of its own, knows nothing of posteriors.
+        for name in self._stems:
+            if self._posterior(name) is not None and prefix + name in destination:
+                del destination[prefix + name]
+        own = {**self._parameters, **self._buffers}
+        for key, tensor in own.items():
+            if tensor is not None and prefix + key not in destination and self._belongs_to_posterior(key):
+                destination[prefix + key] = tensor if keep_vars else tensor.detach()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # The user's hooks know the original names: they run first, and only once.

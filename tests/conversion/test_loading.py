@@ -208,3 +208,31 @@ def test_one_sample_in_and_out_of_inference_mode() -> None:
         torch.testing.assert_close(first, bnn(x))
         bnn(x).sum().backward()
     assert bnn.raw_rho.grad is not None
+
+
+class SavesByName(nn.Linear):
+    """As the Linear of torch_geometric, which writes its parameters into the state dict itself."""
+
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        for name in ("weight", "bias"):
+            value = getattr(self, name)
+            destination[prefix + name] = value if keep_vars else value.detach()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_class_that_saves_by_name_keeps_its_posterior(training: bool) -> None:
+    bnn = bayesify(nn.Sequential(SavesByName(3, 4), nn.Linear(4, 2))).train(training)
+    prune(bnn, sparsity=0.5)
+    for _, posterior in named_posteriors(bnn):
+        nn.init.normal_(posterior.rho)
+    saved = bnn.state_dict()
+    assert {key for key in saved if key.startswith("0.")} >= {"0.weight_mu", "0.weight_rho", "0.weight_mask", "0.bias"}
+    assert "0.weight" not in saved
+    other = bayesify(nn.Sequential(SavesByName(3, 4), nn.Linear(4, 2)))
+    prune(other, sparsity=0.1)
+    other.load_state_dict(saved)
+    for (_, one), (_, two) in zip(named_posteriors(bnn), named_posteriors(other), strict=True):
+        assert torch.equal(one.mu, two.mu)
+        assert torch.equal(one.rho, two.rho)
+    back = to_deterministic(bnn)
+    assert list(back.state_dict()) == ["0.weight", "0.bias", "1.weight", "1.bias"]
