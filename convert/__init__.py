@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .compression import Compression, compress
+    from .compression import Compression, UnmetConstraintsError, compress
     from .graph import CompactionReport, compact, compaction_report
     from .graph.moments import MomentsReport, check_moments, moments
     from .noise import NoiseReport, check_noise
@@ -29,6 +29,7 @@ _HOMES = {
     "OnnxSummary": "onnx",
     "PlanRow": "planning",
     "SparsityReport": "zeros",
+    "UnmetConstraintsError": "compression",
     "bayesify": "surgery",
     "check_noise": "noise",
     "compact": "graph",
@@ -57,6 +58,7 @@ __all__ = [
     "OnnxSummary",
     "PlanRow",
     "SparsityReport",
+    "UnmetConstraintsError",
     "bayesify",
     "check_moments",
     "check_noise",

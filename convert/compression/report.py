@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bensemble.errors import BensembleError
+from bensemble.errors import BensembleError, ConversionError
 
-__all__ = ["Compression", "Constraints", "Point"]
+__all__ = ["Compression", "Constraints", "Point", "UnmetConstraintsError"]
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,21 @@ class Compression:
         axes.set(xscale="log", xlabel="size of the file, kB", ylabel="metric")
         axes.legend(frameon=False)
         return axes
+
+
+class UnmetConstraintsError(ConversionError):
+    """No file meets the constraints; nothing was written.
+
+    Attributes:
+        points: Every file that was measured, so that a long search is not lost.
+    """
+
+    def __init__(self, constraints: Constraints, points: Sequence[Point]) -> None:
+        self.points = tuple(points)
+        super().__init__(
+            f"compress: no file meets {constraints}, got {len(points)} files: {constraints.nearest(points)}. "
+            "Relax a constraint, train the posterior for longer, or use the recipe for pruning."
+        )
 
 
 def _size(point: Point) -> int:

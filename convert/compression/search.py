@@ -13,14 +13,14 @@ from torch import nn
 
 from bensemble.batches import Inputs
 from bensemble.checks import check_module, check_number
-from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
+from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.outputs import OutputSelector
 from bensemble.pruning import check_granularity
 from bensemble.writing import checked_target, replacing
 
 from .candidates import Candidate, Ladder, ladders
 from .files import CandidateFiles
-from .report import Compression, Constraints, Point
+from .report import Compression, Constraints, Point, UnmetConstraintsError
 
 __all__ = ["compress"]
 
@@ -76,8 +76,9 @@ def compress(
 
     Raises:
         InvalidTypeError, InvalidValueError: An argument that cannot work, or an ``evaluate`` that gives no number.
-        ConversionError: The model is not Bayesian, ``evaluate`` or ``repair`` failed, or no file meets the constraints;
-            the message says how close the search came. Nothing is written then.
+        ConversionError: The model is not Bayesian, or ``evaluate`` or ``repair`` failed.
+        UnmetConstraintsError: A ConversionError: no file meets the constraints. It says how close the search came, and
+            holds every point. Nothing is written.
 
     Example:
         >>> found = compress(bnn, accuracy, images[:1], "small.onnx", max_drop=0.002, calibration_data=loader)
@@ -163,7 +164,4 @@ def _choose(points: Sequence[Point], constraints: Constraints) -> Point:
         return min(fitting, key=lambda point: (point.size, point.latency_ms, point.drop))
     if fitting:
         return max(fitting, key=lambda point: (point.metric, -point.size))
-    raise ConversionError(
-        f"compress: no file meets {constraints}, got {len(points)} files: {constraints.nearest(points)}. "
-        "Relax a constraint, train the posterior for longer, or use the recipe for pruning."
-    )
+    raise UnmetConstraintsError(constraints, points)

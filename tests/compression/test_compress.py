@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
-from convert import OnnxModel, bayesify, compress, export_onnx, to_deterministic
+from convert import OnnxModel, UnmetConstraintsError, bayesify, compress, export_onnx, to_deterministic
 from convert.compression import Point
 from convert.compression.report import Constraints
 
@@ -179,7 +179,11 @@ def _interrupted(network):
             "evaluate failed on 'SNR > .*', got KeyError: 'labels'",
             {"evaluate": _fails_on_the_second()},
         ),
-        (ConversionError, "no file meets max_drop=0.1, max_size=10, .* the least for max_size is", {"max_size": 10}),
+        (
+            UnmetConstraintsError,
+            "no file meets max_drop=0.1, max_size=10, .* the least for max_size is",
+            {"max_size": 10},
+        ),
         (KeyboardInterrupt, "^$", {"evaluate": _interrupted}),
         (InvalidValueError, "shape|rejects", {"calibration_data": torch.randn(8, 5)}),
     ],
@@ -210,3 +214,11 @@ def test_constraints_say_what_a_point_misses():
     assert constraints.misses(_point(0.9, 10, 3.0)) == ["max_drop", "max_latency_ms"]
     assert constraints.misses(_point(0.96, 10, 2.0)) == []
     assert "the least for max_size is 10, by 'p', which misses max_drop" in constraints.nearest([_point(0.9, 10, 1.0)])
+
+
+def test_what_was_measured_is_kept_when_nothing_meets_the_constraints():
+    points = [_point(0.9, 10, 1.0), _point(0.8, 8, 1.0)]
+    error = UnmetConstraintsError(Constraints(max_size=5), points)
+    assert error.points == tuple(points)
+    assert isinstance(error, ConversionError)
+    assert "no file meets max_size=5, got 2 files: the least for max_size is 8" in str(error)
