@@ -92,7 +92,7 @@ class CandidateFiles:
             granularity=candidate.granularity,
             quantize=candidate.quantize,
             metric=metric,
-            drop=best - metric,
+            drop=round(best - metric, 12),  # 0.9 - 0.89 is a hair above 0.01
             sparsity=removed,
             parameters=report.parameters,
             size=report.size,

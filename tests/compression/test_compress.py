@@ -13,6 +13,8 @@ from torch import nn
 from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
 from convert import OnnxModel, UnmetConstraintsError, bayesify, compress, export_onnx, to_deterministic
 from convert.compression import Point
+from convert.compression.candidates import Candidate
+from convert.compression.files import CandidateFiles
 from convert.compression.report import Constraints
 
 from .digits import accuracy, data, posterior
@@ -222,3 +224,12 @@ def test_what_was_measured_is_kept_when_nothing_meets_the_constraints():
     assert error.points == tuple(points)
     assert isinstance(error, ConversionError)
     assert "no file meets max_size=5, got 2 files: the least for max_size is 8" in str(error)
+
+
+def test_a_drop_that_equals_the_bound_meets_it(tmp_path):
+    model, x = _mlp(8)
+    scores = iter([0.9, 0.89])  # 0.9 - 0.89 > 0.01 in floating point
+    files = CandidateFiles(model, lambda network: next(scores), x, tmp_path)
+    files.measure(Candidate())
+    point = files.measure(Candidate(0.5, "weight"))
+    assert Constraints(max_drop=0.01).misses(point) == []
