@@ -1,0 +1,125 @@
+"""`bensemble compress` and `bensemble report` on a small network, its Bayesian weights and data in files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import bensemble
+from convert import OnnxModel, bayesify, export_onnx
+
+from .test_commands import NETS, Write, assert_one_line, run
+
+SCORES = """
+def closeness(model):
+    import torch
+    x = torch.ones(4, 4)
+    return -float(model(x).square().mean())
+
+number = 7
+"""
+
+
+@pytest.fixture
+def files(write: Write) -> Path:
+    """A folder with nets.py, scores.py, bayesian.safetensors and val.npz, whose labels are the network's own."""
+    folder = write("nets.py", NETS).parent
+    write("scores.py", SCORES)
+    space: dict[str, type] = {}
+    exec(NETS, space)
+    torch.manual_seed(0)
+    model = bayesify(space["Net"](), init_sigma=lambda name, weight: weight.abs() + 0.01).eval()
+    bensemble.save(model, folder / "bayesian.safetensors")
+    inputs = torch.randn(40, 4)
+    np.savez(folder / "val.npz", images=inputs.numpy(), labels=model(inputs).argmax(1).numpy())
+    np.savez(folder / "unlabelled.npz", images=inputs.numpy())
+    return folder
+
+
+COMPRESS = ("compress", "nets:Net", "-w", "bayesian.safetensors", "-o", "small.onnx")
+
+
+@pytest.mark.slow
+def test_compress_writes_the_smallest_file_within_the_drop(files: Path) -> None:
+    result = run(*COMPRESS, "--data", "val.npz", "--max-drop", "0.1", "--plot", "front.png", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    chosen = next(point for point in found["points"] if point["name"] == found["chosen"])
+    assert chosen["drop"] <= 0.1
+    assert found["points"][0]["metric"] == 1.0  # the labels are those of the network at the posterior mean
+    assert chosen["size"] == (files / "small.onnx").stat().st_size
+    assert (files / "front.png").read_bytes()[1:4] == b"PNG"
+    with np.load(files / "val.npz") as data:
+        right = OnnxModel(files / "small.onnx")(torch.from_numpy(data["images"])).argmax(1).numpy() == data["labels"]
+    assert right.mean() == chosen["metric"]
+
+
+def test_compress_takes_a_function_of_the_user(files: Path) -> None:
+    result = run(*COMPRESS, "--evaluate", "scores:closeness", "-i", "8x4", "--max-size", "100000")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("small.onnx: ")
+    assert (files / "small.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        (["--max-drop", "0.1"], 2, "nothing says what is good; add --data val.npz, or --evaluate"),
+        (["--evaluate", "scores:closeness", "--max-drop", "0.1"], 2, "no example input is given"),
+        (["--data", "unlabelled.npz", "--max-drop", "0.1"], 2, "holds no labels, only images"),
+        (["--data", "missing.npz", "--max-drop", "0.1"], 1, "there is no file 'missing.npz'; check the path"),
+        (["--data", "val.npz"], 1, "one of max_drop, max_latency_ms and max_size must be given"),
+        (["--evaluate", "scores:number", "-i", "8x4", "--max-drop", "0.1"], 1, "must name a function"),
+        (["--evaluate", "scores:closenes", "-i", "8x4", "--max-drop", "0.1"], 1, "did you mean 'closeness'?"),
+    ],
+)
+def test_compress_refuses(files: Path, words: list[str], code: int, part: str) -> None:
+    result = run(*COMPRESS, *words)
+    assert result.exit_code == code
+    assert part in result.stderr
+    assert not (files / "small.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "part"),
+    [
+        ({"labels": np.zeros(4, np.int64)}, "holds no inputs"),
+        ({"x": np.zeros((4, 4)), "labels": np.zeros(3, np.int64)}, "got 4 in x, 3 in labels"),
+        ({"x": np.zeros((4, 4)), "labels": np.zeros((4, 3), np.float32)}, "labels of .* must be class numbers"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused(files: Path, arrays: dict[str, np.ndarray], part: str) -> None:
+    np.savez(files / "bad.npz", **arrays)
+    result = run(*COMPRESS, "--data", "bad.npz", "--max-drop", "0.1")
+    assert result.exit_code == 2
+    assert re.search(part, " ".join(result.stderr.split())), result.stderr
+
+
+@pytest.fixture
+def exported(files: Path) -> Path:
+    space: dict[str, type] = {}
+    exec(NETS, space)
+    for name, width in (("wide.onnx", 50), ("narrow.onnx", 5)):
+        export_onnx(space["Net"](width), files / name, torch.randn(2, 4))
+    return files
+
+
+@pytest.mark.parametrize("words", [["--data", "val.npz"], ["-i", "16x4"]])
+def test_report_puts_files_side_by_side(exported: Path, words: list[str]) -> None:
+    result = run("report", "wide.onnx", "narrow.onnx", *words, "--json")
+    assert result.exit_code == 0, result.output
+    wide, narrow = json.loads(result.stdout)
+    assert (wide["name"], narrow["name"]) == ("wide.onnx", "narrow.onnx")
+    assert narrow["size"] < wide["size"] == (exported / "wide.onnx").stat().st_size
+    assert all(0 <= row["metric"] <= 1 if "--data" in words else row["metric"] is None for row in (wide, narrow))
+
+
+def test_report_refuses(exported: Path) -> None:
+    assert_one_line(run("report", "wide.onnx"), 2, "nothing says what the files take")
+    assert_one_line(run("report", "nets.py", "-i", "2x4"), 1, "nets.py")
+    assert_one_line(run("report", "wide.onnx", "-i", "2x5"), 1, "rejects the inputs")
