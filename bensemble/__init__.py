@@ -5,7 +5,7 @@ networks Bayesian and back, and writes them as ONNX.
 """
 
 from . import likelihoods, priors
-from .calibration import Calibration, calibrate
+from .calibration import Calibration, RejectionCurve, calibrate, rejection_curve
 from .checkpoint import load, save
 from .errors import (
     BensembleError,
@@ -33,11 +33,9 @@ from .layers import (
 )
 from .objective import elbo_loss, kl_divergence, kl_warmup, param_groups, posterior_summary
 from .posterior import Posterior, named_posteriors
-from .prediction import predict
-from .predictive import ClassPrediction, Prediction, RegressionPrediction
+from .prediction import ClassPrediction, Prediction, RegressionPrediction, predict
 from .prior_assignment import set_prior
 from .pruning import apply_masks, clear_masks, prune, pruning_masks
-from .rejection import RejectionCurve, rejection_curve
 
 __version__ = "1.0.0"
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .calibration.rejection import RejectionCurve
 from .errors import InvalidTypeError
-from .predictive import Prediction, RegressionPrediction
-from .rejection import RejectionCurve
+from .prediction.results import Prediction, RegressionPrediction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from bensemble import Calibration, calibrate, predict
 from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.likelihoods import Bernoulli, Categorical, DiscreteLikelihood, Gaussian
-from bensemble.predictive import ClassPrediction, RegressionPrediction
+from bensemble.prediction.results import ClassPrediction, RegressionPrediction
 
 
 def classes(logits, **more):

@@ -15,7 +15,7 @@ from bensemble.fitting import FitReport, fit_posterior, set_posterior
 from bensemble.fitting.heldout import BETAS, REACHES, best_scale, largest_scale
 from bensemble.likelihoods import Bernoulli, Categorical, Gaussian, GaussianHead
 from bensemble.posterior import named_posteriors
-from bensemble.prediction import predict
+from bensemble.prediction.monte_carlo import predict
 from bensemble.pruning import prune
 from convert import bayesify, to_deterministic
 

@@ -9,13 +9,13 @@ from torch.distributions import Categorical as TorchCategorical
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
-import bensemble.weight_samples
+import bensemble.prediction.weight_samples
 from bensemble.errors import InvalidTypeError, InvalidValueError, OutOfMemoryError
 from bensemble.frames import sampling
 from bensemble.gaussian import rho_from_sigma, sigma_from_rho
 from bensemble.likelihoods import Categorical, Gaussian, GaussianHead
 from bensemble.posterior import named_posteriors
-from bensemble.prediction import ClassPrediction, Prediction, RegressionPrediction, predict
+from bensemble.prediction.monte_carlo import ClassPrediction, Prediction, RegressionPrediction, predict
 from convert import bayesify
 
 X = torch.randn(7, 1, 6, 6)
@@ -103,7 +103,7 @@ def test_samples_are_those_of_sampling():
 
 @pytest.mark.parametrize("held", [0, 2**30])
 def test_a_loader_sees_the_same_functions_as_one_batch(held, monkeypatch):
-    monkeypatch.setattr(bensemble.weight_samples, "HELD_BYTES", held)
+    monkeypatch.setattr(bensemble.prediction.weight_samples, "HELD_BYTES", held)
     bnn = bayesian(cnn())
     whole = predict(bnn, X, 5, likelihood="categorical", generator=seeded())
     loader = DataLoader(TensorDataset(X, torch.zeros(7)), batch_size=3)

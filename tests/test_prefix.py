@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-import bensemble.members
 from bensemble import named_posteriors, predict, sampling
 from bensemble.gaussian import rho_from_sigma
+from bensemble.prediction import members
 from convert import bayesify
 
 X = torch.randn(4, 3, 8, 8)
@@ -216,8 +216,8 @@ def test_every_batch_has_a_prefix_of_its_own():
 def test_a_network_that_is_bayesian_from_the_start_is_not_watched(monkeypatch):
     bnn = bayesify(nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(216, 2)))
     kept = []
-    original = bensemble.members.Prefix
-    monkeypatch.setattr(bensemble.members, "Prefix", lambda device: kept.append(original(device)) or kept[-1])
+    original = members.Prefix
+    monkeypatch.setattr(members, "Prefix", lambda device: kept.append(original(device)) or kept[-1])
     with pytest.warns(UserWarning, match="neither trained nor fitted"):
         predict(bnn, [X, X], 3)
     assert len(kept) == 1

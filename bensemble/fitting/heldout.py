@@ -23,7 +23,7 @@ from ..batches import call, device_of, to_device
 from ..frames import open_frame
 from ..likelihoods import Likelihood
 from ..outputs import OutputSelector, select_output
-from ..weight_samples import WeightSamples
+from ..prediction.weight_samples import WeightSamples
 
 __all__ = ["BETAS", "REACHES", "best_scale", "heldout_terms", "largest_scale", "standard_error"]
 

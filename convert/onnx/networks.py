@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from bensemble.batches import call
 from bensemble.errors import ConversionError, ExportError
 from bensemble.likelihoods import Gaussian, Likelihood
-from bensemble.moment_model import MomentModel
 from bensemble.outputs import OutputSelector, select_output
+from bensemble.prediction.moment_model import MomentModel
 
 from ..copying import copy_model
 from .inputs import Arguments, FlatModel

@@ -16,7 +16,7 @@ from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError
 from bensemble.likelihoods import Bernoulli, Categorical, DiscreteLikelihood, Likelihood, resolve
 from bensemble.outputs import OutputSelector
 from bensemble.posterior import named_posteriors
-from bensemble.weight_samples import WeightSamples
+from bensemble.prediction.weight_samples import WeightSamples
 
 from ..runtime import class_names
 from .inputs import Arguments

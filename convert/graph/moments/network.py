@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from bensemble.moment_model import MomentModel
+from bensemble.prediction.moment_model import MomentModel
 
 from .points import NUM_POINTS, number_of_latents, output_points, standard_points
 from .state import Uncertain

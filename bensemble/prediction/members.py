@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from .batches import Inputs, batch_size, call, to_device
-from .errors import OutOfMemoryError
-from .frames import open_frame
+from ..batches import Inputs, batch_size, call, to_device
+from ..errors import OutOfMemoryError
+from ..frames import open_frame
+from ..modes import is_compiled
+from ..outputs import OutputSelector, select_output
 from .local_samples import LocalSamples
-from .modes import is_compiled
 from .moment_model import MomentModel
-from .outputs import OutputSelector, select_output
 from .prefix import Prefix
 from .rows import NotByRowError
 from .weight_samples import WeightSamples

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_number
-from .errors import InvalidValueError
-from .likelihoods import DiscreteLikelihood, Likelihood
+from ..checks import check_number
+from ..errors import InvalidValueError
+from ..likelihoods import DiscreteLikelihood, Likelihood
 
 __all__ = ["ClassPrediction", "Prediction", "RegressionPrediction"]
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import InvalidValueError
-from .gaussian import precise
-from .likelihoods import DiscreteLikelihood, Likelihood
-from .predictive import ClassPrediction, Prediction, RegressionPrediction
+from ..errors import InvalidValueError
+from ..gaussian import precise
+from ..likelihoods import DiscreteLikelihood, Likelihood
+from .results import ClassPrediction, Prediction, RegressionPrediction
 
 __all__ = ["RunningMoments", "assemble"]
 

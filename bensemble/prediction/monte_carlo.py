@@ -2,8 +2,8 @@
 
 Local reparameterization would be cheaper and wrong in general: it draws the noise of a convolution or a sequence at
 every position anew, which averages it away. So prediction holds weights, and runs batch by batch, sample by sample;
-:mod:`bensemble.local_samples` says where the cheaper way is right. What comes before the first sampled weight is
-computed once (:mod:`bensemble.prefix`).
+:mod:`bensemble.prediction.local_samples` says where the cheaper way is right. What comes before the first sampled
+weight is computed once (:mod:`bensemble.prediction.prefix`).
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import Inputs, Unpack, batch_size, is_loader, split_batch, split_inputs
-from .checks import check_count, check_module
-from .errors import InvalidTypeError, InvalidValueError
-from .likelihoods import Likelihood, resolve
+from ..batches import Inputs, Unpack, batch_size, is_loader, split_batch, split_inputs
+from ..checks import check_count, check_module
+from ..errors import InvalidTypeError, InvalidValueError
+from ..likelihoods import Likelihood, resolve
+from ..modes import evaluating
+from ..outputs import OutputSelector, describe
+from ..posterior import named_posteriors
+from .gathering import RunningMoments, assemble
 from .members import Member
-from .modes import evaluating
-from .outputs import OutputSelector, describe
-from .posterior import named_posteriors
-from .predictive import ClassPrediction, Prediction, RegressionPrediction
-from .running import RunningMoments, assemble
+from .results import ClassPrediction, Prediction, RegressionPrediction
 
 __all__ = ["ClassPrediction", "Prediction", "RegressionPrediction", "predict"]
 

@@ -14,9 +14,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .errors import InvalidValueError
-from .likelihoods import DiscreteLikelihood
-from .predictive import ClassPrediction, Prediction, RegressionPrediction
+from ..errors import InvalidValueError
+from ..likelihoods import DiscreteLikelihood
+from ..prediction.results import ClassPrediction, Prediction, RegressionPrediction
 
 __all__ = ["fitted_temperature", "temper"]
 

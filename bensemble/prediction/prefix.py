@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .gaussian import tracing
-from .modes import random_state
+from ..gaussian import tracing
+from ..modes import random_state
 from .weight_samples import WeightFrame
 
 __all__ = ["Prefix"]

@@ -6,9 +6,9 @@ one forward carries many samples of every example, as rows of one batch, and the
 for all samples, computes mean and variance once. What is lost is the joint distribution of several examples.
 
 This is exact only where each Bayesian layer is called once, with one row per example, no weight is shared or read in
-another way, and no operation mixes examples or asks how many there are. :class:`~bensemble.rows.Rows` proves it for
-the very forward that is used; a forward of two rows first shows what the network does with another number of them.
-Everything that is not proven is refused with :class:`~bensemble.rows.NotByRowError`; weight samples are taken then.
+another way, and no operation mixes examples or asks how many there are. :class:`~bensemble.prediction.rows.Rows` proves
+it for the very forward that is used; a forward of two rows first shows what the network does with another number of
+them. What is not proven is refused with :class:`~bensemble.prediction.rows.NotByRowError`, and weight samples are taken.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .batches import Inputs, batch_size, call, device_of
-from .frames import Frame, open_frame
-from .gaussian import precise, quick_normal, variance_from_rho
-from .kernels import LinearOp
-from .layers.linear_op import LinearOpLayer
-from .modes import is_compiled, random_state
-from .outputs import OutputSelector, is_named_tuple, select_output
-from .posterior import Posterior, layer_posteriors
+from ..batches import Inputs, batch_size, call, device_of
+from ..frames import Frame, open_frame
+from ..gaussian import precise, quick_normal, variance_from_rho
+from ..kernels import LinearOp
+from ..layers.linear_op import LinearOpLayer
+from ..modes import is_compiled, random_state
+from ..outputs import OutputSelector, is_named_tuple, select_output
+from ..posterior import Posterior, layer_posteriors
 from .rows import NotByRowError, Rows
 
 __all__ = ["LocalSamples"]

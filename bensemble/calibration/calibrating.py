@@ -28,11 +28,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_number
-from .errors import InvalidTypeError, InvalidValueError
-from .likelihoods import DiscreteLikelihood
-from .likelihoods.base import check_finite, check_same_shape, check_tensor
-from .predictive import ClassPrediction, Prediction, RegressionPrediction
+from ..checks import check_number
+from ..errors import InvalidTypeError, InvalidValueError
+from ..likelihoods import DiscreteLikelihood
+from ..likelihoods.base import check_finite, check_same_shape, check_tensor
+from ..prediction.results import ClassPrediction, Prediction, RegressionPrediction
 from .tempering import fitted_temperature, temper
 
 __all__ = ["Calibration", "calibrate"]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .batches import device_of
-from .draws import read_only
-from .frames import Frame, warn_where_not_held
-from .gaussian import precise
-from .posterior import Posterior, layer_posteriors
+from ..batches import device_of
+from ..draws import read_only
+from ..frames import Frame, warn_where_not_held
+from ..gaussian import precise
+from ..posterior import Posterior, layer_posteriors
 
 __all__ = ["HELD_BYTES", "WeightFrame", "WeightSamples"]
 

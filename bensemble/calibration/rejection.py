@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_number
-from .errors import InvalidTypeError, InvalidValueError
-from .likelihoods import Bernoulli, Categorical
-from .likelihoods.base import check_finite, check_same_shape
-from .predictive import ClassPrediction, Prediction, RegressionPrediction
+from ..checks import check_number
+from ..errors import InvalidTypeError, InvalidValueError
+from ..likelihoods import Bernoulli, Categorical
+from ..likelihoods.base import check_finite, check_same_shape
+from ..prediction.results import ClassPrediction, Prediction, RegressionPrediction
 
 __all__ = ["RejectionCurve", "rejection_curve"]
 
