@@ -8,7 +8,7 @@ for all samples, computes mean and variance once. What is lost is the joint dist
 This is exact only where each Bayesian layer is called once, with one row per example, no weight is shared or read in
 another way, and no operation mixes examples or asks how many there are. :class:`~bensemble.prediction.rows.Rows` proves
 it for the very forward that is used; a forward of two rows first shows what the network does with another number of
-them. What is not proven is refused with :class:`~bensemble.prediction.rows.NotByRowError`, and weight samples are taken.
+them. What is not proven is refused with :class:`~bensemble.prediction.rows.NotByRowError`: weight samples are taken.
 """
 
 from __future__ import annotations
