@@ -98,6 +98,8 @@ def compress(
             bnn, evaluate, example_inputs, Path(folder), calibration_data, repair, sparse, output, progress
         )
         files.measure(Candidate())
+        if calibration_data is not None:
+            files.measure(Candidate(quantize="int8"))  # data that does not fit is refused before the search
         for ladder in ladders(bnn, granularities):
             _climb(files, ladder, max_drop, int(refine))
         if calibration_data is not None:
@@ -149,11 +151,11 @@ def _try(files: CandidateFiles, ladder: Ladder, share: float) -> Point | None:
 
 
 def _quantize(files: CandidateFiles, max_drop: float | None) -> None:
-    """The int8 file of the posterior mean, and of everything good enough that is not beaten so far."""
-    points = list(files.points.items())
-    for number, (candidate, point) in enumerate(points):
+    """The int8 file of every float file that is good enough and not beaten by another one."""
+    floats = [(candidate, point) for candidate, point in files.points.items() if candidate.quantize is None]
+    for candidate, point in floats:
         good = max_drop is None or point.drop <= max_drop
-        if number == 0 or (good and not any(other.beats(point) for _, other in points)):
+        if good and not any(other.beats(point) for _, other in floats):
             files.measure(Candidate(candidate.threshold, candidate.granularity, "int8"))
 
 
