@@ -25,7 +25,13 @@ def found(tmp_path_factory):
     path = tmp_path_factory.mktemp("compress") / "small.onnx"
     images, labels = data().search
     return compress(
-        posterior(), accuracy(images, labels), images[:16], path, max_drop=0.01, calibration_data=data().train[0][:256]
+        posterior(),
+        accuracy(images, labels),
+        images[:16],
+        path,
+        max_drop=0.01,
+        calibration_data=data().train[0][:256],
+        refine=1,
     )
 
 
