@@ -20,7 +20,7 @@ from typing import Any
 
 from .failures import WrongUsage, first_line
 
-__all__ = ["InputText", "make_inputs", "parse_input", "read_arrays"]
+__all__ = ["InputText", "computes_in_float64", "make_inputs", "parse_input", "read_arrays"]
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 FORM = "write 1x3x224x224, input_ids=2x128:int64 or batch.npz"
@@ -119,12 +119,16 @@ def _integers_below(model: Any) -> int:
 
 def _from_file(path: Path, model: Any) -> list[tuple[str | None, Any]]:
     """The arrays of an .npz file; float64 becomes float32 unless the model itself computes in float64."""
-    import torch
-
-    wide = any(parameter.dtype == torch.float64 for parameter in model.parameters())
-    tensors = read_arrays(path, "input", wide)
+    tensors = read_arrays(path, "input", computes_in_float64(model))
     in_order = all(name == f"arr_{i}" for i, name in enumerate(tensors))
     return [(None if in_order else name, tensor) for name, tensor in tensors.items()]
+
+
+def computes_in_float64(model: Any) -> bool:
+    """Whether a model has float64 parameters, so that its inputs stay as wide."""
+    import torch
+
+    return any(parameter.dtype == torch.float64 for parameter in model.parameters())
 
 
 def read_arrays(path: Path, verb: str, wide: bool = False) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .example_inputs import computes_in_float64, read_arrays
 from .failures import WrongUsage
 
 __all__ = ["LabelledData", "read_data"]
@@ -79,9 +80,7 @@ def read_data(path: Path, model: Any = None, need_labels: bool = False) -> Label
         InvalidValueError: The file cannot be read.
         WrongUsage: It holds no inputs or no labels, or arrays of different lengths.
     """
-    from .example_inputs import read_arrays
-
-    arrays = read_arrays(path, "data", wide=model is not None and _is_wide(model))
+    arrays = read_arrays(path, "data", wide=model is not None and computes_in_float64(model))
     found = next((name for name in LABELS if name in arrays), None)
     labels = arrays.pop(found) if found is not None else None
     if not arrays:
@@ -105,9 +104,3 @@ def read_data(path: Path, model: Any = None, need_labels: bool = False) -> Label
         )
     in_order = len(arrays) == 1 or all(name == f"arr_{i}" for i, name in enumerate(arrays))
     return LabelledData(arrays, not in_order, labels)
-
-
-def _is_wide(model: Any) -> bool:
-    import torch
-
-    return any(parameter.dtype == torch.float64 for parameter in model.parameters())

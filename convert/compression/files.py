@@ -13,11 +13,12 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from bensemble.batches import Inputs, batch_size
-from bensemble.errors import ConversionError, ExportError, InvalidTypeError, InvalidValueError
+from bensemble.errors import ConversionError, ExportError
 from bensemble.outputs import OutputSelector
 
 from ..graph import compact
 from ..onnx import OnnxModel, compare_onnx, export_onnx
+from ..onnx.measuring import checked_metric
 from ..surgery import to_deterministic
 from ..zeros import sparsity
 from .candidates import Candidate
@@ -132,17 +133,7 @@ class CandidateFiles:
     def _evaluated(self, path: Path, candidate: Candidate) -> float:
         with torch.no_grad():
             value = self._call("evaluate", self.evaluate, OnnxModel(path), candidate)
-        try:
-            metric = float(value)
-        except (TypeError, ValueError) as err:
-            raise InvalidTypeError(
-                f"compress: evaluate must return a number, got {value!r} for '{candidate}'."
-            ) from err
-        if metric != metric:
-            raise InvalidValueError(
-                f"compress: evaluate must return a number, got NaN for '{candidate}'; look at its data."
-            )
-        return metric
+        return checked_metric("compress", value, str(candidate))
 
     def _call(self, name: str, function: Callable[[nn.Module], Any], network: nn.Module, candidate: Candidate) -> Any:
         try:

@@ -17,7 +17,7 @@ from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.outputs import OutputSelector
 
 from .inspection import inspect_onnx
-from .measuring import BATCH_SIZES, Error, Timing, error_of, interleaved, resized_batch
+from .measuring import BATCH_SIZES, Error, Timing, checked_metric, error_of, interleaved, resized_batch
 from .running import OnnxModel
 
 __all__ = ["Comparison", "Variant", "compare_onnx"]
@@ -247,10 +247,4 @@ def _metric(evaluate: Callable[[nn.Module], float] | None, model: nn.Module, nam
         return None
     with torch.no_grad():
         value = evaluate(model)
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as err:
-        raise InvalidTypeError(f"compare_onnx: evaluate must return a number, got {value!r} for '{name}'.") from err
-    if number != number:
-        raise InvalidValueError(f"compare_onnx: evaluate must return a number, got NaN for '{name}'.")
-    return number
+    return checked_metric("compare_onnx", value, name)

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from bensemble.batches import Inputs, batch_size, call
-from bensemble.errors import InvalidValueError
+from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.outputs import OutputSelector, select_output, tensor_paths
 
-__all__ = ["BATCH_SIZES", "Error", "Timing", "error_of", "gzip_size", "interleaved", "resized_batch"]
+__all__ = ["BATCH_SIZES", "Error", "Timing", "checked_metric", "error_of", "gzip_size", "interleaved", "resized_batch"]
 
 #: Batch sizes that are timed, as far as a model takes them.
 BATCH_SIZES = (1, 16, 128)
@@ -182,3 +182,22 @@ class _Sums:
         relative = self.worst / self.largest if self.largest else float("inf")
         rms = (self.squares / self.power) ** 0.5 if self.power else float("inf")
         return Error(self.worst, relative, rms, self.same / self.rows if self.rows else None)
+
+
+# -- what a user's function says
+
+
+def checked_metric(verb: str, value: Any, name: str) -> float:
+    """What ``evaluate`` returned for the file of a name, or an error unless it is a number.
+
+    Raises:
+        InvalidTypeError: It is no number.
+        InvalidValueError: It is NaN.
+    """
+    try:
+        metric = float(value)
+    except (TypeError, ValueError) as err:
+        raise InvalidTypeError(f"{verb}: evaluate must return a number, got {value!r} for '{name}'.") from err
+    if metric != metric:
+        raise InvalidValueError(f"{verb}: evaluate must return a number, got NaN for '{name}'; look at its data.")
+    return metric
