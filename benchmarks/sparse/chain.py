@@ -16,7 +16,7 @@ from digits import Digits
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from bensemble import apply_masks, elbo_loss, kl_divergence, kl_warmup, param_groups
+from bensemble import apply_masks, elbo_loss, kl_divergence, kl_warmup, param_groups, prune
 from convert import bayesify, compact, sparsity, to_deterministic
 
 
@@ -32,6 +32,10 @@ class Round:
         rho_lr: Learning rate of rho; falls to 0.
         warmup: Share of the round over which beta rises.
         estimator: Of the noise, see ``bayesify``.
+        shift: Pixels by which pictures move. In the last round they stay where they are, so that the pixels that are
+            always empty go.
+        channels: Signal-to-noise ratio below which a whole neuron or channel goes at the end, before its weights are
+            judged.
     """
 
     epochs: int
@@ -41,6 +45,8 @@ class Round:
     rho_lr: float = 2e-2
     warmup: float = 0.3
     estimator: str = "local"
+    shift: int = 1
+    channels: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,8 @@ def pruned(network: nn.Module, digits: Digits, settings: Round, batch: int) -> n
         beta = settings.beta * kl_warmup(step, total, settings.warmup)
         return elbo_loss(F.cross_entropy(bnn(x), y), kl_divergence(bnn), digits.num_data, beta)
 
-    descend(bnn, optimizer, digits, settings.epochs, batch, loss)
+    descend(bnn, optimizer, digits, settings.epochs, batch, loss, settings.shift)
+    prune(bnn, threshold=settings.channels, granularity="channel")
     plain = to_deterministic(bnn.eval(), threshold=settings.threshold)
     return compact(plain, digits.train[0][:2])
 
@@ -112,12 +119,13 @@ def descend(
     epochs: int,
     batch: int,
     loss: Callable[[Tensor, Tensor, int, int], Tensor],
+    shift: int = 1,
 ) -> None:
     """Take every step; the rates fall to 0 in a straight line."""
     network.train()
     total = epochs * -(-digits.num_data // batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: 1 - s / total)
-    for step, (x, y) in enumerate(pair for _ in range(epochs) for pair in digits.batches(batch)):
+    for step, (x, y) in enumerate(pair for _ in range(epochs) for pair in digits.batches(batch, shift)):
         optimizer.zero_grad()
         loss(x, y, step, total).backward()
         optimizer.step()

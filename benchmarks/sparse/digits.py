@@ -1,4 +1,4 @@
-"""MNIST in three parts, as tensors; training pictures are moved by up to ``SHIFT`` pixels, a batch at a time."""
+"""MNIST in three parts, as tensors; training pictures can be moved by some pixels, a batch at a time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from images import HELD_OUT, MEAN, STD, normalised
 from torch import Tensor, nn
-
-SHIFT = 1
 
 
 @dataclass(frozen=True)
@@ -27,11 +25,11 @@ class Digits:
     def num_data(self) -> int:
         return len(self.train[1])
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass in random order; all pictures of a batch move together, which costs next to nothing."""
+    def batches(self, size: int, shift: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass in random order; all pictures of a batch move together by up to ``shift`` pixels, which is cheap."""
         x, y = self.train
         for part in torch.randperm(len(y)).split(size):
-            down, right = torch.randint(-SHIFT, SHIFT + 1, (2,)).tolist()
+            down, right = torch.randint(-shift, shift + 1, (2,)).tolist()
             yield F.pad(x[part], (right, -right, down, -down), value=-MEAN / STD), y[part]
 
 

@@ -24,7 +24,7 @@ SUBJECTS: dict[str, tuple[Callable[[], nn.Module], Recipe]] = {
                 Round(20, 0.83),
                 Round(15, 0.83, lr=3e-3, rho_lr=3e-2, warmup=0.1),
                 Round(15, 1.0, beta=2.0, lr=3e-3, rho_lr=3e-2, warmup=0.5),
-                Round(15, 1.2, beta=3.0, lr=3e-3, rho_lr=3e-2),
+                Round(15, 1.2, beta=3.0, lr=3e-3, rho_lr=3e-2, shift=0, channels=1.2),
             ),
             tuning=12,
         ),

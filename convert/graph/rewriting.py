@@ -43,7 +43,7 @@ def rewrite(flow: Flow, solution: Solution, cut: Cut) -> fx.GraphModule:
             change(node, solution)
     _take_shortcuts(root, flow, solution)
     for reader in flow.readers:
-        _select_inputs(root, reader, solution)
+        _select_inputs(root, flow, reader, solution)
     install(root, cut, keep_class=False)
     _pass_biases(flow, cut)
     graph.lint()
@@ -100,15 +100,24 @@ def _renumbered(source: Tensor | None, positions: Tensor, target: Tensor | None)
     return kept if source is None else (source.long().cumsum(0) - 1)[kept]
 
 
-def _select_inputs(root: nn.Module, reader: Reader, solution: Solution) -> None:
+def _select_inputs(root: nn.Module, flow: Flow, reader: Reader, solution: Solution) -> None:
     stays = solution.stays(reader.inputs)
     if not reader.selects or stays.all():
         return
     node = reader.node
     source = node.all_input_nodes[0]
     with node.graph.inserting_before(node):
-        new = _index_select(root, node, source, -1, stays.nonzero().flatten())
+        new = _rows(root, node, source, flow.values[source].ndim, stays.nonzero().flatten())
     node.replace_input_with(source, new)
+
+
+def _rows(root: nn.Module, node: fx.Node, source: fx.Node, axes: int, positions: Tensor) -> fx.Node:
+    """A choice along the last axis, made along the first: copying rows is many times faster than picking elements."""
+    if axes == 1:
+        return _index_select(root, node, source, 0, positions)
+    turned = node.graph.call_function(torch.transpose, (source, 0, -1))
+    chosen = _index_select(root, node, turned, 0, positions)
+    return node.graph.call_function(torch.transpose, (chosen, 0, -1))
 
 
 def _index_select(root: nn.Module, node: fx.Node, source: fx.Node, axis: int, positions: Tensor) -> fx.Node:

@@ -37,6 +37,23 @@ def test_other_sizes_give_the_same(name, share):
     assert parameters(small) < (0.7 if share is None else 1.0) * parameters(model)
 
 
+@pytest.mark.parametrize("shape", [(4, 30), (3, 5, 30), (30,)])
+def test_unread_inputs_are_left_out_again(shape):
+    """A choice among the inputs shrinks when a compacted network loses more of them."""
+    model = nn.Sequential(nn.Linear(30, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    with torch.no_grad():
+        model[0].weight[:, ::3] = 0
+    x = torch.randn(shape)
+    small = compact(model, x)
+    assert_same(small, model, x)
+    with torch.no_grad():
+        small.get_submodule("0").weight[:, 5:] = 0
+    smaller = compact(small, x)
+    assert_same(smaller, small, x)
+    assert parameters(small) == 8 * 20 + 8 + 18
+    assert parameters(smaller) == 8 * 5 + 8 + 18
+
+
 def transformers() -> dict[str, tuple[nn.Module, list[tuple[Tensor, int]], list[Tensor]]]:
     """Encoders, with what reads their heads and what makes their neurons."""
     layer = nn.TransformerEncoderLayer(16, 4, 64, batch_first=True, dropout=0.0)

@@ -113,13 +113,13 @@ def _row(table: Tensor) -> Tensor:
     return table[0].to("cpu", torch.float64) if len(table) else torch.zeros(table.shape[1], dtype=torch.float64)
 
 
-@rule("index", "index_select")
+@rule("index")
 def look_up(flow: Flow, call: Call) -> Any:
     """Rows of a tensor by an index tensor along its first axis: the other axes keep their atoms."""
     x = call.operands[0]
     where = call.get(1, "indices")
     first = where[0] if isinstance(where, (list, tuple)) else None
-    if call.name != "index" or first is None or any(k is not None for k in where[1:]) or len(call.operands) != 2:
+    if first is None or any(k is not None for k in where[1:]) or len(call.operands) != 2:
         return flow.unknown(call, "an index that is not followed")
     _pin_others(flow, call, x)
     x = flow.operand(x)

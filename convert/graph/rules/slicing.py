@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -68,6 +69,17 @@ def part(flow: Flow, call: Call) -> Any:
         start = call.get(2, "start")
         return _range(flow, call, x, axis, slice(start, start + call.get(3, "length")))
     return _range(flow, call, x, axis, slice(call.get(2, "start"), call.get(3, "end"), call.get(4, "step", 1)))
+
+
+@rule("index_select")
+def chosen(flow: Flow, call: Call) -> Any:
+    """Inputs by a table of positions, as a compacted network begins: what nobody reads leaves the table."""
+    x, axis, table = call.operands[0], call.get(1, "dim"), call.get(2, "index")
+    if len(call.operands) != 2 or not x.from_inputs or not isinstance(table, Value) or table.leaf is None:
+        return flow.unknown(call, "an index that is not followed")
+    wide = [-1 if k == axis % x.ndim else 1 for k in range(x.ndim)]
+    atoms = flow.leaf_axis(table, 0).reshape(wide)
+    return replace(x.forget(), shape=call.shape, atoms=atoms, from_inputs=False, parent=None, move=None)
 
 
 @rule("getitem", "__getitem__")
