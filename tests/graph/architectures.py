@@ -49,7 +49,20 @@ def build(name: str) -> nn.Module:
         if isinstance(layer, LAYERS) and not layer.weight.any():
             nn.init.normal_(layer.weight, std=0.05)
     shift_norms(model, torch.Generator().manual_seed(1))
-    return model.eval()
+    _measure_batch_norms(model.eval(), name)
+    return model
+
+
+@torch.no_grad()
+def _measure_batch_norms(model: nn.Module, name: str) -> None:
+    """Statistics of what passes, as training would leave them: without, random deep networks forget their inputs."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    if norms:
+        model(example(name, other=True))
+    model.eval()
 
 
 def example(name: str, other: bool) -> Any:
