@@ -6,6 +6,7 @@ networks Bayesian and back, and writes them as ONNX.
 
 from . import likelihoods, priors
 from .calibration import Calibration, RejectionCurve, calibrate, rejection_curve
+from .channels import ChannelGroups
 from .checkpoint import load, save
 from .errors import (
     BensembleError,
@@ -50,6 +51,7 @@ __all__ = [
     "BayesianLinear",
     "BensembleError",
     "Calibration",
+    "ChannelGroups",
     "CheckpointError",
     "ClassPrediction",
     "ConversionError",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .compression import Compression, UnmetConstraintsError, compress
-    from .graph import CompactionReport, compact, compaction_report
+    from .graph import CompactionReport, channel_groups, compact, compaction_report
     from .graph.moments import MomentsReport, check_moments, moments
     from .noise import NoiseReport, check_noise
     from .onnx import Comparison, ExportReport, OnnxModel, OnnxSummary, compare_onnx, export_onnx, inspect_onnx
@@ -31,6 +31,7 @@ _HOMES = {
     "SparsityReport": "zeros",
     "UnmetConstraintsError": "compression",
     "bayesify": "surgery",
+    "channel_groups": "graph",
     "check_noise": "noise",
     "compact": "graph",
     "compress": "compression",
@@ -60,6 +61,7 @@ __all__ = [
     "SparsityReport",
     "UnmetConstraintsError",
     "bayesify",
+    "channel_groups",
     "check_moments",
     "check_noise",
     "compact",

@@ -6,7 +6,7 @@ before the first module changes; if a change fails all the same, what was change
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
+from bensemble.channels import ChannelGroups
 from bensemble.checks import check_module
 from bensemble.errors import ConversionError, InvalidTypeError, refuse
 from bensemble.layers.linear_op import LinearOpLayer, check_estimator
@@ -111,8 +112,8 @@ def to_deterministic(
     bnn: M,
     *,
     threshold: float | None = None,
-    sparsity: float | None = None,
-    granularity: str = "weight",
+    sparsity: float | Mapping[str, float] | None = None,
+    granularity: str | ChannelGroups = "weight",
     masks: dict[str, Tensor] | None = None,
     sample: bool = False,
     keep_masks: bool = False,
@@ -127,8 +128,11 @@ def to_deterministic(
     Args:
         bnn: A model with Bayesian layers.
         threshold: Prune weights with a signal-to-noise ratio ``|mu| / sigma`` of at most this (Graves 2011: 0.83).
-        sparsity: Prune this share of the weights, those with the lowest ratio in the whole model; biases stay.
-        granularity: ``"weight"``, or ``"channel"`` to score and prune whole output channels.
+        sparsity: Prune this share of the weights, those with the lowest ratio in the whole model; biases stay. A
+            mapping gives layers shares of their own, see :func:`bensemble.pruning_masks`.
+        granularity: ``"weight"``; ``"channel"`` to score and prune whole output channels; or what
+            :func:`convert.channel_groups` finds, channels, attention heads and neurons that :func:`convert.compact` can
+            remove.
         masks: Zeros and ones by original parameter name, instead of ``threshold`` and ``sparsity``.
         sample: Take one draw from the posterior instead of the mean.
         keep_masks: Leave the masks in place as ``torch.nn.utils.prune`` masks, for training on.

@@ -69,6 +69,26 @@ def test_sparsity_takes_the_lowest_ratios_of_the_whole_model(sparsity):
     assert not gone or not kept or max(gone) <= min(kept)
 
 
+def test_layers_may_have_shares_of_their_own_the_first_match_counts():
+    bnn = net()
+    masks = pruning_masks(bnn, sparsity={"2": 0.5, "7.weight": 0.0, "[07].*": 0.25})
+    shares = {name: 1 - float(mask.mean()) for name, mask in masks.items()}
+    assert shares == {"0.weight": 0.25, "2.weight": 0.5, "7.weight": 0.0}
+    for name, posterior in weights(bnn).items():
+        ratio, mask = posterior.snr().detach(), masks.get(name)
+        assert mask is None or shares[name] == 0 or ratio[mask == 0].max() <= ratio[mask == 1].min()
+    everywhere = pruning_masks(bnn, sparsity={"*": 0.5})
+    assert everywhere.keys() == weights(bnn).keys()
+    assert all(mask.sum() == mask.numel() / 2 for mask in everywhere.values())
+
+
+def test_channels_of_layers_may_have_shares_of_their_own():
+    bnn = net()
+    masks = pruning_masks(bnn, sparsity={"0": 0.5, "3": 0.34}, granularity="channel")
+    dead = {name: int((p.layer.channel_rows(masks[name]).sum(1) == 0).sum()) for name, p in weights(bnn).items()}
+    assert dead == {"0.weight": 4, "2.weight": 0, "3.weight": 2, "7.weight": 0}
+
+
 def test_equal_ratios_are_pruned_to_the_asked_share():
     layer = BayesianLinear(10, 10)
     nn.init.ones_(layer.w_mu)
@@ -91,14 +111,19 @@ def channel_ratio(posterior):
 
 
 @pytest.mark.parametrize("criterion", [{"threshold": 3.0}, {"sparsity": 0.4}])
-def test_channels_go_as_a_whole_by_their_ratio(criterion):
+def test_channels_go_as_a_whole_by_their_ratio_and_the_best_of_a_layer_stays(criterion):
     bnn = net()
     masks = pruning_masks(bnn, granularity="channel", **criterion)
     kept, gone, removed = [], [], 0
     for name, posterior in weights(bnn).items():
-        for ratio, places in channel_ratio(posterior):
+        channels = channel_ratio(posterior)
+        best = max(ratio for ratio, _ in channels)
+        for ratio, places in channels:
             part = torch.cat([masks[name][place].flatten() for place in places])
             assert part.unique().numel() == 1
+            if ratio == best:
+                assert part[0] == 1
+                continue
             (kept if part[0] else gone).append(float(ratio))
             removed += 0 if part[0] else part.numel()
     assert kept
@@ -232,9 +257,16 @@ def test_weights_that_are_not_prunable_are_left_out():
         ({"sparsity": 1.0}, InvalidValueError, r"sparsity must be finite and at least 0 and below 1, got 1\.0"),
         ({"sparsity": -0.1}, InvalidValueError, r"sparsity must be finite and at least 0 and below 1, got -0\.1"),
         ({"sparsity": math.nan}, InvalidValueError, "sparsity must be .* got nan"),
+        ({"sparsity": {"7": 1.0}}, InvalidValueError, r"sparsity of '7' must be finite .* below 1, got 1\.0"),
+        ({"sparsity": {"8": 0.5}}, InvalidValueError, "sparsity names '8', which has no posterior; there are 0.weight"),
+        ({"sparsity": {"7.weigth": 0.5}}, InvalidValueError, "'7.weigth', .* did you mean '7.weight'"),
         ({"threshold": 1.0, "sparsity": 0.5}, InvalidValueError, "exclude each other, got threshold and sparsity"),
         ({"sparsity": 0.5, "masks": {}}, InvalidValueError, "exclude each other, got sparsity and masks"),
-        ({"sparsity": 0.5, "granularity": "row"}, InvalidValueError, "must be one of weight, channel, got 'row'"),
+        (
+            {"sparsity": 0.5, "granularity": "row"},
+            InvalidValueError,
+            "must be 'weight', 'channel' or the channel groups of a model, got 'row'",
+        ),
         ({"granularity": "channel", "masks": {}}, InvalidValueError, "must come with threshold or sparsity"),
         ({"masks": [1]}, InvalidTypeError, "masks must map parameter names to values, got list"),
         (

@@ -5,15 +5,15 @@ A threshold is chosen by the share that it prunes, because signal-to-noise ratio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
+from bensemble.channels import ChannelGroups
 from bensemble.pruning import pruning_scores
 
-__all__ = ["Candidate", "Ladder", "ladders"]
+__all__ = ["SHARES", "Candidate", "Ladder", "ladders"]
 
 #: Shares of the weights, and of the weights in whole channels, that are tried first.
 SHARES = {
@@ -47,28 +47,30 @@ class Ladder:
 
     Args:
         granularity: ``"weight"`` or ``"channel"``.
-        scores: Every prunable weight's score.
+        scores: Of everything that may go.
+        sizes: How many weights go with each.
     """
 
-    def __init__(self, granularity: str, scores: Tensor) -> None:
+    def __init__(self, granularity: str, scores: Tensor, sizes: Tensor) -> None:
         self.granularity = granularity
-        self._sorted = scores.sort().values
+        self._sorted, order = scores.sort()
+        self._gone = sizes[order].cumsum(0)
         self.shares = SHARES[granularity]
 
     def candidate(self, share: float) -> Candidate | None:
         """The candidate that prunes about this share; None where equal scores leave only all or nothing."""
-        index = min(round(share * len(self._sorted)), len(self._sorted) - 1)
+        index = int((self._gone <= round(share * int(self._gone[-1]))).sum())
         threshold = float(self._sorted[max(index - 1, 0)])
         if not threshold < float(self._sorted[-1]):
             return None
         return Candidate(threshold, self.granularity)
 
 
-def ladders(model: nn.Module, granularities: Sequence[str]) -> list[Ladder]:
+def ladders(model: nn.Module, granularities: Mapping[str, str | ChannelGroups]) -> list[Ladder]:
     """One ladder for each granularity by which something in the model can be pruned."""
     found = []
-    for granularity in granularities:
-        scores = [score.flatten().cpu() for score in pruning_scores(model, granularity).values()]
-        if scores:
-            found.append(Ladder(granularity, torch.cat(scores)))
+    for name, granularity in granularities.items():
+        scores, sizes = pruning_scores(model, granularity)
+        if len(scores):
+            found.append(Ladder(name, scores, sizes))
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from bensemble.batches import Inputs, batch_size
+from bensemble.channels import ChannelGroups
 from bensemble.errors import ConversionError, ExportError
 from bensemble.outputs import OutputSelector
 
@@ -38,6 +39,7 @@ class CandidateFiles:
         evaluate: ``callable(model) -> float``, higher is better.
         example_inputs: What one call takes.
         folder: Where the files lie.
+        granularities: What pruning takes, by the names that candidates use.
         calibration_data: What int8 is calibrated with.
         repair: Called with every pruned network, whose pruned weights then stay pruned.
         sparse: Whether mostly-zero weights may be stored as sparse tensors.
@@ -51,6 +53,7 @@ class CandidateFiles:
     evaluate: Callable[[nn.Module], float]
     example_inputs: Inputs
     folder: Path
+    granularities: Mapping[str, str | ChannelGroups]
     calibration_data: Any = None
     repair: Callable[[nn.Module], Any] | None = None
     sparse: bool = True
@@ -120,15 +123,29 @@ class CandidateFiles:
         """The plain network of a candidate, and the share of its weights that pruning removed."""
         if candidate.threshold is None:
             network = to_deterministic(self.bnn)
-            return network, sparsity(network).sparsity
-        repaired = self.repair is not None
-        network = to_deterministic(
-            self.bnn, threshold=candidate.threshold, granularity=str(candidate.granularity), keep_masks=repaired
-        )
-        if self.repair is not None:
-            self._call("repair", self.repair, network, candidate)
-            _make_permanent(network)
+        elif self.repair is None:
+            network = self._pruned(candidate)
+        else:
+            network = self._repaired(candidate, self.repair)
         return network, sparsity(network).sparsity
+
+    def _pruned(self, candidate: Candidate, keep_masks: bool = False) -> nn.Module:
+        granularity = self.granularities[str(candidate.granularity)]
+        return to_deterministic(self.bnn, threshold=candidate.threshold, granularity=granularity, keep_masks=keep_masks)
+
+    def _repaired(self, candidate: Candidate, repair: Callable[[nn.Module], Any]) -> nn.Module:
+        """The repaired network, the same for the float and the int8 file; between them its weights are on the disk."""
+        kept = self.folder / f"{candidate.threshold} per {candidate.granularity}.pt"
+        if kept.exists():
+            network = to_deterministic(self.bnn)
+            network.load_state_dict(torch.load(kept, weights_only=True))
+            return network
+        network = self._pruned(candidate, keep_masks=True)
+        self._call("repair", repair, network, candidate)
+        _make_permanent(network)
+        if self.calibration_data is not None:
+            torch.save(network.state_dict(), kept)
+        return network
 
     def _evaluated(self, path: Path, candidate: Candidate) -> float:
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -12,17 +13,20 @@ from typing import Any
 from torch import nn
 
 from bensemble.batches import Inputs
+from bensemble.channels import ChannelGroups
 from bensemble.checks import check_module, check_number
-from bensemble.errors import InvalidTypeError, InvalidValueError
+from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
 from bensemble.outputs import OutputSelector
-from bensemble.pruning import check_granularity
 from bensemble.writing import checked_target, replacing
 
-from .candidates import Candidate, Ladder, ladders
+from ..graph import channel_groups
+from .candidates import SHARES, Candidate, Ladder, ladders
 from .files import CandidateFiles
 from .report import Compression, Constraints, Point, UnmetConstraintsError
 
 __all__ = ["compress"]
+
+log = logging.getLogger("bensemble.compress")
 
 
 def compress(
@@ -62,10 +66,11 @@ def compress(
         max_drop: Most that the metric may fall below that of the file at the posterior mean.
         max_latency_ms: Most milliseconds for one run on ``example_inputs``, one thread.
         max_size: Most bytes of the file.
-        granularities: ``"weight"``, ``"channel"``, or both.
+        granularities: ``"weight"``, ``"channel"``, or both; channels go together as :func:`convert.channel_groups`
+            finds them, where the model can be traced.
         calibration_data: Inputs, or a loader of batches, that fix the int8 ranges; None leaves int8 out.
-        repair: ``callable(network)``, called with every pruned torch network before it is compacted, to re-estimate
-            BatchNorm (``torch.optim.swa_utils.update_bn``) or to train on; pruned weights stay pruned.
+        repair: ``callable(network)``, called once with every pruned torch network before it is compacted, to
+            re-estimate BatchNorm (``torch.optim.swa_utils.update_bn``) or to train on; pruned weights stay pruned.
         refine: Steps between the last good and the first bad threshold; each halves the gap.
         sparse: Store mostly-zero weights as sparse tensors where that makes the file smaller.
         output: Which output of the model to export, as in :func:`convert.export_onnx`.
@@ -91,16 +96,18 @@ def compress(
             raise InvalidTypeError(f"compress: {name} must be a callable that takes a model, got {function!r}.")
     check_number("compress", "refine", refine, least=0)
     for granularity in granularities:
-        check_granularity(granularity)
+        if granularity not in SHARES:
+            raise InvalidValueError(f"compress: granularities must be 'weight' or 'channel', got {granularity!r}.")
     target = checked_target(path, "compress")
+    ways = {name: _channels(bnn, example_inputs) if name == "channel" else name for name in granularities}
     with tempfile.TemporaryDirectory(prefix="bensemble-") as folder:
         files = CandidateFiles(
-            bnn, evaluate, example_inputs, Path(folder), calibration_data, repair, sparse, output, progress
+            bnn, evaluate, example_inputs, Path(folder), ways, calibration_data, repair, sparse, output, progress
         )
         files.measure(Candidate())
         if calibration_data is not None:
             files.measure(Candidate(quantize="int8"))  # data that does not fit is refused before the search
-        for ladder in ladders(bnn, granularities):
+        for ladder in ladders(bnn, ways):
             _climb(files, ladder, max_drop, int(refine))
         if calibration_data is not None:
             _quantize(files, max_drop)
@@ -110,6 +117,16 @@ def compress(
         with replacing(target) as temporary:
             shutil.copyfile(files.path(chosen), temporary)
     return Compression(Path(path), chosen, points[0], points, constraints, tuple(files.notes.values()))
+
+
+def _channels(bnn: nn.Module, example_inputs: Inputs) -> str | ChannelGroups:
+    """Channels that go together where the graph shows them, else the channels of each layer by themselves."""
+    try:
+        groups = channel_groups(bnn, example_inputs)
+    except ConversionError as err:
+        log.info("%s", err)
+        return "channel"
+    return groups if groups.count else "channel"
 
 
 def _constraints(max_drop: Any, max_latency_ms: Any, max_size: Any) -> Constraints:

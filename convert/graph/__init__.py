@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .channels import channel_groups
 from .compaction import compact, compaction_report
 from .report import CompactionReport, LayerChange
 
-__all__ = ["CompactionReport", "LayerChange", "compact", "compaction_report"]
+__all__ = ["CompactionReport", "LayerChange", "channel_groups", "compact", "compaction_report"]

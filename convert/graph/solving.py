@@ -20,17 +20,22 @@ from .loose import settle_loose
 from .readers import Reader
 from .solution import Solution
 
-__all__ = ["solve"]
+__all__ = ["settle", "solve"]
 
 #: Unread inputs are left out by an index only where that removes at least this share of all parameters that stay.
 LEAST_SELECTION = 0.05
 
 
-def solve(flow: Flow) -> Solution:
-    """Decide what stays."""
+def settle(flow: Flow) -> None:
+    """What all uses of a weight agree on, and which channels can only go together."""
     _agree_on_shared_weights(flow)
     _forget_unfoldable(flow)
     settle_loose(flow)
+
+
+def solve(flow: Flow) -> Solution:
+    """Decide what stays."""
+    settle(flow)
     roots = flow.atoms.find(torch.arange(len(flow.atoms)))
     needed = torch.zeros(len(roots), dtype=torch.bool)
     for atoms, _ in flow.atoms.pins:

@@ -126,13 +126,40 @@ def test_repair_trains_the_pruned_network_and_its_zeros_stay(tmp_path):
     repaired = compress(
         model, closeness, x, tmp_path / "b.onnx", max_size=10**6, granularities=["channel"], repair=repair
     )
-    by_name = {point.name: point for point in plain.points}
+    unrepaired = {point.threshold: point for point in plain.points}
     pruned = [point for point in repaired.points if point.threshold is not None]
     assert pruned
     assert seen == sorted(seen)
     for point in pruned:
-        assert point.metric > by_name[point.name].metric
-        assert point.sparsity == pytest.approx(by_name[point.name].sparsity, abs=1e-3)
+        assert point.metric > unrepaired[point.threshold].metric
+        assert point.sparsity == pytest.approx(unrepaired[point.threshold].sparsity, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_repair_runs_once_for_the_float_and_the_int8_file(tmp_path):
+    model, x = _mlp()
+    calls = []
+
+    def repair(network):  # another network each time, which only the file of the same call can show
+        calls.append(network)
+        network[2].bias.data.fill_(100.0 * len(calls))
+
+    found = compress(
+        model,
+        lambda network: float(network(x).mean()),
+        x,
+        tmp_path / "a.onnx",
+        max_size=10**6,
+        granularities=["channel"],
+        repair=repair,
+        calibration_data=x,
+    )
+    pruned = [point for point in found.points if point.threshold is not None]
+    floats = {point.threshold: point for point in pruned if point.quantize is None}
+    assert len(calls) == len(floats)
+    assert len(pruned) > len(floats)
+    for point in pruned:
+        assert point.metric == pytest.approx(floats[point.threshold].metric, abs=5.0)
 
 
 # -- what is refused
@@ -174,7 +201,7 @@ def _interrupted(network):
         (InvalidValueError, "max_size must be finite and above 0, got 0", {"max_size": 0}),
         (InvalidTypeError, "evaluate must be a callable that takes a model, got 0.9", {"evaluate": 0.9}),
         (InvalidTypeError, "repair must be a callable that takes a model, got 'update_bn'", {"repair": "update_bn"}),
-        (InvalidValueError, "granularity must be one of weight, channel, got 'head'", {"granularities": ["head"]}),
+        (InvalidValueError, "granularities must be 'weight' or 'channel', got 'head'", {"granularities": ["head"]}),
         (
             InvalidValueError,
             "evaluate must return a number, got NaN for 'posterior mean'",
@@ -234,7 +261,7 @@ def test_what_was_measured_is_kept_when_nothing_meets_the_constraints():
 def test_a_drop_that_equals_the_bound_meets_it(tmp_path):
     model, x = _mlp(8)
     scores = iter([0.9, 0.89])  # 0.9 - 0.89 > 0.01 in floating point
-    files = CandidateFiles(model, lambda network: next(scores), x, tmp_path)
+    files = CandidateFiles(model, lambda network: next(scores), x, tmp_path, {"weight": "weight"})
     files.measure(Candidate())
     point = files.measure(Candidate(0.5, "weight"))
     assert Constraints(max_drop=0.01).misses(point) == []

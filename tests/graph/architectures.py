@@ -9,14 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import bensemble
+from convert import bayesify, channel_groups, to_deterministic
 from tests.zoo.libraries.torchvision_import import prepare
 
 from .masking import LAYERS, kill_attention_and_neurons, shift_norms, zero_channels
 
-__all__ = ["DEAD_HEADS", "HUGGING_FACE", "TIMM", "TORCHVISION", "TRANSFORMERS", "build", "example", "masked"]
+__all__ = ["BY_POSTERIOR", "DEAD_HEADS", "HUGGING_FACE", "TIMM", "TORCHVISION", "TRANSFORMERS"]
+__all__ += ["build", "example", "masked"]
 
 #: The mask of transformers: half of the heads and of the hidden neurons of every block.
 DEAD_HEADS = "heads, neurons"
+#: Half of the channels, heads and neurons of every layer, by the signal-to-noise ratio of those that go together.
+BY_POSTERIOR = "posterior 50 %"
 
 TORCHVISION = (
     *("resnet18", "resnext50_32x4d", "densenet121", "googlenet", "inception_v3", "mobilenet_v2", "mobilenet_v3_small"),
@@ -78,6 +83,7 @@ def example(name: str, other: bool) -> Any:
 
 def masked(name: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Copies of the model with each kind of mask."""
+    yield BY_POSTERIOR, _pruned_by_posterior(model, example(name, other=False))
     if name in TRANSFORMERS or name in HUGGING_FACE:
         network = copy.deepcopy(model)
         kill_attention_and_neurons(*_heads_and_neurons(network))
@@ -91,6 +97,15 @@ def masked(name: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         network = copy.deepcopy(model)
         zero_channels(network, share, torch.Generator().manual_seed(2))
         yield f"random {round(100 * share)} %", network
+
+
+def _pruned_by_posterior(model: nn.Module, inputs: Any) -> nn.Module:
+    bnn = bayesify(model, example_inputs=inputs)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for _, posterior in bensemble.named_posteriors(bnn):
+            posterior.rho.add_(torch.rand(posterior.rho.shape, generator=generator))
+    return to_deterministic(bnn, sparsity={"*": 0.5}, granularity=channel_groups(bnn, inputs))
 
 
 def _hugging_face(name: str) -> nn.Module:
