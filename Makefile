@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test quick check format lint types wheel zoo compaction-sweep bench clean
+.PHONY: demo test quick check format lint types wheel zoo compaction-sweep properties bench clean
 
 demo: $(READY)          ## the whole story on one page: demo-output/index.html
 	$(BIN)/bensemble demo --output demo-output
@@ -39,6 +39,9 @@ zoo:                    ## convert and check every model of torchvision, timm, t
 
 compaction-sweep:       ## compact real architectures with zeroed channels, heads and neurons; needs the environment of `make zoo`
 	.venv-zoo/bin/python -m tests.graph.sweep
+
+properties: $(READY)    ## thousands of random networks through the whole chain, and the faults that it must notice
+	PYTHONPATH=tests $(BIN)/python -m properties
 
 bench: $(READY)         ## ratios to the deterministic network; needs a quiet machine
 	$(BIN)/python benchmarks/training_step.py

@@ -74,6 +74,32 @@ def test_everything_comes_back(path, tokens, prior, into):
     assert torch.equal(bnn.sampled, loaded.sampled)
 
 
+class Recycled(nn.Module):
+    """One module under two names."""
+
+    def __init__(self, shared=True):
+        super().__init__()
+        layer = nn.Linear(3, 3)
+        self.layers = nn.ModuleList([layer, nn.LSTMCell(3, 3), layer if shared else nn.Linear(3, 3)])
+
+
+@pytest.mark.parametrize("convert", [lambda model: model, bayesify], ids=["deterministic", "Bayesian"])
+def test_a_module_under_two_names_comes_back(path, convert):
+    bnn = bayesify(Recycled(), prior="pretrained")
+    bensemble.prune(bnn, sparsity=0.5)
+    bensemble.save(bnn, path)
+    loaded = bensemble.load(path, convert(Recycled()))
+    assert loaded.layers[0] is loaded.layers[2]
+    assert list(loaded.state_dict()) == list(bnn.state_dict())
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in bnn.state_dict().items())
+
+
+def test_a_module_under_two_names_does_not_fit_two_modules(path):
+    bensemble.save(bayesify(Recycled()), path)
+    with pytest.raises(CheckpointError, match=r"'layers\.2\.weight' is in the model but not in the file"):
+        bensemble.load(path, Recycled(shared=False))
+
+
 def test_the_same_model_gives_the_same_bytes(path):
     bnn = _trained()
     bensemble.save(bnn, path)

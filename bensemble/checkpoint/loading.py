@@ -106,6 +106,8 @@ def _mismatches(header: Header, tensors: dict[str, Tensor], model: nn.Module) ->
     posterior_keys = {
         key for key in available | set(left) if any(key.startswith(p) and "." not in key[len(p) :] for p in prefixes)
     }
+    # A module that the model holds under several names has its tensors in the file under each of them.
+    posterior_keys |= {key for key, first in header.shared.items() if first in posterior_keys}
     for key, tensor in left.items():
         if key in posterior_keys:
             continue

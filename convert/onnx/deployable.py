@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from bensemble.errors import ConversionError, ExportError
 from bensemble.posterior import named_posteriors
@@ -19,14 +20,21 @@ __all__ = ["deployable", "unwrapped"]
 
 
 @contextlib.contextmanager
-def deployable(model: nn.Module) -> Iterator[nn.Module]:
+def deployable(model: nn.Module, computed_weights: bool) -> Iterator[nn.Module]:
     """A deployable copy of a model; random state and configuration are as before when the block ends.
+
+    Args:
+        model: The user's model.
+        computed_weights: Whether parametrized weights are computed now instead of in every run: those of
+            ``orthogonal``, for instance, take operations that ONNX does not have.
 
     Raises:
         ExportError: The model cannot be copied to the CPU.
     """
     with torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
         network = _copy(unwrapped(model)).eval()
+        if computed_weights:
+            _compute_weights(network)
         with _without_caches(network):
             yield network
 
@@ -54,6 +62,30 @@ def _copy(model: nn.Module) -> nn.Module:
         raise ExportError(
             f"export_onnx: {type(model).__name__} cannot be moved to the CPU, got {one_line(err)}."
         ) from err
+
+
+def _compute_weights(network: nn.Module) -> None:
+    """Put the value of every parametrized weight in place of its parametrization.
+
+    ``remove_parametrizations`` would take the property from the class, which the user's own module shares.
+    """
+    for module in network.modules():
+        if parametrize.is_parametrized(module):
+            parametrizations = module.get_submodule("parametrizations")
+            assert isinstance(parametrizations, nn.ModuleDict)
+            for name in list(parametrizations):
+                parametrizations[name] = _Constant(getattr(module, name).detach().clone())
+
+
+class _Constant(nn.Module):
+    """Gives one tensor."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def forward(self) -> torch.Tensor:
+        return self.get_buffer("value")
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ def export_onnx(
     if uncertainty is not None:
         uncertainty.check(models)
     with ExitStack() as stack:
-        networks = [stack.enter_context(deployable(member)) for member in models]
+        networks = [stack.enter_context(deployable(member, computed_weights=uncertainty is None)) for member in models]
         arguments = read_arguments(networks[0], example_inputs, input_names)
         _check_size(networks)
         own = {**(metadata or {}), "bensemble.outputs": outputs, "bensemble.model": type(networks[0]).__name__}

@@ -30,6 +30,13 @@ def encoder(**options):
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=not options)  # it warns where it cannot
 
 
+def one_orthogonal_weight_twice():
+    """What it is computed from takes an operation that ONNX does not have, and is shared."""
+    one, other = nn.Linear(6, 6), nn.Linear(6, 6, bias=False)
+    other.weight = one.weight
+    return nn.Sequential(*map(nn.utils.parametrizations.orthogonal, (one, other)))
+
+
 KINDS = {
     "resnet": (resnet, (3, 33, 35)),
     "conv1d": (lambda: nn.Sequential(nn.Conv1d(3, 6, 3, padding="same", dilation=2), nn.GELU()), (3, 11)),
@@ -44,6 +51,7 @@ KINDS = {
     "encoder, norm first": (lambda: encoder(norm_first=True, activation="gelu"), (5, 16)),
     "lstm": (lambda: nn.LSTM(4, 8, num_layers=2, batch_first=True, bidirectional=True), (5, 4)),
     "weight norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), (3, 7, 7)),
+    "orthogonal": (one_orthogonal_weight_twice, (6,)),
     "vector": (lambda: nn.Linear(4, 1), (4,)),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import time
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ def every_posterior_moves_the_output(subject: Subject) -> None:
                 if not _moves(subject, owner):
                     unmoved.append(name)
             posterior.rho.data.fill_(SILENT)
-    ignored = [name for name in unmoved if not _source_reads(subject, name)]
+    ignored = [name for name in unmoved if not source_reads(subject, name)]
     subject.result.facts["moved_one_by_one"] = tried
     subject.result.facts["ignored_by_the_source"] = ignored
     lost = sorted(set(unmoved) - set(ignored))
@@ -92,7 +93,7 @@ def check_noise_agrees(subject: Subject) -> None:
     silent = {row.name for row in report.silent}
     assert {row.name for row in report.rows} == set(subject.posteriors), "not one row for each posterior"
     assert all(row.reason for row in report.silent), "silent without a reason"
-    wrong = sorted(name for name in silent - set(facts["ignored_by_the_source"]) if _source_reads(subject, name))
+    wrong = sorted(name for name in silent - set(facts["ignored_by_the_source"]) if source_reads(subject, name))
     assert not wrong, f"check_noise calls silent what the source reads: {wrong[:4]}"
 
 
@@ -128,22 +129,27 @@ def _moves(subject: Subject, owner: nn.Module) -> bool:
         return first_difference(subject.outputs, run(subject.bnn, subject.example.inputs)) is not None
 
 
-def _source_reads(subject: Subject, name: str) -> bool:
+def source_reads(subject: Subject, name: str, train: bool = False) -> bool:
     """Whether moving the weight in the source by twenty sigma changes its output by more than rounding does.
 
-    Attention ignores the bias of its keys, for instance: it shifts all scores of a query alike.
+    Attention ignores the bias of its keys, for instance: it shifts all scores of a query alike. In training, batch
+    norms ignore the bias before them.
     """
     parameter = dict(subject.source.named_parameters())[name]
     kept = parameter.detach().clone()
     noise = torch.randn(kept.shape, generator=torch.Generator().manual_seed(3))
+    inputs = subject.train_inputs if train else subject.example.inputs
+    with training(subject.source) if train else nullcontext():
+        before = run(subject.source, inputs) if train else subject.outputs
     try:
         parameter.data.add_((20 * subject.posteriors[name].sigma().detach() * noise).to(kept.dtype))
-        moved = run(subject.source, subject.example.inputs)
+        with training(subject.source) if train else nullcontext():
+            moved = run(subject.source, inputs)
     finally:
         parameter.data.copy_(kept)
     return any(
         moved[path].shape != value.shape or distance(value, moved[path]) > 1e-5 * scale(value)
-        for path, value in subject.outputs.items()
+        for path, value in before.items()
         if path in moved
     )
 
