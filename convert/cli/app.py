@@ -6,16 +6,16 @@ Imports of torch and onnx stand inside the commands, so that `bensemble --help` 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from .calibration_file import read_calibration
 from .deployment import compress, report
 from .example_inputs import make_inputs
-from .failures import OneLineErrors, WrongUsage
+from .exporting import export
+from .failures import OneLineErrors
 from .model_name import parse_model_name
-from .options import InputsOption, JsonOption, KeyOption, LikelihoodOption, ModelArgument, WeightsOption
+from .options import InputsOption, JsonOption, KeyOption, ModelArgument, WeightsOption
 from .progress import working
 from .steps import load_network, parse_inputs, show
 
@@ -110,78 +110,6 @@ def plan(
 
 
 @app.command()
-def export(
-    model: ModelArgument,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The .onnx file to write.", show_default=False)
-    ],
-    weights: WeightsOption = None,
-    key: KeyOption = None,
-    inputs: InputsOption = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(metavar="SNR", help="Bayesian weights only: prune where |mu| / sigma is at most this, as 0.83."),
-    ] = None,
-    sparsity: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Bayesian weights only: prune this share, as 0.9.")
-    ] = None,
-    outputs: Annotated[
-        str, typer.Option(metavar="WHAT", help="[b]mean[/b], the model's own outputs, or [b]uncertainty[/b].")
-    ] = "mean",
-    likelihood: LikelihoodOption = None,
-    method: Annotated[str, typer.Option(metavar="HOW", help="How uncertainty is computed: samples.")] = "samples",
-    samples: Annotated[int, typer.Option(metavar="K", help="Weight draws in the file.")] = 16,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="What Calibration.to_json wrote: its thresholds go into the file."),
-    ] = None,
-    classes: Annotated[str | None, typer.Option(metavar="NAMES", help="Names of the classes, as cat,dog.")] = None,
-    opset: Annotated[int | None, typer.Option(metavar="N", help="ONNX opset; the exporter's own by default.")] = None,
-    verify: Annotated[bool, typer.Option(help="Compare with the model in ONNX Runtime before writing.")] = True,
-    json: JsonOption = False,
-) -> None:
-    """Write a model as one ONNX file, confirmed by ONNX Runtime at another batch size.
-
-    The weights may be those of the model, or those of its Bayesian version (names in _mu and _rho): then the network at
-    the posterior mean is written, or with --outputs uncertainty how sure it is as well.
-
-    [b]For example[/b]
-
-    bensemble export mymodel:build -w best.pth -i 1x3x224x224 -o mymodel.onnx
-
-    bensemble export mymodel:build -w bayesian.pt -i 1x1x28x28 --threshold 0.83 -o small.onnx
-
-    bensemble export mymodel:build -w bayesian.pt -i 1x28x28 --outputs uncertainty --likelihood categorical -o s.onnx
-
-    bensemble export nlp:encoder -i input_ids=2x128:int64 -i attention_mask=2x128:int64 -o encoder.onnx
-    """
-    name, texts = parse_model_name(model), parse_inputs(inputs)
-    if not texts:
-        raise WrongUsage("export: no example input is given; add its shape, for example --input 1x3x224x224.")
-    with working("Importing torch") as stage:
-        from ..onnx import export_onnx
-
-        network = load_network(name, weights, key, stage)
-        if threshold is not None or sparsity is not None:
-            network = _prune(network, threshold, sparsity, keep_posterior=outputs == "uncertainty")
-        stage(f"Writing {output}")
-        report = export_onnx(
-            network,
-            output,
-            make_inputs(texts, network),
-            outputs=outputs,
-            likelihood=likelihood,
-            method=method,
-            num_samples=samples,
-            calibration=None if calibration is None else read_calibration(calibration),
-            metadata=None if classes is None else {"classes": classes},
-            opset=opset,
-            verify=verify,
-        )
-    show(report, json)
-
-
-@app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="Any ONNX file.", show_default=False)],
     json: JsonOption = False,
@@ -201,24 +129,6 @@ def inspect(
     show(summary, json)
 
 
-def _prune(network: Any, threshold: float | None, sparsity: float | None, keep_posterior: bool) -> Any:
-    """A Bayesian network without the weights that its posterior is unsure of, by default plain torch.nn again."""
-    from bensemble.errors import ConversionError
-    from bensemble.posterior import named_posteriors
-    from bensemble.pruning import prune
-
-    from ..surgery import to_deterministic
-
-    if not any(True for _ in named_posteriors(network)):
-        raise ConversionError(
-            "export: --threshold and --sparsity prune by the posterior, and the model has none; leave them out, or "
-            "give the weights of its Bayesian version with --weights."
-        )
-    if keep_posterior:
-        prune(network, threshold=threshold, sparsity=sparsity)
-        return network
-    return to_deterministic(network, threshold=threshold, sparsity=sparsity, inplace=True)
-
-
+app.command()(export)
 app.command()(compress)
 app.command()(report)

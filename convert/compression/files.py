@@ -83,7 +83,7 @@ class CandidateFiles:
                 sparse=self.sparse,
             )
         except (ExportError, ConversionError) as err:
-            if not self.points:  # what cannot be written at all
+            if candidate.threshold is None:  # no candidate can be written, or none in eight bits
                 raise
             self.notes[candidate] = f"{candidate}: not written, {str(err).splitlines()[0]}"
             log.info("%s", self.notes[candidate])

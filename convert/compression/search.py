@@ -82,6 +82,7 @@ def compress(
     Raises:
         InvalidTypeError, InvalidValueError: An argument that cannot work, or an ``evaluate`` that gives no number.
         ConversionError: The model is not Bayesian, or ``evaluate`` or ``repair`` failed.
+        ExportError: The model cannot be written, or not be quantised although ``calibration_data`` is given.
         UnmetConstraintsError: A ConversionError: no file meets the constraints. It says how close the search came, and
             holds every point. Nothing is written.
 
@@ -106,7 +107,7 @@ def compress(
         )
         files.measure(Candidate())
         if calibration_data is not None:
-            files.measure(Candidate(quantize="int8"))  # data that does not fit is refused before the search
+            files.measure(Candidate(quantize="int8"))  # what int8 cannot do is refused before the search
         for ladder in ladders(bnn, ways):
             _climb(files, ladder, max_drop, int(refine))
         if calibration_data is not None:

@@ -66,6 +66,81 @@ def test_compress_takes_a_function_of_the_user(files: Path) -> None:
     assert (files / "small.onnx").exists()
 
 
+EXPORT = ("export", "nets:Net(width=64)", "-i", "2x4", "-o", "net.onnx")
+
+
+@pytest.fixture
+def wide(files: Path) -> torch.nn.Module:
+    """A wider network, whose Bayesian weights are in wide.safetensors."""
+    space: dict[str, type] = {}
+    exec(NETS, space)
+    model = bayesify(space["Net"](64)).eval()
+    bensemble.save(model, files / "wide.safetensors")
+    return model
+
+
+def test_export_rounds_to_eight_bits(files: Path, wide: torch.nn.Module) -> None:
+    result = run(*EXPORT, "-w", "wide.safetensors", "--int8", "val.npz", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["quantization"] == "int8 static, per channel"
+    x = torch.randn(5, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(OnnxModel("net.onnx")(x), wide(x), rtol=0, atol=0.1 * float(wide(x).abs().max()))
+
+
+def test_export_stores_zeros_sparsely(files: Path, wide: torch.nn.Module) -> None:
+    sizes = {}
+    for name, words in (("dense", ()), ("sparse", ("--sparse",))):
+        result = run(*EXPORT, "-w", "wide.safetensors", "--sparsity", "0.9", *words, "--json")
+        assert result.exit_code == 0, result.output
+        sizes[name] = json.loads(result.stdout)["sparse_tensors"], Path("net.onnx").stat().st_size
+    assert (sizes["dense"][0], sizes["sparse"][0]) == (0, 2)
+    assert sizes["sparse"][1] < sizes["dense"][1]
+
+
+@pytest.mark.parametrize("words", [("--threshold", "1e6"), ("--sparsity", "0.5")])
+def test_export_prunes_channels_and_cuts_them_out(files: Path, wide: torch.nn.Module, words: tuple[str, str]) -> None:
+    result = run(*EXPORT, "-w", "wide.safetensors", *words, "--granularity", "channel", "--compact", "--json")
+    assert result.exit_code == 0, result.output
+    alive = 1 if words[0] == "--threshold" else round((256 - 0.5 * 448) / 4)  # of 64 neurons with 4 weights each
+    assert json.loads(result.stdout)["parameters"] == alive * (4 + 1 + 3) + 3
+
+
+def test_export_compacts_a_plain_network(files: Path) -> None:
+    space: dict[str, type] = {}
+    exec(NETS, space)
+    model = space["Net"](64)
+    model.head.weight.data[:, :40] = 0
+    torch.save(model.state_dict(), "plain.pth")
+    result = run(*EXPORT, "-w", "plain.pth", "--compact", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["parameters"] == 24 * (4 + 1 + 3) + 3
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        (["--granularity", "head", "--sparsity", "0.5"], 2, "--granularity must be weight or channel, got 'head'"),
+        (["--granularity", "channel"], 2, "not how much; add --threshold or --sparsity"),
+        (["--compact", "--outputs", "uncertainty"], 2, "--compact takes the network at the posterior mean"),
+        (["--int8", "val.npz", "--outputs", "uncertainty"], 1, "quantize='int8' needs outputs='mean'"),
+        (["--int8", "missing.npz"], 1, "there is no file 'missing.npz'; check the path"),
+        (["--int8", "other.npz"], 1, "calibration_data must be like example_inputs, a tensor of shape (2, 4)"),
+        (["--sparsity", "1.5"], 1, "sparsity must be finite and at least 0 and below 1, got 1.5"),
+    ],
+)
+def test_export_refuses(files: Path, wide: torch.nn.Module, words: list[str], code: int, part: str) -> None:
+    np.savez("other.npz", x=np.zeros((8, 5), np.float32))
+    result = run(*EXPORT, "-w", "wide.safetensors", *words)
+    *notes, error = result.stderr.splitlines()
+    assert (result.exit_code, result.stdout) == (code, ""), result.output
+    assert error.startswith("Error: ")
+    assert part in error
+    assert notes in ([], ["weights: made the model Bayesian as the header of the checkpoint says."])
+    assert not (files / "net.onnx").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [

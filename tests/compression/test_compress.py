@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
+from bensemble.errors import ConversionError, ExportError, InvalidTypeError, InvalidValueError
 from convert import OnnxModel, UnmetConstraintsError, bayesify, compress, export_onnx, to_deterministic
 from convert.compression import Point
 from convert.compression.candidates import Candidate
@@ -219,13 +219,46 @@ def _interrupted(network):
             {"max_size": 10},
         ),
         (KeyboardInterrupt, "^$", {"evaluate": _interrupted}),
-        (InvalidValueError, "shape|rejects", {"calibration_data": torch.randn(8, 5)}),
+        (
+            InvalidValueError,
+            r"calibration_data must be like example_inputs, .* \(64, 16\) .* got a tensor of shape \(8, 5\)",
+            {"calibration_data": torch.randn(8, 5)},
+        ),
     ],
     ids=lambda value: None if isinstance(value, (dict, type)) else value[:40],
 )
 def test_refusals_leave_everything_as_it_was(tmp_path_factory, tmp_path, monkeypatch, error, match, changes):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
     _refused(tmp_path, error, match, **changes)
+
+
+class Sum(nn.Module):
+    """A weight that no matrix product reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x):
+        return x + self.weight
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "message"),
+    [
+        (nn.Linear(4, 3).double(), torch.randn(8, 4).double(), "quantize='int8' needs float32 weights, got double"),
+        (Sum(), torch.randn(8, 4, 4), "quantize='int8' must find weights of convolutions or .*, got 1 Add"),
+    ],
+)
+def test_a_graph_that_cannot_be_quantised_is_refused_before_the_search(tmp_path, model, x, message):
+    points = []
+    bnn = bayesify(model, include="weight")
+    with pytest.raises(ExportError, match=message):
+        compress(
+            *(bnn, lambda m: 1.0, x, tmp_path / "x.onnx"), max_drop=0.1, calibration_data=x, progress=points.append
+        )
+    assert [point.name for point in points] == ["posterior mean"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_deterministic_model_is_refused(tmp_path):
