@@ -22,6 +22,7 @@ from .checks import check_module
 from .draws import random_draw, read_only
 from .posterior import Posterior, layer_posteriors
 from .recomputation import frame_of_first_run, is_second_run, note_forward, noted, seed_of_first_run
+from .sharding import holds_shards
 
 if TYPE_CHECKING:
     from .layers.linear_op import LinearOpLayer
@@ -45,11 +46,18 @@ class Frame:
     Attributes:
         layers: The layers the frame speaks about, by identity. Holding them keeps the identities valid.
         noise: Standard normal noise by layer identity and stem; None for a frame that asks for the mean.
+        keeps_values: Whether a sample may be kept for as long as its tensors are unchanged, as they say themselves.
     """
 
-    def __init__(self, layers: dict[int, nn.Module], noise: dict[tuple[int, str], Tensor] | None) -> None:
+    def __init__(
+        self,
+        layers: dict[int, nn.Module],
+        noise: dict[tuple[int, str], Tensor] | None,
+        keeps_values: bool = True,
+    ) -> None:
         self.layers = layers
         self.noise = noise
+        self.keeps_values = keeps_values
         self._values: dict[tuple[int, str], tuple[_Source, Tensor]] = {}
 
     @property
@@ -65,7 +73,9 @@ class Frame:
     def sample(self, posterior: Posterior) -> Tensor:
         """The weight of this frame, ``mu + sigma * eps``, differentiable in mu and rho when grad is enabled."""
         noise = self.noise_of(posterior)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or posterior.mu.is_inference():
+        if not self.keeps_values or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return posterior.draw(noise)
+        if posterior.mu.is_inference():
             return posterior.draw(noise)
         # Without gradients the value is kept, as long as nobody replaces or updates the tensors it came from.
         source = _Source((posterior.mu, posterior.rho, posterior.mask))
@@ -235,7 +245,7 @@ def draw_frame(model: nn.Module, generator: torch.Generator | None = None) -> Fr
                 drawn[key] = posterior.draw_noise(generator)
             noise[id(layer), posterior.stem] = drawn[key]
             warn_where_not_held(posterior)
-    return Frame(layers, noise)
+    return Frame(layers, noise, keeps_values=not holds_shards(model))
 
 
 def warn_where_not_held(posterior: Posterior) -> None:

@@ -1,4 +1,4 @@
-"""The state a model runs in: evaluation mode for a while and back, random numbers, compilation."""
+"""The state a model runs in: evaluation mode for a while and back, random numbers, compilation, wrappers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["evaluating", "is_compiled", "random_state"]
+__all__ = ["evaluating", "is_compiled", "random_state", "unwrapped"]
 
 
 @contextmanager
@@ -36,3 +36,11 @@ def random_state(device: torch.device) -> Tensor:
 def is_compiled(model: nn.Module) -> bool:
     """Whether torch.compile runs the model or a module in it, so that its operations cannot be watched."""
     return any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules())
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside torch.compile and data parallel wrappers."""
+    inner = getattr(model, "_orig_mod", None)  # torch.compile keeps the module there
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        inner = model.module
+    return unwrapped(inner) if isinstance(inner, nn.Module) else model

@@ -21,14 +21,21 @@ from torch import Tensor, nn
 from .batches import device_of
 from .checks import check_module, check_number
 from .errors import InvalidValueError
+from .gaussian import tracing
 from .layers.base import BaseBayesianLayer
 from .posterior import named_posteriors
+from .ranks import warn_of_equal_noise
+from .sharding import PartialSums
 
 __all__ = ["elbo_loss", "kl_divergence", "kl_warmup", "param_groups", "posterior_summary"]
 
 
 def kl_divergence(model: nn.Module) -> Tensor:
     """KL(q || p) of every posterior in the model, in nats, each counted once however many layers share it.
+
+    Of a model sharded by ``fully_shard`` too it is one plain number, equal in all processes, which must all ask for it;
+    DistributedDataParallel and FSDP2 average gradients over processes, so that it counts once there. Warns when all
+    processes draw the same noise.
 
     A subclass of BaseBayesianLayer that overrides ``kl_divergence`` is asked for its own value, which speaks of that
     layer's weights alone.
@@ -40,19 +47,22 @@ def kl_divergence(model: nn.Module) -> Tensor:
         Scalar on the model's device, differentiable; 0 without Bayesian layers.
     """
     check_module("kl_divergence", model)
-    total = torch.zeros((), device=device_of(model))
+    device = device_of(model)
+    if model.training and torch.is_grad_enabled() and not tracing():
+        warn_of_equal_noise("kl_divergence", device)
+    sums = PartialSums(device)
     counted: set[int] = set()
     # Layers with a KL of their own come first: theirs cannot leave out a posterior that was counted elsewhere.
     for layer in model.modules():
         if isinstance(layer, BaseBayesianLayer) and type(layer).kl_divergence is not BaseBayesianLayer.kl_divergence:
             means = {id(posterior.mu) for posterior in layer.posteriors()}
             if not means or means - counted:
-                total = total + layer.kl_divergence().to(total.device)
+                sums.add(layer.kl_divergence())
             counted |= means
     for _, posterior in named_posteriors(model):
         if id(posterior.mu) not in counted:
-            total = total + posterior.kl().to(total.device)
-    return total
+            posterior.add_kl(sums)
+    return sums.total()
 
 
 def elbo_loss(nll: Tensor, kl: Tensor, num_data: int, beta: float = 1.0) -> Tensor:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from .errors import ConversionError, InvalidValueError
 from .gaussian import precise, sigma_from_rho, snr, standard_normal_like
 from .kernels import applies_to, fused_kl
-from .priors import kl_to
+from .priors import ARD, Normal, kl_to
+from .sharding import PartialSums, is_sharded, part_here, part_of, whole
 
 if TYPE_CHECKING:
     from .layers.weights import PosteriorWeights
@@ -67,12 +68,12 @@ class Posterior:
 
     def sigma(self) -> Tensor:
         """Posterior standard deviation in float32 or float64, differentiable; pruned entries keep theirs."""
-        return sigma_from_rho(self.rho)
+        return sigma_from_rho(whole(self.rho))
 
     def mean(self) -> Tensor:
         """Mean weight as the network uses it: mu, and zero where it is pruned."""
-        mask = self.mask
-        return self.mu if mask is None else self.mu * mask.to(self.mu.dtype)
+        mu, mask = whole(self.mu), self.mask
+        return mu if mask is None else mu * mask.to(mu.dtype)
 
     def variance(self) -> Tensor:
         """sigma^2 in the precise dtype, zero where the weight is pruned."""
@@ -81,23 +82,39 @@ class Posterior:
 
     def snr(self) -> Tensor:
         """Signal-to-noise ratio |mu| / sigma; 0 where the weight is pruned."""
-        ratio, mask = snr(self.mu, self.sigma()), self.mask
+        ratio, mask = snr(whole(self.mu), self.sigma()), self.mask
         return ratio if mask is None else ratio * mask
 
     def kl(self) -> Tensor:
         """KL to the prior in nats, summed over the weights that are not pruned; scalar in the precise dtype."""
+        sums = PartialSums(self.mu.device)
+        self.add_kl(sums)
+        return sums.total()
+
+    def add_kl(self, sums: PartialSums) -> None:
+        """Add the KL to a sum; of a sharded weight that of the part here, if its prior is known to sum over weights."""
         self._check_shapes()
-        mu, rho, prior, mask = self.mu, self.rho, self.prior, self.mask
-        if mask is None:
-            fused = fused_kl(mu, rho, prior) if applies_to(mu, rho) else None
-            return kl_to(prior, precise(mu), self.sigma()) if fused is None else fused
-        keep = mask.bool()
-        return kl_to(self.layer._prior_of(self.stem, keep), precise(mu)[keep], self.sigma()[keep])
+        mu, prior, mask = self.mu, self.prior, self.mask
+        by_parts = is_sharded(mu) and type(prior) in (Normal, ARD)
+        here = part_here if by_parts else whole
+        own_mu, own_rho = here(mu), here(self.rho)
+        keep = mask.bool() if mask is not None else None
+
+        def cut(per_weight: Tensor) -> Tensor:
+            own = part_of(per_weight, like=mu) if by_parts else per_weight
+            return own if keep is None else own[keep]
+
+        if by_parts or keep is not None:
+            keep = part_of(keep, like=mu) if by_parts and keep is not None else keep
+            prior = self.layer._prior_of(self.stem, cut)
+        sums.add(_kl(prior, own_mu, own_rho, keep), of=mu if by_parts else None)
 
     def draw_noise(self, generator: torch.Generator | None = None) -> Tensor:
         """Standard normal noise in the shape and precise dtype of mu."""
         self._check_shapes()
         rho = self.rho
+        if generator is None and is_sharded(rho):
+            return torch.randn(rho.shape, device=rho.device, dtype=rho.dtype)
         if generator is None:
             return standard_normal_like(rho.detach())
         noise = torch.randn(rho.shape, generator=generator, device=generator.device, dtype=rho.dtype)
@@ -105,7 +122,7 @@ class Posterior:
 
     def draw(self, noise: Tensor) -> Tensor:
         """The weight mu + sigma * noise in the dtype of mu, zero where it is pruned; differentiable in mu and rho."""
-        mu, mask = self.mu, self.mask
+        mu, mask = whole(self.mu), self.mask
         weight = torch.addcmul(precise(mu), self.sigma(), noise).to(mu.dtype)
         return weight if mask is None else weight * mask.to(mu.dtype)
 
@@ -129,6 +146,14 @@ class Posterior:
 
     def __repr__(self) -> str:
         return f"Posterior({self.name}, shape={tuple(self.mu.shape)}, prior={self.prior})"
+
+
+def _kl(prior: Any, mu: Tensor, rho: Tensor, keep: Tensor | None) -> Tensor:
+    """KL of plain tensors to a prior, over the weights in ``keep``."""
+    if keep is not None:
+        return kl_to(prior, precise(mu)[keep], sigma_from_rho(rho)[keep])
+    fused = fused_kl(mu, rho, prior) if applies_to(mu, rho) and mu.numel() else None
+    return kl_to(prior, precise(mu), sigma_from_rho(rho)) if fused is None else fused
 
 
 def layer_posteriors(model: nn.Module) -> Iterator[tuple[PosteriorWeights, list[Posterior]]]:

@@ -11,6 +11,7 @@ from .checks import check_module
 from .errors import InvalidValueError
 from .posterior import layer_posteriors
 from .priors import make_prior
+from .sharding import whole
 
 __all__ = ["set_prior"]
 
@@ -39,6 +40,7 @@ def set_prior(model: nn.Module, prior: Any, *, prior_sigma: float | None = None)
         raise InvalidValueError(f"set_prior: {type(model).__name__} has no posteriors; call bayesify first.")
     for _, posterior in found:
         if id(posterior.mu) not in made:  # a shared weight has one prior
-            made[id(posterior.mu)] = make_prior("set_prior", prior, prior_sigma, posterior.mu, posterior.sigma())
+            mu, sigma = whole(posterior.mu), posterior.sigma()
+            made[id(posterior.mu)] = make_prior("set_prior", prior, prior_sigma, mu, sigma)
     for layer, posterior in found:
         layer._set_prior(posterior.stem, made[id(posterior.mu)])

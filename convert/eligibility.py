@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-def
 
 from bensemble.errors import refuse
 from bensemble.layers.weights import PosteriorWeights
+from bensemble.sharding import is_sharded
 
 from .analysis import Analysis
 from .flow import LINEAR_OPERATIONS
@@ -108,12 +109,8 @@ def _is_quantised(module: nn.Module) -> bool:
 
 
 def _is_sharded(parameter: Tensor) -> bool:
-    """Whether only a part of the tensor lives in this process; without importing torch.distributed for the question."""
-    if type(parameter) in (nn.Parameter, Tensor):
-        return hasattr(parameter, "_is_flat_param") and bool(parameter._is_flat_param)
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(parameter, DTensor) or isinstance(parameter.data, DTensor)
+    """Whether only a part of the tensor lives in this process."""
+    return bool(getattr(parameter, "_is_flat_param", False)) or is_sharded(parameter) or is_sharded(parameter.data)
 
 
 def _why_left_as_it_is(places: list[Place]) -> str:

@@ -31,6 +31,7 @@ from bensemble.layers.swap import (
 )
 from bensemble.posterior import named_posteriors
 from bensemble.pruning import apply_masks, pruning_masks
+from bensemble.sharding import holds_shards
 
 from .aliases import aliases_of
 from .copying import copy_model
@@ -192,7 +193,12 @@ def _value_restorer(tensor: Tensor) -> Callable[[], None]:
 
 
 def _check_way_back(bnn: nn.Module) -> None:
-    """Raise for layers that stand for no deterministic module: nobody knows what they are without posteriors."""
+    """Raise for sharded models, and for layers that stand for no deterministic module: nobody knows what they were."""
+    if holds_shards(bnn):
+        raise ConversionError(
+            f"to_deterministic: the model is sharded, got {type(bnn).__name__}; bensemble.save it in all processes and "
+            "bensemble.load the file into a plain model."
+        )
     problems = []
     for path, layer in bayesian_places(bnn):
         base = getattr(layer, "deterministic_class", None)

@@ -16,7 +16,9 @@ from ..layers.linear_op import LinearOpLayer
 from ..layers.registry import bayesian_type
 from ..layers.swap import NewPosterior, make_bayesian, restorer
 from ..layers.weights import PosteriorWeights
+from ..modes import unwrapped
 from ..priors import Normal
+from ..sharding import is_sharded, sharded_like
 from .header import Header, PosteriorEntry, read_header, restore_prior
 
 __all__ = ["load"]
@@ -29,7 +31,8 @@ def load(path: str | os.PathLike[str], model: M) -> M:
 
     Args:
         path: The file. It is never unpickled, and nothing in it is executed.
-        model: A fresh deterministic model, which is converted as the header says, or the Bayesian model itself.
+        model: A fresh deterministic model, which is converted as the header says, or the Bayesian model itself, which
+            may be wrapped or sharded; every process reads the file then.
 
     Returns:
         The same model, Bayesian, with everything that was saved.
@@ -40,20 +43,40 @@ def load(path: str | os.PathLike[str], model: M) -> M:
     """
     check_module("load", model)
     header, tensors = _read(path)
-    problems = list(_mismatches(header, tensors, model))
+    _read_into(unwrapped(model), header, tensors, path, wrapped=unwrapped(model) is not model)
+    return model
+
+
+def _read_into(
+    model: nn.Module, header: Header, tensors: dict[str, Tensor], path: str | os.PathLike[str], wrapped: bool
+) -> None:
+    """Convert the model where it has no posteriors yet, and fill it; as it was where anything fails."""
+    problems = list(_too_late(header, model, wrapped)) or list(_mismatches(header, tensors, model))
     refuse(f"load: '{path}' does not fit {type(model).__name__}", problems, CheckpointError)
     undo = [restorer(module) for module in model.modules()]
     try:
         _convert(header, tensors, model)
         state = {**tensors, **{name: tensors[first] for name, first in header.shared.items()}}
-        model.load_state_dict(state, strict=True)
+        present = model.state_dict(keep_vars=True)
+        model.load_state_dict({key: sharded_like(t, like=present.get(key, t)) for key, t in state.items()}, strict=True)
     except BaseException as err:
         for restore in reversed(undo):
             restore()
         if isinstance(err, RuntimeError):
             raise CheckpointError(f"load: '{path}' does not fit {type(model).__name__}: {err}") from err
         raise
-    return model
+
+
+def _too_late(header: Header, model: nn.Module, wrapped: bool) -> Iterator[str]:
+    """The weights that would become Bayesian only now, after the model was wrapped or sharded."""
+    for entry in header.posteriors:
+        module, name = _owner(model, entry.places[0])
+        weight = None if module is None else _weight(module, name)
+        if weight is None or (isinstance(module, PosteriorWeights) and module._posterior(name) is not None):
+            continue
+        if wrapped or is_sharded(weight):
+            state = "sharded" if is_sharded(weight) else "wrapped"
+            yield f"'{entry.places[0]}' is deterministic and {state}; load into the plain model first, then wrap it."
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor]]:

@@ -11,7 +11,9 @@ from ..errors import CheckpointError
 from ..layers.linear_op import LinearOpLayer
 from ..layers.sampled import SampledWeights
 from ..layers.weights import PosteriorWeights
+from ..modes import unwrapped
 from ..posterior import Posterior
+from ..sharding import is_sharded, once_for_all, whole
 from ..writing import checked_target, replacing
 from .header import Header, PosteriorEntry, describe_prior
 
@@ -21,7 +23,9 @@ __all__ = ["save"]
 def save(bnn: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a Bayesian model as safetensors with everything that is needed to rebuild it.
 
-    Means, rho, masks, priors, ties and every other parameter and buffer go in. Needs the ``io`` extra.
+    Means, rho, masks, priors, ties and every other parameter and buffer go in. Needs the ``io`` extra. What wraps the
+    model, DistributedDataParallel or torch.compile, stays out. A model sharded by ``fully_shard`` is in no process as a
+    whole: all of them must call, one writes, and the file is there when the call returns.
 
     Args:
         bnn: A model with posteriors.
@@ -33,14 +37,17 @@ def save(bnn: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     from safetensors.torch import save_file
 
-    check_module("save", bnn)
-    target = checked_target(path, "save")
+    bnn = unwrapped(check_module("save", bnn))
     entries = _entries(bnn)
     if not entries:
         raise CheckpointError(f"save: {type(bnn).__name__} has no posteriors; save its state_dict as you always do.")
     tensors, shared = _distinct(bnn.state_dict(keep_vars=True))
-    with replacing(target) as temporary:
-        save_file(tensors, temporary, metadata={"bensemble": Header(tuple(entries), shared).to_json()})
+
+    def write() -> None:
+        with replacing(checked_target(path, "save")) as temporary:
+            save_file(tensors, temporary, metadata={"bensemble": Header(tuple(entries), shared).to_json()})
+
+    once_for_all("save", write, of=next(filter(is_sharded, bnn.parameters()), None))
 
 
 def _entries(bnn: nn.Module) -> list[PosteriorEntry]:
@@ -82,5 +89,5 @@ def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
             shared[name] = first[id(tensor)]
         else:
             first[id(tensor)] = name
-            tensors[name] = tensor.detach().cpu().contiguous().clone()
+            tensors[name] = whole(tensor.detach()).cpu().contiguous().clone()
     return tensors, shared

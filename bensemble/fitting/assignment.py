@@ -13,6 +13,7 @@ from ..errors import InvalidTypeError, InvalidValueError, refuse
 from ..gaussian import rho_from_sigma
 from ..naming import by_canonical_name
 from ..posterior import Posterior
+from ..sharding import sharded_like
 
 __all__ = ["set_posterior"]
 
@@ -52,9 +53,10 @@ def set_posterior(
     refuse("set_posterior", problems, InvalidTypeError if wrong_type else InvalidValueError)
     for posterior, value in sigmas.values():
         wide = torch.as_tensor(value, dtype=torch.float64)
-        posterior.rho.copy_(rho_from_sigma(wide).expand(posterior.rho.shape))
+        rho = rho_from_sigma(wide).expand(posterior.rho.shape)
+        posterior.rho.copy_(sharded_like(rho, like=posterior.rho))
     for posterior, value in means.values():
-        posterior.mu.copy_(value)
+        posterior.mu.copy_(sharded_like(value, like=posterior.mu))
         posterior.set_mask(posterior.mask)
 
 

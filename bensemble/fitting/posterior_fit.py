@@ -31,6 +31,7 @@ from ..likelihoods import Likelihood, resolve
 from ..modes import evaluating
 from ..outputs import OutputSelector
 from ..posterior import Posterior, named_posteriors
+from ..sharding import check_in_one_process
 from .curvature import diagonal_curvature
 from .heldout import best_scale, heldout_terms, largest_scale
 from .report import FitReport, FitRow
@@ -172,6 +173,7 @@ def _checked(
         raise InvalidValueError(
             f"fit_posterior: {type(bnn).__name__} has no posteriors, got a deterministic model; call convert.bayesify."
         )
+    check_in_one_process("fit_posterior", bnn)
     resolved = resolve(likelihood)
     if resolved is None:
         raise InvalidValueError("fit_posterior: likelihood must say what the outputs mean, got None.")

@@ -30,6 +30,7 @@ from ..checks import check_number
 from ..errors import InvalidValueError
 from ..posterior import Posterior
 from ..priors import Normal
+from ..sharding import PartialSums
 from .weights import PosteriorWeights
 
 __all__ = ["BaseBayesianLayer"]
@@ -82,10 +83,10 @@ class BaseBayesianLayer(PosteriorWeights):
 
     def kl_divergence(self) -> Tensor:
         """KL(q || p) in nats, summed over every posterior of the layer; a scalar, 0 without posteriors."""
-        total = torch.zeros((), device=next((p.device for p in self.parameters()), None))
+        sums = PartialSums(next((p.device for p in self.parameters()), None))
         for posterior in self.posteriors():
-            total = total + posterior.kl()
-        return total
+            posterior.add_kl(sums)
+        return sums.total()
 
     def get_pruning_masks(self, threshold: float = 0.83) -> dict[str, Tensor]:
         """Masks that keep a weight where its signal-to-noise ratio ``|mu| / sigma`` exceeds the threshold.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..gaussian import RHO_MIN, precise
+from ..sharding import sharded_like, whole
 
 if TYPE_CHECKING:
     from .weights import PosteriorWeights
@@ -58,25 +59,27 @@ def adapt_state_dict(layer: PosteriorWeights, state_dict: Any, prefix: str, args
 
 def _pruned_rho_to_mask(own: dict[str, Any], mu_key: str, rho_key: str, mask_key: str) -> None:
     """Turn entries of rho below ``RHO_MIN`` into a mask, and give them the mean rho of the entries that are kept."""
-    rho = own[rho_key]
-    pruned = precise(rho.detach()) < RHO_MIN
-    if rho.is_meta or not bool(pruned.any()):
+    loaded = own[rho_key].detach()
+    if loaded.is_meta or not bool(whole((precise(loaded) < RHO_MIN).any())):
         return
+    rho = whole(loaded)
+    pruned = precise(rho) < RHO_MIN
     keep = ~pruned
-    rest = precise(rho.detach())[keep].mean() if bool(keep.any()) else torch.zeros(())
-    own[rho_key] = torch.where(pruned, rest.to(rho), rho.detach())
-    own[mask_key] = own.get(mask_key, 1.0) * keep.to(own[rho_key].dtype)
+    rest = precise(rho)[keep].mean() if bool(keep.any()) else torch.zeros(())
+    own[rho_key] = sharded_like(torch.where(pruned, rest.to(rho), rho), like=loaded)
+    own[mask_key] = own.get(mask_key, 1.0) * keep.to(rho.dtype)
     if isinstance(own.get(mu_key), Tensor) and own[mu_key].shape == keep.shape:
-        own[mu_key] = own[mu_key].detach() * keep.to(own[mu_key].dtype)
+        mu = own[mu_key].detach()
+        own[mu_key] = mu * sharded_like(keep.to(mu.dtype), like=mu)
 
 
 def _match_mask(layer: PosteriorWeights, stem: str, wanted: bool) -> None:
     """Give the layer a mask buffer to load into, or take the one away that the checkpoint does not have."""
     mask = getattr(layer, f"{stem}_mask", None)
     if wanted and mask is None:
-        nn.Module.register_buffer(
-            layer, f"{stem}_mask", torch.ones_like(precise(getattr(layer, f"{stem}_rho").detach()))
-        )
+        rho = precise(getattr(layer, f"{stem}_rho").detach())
+        ones = torch.ones(rho.shape, device=rho.device, dtype=rho.dtype)  # whole in every process, as every buffer
+        nn.Module.register_buffer(layer, f"{stem}_mask", ones)
     elif not wanted and mask is not None:
         layer._set_mask(stem, None)
 

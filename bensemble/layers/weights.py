@@ -29,6 +29,7 @@ from ..frames import active_frame, forward_of_first_run
 from ..gaussian import precise
 from ..posterior import Posterior, check_mask
 from ..priors import Normal, PriorSlot
+from ..sharding import sharded_like, whole
 from .loading import adapt_state_dict
 from .parameters import PosteriorParameters, called_from, order_message
 from .sharing import posterior_of_mean, remember, share, stop_sharing
@@ -69,14 +70,15 @@ class PosteriorWeights(nn.Module):
         stem = self._stems.get(name, name)
         return Posterior(self, name, stem) if getattr(self, f"{stem}_mu", None) is not None else None
 
-    def _prior_of(self, stem: str, keep: Tensor | None = None) -> Any:
-        """The prior of one posterior, restricted to the entries in ``keep`` where its fields are per weight."""
+    def _prior_of(self, stem: str, cut: Callable[[Tensor], Tensor] | None = None) -> Any:
+        """The prior of one posterior; ``cut`` picks entries out of the fields that are per weight."""
         slot: PriorSlot | None = self.__dict__.get("_prior_slots", {}).get(stem)
         if slot is None:
             return Normal(self.__dict__.get("prior_sigma", 1.0))
         tensors = {field: getattr(self, f"{stem}_prior_{field}") for field in slot.fields}
-        if keep is not None:
-            tensors = {field: t[keep] if t.shape == keep.shape else t for field, t in tensors.items()}
+        if cut is not None:
+            shape = getattr(self, f"{stem}_mu").shape
+            tensors = {field: cut(t) if t.shape == shape else t for field, t in tensors.items()}
         return slot.put_together(tensors)
 
     def _set_prior(self, stem: str, prior: Any) -> None:
@@ -107,10 +109,11 @@ class PosteriorWeights(nn.Module):
         if mask is None:
             self._buffers.pop(f"{stem}_mask", None)
             return
+        mask = whole(mask)
         check_mask("set_mask", f"{stem}_mu", mask, mu.shape)
         nn.Module.register_buffer(self, f"{stem}_mask", mask.detach().to(mu.device, precise(mu).dtype, copy=True))
         with torch.no_grad():
-            mu.mul_(mask.to(mu))
+            mu.mul_(sharded_like(mask.to(mu.device, mu.dtype), like=mu))
 
     # -- reading and assigning weights under their original names
 

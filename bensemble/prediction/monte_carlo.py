@@ -24,6 +24,7 @@ from ..likelihoods import Likelihood, resolve
 from ..modes import evaluating
 from ..outputs import OutputSelector, describe
 from ..posterior import named_posteriors
+from ..sharding import whole
 from .gathering import RunningMoments, assemble
 from .members import Member
 from .results import ClassPrediction, Prediction, RegressionPrediction
@@ -186,7 +187,7 @@ def _as_models(model: Any) -> list[nn.Module]:
 def _warn_if_untouched(model: nn.Module) -> None:
     """Warn once per model whose posterior is still as it was made: every tensor of rho is one constant."""
     rhos = [posterior.rho for _, posterior in named_posteriors(model) if posterior.rho.numel() > 1]
-    if not rhos or model in _warned or not all(bool((rho == rho.flatten()[0]).all()) for rho in rhos):
+    if not rhos or model in _warned or not all(_is_one_constant(rho) for rho in rhos):
         return
     _warned.add(model)
     warnings.warn(
@@ -194,3 +195,8 @@ def _warn_if_untouched(model: nn.Module) -> None:
         "call bensemble.fit_posterior or train with the ELBO.",
         stacklevel=4,
     )
+
+
+def _is_one_constant(rho: Tensor) -> bool:
+    values = whole(rho).flatten()
+    return bool((values == values[0]).all())

@@ -11,12 +11,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from bensemble.errors import ConversionError, ExportError
+from bensemble.modes import unwrapped
 from bensemble.posterior import named_posteriors
 
 from ..copying import copy_model
 from .trials import one_line
 
-__all__ = ["deployable", "unwrapped"]
+__all__ = ["deployable"]
 
 
 @contextlib.contextmanager
@@ -37,14 +38,6 @@ def deployable(model: nn.Module, computed_weights: bool) -> Iterator[nn.Module]:
             _compute_weights(network)
         with _without_caches(network):
             yield network
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside torch.compile and data parallel wrappers."""
-    inner = getattr(model, "_orig_mod", None)  # torch.compile keeps the module there
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        inner = model.module
-    return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
 def _copy(model: nn.Module) -> nn.Module:

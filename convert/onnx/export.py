@@ -17,11 +17,12 @@ from bensemble.batches import Inputs
 from bensemble.calibration import Calibration
 from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError, refuse
 from bensemble.likelihoods import Likelihood
+from bensemble.modes import unwrapped
 from bensemble.outputs import OutputSelector
 from bensemble.writing import checked_target, replacing
 
 from .axes import dynamic_axes
-from .deployable import deployable, unwrapped
+from .deployable import deployable
 from .finishing import check_ranges, finished
 from .inputs import FlatModel, checked_names, read_arguments
 from .inspection import summarize
