@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test quick check format lint types wheel zoo compaction-sweep properties bench clean
+.PHONY: demo test quick check format lint types wheel zoo compaction-sweep properties bench bench-peers clean
 
 demo: $(READY)          ## the whole story on one page: demo-output/index.html
 	$(BIN)/bensemble demo --output demo-output
@@ -46,10 +46,16 @@ properties: $(READY)    ## thousands of random networks through the whole chain,
 bench: $(READY)         ## ratios to the deterministic network; needs a quiet machine
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/kl.py
+	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/conversion.py
 	$(BIN)/python benchmarks/onnx_uncertainty.py
 	$(BIN)/python benchmarks/deployment.py
 	$(BIN)/python benchmarks/prediction.py
+
+bench-peers: $(READY)   ## the same training steps with other libraries, installed beside this one
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/peers --requirement benchmarks/libraries/requirements.txt
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/published bensemble==0.2.2
+	$(BIN)/python benchmarks/peers.py --peers $(VENV)/peers --published $(VENV)/published
 
 clean:
 	rm -rf $(VENV) .venv-zoo build dist demo-output

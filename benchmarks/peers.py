@@ -1,0 +1,72 @@
+"""Training steps of this library and of its peers, each over the deterministic step in the same rounds.
+
+Every library runs in a process of its own, one after the other. `make bench-peers` installs them beside this one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rounds import print_table, write_json
+
+HERE = Path(__file__).parent
+LIBRARIES = (
+    "ours, local", "ours, weights", "bensemble 0.2.2", "bayesian-torch", "bayesian-torch, Flipout", "blitz", "torchbnn",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peers", type=Path, required=True, help="folder with the peers' packages")
+    parser.add_argument("--published", type=Path, required=True, help="folder with the published bensemble")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", default="", help="only cases whose name contains this")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    found = {library: measured(library, options) for library in LIBRARIES}
+    cases = list(found[LIBRARIES[0]])
+    for title, cell in (
+        ("Step", lambda row, _: f"{row['step']:.2f}"),
+        ("Step with fused Adam", lambda row, _: f"{row['fused step']:.2f}"),
+        ("Memory of a step", lambda row, _: f"{row['memory']:.2f}"),
+        ("Variance of the gradients of mean / spread, over that of ours, local", _variance),
+    ):
+        print(f"\n{title}\n")
+        rows = [
+            [case, *(_cell(cell, found[library].get(case), found[LIBRARIES[0]][case]) for library in LIBRARIES)]
+            for case in cases
+        ]
+        print_table(["case", *LIBRARIES], rows)
+    for library, case, row in ((x, c, r) for x, rows in found.items() for c, r in rows.items() if "error" in r):
+        print(f"\n{library}, {case}: {row['error']}")
+    write_json(options.json, found)
+
+
+def measured(library: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The figures of one library, from its own process."""
+    folders = {"bensemble 0.2.2": [options.published]}.get(library, [options.peers])
+    command = [sys.executable, "-W", "ignore", str(HERE / "libraries" / "measure.py"), library]
+    command += ["--rounds", str(options.rounds), "--only", options.only]
+    places = [] if library.startswith("ours") else [str(folder.resolve()) for folder in folders]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": os.pathsep.join(places)}, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _cell(cell: Any, row: dict[str, Any] | None, ours: dict[str, Any]) -> str:
+    return "-" if row is None or "error" in row or "error" in ours else cell(row, ours)
+
+
+def _variance(row: dict[str, Any], ours: dict[str, Any]) -> str:
+    return " / ".join(f"{row['variance'][kind] / ours['variance'][kind]:.3g}" for kind in ("mean", "spread"))
+
+
+if __name__ == "__main__":
+    main()
