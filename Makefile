@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test quick check format lint types wheel zoo compaction-sweep properties bench bench-peers clean
+.PHONY: demo test quick check format lint types wheel zoo compaction-sweep properties hostile bench bench-peers clean
 
 demo: $(READY)          ## the whole story on one page: demo-output/index.html
 	$(BIN)/bensemble demo --output demo-output
@@ -42,6 +42,10 @@ compaction-sweep:       ## compact real architectures with zeroed channels, head
 
 properties: $(READY)    ## thousands of random networks through the whole chain, and the faults that it must notice
 	PYTHONPATH=tests $(BIN)/python -m properties
+
+hostile: $(READY)       ## 20,000 damaged files through every loader, and 50 kills; half an hour
+	$(BIN)/python -m tests.hostile 20000
+	BENSEMBLE_KILLS=50 $(BIN)/python -m pytest -q tests/hostile/test_kills.py
 
 bench: $(READY)         ## ratios to the deterministic network; needs a quiet machine
 	$(BIN)/python benchmarks/training_step.py

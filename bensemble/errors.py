@@ -19,6 +19,7 @@ __all__ = [
     "SamplingError",
     "VerificationError",
     "refuse",
+    "shown",
 ]
 
 
@@ -71,11 +72,23 @@ def refuse(verb: str, problems: Iterable[str], error: type[BensembleError] = Con
         error: The class to raise.
         most: How many problems to print.
     """
-    found = sorted(set(problems))
+    found = sorted({shown(problem, 900) for problem in problems})
     if not found:
         return
     if len(found) == 1:
         raise error(f"{verb}: {found[0]}")
-    shown = "\n".join(f"  - {problem}" for problem in found[:most])
+    listed = "\n".join(f"  - {problem}" for problem in found[:most])
     more = f"\n  ... and {len(found) - most} more" if len(found) > most else ""
-    raise error(f"{verb}: {len(found)} problems.\n{shown}{more}")
+    raise error(f"{verb}: {len(found)} problems.\n{listed}{more}")
+
+
+def shown(text: object, most: int = 80) -> str:
+    """Text from outside as a part of one line: short, without control characters or line ends.
+
+    Args:
+        text: A name in a file, or what somebody else's exception says.
+        most: Length from which on it is cut.
+    """
+    words = " ".join(str(text).split())
+    safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words[: most + 1])
+    return safe if len(safe) <= most else f"{safe[: most - 3]}..."

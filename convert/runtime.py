@@ -11,11 +11,13 @@ It may be copied out of the package and used by itself.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,11 @@ MEASURES = ("entropy", "mutual_information", "std")
 EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 NUMPY_TYPES = {"float": "float32", "double": "float64"}
+
+#: How a file of ``export_onnx`` begins: a metadata entry as protobuf writes it, up to its value, the 64 digits of the
+#: digest of all bytes that follow. A tool that writes the file anew moves the entry to the end.
+DIGEST_KEY = "bensemble.sha256"
+DIGEST_HEAD = b"\x72\x54\x0a\x10" + DIGEST_KEY.encode() + b"\x12\x40"
 
 
 class UncertaintyFileError(ValueError):
@@ -64,14 +71,21 @@ class Answer(Mapping[str, np.ndarray]):
         if self.class_axis is None or "probs" not in self or self.class_axis >= self.probs.ndim:
             raise ValueError(f"labels: an answer with {', '.join(self)} chooses no class; only classifiers do.")
         best = self.probs.argmax(self.class_axis)
-        return np.asarray(self.classes)[best] if self.classes else best
+        return np.asarray(self._class_names("labels", self.probs))[best] if self.classes else best
 
     def sets(self) -> list[Any]:
         """The prediction set of each example as a list of class names or numbers."""
         if "prediction_set" not in self or self.class_axis is None:
             raise ValueError("sets: the file holds no conformal threshold; export it with calibration=.")
-        names: Sequence[Any] = self.classes or range(self["prediction_set"].shape[self.class_axis])
+        names = self._class_names("sets", self["prediction_set"])
         return _names(np.moveaxis(self["prediction_set"], self.class_axis, -1), names)
+
+    def _class_names(self, verb: str, array: np.ndarray) -> Sequence[Any]:
+        """The names along the class axis of an output, numbers where there are none."""
+        count = array.shape[self.class_axis] if self.class_axis is not None and self.class_axis < array.ndim else 0
+        if self.classes and len(self.classes) != count:
+            raise ValueError(f"{verb}: the file names {len(self.classes)} classes, got {count} in its outputs.")
+        return self.classes or range(count)
 
     def __getattr__(self, name: str) -> np.ndarray:
         if name in Answer.__slots__ or name not in self._arrays:
@@ -120,7 +134,8 @@ class UncertaintySession:
 
     Raises:
         FileNotFoundError: There is no such file.
-        UncertaintyFileError: It is damaged, something else, or of a newer version.
+        UncertaintyFileError: It is damaged, something else, or of a newer version. A file of ``export_onnx`` is
+            compared with the digest in it before ONNX Runtime sees it.
     """
 
     def __init__(
@@ -140,24 +155,26 @@ class UncertaintySession:
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
-            self._session = onnxruntime.InferenceSession(str(self.path), options, providers=list(providers))
+            check_digest(self.path)
+            self._session = onnxruntime.InferenceSession(
+                str(self.path), options, providers=list(providers), enable_fallback=0
+            )
+            self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+            self.inputs = {entry.name: (_dtype(entry.type), tuple(entry.shape)) for entry in self._session.get_inputs()}
+            outputs = {entry.name: tuple(entry.shape) for entry in self._session.get_outputs()}
         except Exception as err:
             raise UncertaintyFileError(
                 f"UncertaintySession: '{self.path}' cannot be loaded as ONNX, it is damaged or something else, got "
-                f"{str(err).splitlines()[0]}; fetch it again."
+                f"{_told(err)}; fetch it again."
             ) from err
-        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         self._check_metadata()
-        self.inputs = {entry.name: (_dtype(entry.type), tuple(entry.shape)) for entry in self._session.get_inputs()}
-        self.outputs = tuple(entry.name for entry in self._session.get_outputs())
-        self.likelihood = self.metadata["bensemble.likelihood"]
-        self.classes = class_names(self.metadata.get("classes", ""))
-        axis = self.metadata.get("bensemble.class_axis")
-        self._class_axis = None if axis is None else int(axis)
-        reference = json.loads(self.metadata.get("bensemble.reference", "{}"))
-        self.reference = {str(name): tuple(values) for name, values in reference.items()}
-        calibration = json.loads(self.metadata.get("bensemble.calibration", "{}"))
-        self.num_data = calibration.get("num_data", 0) // int(self.metadata.get("bensemble.terms", "1"))
+        self.outputs = tuple(outputs)
+        try:
+            self._read_metadata(outputs)
+        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as err:
+            raise UncertaintyFileError(
+                f"UncertaintySession: the metadata of '{self.path}' is damaged, got {_told(err)}; export it again."
+            ) from err
 
     def __call__(self, *arrays: np.ndarray, **named: np.ndarray) -> Answer:
         """Answer for a batch; arrays by the order or the names of :attr:`inputs`.
@@ -165,9 +182,17 @@ class UncertaintySession:
         Raises:
             TypeError: An input is missing, unknown, no array or of another dtype.
             ValueError: An input has another shape.
+            UncertaintyFileError: ONNX Runtime cannot run the file on it.
         """
         feed = self._feed(arrays, named)
-        values = self._session.run(list(self.outputs), feed)
+        try:
+            values = self._session.run(list(self.outputs), feed)
+        except Exception as err:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
+            raise UncertaintyFileError(
+                f"session: ONNX Runtime cannot run '{self.path}' on {shapes}, got {_told(err)}; give inputs like those "
+                "that it was exported with, or export it again."
+            ) from err
         return Answer(dict(zip(self.outputs, values, strict=True)), self.classes, self._class_axis)
 
     def in_batches(self, size: int, *arrays: np.ndarray, **named: np.ndarray) -> Answer:
@@ -193,16 +218,33 @@ class UncertaintySession:
                 f"UncertaintySession: '{self.path}' is ONNX without bensemble's metadata; write it with "
                 "export_onnx(..., outputs='uncertainty'), or run it with onnxruntime itself."
             )
-        if not schema.isdigit() or int(schema) > SCHEMA:
+        if schema not in map(str, range(1, SCHEMA + 1)):
             raise UncertaintyFileError(
-                f"UncertaintySession: '{self.path}' must be of schema {SCHEMA} or older, got {schema}; update this "
-                "module."
+                f"UncertaintySession: '{self.path}' must be of schema {SCHEMA} or older, got {_shown_text(schema)}; "
+                "update this module."
             )
         if outputs != "uncertainty":
             raise UncertaintyFileError(
-                f"UncertaintySession: '{self.path}' must hold uncertainty, got a file of outputs='{outputs}'; write it "
-                "with export_onnx(..., outputs='uncertainty')."
+                f"UncertaintySession: '{self.path}' must hold uncertainty, got a file of outputs="
+                f"{_shown_text(outputs)}; write it with export_onnx(..., outputs='uncertainty')."
             )
+
+    def _read_metadata(self, outputs: Mapping[str, Sequence[Any]]) -> None:
+        """What the metadata say, every field checked: they are text that anybody may have written."""
+        self.likelihood = self.metadata["bensemble.likelihood"]
+        self.classes = class_names(self.metadata.get("classes", ""))
+        axis = self.metadata.get("bensemble.class_axis")
+        self._class_axis = None if axis is None else int(axis)
+        shape = outputs.get("probs", ())
+        if self._class_axis is not None and not 0 < self._class_axis <= len(shape):  # Bernoulli's is one more
+            raise ValueError(f"class axis {self._class_axis} of {len(shape)} axes")
+        found = json.loads(self.metadata.get("bensemble.reference", "{}"))
+        self.reference = {str(name): _checked_quantiles(name, values) for name, values in found.items()}
+        num_data = json.loads(self.metadata.get("bensemble.calibration", "{}")).get("num_data", 0)
+        terms = int(self.metadata.get("bensemble.terms", "1"))
+        if type(num_data) is not int or not 0 <= num_data < 2**53 or terms < 1:
+            raise ValueError(f"{num_data!r} calibration terms, {terms} for each example")
+        self.num_data = num_data // terms
 
     def _feed(self, arrays: Sequence[Any], named: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The inputs by name, checked."""
@@ -398,18 +440,38 @@ class Monitor:
         try:
             state, monitor = json.loads(text), object.__new__(cls)
             version = state["version"]
-            monitor.false_alarm_rate, monitor.window = float(state["false_alarm_rate"]), int(state["window"])
-            monitor._bins = {name: (np.array(e), np.array(a)) for name, (e, a) in state["bins"].items()}
-            shape = (-1, len(monitor._bins), len(EDGES) + 1)
-            monitor._counts, monitor._open = (
-                np.array(state["counts"], dtype=np.int64).reshape(shape),
-                int(state["open"]),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as err:
-            raise ValueError(f"from_json: text must be what Monitor.to_json wrote, got {text[:40]!r}.") from err
+            if version == SCHEMA:
+                monitor._restore(state)
+        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as err:
+            raise ValueError(
+                f"from_json: text must be what Monitor.to_json wrote, got {_shown_text(text[:60])} ({_told(err)})."
+            ) from err
         if version != SCHEMA:
-            raise ValueError(f"from_json: version must be {SCHEMA}, got {version!r}; update bensemble.")
+            raise ValueError(f"from_json: version must be {SCHEMA}, got {_shown_text(version)}; update bensemble.")
         return monitor
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`to_json` wrote, every field checked."""
+        self.false_alarm_rate, self.window, self._open = state["false_alarm_rate"], state["window"], state["open"]
+        if type(self.false_alarm_rate) is not float or not 0 < self.false_alarm_rate < 1:
+            raise ValueError("false_alarm_rate")
+        _check_count("from_json", "window", self.window)
+        if type(self._open) is not int or not 0 <= self._open <= self.window:
+            raise ValueError("open")
+        self._bins = {}
+        for name, (edges, null) in state["bins"].items():
+            self._bins[name] = np.array(edges, dtype=float), np.array(null, dtype=float)
+            shapes = {tuple(array.shape) for array in self._bins[name]}
+            if name not in MEASURES or shapes != {(len(EDGES),), (len(EDGES) + 1,)}:
+                raise ValueError("bins")
+            edges, null = self._bins[name]
+            if np.isnan(edges).any() or (edges[1:] < edges[:-1]).any() or not ((null >= 0) & (null < 2**53)).all():
+                raise ValueError("bins")
+        if not self._bins or not any((null > 0).any() for _, null in self._bins.values()):
+            raise ValueError("no bins")
+        self._counts = np.array(state["counts"], dtype=np.int64).reshape(-1, len(self._bins), len(EDGES) + 1)
+        if (self._counts < 0).any() or (self._counts > 2**53).any():
+            raise ValueError("counts")
 
     def _settings(self) -> dict[str, Any]:
         bins = {name: (edges.tolist(), null.tolist()) for name, (edges, null) in self._bins.items()}
@@ -460,6 +522,44 @@ def _log_marginal(counts: np.ndarray, prior: np.ndarray) -> np.ndarray:
 def _check_count(verb: str, name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{verb}: {name} must be a whole number of at least 1, got {value!r}.")
+
+
+def check_digest(path: str | os.PathLike[str]) -> None:
+    """Compare a file with the digest that ``export_onnx`` wrote into it; other files pass.
+
+    Raises:
+        UncertaintyFileError: A byte differs.
+    """
+    with open(path, "rb") as file:
+        head, digest = file.read(len(DIGEST_HEAD) + 64), hashlib.sha256()
+        if DIGEST_KEY.encode() not in head:
+            return
+        while block := file.read(2**20):
+            digest.update(block)
+    if head != DIGEST_HEAD + digest.hexdigest().encode():
+        raise UncertaintyFileError("other bytes than were written")
+
+
+def _checked_quantiles(name: str, values: Any) -> tuple[float, ...]:
+    """The reference of one measure: finite numbers that do not fall."""
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) < 2 or any(type(value) not in (int, float) for value in values):
+        raise TypeError(f"{len(numbers)} quantiles of {_shown_text(name)}")
+    if not all(map(math.isfinite, numbers)) or any(a > b for a, b in pairwise(numbers)):
+        raise ValueError(f"quantiles of {_shown_text(name)} that are not in order")
+    return numbers
+
+
+def _shown_text(text: Any) -> str:
+    """Text from a file as a short literal without control characters."""
+    literal = ascii(text)
+    return literal if len(literal) <= 80 else f"{literal[:76]}...{literal[-1]}"
+
+
+def _told(err: BaseException) -> str:
+    """What an exception says, in one short line."""
+    words = " ".join(str(err).split()) or type(err).__name__
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words[:300]).rstrip(".")
 
 
 def _names(sets: np.ndarray, names: Sequence[Any]) -> list[Any]:

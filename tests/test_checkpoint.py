@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import re
 import struct
 
 import pytest
@@ -145,27 +146,74 @@ def test_a_truncated_file_is_refused(path, keep):
     _refused(path, Network(), "damaged")
 
 
-def _rewrite_header(path, change):
-    """Change the bensemble header inside a safetensors file."""
+def _rewrite_header(path, change, change_tensors=lambda data, outer: None):
+    """Change the bensemble header inside a safetensors file, and the bytes of the tensors."""
     data = path.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
     outer = json.loads(data[8 : 8 + length])
     outer["__metadata__"]["bensemble"] = change(outer["__metadata__"]["bensemble"])
-    text = json.dumps(outer).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    text, tensors = json.dumps(outer).encode(), bytearray(data[8 + length :])
+    change_tensors(tensors, outer)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + tensors)
+
+
+def _first_version(text):
+    """A header of the first format, which had no digest."""
+    fields = json.loads(text)
+    del fields["digest"]
+    return json.dumps({**fields, "version": 1})
+
+
+def test_a_checkpoint_of_the_first_version_loads(path, tokens):
+    bnn = _trained()
+    bensemble.save(bnn, path)
+    _rewrite_header(path, _first_version)
+    assert torch.equal(bensemble.load(path, Network()).eval()(tokens), bnn(tokens))
+
+
+@pytest.mark.parametrize("where", [-1, -40, -2000])
+def test_one_flipped_bit_among_the_weights_is_refused(path, where):
+    bensemble.save(_trained(), path)
+    data = bytearray(path.read_bytes())
+    data[where] ^= 1
+    path.write_bytes(data)
+    _refused(path, Network(), "is damaged, got other bytes than were saved; get the file again")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["attention.out_proj.weight_mu", "recurrent.weight_hh_l0_rho", "norm.bias"])
+def test_weights_that_are_no_numbers_are_neither_saved_nor_loaded(path, value, name):
+    bnn = _trained()
+    bensemble.save(bnn, path)
+    old = path.read_bytes()
+    with torch.no_grad():
+        bnn.get_parameter(name).view(-1)[1] = value
+    with pytest.raises(CheckpointError, match=f"save: '{name}' is not finite, got NaN or infinity.*; go back to"):
+        bensemble.save(bnn, path)
+    assert path.read_bytes() == old
+
+    def broken(data, outer):
+        start = outer[name]["data_offsets"][0] + 4
+        data[start : start + 4] = struct.pack("<f", value)
+
+    _rewrite_header(path, _first_version, broken)
+    _refused(path, Network(), f"does not fit Network: '{name}' is not finite, got NaN or infinity")
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda text: text.replace('"version":1', '"version":99'), "format version 99"),
+        (lambda text: text.replace('"version":2', '"version":99'), "format version 99"),
         (lambda text: text[:-5], "is damaged"),
         (lambda text: "[" * 100_000, "is damaged"),
-        (lambda text: text.replace('"version":1', '"version":1,"version":1'), "a key occurs twice"),
+        (lambda text: text.replace('"version":2', '"version":2,"version":2'), "a key occurs twice"),
         (lambda text: text.replace('"normal"', '"os.system"'), "a prior of unknown type"),
         (lambda text: text.replace('"local"', '"magic"'), "bad tiers"),
         (lambda text: text.replace("embedding.weight", "embedding..weight"), "no parameter name"),
-        (lambda text: text.replace("embedding.weight", "encoder.weight"), "no weight 'encoder.weight'"),
+        (lambda text: text.replace("embedding.weight", "encoder.weight"), "other bytes than were saved"),
+        (lambda text: _first_version(text).replace("embedding.weight", "my.weight"), "no weight 'my.weight'"),
+        (lambda text: text.replace('"digest":"', '"digest":"0'), "other bytes than were saved"),
+        (lambda text: re.sub('"digest":"[^"]*"', '"digest":7', text), "digest is no text"),
         (lambda text: json.dumps({"version": 1}), "its fields are not those"),
         (lambda text: "null", "has no version"),
     ],

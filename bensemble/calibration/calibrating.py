@@ -23,13 +23,14 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..checks import check_number
-from ..errors import InvalidTypeError, InvalidValueError
+from ..errors import InvalidTypeError, InvalidValueError, shown
 from ..likelihoods import DiscreteLikelihood
 from ..likelihoods.base import check_finite, check_same_shape, check_tensor
 from ..prediction.results import ClassPrediction, Prediction, RegressionPrediction
@@ -41,6 +42,9 @@ __all__ = ["Calibration", "calibrate"]
 VERSION = 1
 #: Levels at which the reference holds quantiles: 0, 0.01 .. 1.
 LEVELS = 101
+#: What the reference of a prediction is made of.
+CLASS_MEASURES = ("entropy", "mutual_information")
+REGRESSION_MEASURES = ("total_std", "epistemic_std")
 
 
 @dataclass(frozen=True, repr=False)
@@ -132,17 +136,13 @@ class Calibration:
         try:
             fields = json.loads(text)
             version = fields.pop("version")
-            threshold = fields["conformal_threshold"]
-            fields["conformal_threshold"] = math.inf if threshold is None else float(threshold)
-            fields["reference"] = {str(k): tuple(float(v) for v in q) for k, q in fields["reference"].items()}
-            found = cls(**fields)
-        except (AttributeError, KeyError, TypeError, ValueError) as err:
+            if version == VERSION:
+                return cls(**_checked(fields))
+        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as err:
             raise InvalidValueError(
-                f"from_json: text must be what Calibration.to_json wrote, got {text[:40]!r}."
+                f"from_json: text must be what Calibration.to_json wrote, got '{shown(text, 40)}' ({shown(err)})."
             ) from err
-        if version != VERSION:
-            raise InvalidValueError(f"from_json: version must be {VERSION}, got {version!r}; update bensemble.")
-        return found
+        raise InvalidValueError(f"from_json: version must be {VERSION}, got {shown(repr(version))}; update bensemble.")
 
     def __repr__(self) -> str:
         lines = [f"Calibration on {self.num_data:,} terms"]
@@ -196,12 +196,32 @@ def calibrate(
     return Calibration(float(temperature), _threshold(tempered, scores, alpha), float(alpha), len(scores), reference)
 
 
+def _checked(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a calibration in a file, every one looked at: anybody may have written it."""
+    reference, threshold = fields["reference"], fields["conformal_threshold"]
+    if tuple(reference) not in (CLASS_MEASURES, REGRESSION_MEASURES):
+        raise ValueError("reference is of other measures")
+    fields["conformal_threshold"] = math.inf if threshold is None else threshold
+    numbers = [fields["temperature"], fields["alpha"], fields["num_data"], *([] if threshold is None else [threshold])]
+    numbers += [value for quantiles in reference.values() for value in quantiles]
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in numbers):
+        raise ValueError("a value is no number")
+    if not (fields["temperature"] > 0 < fields["alpha"] < 1 and type(fields["num_data"]) is int):
+        raise ValueError("temperature, alpha or num_data")
+    if fields["num_data"] < 1 or fields["conformal_threshold"] < 0:
+        raise ValueError("num_data or conformal_threshold")
+    for name, quantiles in reference.items():
+        if len(quantiles) != LEVELS or any(a > b for a, b in pairwise(quantiles)):
+            raise ValueError(f"the quantiles of {name}")
+    return {**fields, "reference": {name: tuple(map(float, quantiles)) for name, quantiles in reference.items()}}
+
+
 def _measures(verb: str, prediction: Any) -> tuple[str, str]:
     """What the reference of a prediction is made of."""
     if isinstance(prediction, ClassPrediction):
-        return ("entropy", "mutual_information")
+        return CLASS_MEASURES
     if isinstance(prediction, RegressionPrediction):
-        return ("total_std", "epistemic_std")
+        return REGRESSION_MEASURES
     raise InvalidTypeError(
         f"{verb}: prediction must be of classes or of a regression, got {type(prediction).__name__}; "
         "call predict with a likelihood."

@@ -5,20 +5,22 @@ It is read from files that strangers may have sent, so every field is checked be
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from ..posterior import Posterior
 from ..priors import ARD, Normal
 
 __all__ = ["FORMAT_VERSION", "Header", "PosteriorEntry", "describe_prior", "read_header", "restore_prior"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 has no digest
 _LONGEST = 64 * 1024 * 1024  # characters; a header of a model with 100,000 posteriors has about a third of this
 
 
@@ -47,15 +49,33 @@ class PosteriorEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """All posteriors of a checkpoint, and the names under which shared tensors were left out."""
+    """All posteriors of a checkpoint, and the names under which shared tensors were left out.
+
+    Attributes:
+        posteriors: One entry for each.
+        shared: For each name that was left out the one that holds its tensor.
+        version: Of the format.
+        digest: SHA-256 of the rest of the header and of every tensor; empty in version 1.
+    """
 
     posteriors: tuple[PosteriorEntry, ...]
     shared: dict[str, str]
     version: int = FORMAT_VERSION
+    digest: str = ""
 
     def to_json(self) -> str:
         """The header as text, the same for the same model."""
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    def digest_of(self, tensors: dict[str, Tensor]) -> str:
+        """What the digest of this header must be with these tensors, which are contiguous and on the CPU."""
+        digest = hashlib.sha256(replace(self, digest="").to_json().encode())
+        for name in sorted(tensors):
+            tensor = tensors[name]
+            digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            if tensor.numel():
+                digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
 
 def describe_prior(name: str, posterior: Posterior) -> dict[str, Any]:
@@ -116,7 +136,9 @@ def read_header(path: str, text: str | None) -> Header:
             )
         return _checked(raw)
     except (ValueError, KeyError, TypeError, RecursionError) as err:
-        raise CheckpointError(f"load: the header of '{path}' is damaged ({err}); get the file again.") from err
+        raise CheckpointError(
+            f"load: the header of '{path}' is damaged ({shown(err, 200)}); get the file again."
+        ) from err
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -127,11 +149,16 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _checked(raw: dict[str, Any]) -> Header:
-    _require(set(raw) == {"posteriors", "shared", "version"}, "its fields are not those of a header")
+    wanted = (
+        {"posteriors", "shared", "version", "digest"} if raw["version"] > 1 else {"posteriors", "shared", "version"}
+    )
+    _require(set(raw) == wanted and raw["version"] > 0, "its fields are not those of a header")
+    _require(isinstance(raw.get("digest", ""), str), "digest is no text")
     _require(isinstance(raw["posteriors"], list), "posteriors is no list")
     shared = raw["shared"]
     _require(isinstance(shared, dict) and all(isinstance(v, str) for v in shared.values()), "shared is no map of names")
-    return Header(tuple(_checked_entry(entry) for entry in raw["posteriors"]), dict(shared), raw["version"])
+    entries = tuple(_checked_entry(entry) for entry in raw["posteriors"])
+    return Header(entries, dict(shared), raw["version"], raw.get("digest", ""))
 
 
 def _checked_entry(entry: Any) -> PosteriorEntry:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_module
-from ..errors import CheckpointError, refuse
+from ..errors import CheckpointError, refuse, shown
 from ..layers.linear_op import LinearOpLayer
 from ..layers.registry import bayesian_type
 from ..layers.swap import NewPosterior, make_bayesian, restorer
@@ -19,6 +19,7 @@ from ..layers.weights import PosteriorWeights
 from ..modes import unwrapped
 from ..priors import Normal
 from ..sharding import is_sharded, sharded_like
+from .finite import NOT_FINITE, is_finite
 from .header import Header, PosteriorEntry, read_header, restore_prior
 
 __all__ = ["load"]
@@ -63,7 +64,10 @@ def _read_into(
         for restore in reversed(undo):
             restore()
         if isinstance(err, RuntimeError):
-            raise CheckpointError(f"load: '{path}' does not fit {type(model).__name__}: {err}") from err
+            raise CheckpointError(
+                f"load: '{path}' does not fit {type(model).__name__}, got {shown(err, 200)}; "
+                "load it into the model that was saved."
+            ) from err
         raise
 
 
@@ -89,7 +93,11 @@ def _read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor]]:
             header = read_header(str(path), (file.metadata() or {}).get("bensemble"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     except (SafetensorError, OSError, UnicodeDecodeError) as err:
-        raise CheckpointError(f"load: '{path}' is damaged or no safetensors file ({err}); get it again.") from err
+        raise CheckpointError(
+            f"load: '{path}' is damaged or no safetensors file ({shown(err, 200)}); get it again."
+        ) from err
+    if header.version > 1 and header.digest != header.digest_of(tensors):
+        raise CheckpointError(f"load: '{path}' is damaged, got other bytes than were saved; get the file again.")
     return header, tensors
 
 
@@ -119,6 +127,8 @@ def _mismatches(header: Header, tensors: dict[str, Tensor], model: nn.Module) ->
                 if stored is None or tuple(stored.shape) != entry.shape:
                     got = "none" if stored is None else f"shape {tuple(stored.shape)}"
                     yield f"'{place}' needs '{key}' of shape {entry.shape} in the file, got {got}."
+                elif not is_finite(stored):
+                    yield f"'{key}' is {NOT_FINITE}"
         if len(found) > 1:
             yield f"{', '.join(map(repr, found.values()))} are one shared weight in the file, but not in the model."
     prefixes = {
@@ -142,6 +152,8 @@ def _mismatches(header: Header, tensors: dict[str, Tensor], model: nn.Module) ->
                 f"'{key}' is {tuple(tensor.shape)} {tensor.dtype} in the model, "
                 f"got {tuple(stored.shape)} {stored.dtype} in the file."
             )
+        elif isinstance(tensor, nn.Parameter) and not is_finite(stored):
+            yield f"'{key}' is {NOT_FINITE}"
     for key in sorted(available - posterior_keys - set(left)):
         yield f"'{key}' is in the file but not in the model."
 

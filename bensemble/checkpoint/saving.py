@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from ..checks import check_module
-from ..errors import CheckpointError
+from ..errors import CheckpointError, refuse
 from ..layers.linear_op import LinearOpLayer
 from ..layers.sampled import SampledWeights
 from ..layers.weights import PosteriorWeights
@@ -15,6 +16,7 @@ from ..modes import unwrapped
 from ..posterior import Posterior
 from ..sharding import is_sharded, once_for_all, whole
 from ..writing import checked_target, replacing
+from .finite import NOT_FINITE, is_finite
 from .header import Header, PosteriorEntry, describe_prior
 
 __all__ = ["save"]
@@ -32,7 +34,7 @@ def save(bnn: nn.Module, path: str | os.PathLike[str]) -> None:
         path: The file; an existing one is replaced when the new one is complete.
 
     Raises:
-        CheckpointError: the model has no posteriors, or a prior of its own making.
+        CheckpointError: the model has no posteriors, a prior of its own making, or weights that are not finite.
         InvalidValueError: the path cannot be written.
     """
     from safetensors.torch import save_file
@@ -41,11 +43,17 @@ def save(bnn: nn.Module, path: str | os.PathLike[str]) -> None:
     entries = _entries(bnn)
     if not entries:
         raise CheckpointError(f"save: {type(bnn).__name__} has no posteriors; save its state_dict as you always do.")
-    tensors, shared = _distinct(bnn.state_dict(keep_vars=True))
+    state = bnn.state_dict(keep_vars=True)
+    tensors, shared = _distinct(state)
+    weights = [name for name in tensors if isinstance(state[name], nn.Parameter)]
+    broken = [f"'{name}' is {NOT_FINITE}" for name in weights if not is_finite(tensors[name])]
+    refuse("save", broken, CheckpointError)
+    header = Header(tuple(entries), shared)
+    header = replace(header, digest=header.digest_of(tensors))
 
     def write() -> None:
         with replacing(checked_target(path, "save")) as temporary:
-            save_file(tensors, temporary, metadata={"bensemble": Header(tuple(entries), shared).to_json()})
+            save_file(tensors, temporary, metadata={"bensemble": header.to_json()})
 
     once_for_all("save", write, of=next(filter(is_sharded, bnn.parameters()), None))
 

@@ -137,15 +137,14 @@ def read_arrays(path: Path, verb: str, wide: bool = False) -> dict[str, Any]:
     Raises:
         InvalidValueError: The file is missing or something else, or holds no arrays.
     """
-    import numpy as np
     import torch
 
     from bensemble.errors import InvalidValueError
 
+    from ..archives import load_arrays
+
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        tensors = {name: torch.from_numpy(array) for name, array in load_arrays(path).items()}
     except FileNotFoundError as err:
         cure = "; write a shape like 1x3x224x224 instead" if verb == "input" else "; check the path"
         raise InvalidValueError(f"{verb}: there is no file '{path}'{cure}.") from err

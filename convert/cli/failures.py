@@ -81,7 +81,8 @@ def say(text: str, style: str = "", head: str = "") -> None:
 def first_line(err: BaseException) -> str:
     """What somebody else's exception says, its type and its first line, for the middle of a sentence."""
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    return f"{type(err).__name__}: {lines[0].rstrip('.')}" if lines else type(err).__name__
+    text = f"{type(err).__name__}: {lines[0].rstrip('.')}" if lines else type(err).__name__
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:300])
 
 
 def _parser_failure(err: Any) -> int:

@@ -80,6 +80,8 @@ def read_data(path: Path, model: Any = None, need_labels: bool = False) -> Label
         InvalidValueError: The file cannot be read.
         WrongUsage: It holds no inputs or no labels, or arrays of different lengths.
     """
+    from bensemble.errors import shown
+
     arrays = read_arrays(path, "data", wide=model is not None and computes_in_float64(model))
     found = next((name for name in LABELS if name in arrays), None)
     labels = arrays.pop(found) if found is not None else None
@@ -87,15 +89,15 @@ def read_data(path: Path, model: Any = None, need_labels: bool = False) -> Label
         raise WrongUsage(f"data: '{path}' holds no inputs; write it with numpy.savez(path, inputs=x, labels=y).")
     if labels is None and need_labels:
         raise WrongUsage(
-            f"data: '{path}' holds no labels, only {', '.join(arrays)}; add an array 'labels', or name a function of "
-            "your own with --evaluate."
+            f"data: '{path}' holds no labels, only {shown(', '.join(arrays), 300)}; add an array "
+            "'labels', or name a function of your own with --evaluate."
         )
     rows = arrays if labels is None else {**arrays, "labels": labels}
     lengths = {name: len(array) if array.ndim else 0 for name, array in rows.items()}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
         raise WrongUsage(
             f"data: the arrays of '{path}' must have one example for each row, got "
-            f"{', '.join(f'{size} in {name}' for name, size in lengths.items())}."
+            f"{shown(', '.join(f'{size} in {name}' for name, size in lengths.items()), 300)}."
         )
     if labels is not None and (labels.ndim != 1 or labels.is_floating_point()):
         raise WrongUsage(

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bensemble.errors import CheckpointError
+from bensemble.errors import CheckpointError, shown
 
-from .failures import first_line
+from ..archives import check_unpacked
+from .shards import is_index, read_shards
 
 __all__ = ["find_state_dict", "is_checkpoint", "read_file"]
 
@@ -36,6 +37,14 @@ def read_file(path: Path) -> Any:
     """
     if path.is_dir():
         raise CheckpointError(f"weights: '{path}' is a folder; name the .safetensors or .pt file in it.")
+    if is_index(path) and path.is_file():
+        return read_shards(path, _read_one)
+    return _read_one(path)
+
+
+def _read_one(path: Path) -> Any:
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"weights: '{path}' is a device or a pipe, got no file; save it to a file first.")
     try:
         with path.open("rb") as file:
             head = file.read(9)
@@ -47,13 +56,15 @@ def read_file(path: Path) -> Any:
         raise CheckpointError(f"weights: '{path}' is empty; download or save it again.")
     if path.suffix == ".safetensors" or head[8:] == b"{":
         return _read_safetensors(path)
-    return _read_torch(path)
+    return _read_torch(path, zipped=head.startswith(b"PK"))
 
 
 def is_checkpoint(path: Path) -> bool:
     """True for a file of ``bensemble.save``, whose header says how to make the model Bayesian."""
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():  # a pipe would wait for somebody to write
+        return False
     try:
         with safe_open(path, framework="pt") as file:
             return "bensemble" in (file.metadata() or {})
@@ -73,7 +84,7 @@ def find_state_dict(content: Any, path: Path, key: str | None = None) -> tuple[d
         CheckpointError: There is none, or there are several and none has a usual name.
     """
     places = _places(content)
-    listing = ", ".join(places) or "none"
+    listing = shown(", ".join(places) or "none", 300)
     if key is not None:
         if key not in places:
             cure = "leave --key out, the file is a state dict" if _is_state_dict(content) else "choose one with --key"
@@ -83,6 +94,7 @@ def find_state_dict(content: Any, path: Path, key: str | None = None) -> tuple[d
         return dict(content), []
     if not places:
         held = ", ".join(map(repr, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
+        held = shown(held, 300)
         raise CheckpointError(
             f"weights: '{path}' holds no state dict, got {held}; write torch.save(model.state_dict(), path)."
         )
@@ -90,8 +102,8 @@ def find_state_dict(content: Any, path: Path, key: str | None = None) -> tuple[d
     if not usual and len(places) > 1:
         raise CheckpointError(f"weights: '{path}' holds several state dicts, got: {listing}; choose one with --key.")
     taken = usual[0] if usual else next(iter(places))
-    others = ", ".join(place for place in places if place != taken)
-    return dict(places[taken]), [f"took '{taken}'" + (f", not {others}; choose with --key" if others else "")]
+    others = shown(", ".join(place for place in places if place != taken), 300)
+    return dict(places[taken]), [f"took '{shown(taken)}'" + (f", not {others}; choose with --key" if others else "")]
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -102,12 +114,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as err:
         raise CheckpointError(
-            f"weights: '{path}' is truncated or not a safetensors file ({first_line(err)}); get it again."
+            f"weights: '{path}' is truncated or not a safetensors file ({shown(err, 200)}); get it again."
         ) from err
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, zipped: bool) -> Any:
     try:
+        if zipped:
+            check_unpacked(path)
         # Namespaces of command line options lie beside the weights in many published files; they are plain data.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")

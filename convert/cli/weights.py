@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from bensemble.checkpoint import load
-from bensemble.errors import CheckpointError
+from bensemble.checkpoint.finite import NOT_FINITE, is_finite
+from bensemble.errors import CheckpointError, shown
 
 from .failures import first_line
 from .weight_files import find_state_dict, is_checkpoint, read_file
@@ -50,6 +51,9 @@ def load_weights(model: nn.Module, path: Path, key: str | None = None) -> tuple[
         state = {name: value for name, value in state.items() if "_prior_" not in name}
         notes.append(f"made {len(posteriors)} parameters of the model Bayesian, as they are in the file")
     problems = _load(model, state)
+    broken = [name for name, held in state.items() if name in dict(model.named_parameters()) and _is_broken(name, held)]
+    if broken and not problems:
+        raise CheckpointError(f"weights: '{shown(broken[0])}' in '{path}' is {NOT_FINITE}")
     if problems:
         raise CheckpointError(
             f"weights: '{path}' is of another model: {problems}; name the model with the arguments that it was trained "
@@ -114,7 +118,7 @@ def _load(model: nn.Module, state: dict[str, Any]) -> str:
         if isinstance(value, Tensor) and isinstance(state.get(name), Tensor) and state[name].shape != value.shape
     ]
     parts = [
-        f"{len(names)} {what} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+        f"{len(names)} {what} ({', '.join(shown(name) for name in names[:4])}{', ...' if len(names) > 4 else ''})"
         for what, names in (
             ("missing", [f"'{name}'" for name in missing]),
             ("unexpected", [f"'{name}'" for name in unexpected]),
@@ -132,5 +136,12 @@ def _not_tied(missing: list[str], state: dict[str, Any], model: nn.Module) -> li
     return [name for name in missing if id(own.get(name)) not in loaded]
 
 
+def _is_broken(name: str, held: Any) -> bool:
+    """Whether a weight is not finite; a rho of minus infinity says that the weight is pruned."""
+    if not isinstance(held, Tensor):
+        return False
+    return not is_finite(held.nan_to_num(nan=float("nan"), neginf=-50.0) if name.endswith("_rho") else held)
+
+
 def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "scalar"
+    return "x".join(map(str, tensor.shape[:8])) or "scalar"

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from bensemble.errors import InvalidValueError
+from bensemble.errors import InvalidValueError, shown
+
+from ..archives import load_arrays
 
 __all__ = ["Images", "Loader", "load_digits", "load_mnist"]
 
@@ -79,11 +81,13 @@ def load_mnist(path: Path) -> Images:
         InvalidValueError: The file is not there, or holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            x_train, y_train, x_test, y_test = (file[key] for key in ("x_train", "y_train", "x_test", "y_test"))
+        file = load_arrays(path)
+        x_train, y_train, x_test, y_test = (file[key] for key in ("x_train", "y_train", "x_test", "y_test"))
+        _check_images(x_train, y_train, 2000)
+        _check_images(x_test, y_test, 0)
     except (OSError, KeyError, ValueError) as err:
         raise InvalidValueError(
-            f"demo: '{path}' must be an .npz file with x_train, y_train, x_test, y_test, got {err}; "
+            f"demo: '{path}' must be an .npz file with x_train, y_train, x_test, y_test, got {shown(err, 200)}; "
             "leave --data out to use the digits of scikit-learn."
         ) from err
     order = torch.randperm(len(y_train), generator=torch.Generator().manual_seed(0))
@@ -92,6 +96,13 @@ def load_mnist(path: Path) -> Images:
     return _scaled(
         "MNIST", *((torch.from_numpy(x).float()[:, None] / 255, torch.from_numpy(y).long()) for x, y in parts)
     )
+
+
+def _check_images(x: np.ndarray, y: np.ndarray, held_out: int) -> None:
+    if x.ndim != 3 or y.shape != x.shape[:1] or len(x) <= held_out or 0 in x.shape:
+        raise ValueError(f"images of shape {x.shape} and labels of shape {y.shape}")
+    if x.shape[1] != x.shape[2] or x.dtype.kind not in "biuf" or y.dtype.kind not in "iu":
+        raise ValueError(f"images of shape {x.shape} in {x.dtype} and labels in {y.dtype}")
 
 
 def _scaled(name: str, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> Images:

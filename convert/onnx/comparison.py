@@ -144,7 +144,7 @@ def compare_onnx(
     if isinstance(data, Iterator):  # every file reads it
         data = list(data)
     summaries = {name: inspect_onnx(path) for name, path in files.items()}
-    models = {name: _opened(path) for name, path in files.items()}
+    models = {name: OnnxModel(path) for name, path in files.items()}
     first = next(iter(_inputs(data, unpack, torch.device("cpu"), 1)), None)
     if first is None:
         raise InvalidValueError("compare_onnx: data must hold a batch, got none.")
@@ -172,15 +172,6 @@ def compare_onnx(
     finally:
         for module, training in was.items():
             module.training = training
-
-
-def _opened(path: str | os.PathLike[str]) -> OnnxModel:
-    try:
-        return OnnxModel(path)
-    except Exception as err:
-        raise InvalidValueError(
-            f"compare_onnx: ONNX Runtime cannot load '{path}' ({str(err).strip().splitlines()[0][:200]})."
-        ) from err
 
 
 def _inputs(data: Any, unpack: Unpack | None, device: torch.device, most: int | None) -> Iterable[Inputs]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import onnx
@@ -10,6 +11,7 @@ from google.protobuf.message import EncodeError
 from bensemble import __version__
 from bensemble.errors import ExportError, refuse
 
+from ..runtime import DIGEST_HEAD
 from .axes import BATCH
 from .graph import (
     correct_output_shapes,
@@ -99,7 +101,7 @@ def finished(trials: Trials, traced: Traced, outputs: Sequence[str], metadata: M
 
 
 def serialized(proto: onnx.ModelProto, verify: bool) -> bytes:
-    """The bytes of the file, the same for the same graph.
+    """The bytes of the file, the same for the same graph, with their digest before them.
 
     Raises:
         ExportError: The graph is not valid, is too large for one file, or draws random numbers and cannot be verified.
@@ -112,10 +114,11 @@ def serialized(proto: onnx.ModelProto, verify: bool) -> bytes:
         )
     try:
         onnx.checker.check_model(proto)
-        return proto.SerializeToString(deterministic=True)
+        data = proto.SerializeToString(deterministic=True)
     except (ValueError, EncodeError) as err:
         raise ExportError(f"export_onnx: the graph must fit into one file of 2 GiB, got {one_line(err)}.") from err
     except onnx.checker.ValidationError as err:
         raise ExportError(
             f"export_onnx: torch's exporter made a graph that is not valid, got {one_line(err)}."
         ) from err
+    return DIGEST_HEAD + hashlib.sha256(data).hexdigest().encode() + data

@@ -158,7 +158,7 @@ def operators(proto: onnx.ModelProto) -> dict[str, int]:
     nodes = [node for graph in _graphs(proto.graph) for node in graph.node]
     for node in (*nodes, *(node for function in proto.functions for node in function.node)):
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], str(item[0]))))
 
 
 def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto | onnx.SparseTensorProto]:

@@ -12,8 +12,9 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
-from bensemble.errors import InvalidTypeError, InvalidValueError
+from bensemble.errors import InvalidTypeError, InvalidValueError, shown
 
+from ..runtime import DIGEST_KEY, UncertaintyFileError, check_digest
 from .graph import operators, tensors
 from .measuring import gzip_size
 from .report import OnnxSummary, TensorInfo
@@ -47,12 +48,17 @@ def inspect_onnx(path: str | os.PathLike[str]) -> OnnxSummary:
         raise InvalidTypeError(f"inspect_onnx: path must be a string or a Path, got {type(path).__name__}.")
     file = Path(path)
     try:
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise OSError(0, "it is a device or a pipe")
         data = file.read_bytes()
     except OSError as err:
         raise InvalidValueError(f"inspect_onnx: '{file}' cannot be read, {err.strerror}; check the path.") from err
     proto = onnx.ModelProto()
     try:
+        check_digest(file)
         proto.ParseFromString(data)
+    except UncertaintyFileError as err:
+        raise InvalidValueError(f"inspect_onnx: '{file}' is damaged, got {err}; get the file again.") from err
     except DecodeError:
         proto.Clear()
     if not proto.ir_version or not proto.opset_import or not proto.graph.output:
@@ -60,22 +66,48 @@ def inspect_onnx(path: str | os.PathLike[str]) -> OnnxSummary:
             f"inspect_onnx: '{file}' is not an ONNX file, got {len(data)} bytes of something else; give a file that an "
             "ONNX exporter wrote."
         )
-    beside = {
-        file.parent / entry.value
-        for tensor in tensors(proto)
-        if isinstance(tensor, onnx.TensorProto) and uses_external_data(tensor)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
+    _check_text(file, proto)
+    beside = sorted(
+        {
+            entry.value
+            for tensor in tensors(proto)
+            if isinstance(tensor, onnx.TensorProto) and uses_external_data(tensor)
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+    )
     try:
+        data += b"".join(_beside(file, name).read_bytes() for name in beside)
         load_external_data_for_model(proto, str(file.parent))
-        data += b"".join(other.read_bytes() for other in sorted(beside))
     except (OSError, ValueError, onnx.checker.ValidationError) as err:
         raise InvalidValueError(
-            f"inspect_onnx: '{file}' keeps weights in {', '.join(repr(other.name) for other in sorted(beside))}, which "
+            f"inspect_onnx: '{file}' keeps weights in {shown(', '.join(map(repr, beside)), 200)}, which "
             "cannot be read; put the files beside it."
         ) from err
-    return summarize(OnnxSummary, file, proto, data)
+    try:
+        return summarize(OnnxSummary, file, proto, data)
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as err:
+        raise InvalidValueError(
+            f"inspect_onnx: the weights in '{file}' are damaged, got {shown(err, 200)}; get the file again."
+        ) from err
+
+
+def _beside(file: Path, name: str) -> Path:
+    """A file of weights, which may only lie in the folder of the graph or below it."""
+    other, folder = (file.parent / name).resolve(), file.parent.resolve()
+    if folder not in other.parents or not other.is_file():
+        raise ValueError(f"{name!r} is no file in the folder")
+    return other
+
+
+def _check_text(file: Path, proto: onnx.ModelProto) -> None:
+    """Refuse names that are no text: protobuf hands them out as bytes."""
+    values = [*proto.graph.input, *proto.graph.output]
+    names = [text for entry in proto.metadata_props for text in (entry.key, entry.value)]
+    names += [value.name for value in values] + list(operators(proto))
+    names += [dim.dim_param for value in values for dim in value.type.tensor_type.shape.dim]
+    if not all(isinstance(name, str) for name in names):
+        raise InvalidValueError(f"inspect_onnx: '{file}' is damaged, got a name that is not text; get the file again.")
 
 
 def summarize(kind: type[S], path: Path, proto: onnx.ModelProto, data: bytes, **more: Any) -> S:
@@ -101,7 +133,7 @@ def summarize(kind: type[S], path: Path, proto: onnx.ModelProto, data: bytes, **
         zeros=sum(zeros for _, zeros in counts),
         opset=next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0),
         operators=operators(proto),
-        metadata={entry.key: entry.value for entry in proto.metadata_props},
+        metadata={entry.key: entry.value for entry in proto.metadata_props if entry.key != DIGEST_KEY},
         **more,
     )
 

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bensemble.errors import InvalidTypeError, InvalidValueError
+from bensemble.errors import InvalidTypeError, InvalidValueError, shown
 from bensemble.outputs import describe, tensor_paths
+
+from ..runtime import check_digest
 
 __all__ = ["OnnxModel", "one_thread_session"]
 
 
 def one_thread_session(path: str | os.PathLike[str]) -> Any:
-    """An ONNX Runtime session on one CPU thread, as silent as it can be; raises what ONNX Runtime raises."""
+    """An ONNX Runtime session on one CPU thread, as silent as it can be.
+
+    It raises what ONNX Runtime raises, and UncertaintyFileError where a file of ours has other bytes than were written.
+    """
     import onnxruntime  # not needed to export without verification
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    check_digest(path)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 class OnnxModel(nn.Module):
@@ -33,6 +40,9 @@ class OnnxModel(nn.Module):
     Args:
         path: The file.
 
+    Raises:
+        InvalidValueError: ONNX Runtime cannot load it, or it has other bytes than ``export_onnx`` wrote.
+
     Example:
         >>> evaluate(OnnxModel("small.onnx"))  # the same function that evaluates the torch model
     """
@@ -40,9 +50,19 @@ class OnnxModel(nn.Module):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__()
         self.path = str(path)
-        self.session = one_thread_session(path)
-        self.input_names = [entry.name for entry in self.session.get_inputs()]
-        self.output_names = [entry.name for entry in self.session.get_outputs()]
+        try:
+            if not Path(path).is_file():
+                raise FileNotFoundError("there is no such file")
+            self.session = one_thread_session(path)
+            self.input_names = [entry.name for entry in self.session.get_inputs()]
+            self.output_names = [entry.name for entry in self.session.get_outputs()]
+        except ImportError:
+            raise
+        except Exception as err:
+            raise InvalidValueError(
+                f"OnnxModel: ONNX Runtime cannot load '{self.path}', it is damaged or something else, got "
+                f"{shown(err, 200)}; write it again."
+            ) from err
         self.eval()
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor | dict[str, Tensor]:
@@ -60,12 +80,12 @@ class OnnxModel(nn.Module):
         feed = self.feed(inputs)
         try:
             arrays = self.session.run(None, feed)
+            return {name: torch.as_tensor(array) for name, array in zip(self.output_names, arrays, strict=True)}
         except Exception as err:
             raise InvalidValueError(
-                f"OnnxModel: '{self.path}' rejects the inputs, got {describe(inputs)} "
-                f"({str(err).strip().splitlines()[0][:200]}); give what the model was exported with."
+                f"OnnxModel: '{self.path}' rejects the inputs, got {describe(inputs)} ({shown(err, 200)}); "
+                "give what the model was exported with."
             ) from err
-        return {name: torch.as_tensor(array) for name, array in zip(self.output_names, arrays, strict=True)}
 
     def feed(self, inputs: Any) -> dict[str, Any]:
         """Arrays by input name: by the names of a mapping where they are the file's, else by order."""

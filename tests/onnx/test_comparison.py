@@ -7,6 +7,7 @@ import json
 import os
 import time
 
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -119,7 +120,11 @@ def test_refusals(networks, tmp_path):
     assert compare_onnx(files, iter([x, x]), model=wide, rounds=0)["wide"].error.relative_error < 1e-5
     with pytest.raises(InvalidTypeError, match=r"files must map names to paths, got \{\}"):
         compare_onnx({}, x)
-    (tmp_path / "broken.onnx").write_bytes(files["wide"].read_bytes().replace(b"Gemm", b"Gemx"))
+    data = files["wide"].read_bytes()
+    (tmp_path / "broken.onnx").write_bytes(data.replace(b"Gemm", b"Gemx"))
+    with pytest.raises(InvalidValueError, match=r"'.*broken.onnx' is damaged, got other bytes than were written"):
+        compare_onnx({"broken": tmp_path / "broken.onnx"}, x)
+    (tmp_path / "broken.onnx").write_bytes(onnx.load_from_string(data).SerializeToString().replace(b"Gemm", b"Gemx"))
     with pytest.raises(InvalidValueError, match=r"cannot load '.*broken.onnx'"):
         compare_onnx({"broken": tmp_path / "broken.onnx"}, x)
     with pytest.raises(InvalidValueError, match="data must hold a batch, got none"):

@@ -1,6 +1,7 @@
 """What every export promises: the same numbers at any batch size, names, bytes, and nothing touched."""
 
 import copy
+import hashlib
 import os
 import random
 import subprocess
@@ -65,6 +66,7 @@ def test_report_prints_well_and_is_frozen(exported):
 def test_metadata_holds_the_toolkits_and_the_users_strings(exported):
     _, path, report = exported
     stored = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert stored.pop("bensemble.sha256") == hashlib.sha256(path.read_bytes()[86:]).hexdigest()
     assert stored == dict(report.metadata)
     assert stored == {
         "bensemble.schema": "1",

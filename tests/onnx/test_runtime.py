@@ -176,7 +176,7 @@ def test_files_that_cannot_be_read_are_refused(calibrated, tmp_path):
     ("change", "message"),
     [
         (None, "is ONNX without bensemble's metadata; write it with"),
-        ({"bensemble.schema": "99"}, "must be of schema 1 or older, got 99; update"),
+        ({"bensemble.schema": "99"}, "must be of schema 1 or older, got '99'; update"),
         ({"bensemble.outputs": "mean"}, "must hold uncertainty, got a file of outputs='mean'; write it with"),
     ],
 )
