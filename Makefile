@@ -49,6 +49,7 @@ hostile: $(READY)       ## 20,000 damaged files through every loader, and 50 kil
 
 bench: $(READY)         ## ratios to the deterministic network; needs a quiet machine
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/kl.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/conversion.py

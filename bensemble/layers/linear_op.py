@@ -71,8 +71,17 @@ class LinearOpLayer(BaseBayesianLayer):
                 return self._local_reparameterization(input, *args, **kwargs)
             return self.linear_op(self._drawn("weight"), self._drawn("bias"), input, *args, **kwargs)  # type: ignore[arg-type]
         if frame is None or frame.is_mean:
-            return super().forward(input, *args, **kwargs)
+            return self._evaluate(input, *args, **kwargs)
         return frame.run(self, input, *args, **kwargs)
+
+    def _evaluate(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The operation with the means, taken past the properties: these ask again for the state, at 4 us a read."""
+        parameters = self._parameters
+        mean, offset = parameters.get("w_mu"), parameters.get("b_mu")
+        pruned = "w_mask" in self._buffers or "b_mask" in self._buffers
+        if mean is None or pruned or type(input) is not Tensor or torch.compiler.is_compiling():
+            return super().forward(input, *args, **kwargs)
+        return self.linear_op(mean, parameters.get("bias") if offset is None else offset, input, *args, **kwargs)
 
     def _local_reparameterization(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         weight, bias = self._posterior("weight"), self._posterior("bias")

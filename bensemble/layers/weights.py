@@ -125,15 +125,15 @@ class PosteriorWeights(nn.Module):
             return self._parameters.get(name)
         if not isinstance(mu, Tensor):
             return _traced(mu, f"{stem}_mu", name)
-        posterior = Posterior(self, name, stem)
         frame = active_frame(self)
-        if frame is None and self.training:
-            frame = forward_of_first_run(self)
-            if frame is None:
-                return random_draw(posterior, posterior.draw_noise)
-        if frame is not None and not frame.is_mean:
-            return frame.read(posterior)
-        return mu if posterior.mask is None else read_only(posterior, posterior.mean)
+        at_mean = not self.training if frame is None else frame.is_mean
+        if at_mean and f"{stem}_mask" not in self._buffers:
+            return mu
+        posterior = Posterior(self, name, stem)
+        if at_mean:
+            return read_only(posterior, posterior.mean)
+        frame = frame or forward_of_first_run(self)
+        return random_draw(posterior, posterior.draw_noise) if frame is None else frame.read(posterior)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # nn.Module registers Parameters before it looks at properties, so the public names are answered here.
