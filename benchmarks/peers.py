@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, help="image of the steps")
     options = parser.parse_args()
     found = {library: measured(library, options) for library in LIBRARIES}
     cases = list(found[LIBRARIES[0]])
@@ -46,6 +47,8 @@ def main() -> None:
     for library, case, row in ((x, c, r) for x, rows in found.items() for c, r in rows.items() if "error" in r):
         print(f"\n{library}, {case}: {row['error']}")
     write_json(options.json, found)
+    if options.plot:
+        plot(found, options.plot)
 
 
 def measured(library: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -58,6 +61,26 @@ def measured(library: str, options: argparse.Namespace) -> dict[str, Any]:
         command, env=os.environ | {"PYTHONPATH": os.pathsep.join(places)}, stdout=subprocess.PIPE, text=True, check=True
     )
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
+    """The ratios of the default step as bars, one group for each case."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    cases = list(found[LIBRARIES[0]])
+    figure, axis = plt.subplots(figsize=(11, 4), layout="constrained")
+    width = 0.8 / len(LIBRARIES)
+    for k, library in enumerate(LIBRARIES):
+        heights = [found[library].get(case, {}).get("step", 0.0) for case in cases]
+        axis.bar([i + (k - len(LIBRARIES) / 2) * width for i in range(len(cases))], heights, width, label=library)
+    axis.axhline(1.0, color="gray", linewidth=0.8)
+    axis.set_xticks(range(len(cases)), [case.replace(", ", "\n", 1) for case in cases], fontsize=8)
+    axis.set_ylabel("step over the deterministic step")
+    axis.legend(fontsize=8, ncols=2)
+    figure.savefig(path, dpi=150)
 
 
 def _cell(cell: Any, row: dict[str, Any] | None, ours: dict[str, Any]) -> str:

@@ -44,7 +44,7 @@ class Pairs:
             yield self.x[part], self.y[part]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Images:
     """MNIST, normalised: 50,000 pictures to train on, 10,000 to choose with, 10,000 to judge by; and strangers."""
 

@@ -35,8 +35,8 @@ SUBJECTS: dict[str, tuple[Callable[[], nn.Module], Recipe]] = {
             4,
             (
                 Round(8, 0.7, estimator="weights"),
-                Round(20, 0.83, estimator="weights"),
-                Round(20, 1.0, lr=3e-3, rho_lr=3e-2, warmup=0.1),
+                Round(16, 0.83, estimator="weights"),
+                Round(16, 1.0, beta=2.0, lr=3e-3, rho_lr=3e-2, shift=0, channels=1.0, estimator="weights"),
             ),
             tuning=12,
         ),
