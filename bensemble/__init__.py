@@ -4,7 +4,7 @@ Layers, priors, the variational objective, sampling, prediction, posterior fitti
 networks Bayesian and back, and writes them as ONNX.
 """
 
-from . import likelihoods, priors
+from . import likelihoods, priors, recipes
 from .calibration import Calibration, RejectionCurve, calibrate, rejection_curve
 from .channels import ChannelGroups
 from .checkpoint import load, save
@@ -83,6 +83,7 @@ __all__ = [
     "priors",
     "prune",
     "pruning_masks",
+    "recipes",
     "rejection_curve",
     "sampling",
     "save",

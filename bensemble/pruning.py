@@ -22,7 +22,15 @@ from .layers.linear_op import LinearOpLayer
 from .naming import by_canonical_name, first_match
 from .posterior import Posterior, named_posteriors
 
-__all__ = ["apply_masks", "check_granularity", "clear_masks", "prune", "pruning_masks", "pruning_scores"]
+__all__ = [
+    "apply_masks",
+    "check_granularity",
+    "clear_masks",
+    "prune",
+    "pruned_share",
+    "pruning_masks",
+    "pruning_scores",
+]
 
 GRANULARITIES = ("weight", "channel")
 
@@ -126,6 +134,11 @@ def prune(
         raise InvalidValueError("prune: one of threshold, sparsity and masks must be given.")
     wanted = pruning_masks(model, threshold=threshold, sparsity=sparsity, granularity=granularity, masks=masks)
     apply_masks(model, wanted)
+    return pruned_share(model)
+
+
+def pruned_share(model: nn.Module) -> float:
+    """Share of all posterior weights, biases included, that are pruned."""
     posteriors = [posterior for _, posterior in named_posteriors(model)]
     pruned = sum(int((p.mask == 0).sum()) for p in posteriors if p.mask is not None)
     return pruned / max(sum(p.mu.numel() for p in posteriors), 1)

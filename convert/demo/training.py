@@ -1,23 +1,16 @@
-r"""Ordinary training, and the two recipes of ``docs/recipes.md``: one for uncertainty, one for pruning.
+"""Ordinary training, and the two recipes of ``docs/recipes.md``: one for uncertainty, one for pruning.
 
-Both recipes minimise the negative evidence lower bound per image,
-
-.. math:: L = E_q[-\log p(y | x, w)] + \frac{\beta}{N} KL(q \,\|\, p)
-
-and differ in the prior p, in beta, and in what happens at the end.
+Both are :mod:`bensemble.recipes`; they differ in the prior, in beta, and in what happens at the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim.lr_scheduler import LinearLR
 from torch.optim.swa_utils import update_bn
 
-from bensemble import elbo_loss, kl_divergence, kl_warmup, param_groups
+from bensemble import recipes
 
 from ..surgery import to_deterministic
 from .data import Loader
@@ -49,7 +42,11 @@ def learn_uncertainty(bnn: nn.Module, loader: Loader, epochs: int, beta: float, 
         beta: Weight of the KL: the one that the fit has chosen.
         narrator: Shows the progress.
     """
-    _fine_tune(bnn, loader, epochs, 1e-4, lambda step, total: beta, "Learning uncertainty", narrator)
+    with narrator.counting("Learning uncertainty") as progress:
+        recipes.fine_tune(
+            bnn, loader, likelihood="categorical", epochs=epochs, beta=beta,
+            after_epoch=lambda epoch: progress(epoch.number, epochs),
+        )  # fmt: skip
     update_bn(loader, bnn)
     bnn.eval()
 
@@ -64,8 +61,11 @@ def learn_to_prune(bnn: nn.Module, loader: Loader, epochs: int, beta: float, nar
         beta: Weight of the KL after a warm-up: 1 where there is much data, less where there is little.
         narrator: Shows the progress.
     """
-    _fine_tune(bnn, loader, epochs, 1e-3, lambda *at: beta * kl_warmup(*at), "Learning what can go", narrator)
-    bnn.eval()
+    with narrator.counting("Learning what can go") as progress:
+        recipes.learn_to_prune(
+            bnn, loader, likelihood="categorical", epochs=epochs, beta=beta,
+            after_epoch=lambda epoch: progress(epoch.number, epochs),
+        )  # fmt: skip
 
 
 def prune_and_settle(bnn: nn.Module, loader: Loader, threshold: float) -> nn.Module:
@@ -73,27 +73,3 @@ def prune_and_settle(bnn: nn.Module, loader: Loader, threshold: float) -> nn.Mod
     pruned = to_deterministic(bnn, threshold=threshold)
     update_bn(loader, pruned)
     return pruned.eval()
-
-
-def _fine_tune(
-    bnn: nn.Module,
-    loader: Loader,
-    epochs: int,
-    lr: float,
-    beta: Callable[[int, int], float],
-    label: str,
-    narrator: Narrator,
-) -> None:
-    num_data, total, step = len(loader.dataset), epochs * len(loader), 0  # type: ignore[arg-type]
-    optimizer = torch.optim.Adam(param_groups(bnn, lr, rho_lr=1e-2))
-    schedule = LinearLR(optimizer, 1.0, 0.0, total_iters=total)
-    bnn.train()
-    for _ in narrator.track(epochs, label):
-        for images, digits in loader:
-            nll = F.cross_entropy(bnn(images), digits)
-            loss = elbo_loss(nll, kl_divergence(bnn), num_data, beta(step, total))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            step += 1

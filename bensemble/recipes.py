@@ -1,0 +1,269 @@
+r"""Fine-tuning by the evidence lower bound, with the settings that work: what a recipe in the documents comes down to.
+
+Both functions minimise the negative bound per term,
+
+.. math:: L = E_q[-\log p(y | x, w)] + \frac{\beta_t}{N} KL(q \,\|\, p)
+
+with Adam, rates that fall to 0 in a straight line, and a rate of its own for rho. For another optimizer, a scheduler or
+mixed precision, write the loop; it is a dozen lines over :func:`~bensemble.elbo_loss`, as in the README.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .batches import Unpack, batch_size, call, device_of, read_batches
+from .channels import ChannelGroups
+from .checks import check_count, check_module, check_number
+from .errors import InvalidTypeError, InvalidValueError
+from .likelihoods import Likelihood, resolve
+from .objective import elbo_loss, kl_divergence, kl_warmup, param_groups
+from .outputs import OutputSelector, select_output
+from .posterior import named_posteriors
+from .pruning import prune, pruned_share, pruning_masks
+
+__all__ = ["Epoch", "fine_tune", "gradual_sparsity", "learn_to_prune"]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training data.
+
+    Attributes:
+        number: From 1.
+        nll: Mean negative log likelihood of a term under the noise, in nats.
+        kl: KL of the whole model at the end, in nats.
+        beta: Weight of the KL at the end.
+        sparsity: Share of the posterior's weights that are pruned at the end.
+    """
+
+    number: int
+    nll: float
+    kl: float
+    beta: float
+    sparsity: float
+
+    def __str__(self) -> str:
+        return (
+            f"epoch {self.number}: NLL {self.nll:.4g}, KL {self.kl:.4g} nats at beta {self.beta:.3g}, "
+            f"{self.sparsity:.1%} pruned"
+        )
+
+
+def fine_tune(
+    bnn: nn.Module,
+    loader: Iterable[Any],
+    *,
+    likelihood: Likelihood | str,
+    epochs: int,
+    num_data: int | None = None,
+    lr: float = 1e-4,
+    rho_lr: float = 1e-2,
+    beta: float = 1.0,
+    warmup: float = 0.0,
+    output: OutputSelector | None = None,
+    unpack: Unpack | None = None,
+    after_epoch: Callable[[Epoch], Any] | None = None,
+) -> None:
+    """Train a Bayesian model, all of its parameters, in place; it is in evaluation mode afterwards.
+
+    For uncertainty around a trained network: the defaults, with the beta that ``fit_posterior`` has chosen. BatchNorm
+    statistics move under the noise; follow with ``torch.optim.swa_utils.update_bn(loader, bnn)``.
+
+    Args:
+        bnn: A model with Bayesian layers.
+        loader: Batches ``(inputs, target)`` of a length that is known: a DataLoader, or a list.
+        likelihood: What the outputs mean, such as ``"categorical"``.
+        epochs: Passes over the loader.
+        num_data: Number of terms of the likelihood in the whole training set. Default: examples of the loader's data
+            set times the terms that an example of the first batch has (pixels, tokens).
+        lr: Learning rate of everything but rho.
+        rho_lr: Learning rate of rho.
+        beta: Weight of the KL after the warm-up.
+        warmup: Share of the training over which the weight of the KL rises from 0.
+        output: Which part of a structured output.
+        unpack: ``callable(batch) -> (inputs, target)`` for batches of another form.
+        after_epoch: Called with an :class:`Epoch`; ``print`` will do. What it does to the model stays.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: An argument that cannot work, a model without posteriors, batches without
+            targets, or a loss that is not finite.
+
+    Example:
+        >>> fit = bensemble.fit_posterior(bnn, loader, likelihood="categorical", val_loader=val_loader)
+        >>> recipes.fine_tune(bnn, loader, likelihood="categorical", epochs=1, beta=fit.beta, after_epoch=print)
+    """
+    resolved, batches = _checked("fine_tune", bnn, loader, likelihood, epochs)
+    check_number("fine_tune", "beta", beta, least=0)
+    check_number("fine_tune", "warmup", warmup, least=0, most=1)
+    if num_data is not None:
+        check_number("fine_tune", "num_data", num_data, above=0)
+    optimizer = torch.optim.Adam(param_groups(bnn, lr, rho_lr))
+    step, total, device = 0, epochs * batches, device_of(bnn)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda at: max(0.0, 1 - at / total))
+    for number in range(1, epochs + 1):
+        bnn.train()
+        losses = []
+        for inputs, target in read_batches(loader, unpack, device):
+            if target is None:
+                raise InvalidValueError("fine_tune: loader must give targets, got a batch without; pass unpack=.")
+            if num_data is None:
+                num_data = _num_terms(loader, resolved, inputs, target)
+            nll, kl = resolved.nll(select_output(call(bnn, inputs), output), target), kl_divergence(bnn)
+            now = beta * kl_warmup(step, total, warmup)
+            loss = elbo_loss(nll, kl, num_data, now)
+            if not bool(loss.isfinite()):
+                raise InvalidValueError(
+                    f"fine_tune: the loss must be finite, got {float(loss.detach())} in step {step + 1} of {total}; "
+                    "lower lr, or look for inputs that are not finite."
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(nll.detach())
+            step += 1
+        bnn.eval()
+        if after_epoch is not None:
+            nlls = torch.stack([value.float() for value in losses])
+            after_epoch(Epoch(number, float(nlls.mean()), float(kl.detach()), now, pruned_share(bnn)))
+
+
+def learn_to_prune(
+    bnn: nn.Module,
+    loader: Iterable[Any],
+    *,
+    likelihood: Likelihood | str,
+    epochs: int,
+    num_data: int | None = None,
+    lr: float = 1e-3,
+    rho_lr: float = 1e-2,
+    beta: float = 1.0,
+    warmup: float = 0.3,
+    sparsity: float | None = None,
+    granularity: str | ChannelGroups = "weight",
+    output: OutputSelector | None = None,
+    unpack: Unpack | None = None,
+    after_epoch: Callable[[Epoch], Any] | None = None,
+) -> None:
+    """Let the data say which weights it needs: the signal-to-noise ratio of the others falls to nothing.
+
+    The recipe is the prior ``"ard"``, which has no scale to choose; a KL that comes in over the first 30 % of the
+    steps, so that sigma grows where it may before anything is pulled to zero; and ten times the learning rate for rho.
+    Then ``to_deterministic(bnn, threshold=0.83)``, and ``update_bn`` where the network has BatchNorm.
+
+    With ``sparsity`` the weights go on the way, after every epoch by :func:`gradual_sparsity`, and those that are left
+    learn to do without; the masks hold.
+
+    Args:
+        bnn: A Bayesian model, ``bayesify(model, prior="ard", estimator="weights")``.
+        loader: Batches ``(inputs, target)``, as for :func:`fine_tune`.
+        likelihood: What the outputs mean.
+        epochs: Passes over the loader.
+        num_data: Number of terms of the likelihood in the whole training set, as for :func:`fine_tune`.
+        lr: Learning rate of everything but rho.
+        rho_lr: Learning rate of rho.
+        beta: Weight of the KL after the warm-up: 1 where there is much data, less where there is little.
+        warmup: Share of the training over which the KL comes in.
+        sparsity: Share of the weights to prune on the way; None leaves pruning to the end.
+        granularity: What is pruned on the way, as for :func:`bensemble.prune`.
+        output: Which part of a structured output.
+        unpack: ``callable(batch) -> (inputs, target)`` for batches of another form.
+        after_epoch: Called with an :class:`Epoch`, after it was pruned.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: As for :func:`fine_tune`; or a prior that is centred on trained weights,
+            which holds them where they are.
+
+    Example:
+        >>> sparse = bayesify(model, prior="ard", estimator="weights")
+        >>> recipes.learn_to_prune(sparse, loader, likelihood="categorical", epochs=20, after_epoch=print)
+        >>> pruned = to_deterministic(sparse, threshold=0.83)
+    """
+    _checked("learn_to_prune", bnn, loader, likelihood, epochs)
+    if sparsity is not None:
+        pruning_masks(bnn, sparsity=sparsity, granularity=granularity)  # refuses what cannot work, before the training
+    for name, posterior in named_posteriors(bnn):
+        mean = getattr(posterior.prior, "mean", 0.0)
+        if isinstance(mean, Tensor) and bool(mean.any()):
+            raise InvalidValueError(
+                f"learn_to_prune: '{name}' must have a prior around zero, got one centred on other weights, which "
+                "holds them; use bayesify(model, prior='ard'), or bensemble.set_prior."
+            )
+
+    def end(epoch: Epoch) -> None:
+        if sparsity is not None:
+            prune(bnn, sparsity=gradual_sparsity(epoch.number, epochs, sparsity, warmup), granularity=granularity)
+        if after_epoch is not None:
+            after_epoch(Epoch(epoch.number, epoch.nll, epoch.kl, epoch.beta, pruned_share(bnn)))
+
+    fine_tune(
+        bnn, loader, likelihood=likelihood, epochs=epochs, num_data=num_data, lr=lr, rho_lr=rho_lr, beta=beta,
+        warmup=warmup, output=output, unpack=unpack, after_epoch=end,
+    )  # fmt: skip
+
+
+def gradual_sparsity(step: float, total: float, sparsity: float, begin: float = 0.3, end: float = 0.8) -> float:
+    r"""Share to be pruned by now, fast while there is much to spare: :math:`s \, (1 - (1 - t)^3)`.
+
+    t rises from 0 to 1 between two points of the training (Zhu & Gupta 2017, "To prune, or not to prune", equation 1).
+
+    Args:
+        step: Steps or epochs done.
+        total: Of the whole training.
+        sparsity: The final share.
+        begin: Share of the training before the first weight goes.
+        end: Share of the training after which the final share is reached; what follows is recovery.
+
+    Raises:
+        InvalidValueError: A value out of range.
+    """
+    check_number("gradual_sparsity", "step", step, least=0)
+    check_number("gradual_sparsity", "total", total, above=0)
+    check_number("gradual_sparsity", "sparsity", sparsity, least=0, below=1)
+    check_number("gradual_sparsity", "begin", begin, least=0, most=1)
+    check_number("gradual_sparsity", "end", end, least=0, most=1)
+    done = step / total
+    if done >= max(begin, end):
+        return sparsity
+    if done <= begin:
+        return 0.0
+    return sparsity * (1 - (1 - (done - begin) / (end - begin)) ** 3)
+
+
+def _checked(
+    verb: str, bnn: nn.Module, loader: Any, likelihood: Likelihood | str, epochs: int
+) -> tuple[Likelihood, int]:
+    """The likelihood and the number of batches, after everything else was looked at."""
+    check_module(verb, bnn)
+    if next(iter(named_posteriors(bnn)), None) is None:
+        raise InvalidValueError(
+            f"{verb}: {type(bnn).__name__} has no posteriors, got a deterministic model; call convert.bayesify."
+        )
+    resolved = resolve(likelihood)
+    if resolved is None:
+        raise InvalidValueError(f"{verb}: likelihood must say what the outputs mean, got None.")
+    check_count(verb, "epochs", epochs)
+    if isinstance(loader, (Tensor, tuple, Mapping, Iterator)) or not isinstance(loader, Sized):
+        raise InvalidTypeError(
+            f"{verb}: loader must give batches and know how many, got {type(loader).__name__}; pass a DataLoader or a "
+            "list of batches."
+        )
+    if not len(loader):
+        raise InvalidValueError(f"{verb}: loader must give at least one batch, got none.")
+    return resolved, len(loader)
+
+
+def _num_terms(loader: Any, likelihood: Likelihood, inputs: Any, target: Any) -> int:
+    """Terms of the likelihood in the training set, as many for each example as in this batch."""
+    terms, size = likelihood.num_terms(target), batch_size(inputs)
+    try:
+        examples = len(loader.dataset)
+    except (AttributeError, TypeError):
+        return max(terms * len(loader), 1)
+    return max(round(terms * examples / size), 1)
