@@ -67,13 +67,13 @@ def test_smooth_functions_by_quadrature(function, std):
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.floats(-4, 4), st.floats(0.05, 3))
-def test_the_larger_of_two(difference, std):
-    above, product, share = larger_moments(one(difference), one(std**2))
-    positive = integrated(lambda x: x.clamp_min(0), difference, std)[0]
-    negative = integrated(lambda x: (-x).clamp_min(0), difference, std)[0]
-    torch.testing.assert_close(above, one(positive), rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(product, one(positive * negative), rtol=1e-5, atol=1e-9)
-    torch.testing.assert_close(
-        share, one(integrated(lambda x: (x > 0).double(), difference, std)[0]), rtol=0, atol=1e-4
-    )
+@given(st.floats(-4, 4), st.floats(0.05, 3), st.floats(0.05, 3), st.floats(0, 0.95))
+def test_the_larger_of_two(difference, first, second, correlation):
+    mean, variance = larger_moments(one(difference), one(first**2), one(0.0), one(second**2), one(correlation))
+    # max(x, y) = y + max(x - y, 0); integrate over x - y, and over y given x - y.
+    apart = (first**2 + second**2 - 2 * correlation * first * second) ** 0.5
+    slope = (correlation * first * second - second**2) / apart**2
+    rest = second**2 - slope**2 * apart**2
+    expected = integrated(lambda d: slope * (d - difference) + d.clamp_min(0), difference, apart)
+    torch.testing.assert_close(mean, one(expected[0]), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(variance, one(expected[1] + rest), rtol=1e-5, atol=1e-7)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,9 +19,12 @@ from bensemble.outputs import OutputSelector, select_output
 from ...surgery import to_deterministic
 from ..capture import Capture, CaptureError, capture, first_line, undisturbed
 from .network import MomentNetwork
+from .points import record_points
+from .recording import Recorder
 from .registry import CannotFollowError, Operation
 from .reordering import pool_first
-from .rules import FORMULAS, LAYERS
+from .rules import RULES
+from .rules.normalisation import with_norm
 from .state import Uncertain, Weight
 
 __all__ = ["moments"]
@@ -68,14 +71,14 @@ def moments(bnn: nn.Module, example_inputs: Any, *, output: OutputSelector | Non
             raise ConversionError(f"moments: {type(bnn).__name__} must be exportable, got: {err}; {CURE}.") from err
         pool_first(captured.module.graph)
         builder = _Builder(captured, variances)
-        outputs = builder.run_on(inputs)
-    example = outputs[place]
-    if not isinstance(example, Uncertain):
-        raise ConversionError(
-            f"moments: the output of {type(bnn).__name__} must depend on an uncertain weight, got one that does not; "
-            "select another with output=."
-        )
-    return MomentNetwork(builder.finished(), place, example).eval()
+        example = builder.run_on(inputs)[place]
+        if not isinstance(example, Uncertain):
+            raise ConversionError(
+                f"moments: the output of {type(bnn).__name__} must depend on an uncertain weight, got one that does "
+                "not; select another with output=."
+            )
+        parts, spread = record_points(example)
+    return MomentNetwork(builder.recorder.module(parts), spread, captured.module._in_spec).eval()
 
 
 def _variances(bnn: nn.Module) -> dict[str, Tensor]:
@@ -127,13 +130,13 @@ def _place(reference: Any, output: OutputSelector | None) -> int:
 
 
 class _Builder(fx.Interpreter):
-    """Runs the example through the graph, and puts the rules in its place on the way."""
+    """Runs the example through the graph, by the rules where it is uncertain, and has it written down."""
 
     def __init__(self, captured: Capture, variances: Mapping[str, Tensor]) -> None:
         super().__init__(captured.module)
         self.captured, self.variances = captured, variances
-        self.steps: dict[fx.Node, nn.Module] = {}
-        self.weights: list[fx.Node] = []
+        self.recorder = Recorder()
+        self.operations: dict[fx.Node, Operation] = {}
         self.readers: dict[Any, fx.Node] = {}
         _read_what_was_written(captured)
 
@@ -142,34 +145,41 @@ class _Builder(fx.Interpreter):
         args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
         args = args if isinstance(args, tuple) else (args,)
         leaves = tree_flatten_spec((list(args), kwargs), self.captured.module._in_spec)
-        found: Any = self.run(*leaves, enable_io_processing=False)
+        with self.recorder:
+            found: Any = self.run(*leaves, enable_io_processing=False)
         return tree_leaves(found, is_leaf=_is_uncertain)
 
     def run_node(self, node: fx.Node) -> Any:
         """The value of one node: by its rule if it depends on an uncertain weight."""
         if node.op == "get_attr" and node.target in self.variances:
-            self.weights.append(node)
             tensor = super().run_node(node)
             return Weight(str(node.target), tensor.detach(), self.variances[str(node.target)])
-        if node.op not in ("call_function", "call_module"):
-            return super().run_node(node)
+        if node.op == "placeholder":
+            return self.recorder.input(node.name, super().run_node(node))
         args, kwargs = self.fetch_args_kwargs_from_env(node)
-        if not any(_is_uncertain(leaf) for leaf in tree_leaves((args, kwargs), is_leaf=_is_uncertain)):
-            return super().run_node(node)
+        if node.op == "output" or not any(_is_uncertain(leaf) for leaf in tree_leaves((args, kwargs), _is_uncertain)):
+            value = super().run_node(node)
+            if isinstance(value, int) and self.recorder.depends((args, kwargs)):
+                value = self.recorder.write(node.target, args, kwargs, value)
+            return value
         try:
             self._check(node, args)
-            step = _rule(Operation(_name(node), node.target, args, kwargs))  # type: ignore[arg-type]
-            value = step(*args, **kwargs)
+            return self._by_rule(node, Operation(_name(node), node.target, args, kwargs))  # type: ignore[arg-type]
         except CannotFollowError as err:
             raise ConversionError(
                 f"moments: '{_module_path(node)}' calls {_name(node)}, which has no moments in closed form here, got "
                 f"{err}; {CURE}."
             ) from err
-        if isinstance(value, Weight):
-            self.weights.append(node)
-        else:
-            self.steps[node] = step if isinstance(step, nn.Module) else _Step(step)
-        return value
+
+    def _by_rule(self, node: fx.Node, operation: Operation) -> Any:
+        layer = node.all_input_nodes[0]
+        if operation.name == "batch_norm" and layer in self.operations and len(layer.users) == 1:
+            operation = with_norm(self.operations[layer], operation) or operation
+        if operation.name not in RULES:
+            raise CannotFollowError("no rule for it")
+        self.operations[node] = operation
+        with self.recorder.pure():
+            return RULES[operation.name](operation)
 
     def _check(self, node: fx.Node, args: Any) -> None:
         """Refuse two uses of one weight, whose noise is the same, and views of what is written in place."""
@@ -182,21 +192,6 @@ class _Builder(fx.Interpreter):
             if other is not node.args[0] and other is not node and _is_uncertain(self.env.get(other)):
                 raise CannotFollowError("a write into a tensor that has another view")
 
-    def finished(self) -> fx.GraphModule:
-        """The graph with the rules in it, and without the weights that they hold."""
-        graph, root = self.captured.module.graph, nn.Module()
-        for path, tensor in (*self.captured.module.named_parameters(), *self.captured.module.named_buffers()):
-            _put(root, path, tensor.detach())
-        for number, (node, step) in enumerate(self.steps.items()):
-            name = f"step_{number}"
-            root.add_module(name, step)
-            node.op, node.target = "call_module", name
-        for node in reversed(list(graph.nodes)):
-            if node in self.weights:
-                node.replace_all_uses_with(None)
-                graph.erase_node(node)
-        return fx.GraphModule(root, graph)
-
 
 def _read_what_was_written(captured: Capture) -> None:
     """Let those who read a tensor after a write in place read the result of the write."""
@@ -206,26 +201,6 @@ def _read_what_was_written(captured: Capture) -> None:
         for user in list(first.users) if isinstance(first, fx.Node) else ():
             if place[user] > place[node]:
                 user.replace_input_with(first, node)  # type: ignore[arg-type]
-
-
-class _Step(nn.Module):
-    """A formula in a graph."""
-
-    def __init__(self, formula: Callable[..., Any]) -> None:
-        super().__init__()
-        self.formula = formula
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The formula."""
-        return self.formula(*args, **kwargs)
-
-
-def _rule(operation: Operation) -> Callable[..., Any]:
-    if operation.name in LAYERS:
-        return LAYERS[operation.name](operation)
-    if operation.name in FORMULAS:
-        return FORMULAS[operation.name]
-    raise CannotFollowError("no rule for it")
 
 
 def _is_uncertain(leaf: Any) -> bool:
@@ -247,12 +222,3 @@ def _module_path(node: fx.Node) -> str:
         return ""
     path: str = list(stack.values())[-1][0]
     return path.removeprefix("L['self'].").removeprefix("L['self']")
-
-
-def _put(root: nn.Module, path: str, tensor: Tensor) -> None:
-    *parents, name = path.split(".")
-    for parent in parents:
-        if not hasattr(root, parent):
-            root.add_module(parent, nn.Module())
-        root = getattr(root, parent)
-    root.register_buffer(name, tensor)

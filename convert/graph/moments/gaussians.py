@@ -25,8 +25,8 @@ __all__ = ["Transformed", "larger_moments", "leaky_relu_moments", "quadrature"]
 NODES = 7
 SMALLEST = 1e-30
 RESOLUTION = 1e-3
-#: In units of sqrt(2) standard deviations.
-FARTHEST = 6.0
+#: In standard deviations.
+FARTHEST = 8.5
 
 
 class Transformed(NamedTuple):
@@ -39,41 +39,42 @@ class Transformed(NamedTuple):
 
 def leaky_relu_moments(mean: Tensor, variance: Tensor, slope: float = 0.0) -> Transformed:
     """The moments of ``max(x, 0) + slope * min(x, 0)``."""
-    minor, size, share = _tails(mean, variance)
-    positive = torch.add(mean.clamp_min(0), minor, alpha=-0.5)
-    # The variance is v P - E[max(x, 0)] E[max(-x, 0)], and one of the two factors is the minor side.
-    spread = (variance * share).addcmul_(minor, torch.sub(minor, size, alpha=2), value=-0.25).clamp_min_(0)
+    above, below, share = _sides(mean, variance)
+    spread = (variance * share - above * below).clamp_min(0)
     if slope == 0:
-        return Transformed(positive, spread, share)
+        return Transformed(above, spread, share)
     # f = relu(x) + slope * (x - relu(x)) = (1 - slope) relu(x) + slope x, and Cov[relu(x), x] = variance * share.
     rest = 1 - slope
     return Transformed(
-        rest * positive + slope * mean,
+        rest * above + slope * mean,
         rest**2 * spread + slope**2 * variance + 2 * slope * rest * variance * share,
         rest * share + slope,
     )
 
 
-def larger_moments(difference: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """E[max(x, 0)], E[max(x, 0)] E[max(-x, 0)] and P(x > 0), for the larger of two Gaussians of that difference."""
-    minor, size, share = _tails(difference, variance)
-    product = minor * torch.sub(minor, size, alpha=2)
-    return torch.add(difference.clamp_min(0), minor, alpha=-0.5), product.mul_(0.25), share
+def larger_moments(
+    first: Tensor, first_variance: Tensor, second: Tensor, second_variance: Tensor, correlation: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the larger of two Gaussians (Clark 1961, equations 2 to 6)."""
+    together = correlation * (first_variance * second_variance).sqrt()
+    apart = (first_variance + second_variance - 2 * together).clamp_min(0)
+    above, below, share = _sides(first - second, apart)
+    spread = second_variance + share * (first_variance - second_variance) - above * below
+    return second + above, spread.clamp_min(0)
 
 
-def _tails(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""-2 E of the side of zero where the mean is not, the absolute mean, and P(x > 0).
+def _sides(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""E[max(x, 0)], E[max(-x, 0)] and P(x > 0).
 
-    Nothing cancels, however small the variance is: the minor side is :math:`s \varphi(\alpha) - |m| \Phi(-\alpha)`.
+    Nothing cancels, however small the variance is: :math:`\Phi` is taken on the side where it is small.
     """
-    root = (variance + variance).clamp_min_(SMALLEST).sqrt_()
-    size = mean.abs()
+    inverse = (variance + SMALLEST).rsqrt()
     # Further out there is nothing but numbers so small that processors are slow with them.
-    ratio = (size / root).clamp_max_(FARTHEST)
-    tail = torch.erfc(ratio)
-    minor = torch.add(ratio * tail, ratio.square_().neg_().exp_(), alpha=-1 / math.sqrt(math.pi)).mul_(root)
-    share = mean.sign().mul_(0.5 - 0.5 * tail).add_(0.5)  # ONNX Runtime takes several times as long for a `where`
-    return minor, size, share
+    ratio = (mean * inverse).clamp(-FARTHEST, FARTHEST)
+    half = 0.5 * torch.erf(ratio * math.sqrt(0.5))
+    share, tail = 0.5 + half, 0.5 - half
+    density = torch.exp(ratio * ratio * -0.5 - 0.5 * math.log(2 * math.pi)) * (variance * inverse)
+    return density + mean * share, density - mean * tail, share
 
 
 def quadrature(function: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor) -> Transformed:

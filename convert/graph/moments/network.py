@@ -5,45 +5,42 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
+from torch.fx._pytree import tree_flatten_spec
+from torch.utils._pytree import TreeSpec
 
 from bensemble.prediction.moment_model import MomentModel
 
-from .points import NUM_POINTS, number_of_latents, output_points, standard_points
-from .state import Uncertain
+from .points import NUM_POINTS
 
 __all__ = ["MomentNetwork"]
 
 
 class MomentNetwork(MomentModel):
-    """Carries mean and covariance through the graph of a model, layer by layer.
+    """Carries mean and covariance through the graph of a model.
 
     Args:
-        graph: The model's graph, in which the operations on uncertain activations are replaced by their rules.
-        place: Which of the graph's outputs it is about.
-        example: That output in the example.
+        program: Takes the model's inputs one after the other; returns mean and variance of the output, and what
+            ``spread`` takes.
+        spread: The points of the output's distribution.
+        inputs: How the arguments of the model are put behind each other.
     """
 
-    standard: Tensor
-
-    def __init__(self, graph: fx.GraphModule, place: int, example: Uncertain) -> None:
+    def __init__(self, program: fx.GraphModule, spread: fx.GraphModule, inputs: TreeSpec) -> None:
         super().__init__()
-        self.program = graph
-        self.place = place
+        self.program, self.spread = program, spread
         self.num_points = NUM_POINTS
-        points = standard_points(example.own.shape[-1] + number_of_latents(example))
-        self.register_buffer("standard", points.to(example.mean))
+        self._inputs = inputs
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Mean and variance of the output over the posterior."""
-        output = self._output(args, kwargs)
-        return output.mean, output.variance
+        mean, variance, *_ = self._run(args, kwargs)
+        return mean, variance
 
     def points(self, *args: Any, **kwargs: Any) -> Tensor:
         """The output at fixed points of its distribution, all equally likely, shape (K, B, ...)."""
-        return output_points(self._output(args, kwargs), self.standard)
+        found: Tensor = self.spread(*self._run(args, kwargs))[0]
+        return found
 
-    def _output(self, args: Any, kwargs: Any) -> Uncertain:
-        leaves = tree_leaves(self.program(*args, **kwargs), is_leaf=lambda leaf: isinstance(leaf, Uncertain))
-        output: Uncertain = leaves[self.place]
-        return output
+    def _run(self, args: Any, kwargs: Any) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = self.program(*tree_flatten_spec((list(args), kwargs), self._inputs))
+        return found

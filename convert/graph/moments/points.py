@@ -6,12 +6,15 @@ and whitened where there are points enough, so that mean and covariance are exac
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import replace
 
+import torch
+from torch import Tensor, fx
+
+from .recording import Recorder
 from .state import Uncertain
 
-__all__ = ["NUM_POINTS", "number_of_latents", "output_points", "standard_points"]
+__all__ = ["NUM_POINTS", "output_points", "record_points", "standard_points"]
 
 #: Points for one expectation. For ten classes 128 gave every probability within 0.004 of its limit.
 NUM_POINTS = 128
@@ -31,17 +34,37 @@ def standard_points(dimension: int, count: int = NUM_POINTS) -> Tensor:
     return (points / points.std(0)).float()
 
 
-def output_points(output: Uncertain, standard: Tensor) -> Tensor:
+def record_points(output: Uncertain) -> tuple[list[Tensor], fx.GraphModule]:
+    """What is known of an output, mean and variance first, and a module that makes its points of that."""
+    recorder, parts = Recorder(), list[Tensor]()
+
+    def part(tensor: Tensor) -> Tensor:
+        parts.append(tensor)
+        found: Tensor = recorder.input(f"part_{len(parts)}", tensor)
+        return found
+
+    known = replace(output, mean=part(output.mean), variance=part(output.variance), own=part(output.own))
+    known = replace(
+        known,
+        terms=tuple(
+            replace(term, packed=part(term.packed), gain=None if term.gain is None else part(term.gain))
+            for term in output.terms
+        ),
+    )
+    with recorder:
+        points = output_points(known)
+    return parts, recorder.module([points])
+
+
+def output_points(output: Uncertain) -> Tensor:
     """Points of an activation, shape (K, ...).
 
     Every position gets the same point of the features' distribution, scaled by its own standard deviation: right for
     each position by itself.
-
-    Args:
-        output: The activation.
-        standard: Points of the standard normal distribution, one dimension for each feature and each latent.
     """
     features = output.own.shape[-1]
+    latents = sum(term.basis.columns.shape[1] for term in output.terms)
+    standard = standard_points(features + latents).to(output.mean)
     common = output.common().clamp_min(1e-30)
     if features <= MOST_FEATURES:
         covariance = torch.diag_embed(output.own)
@@ -57,8 +80,8 @@ def output_points(output: Uncertain, standard: Tensor) -> Tensor:
             rank = term.basis.columns.shape[1]
             size = torch.diagonal(term.covariance(), dim1=-2, dim2=-1).clamp_min(1e-30)
             root = cholesky(term.covariance() / (size.unsqueeze(-1) * size.unsqueeze(-2)).sqrt())
-            latents = (standard[:, used : used + rank] @ root.transpose(-1, -2)) * size.sqrt().unsqueeze(-2)
-            shared = latents @ term.basis.columns.t()
+            shared_latents = (standard[:, used : used + rank] @ root.transpose(-1, -2)) * size.sqrt().unsqueeze(-2)
+            shared = shared_latents @ term.basis.columns.t()
             gain = common.rsqrt() if term.gain is None else term.gain * common.rsqrt()
             unit = unit + shared * gain.unsqueeze(-2)
             used += rank
@@ -70,11 +93,6 @@ def output_points(output: Uncertain, standard: Tensor) -> Tensor:
             unit = unit.unsqueeze(-1)
         unit = unit.movedim(2, output.axis + 1)
     return output.mean + output.variance.sqrt() * unit
-
-
-def number_of_latents(activation: Uncertain) -> int:
-    """How many latents the terms of an activation have."""
-    return sum(term.basis.columns.shape[1] for term in activation.terms)
 
 
 def cholesky(matrix: Tensor) -> Tensor:

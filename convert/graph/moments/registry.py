@@ -1,8 +1,9 @@
 """The table of rules: how the moments of each operation's result follow from those of its operands.
 
 Operations have the names of ``torch.ops.aten`` without overload. A *formula* is a function of the operation's own
-arguments, with an ``Uncertain`` in place of a tensor. A *layer* rule sees the example and returns a module that keeps
-what can be computed once, such as squared weights.
+arguments, with an ``Uncertain`` in place of a tensor; a *rule* takes the whole :class:`Operation`. Both run on an
+example, while :mod:`convert.graph.moments.recording` writes down what they do, so neither may compute with the size of
+the batch, or write in place.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from .state import Uncertain, Weight
 
-__all__ = ["FORMULAS", "LAYERS", "CannotFollowError", "Operation", "formula", "layer"]
+__all__ = ["RULES", "CannotFollowError", "Operation", "formula", "rule"]
 
 
 class CannotFollowError(Exception):
@@ -42,16 +45,12 @@ class Operation:
             return self.args[position]
         return self.kwargs.get(name, default)
 
-    def plain(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """The operation on a tensor, never in place."""
-        return self.function(x.clone() if self.in_place else x, *args, **kwargs)
+    def plain(self, x: Any) -> Any:
+        """The operation on another first operand, never in place."""
+        function = getattr(torch.ops.aten, self.name[:-1]) if self.name.endswith("_") else self.function
+        return function(x, *self.args[1:], **self.kwargs)
 
-    @property
-    def in_place(self) -> bool:
-        """Whether it writes into its first operand."""
-        return self.name.endswith("_")
-
-    def weight(self, position: int, name: str) -> Weight | None:
+    def weight(self, position: int, name: str) -> Any:
         """A weight, with or without a posterior."""
         value = self.get(position, name)
         if isinstance(value, Uncertain):
@@ -59,25 +58,24 @@ class Operation:
         return value
 
 
-FORMULAS: dict[str, Callable[..., Any]] = {}
-LAYERS: dict[str, Callable[[Operation], Callable[..., Any]]] = {}
+RULES: dict[str, Callable[[Operation], Uncertain | Weight]] = {}
 
 
-def formula(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function of the operation's arguments."""
+def rule(*names: str) -> Callable[[Any], Any]:
+    """Register a function of the operation."""
 
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        FORMULAS.update(dict.fromkeys(names, function))
+    def register(function: Any) -> Any:
+        RULES.update(dict.fromkeys(names, function))
         return function
 
     return register
 
 
-def layer(*names: str) -> Callable[[Any], Any]:
-    """Register what makes a module from the example call."""
+def formula(*names: str) -> Callable[[Any], Any]:
+    """Register a function of the operation's arguments."""
 
-    def register(build: Any) -> Any:
-        LAYERS.update(dict.fromkeys(names, build))
-        return build
+    def register(function: Any) -> Any:
+        rule(*names)(lambda operation: function(*operation.args, **operation.kwargs))
+        return function
 
     return register

@@ -142,7 +142,7 @@ class Uncertain:
     def mean_of(self, tensor: Tensor) -> Tensor:
         """Mean over the positions of a sampled tensor, shape (B, C)."""
         if self.folded > 1:
-            return tensor.reshape(tensor.shape[0], -1, self.folded).mean(-1)
+            return tensor.unflatten(-1, (-1, self.folded)).mean(-1)
         if tensor.ndim == 2:
             return tensor
         return tensor.mean([axis for axis in range(1, tensor.ndim) if axis != self.axis])
@@ -167,29 +167,28 @@ class Uncertain:
     def along(self, features: Tensor) -> Tensor:
         """A tensor (B, C), or (C,), in a shape that broadcasts against ``mean``."""
         if self.folded > 1:
-            return features.repeat_interleave(self.folded, -1)
-        shape = [1] * self.ndim
-        shape[self.axis] = features.shape[-1]
-        if features.ndim == 2:
-            shape[0] = features.shape[0]
-        return features.reshape(shape)
+            return features.unsqueeze(-1).expand(*[-1] * features.ndim, self.folded).flatten(-2)
+        before, after = [None] * (self.axis - 1), [None] * (self.ndim - self.axis - 1)
+        batch = [slice(None)] if features.ndim == 2 else []
+        return features[(*batch, *before, slice(None), *after)]
 
     def common(self) -> Tensor:
         """Variance of the mean over the positions, shape (B, C)."""
         return total_variance(self.own, self.terms)
 
-    def pairs(self, common: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-        """What the pairs of an element with itself and of neighbours contribute to the common variance, as shares."""
-        sizes = (
-            [self.folded] if self.folded > 1 else [self.mean.shape[a] for a in range(1, self.ndim) if a != self.axis]
-        )
-        beside = [2 * (size - 1) / size for size in sizes]
-        straight = sum(beside)
-        diagonal = math.prod(1 + number for number in beside) - 1 - straight
-        alone = total / math.prod(self.sizes)
-        near = self.near.clamp_min(0) * (straight + diagonal * (self.near / total).clamp(0, 1)) / math.prod(self.sizes)
-        scale = torch.maximum(common, alone + near).clamp_min(1e-30)
-        return alone / scale, near / scale
+    def pairs(self, far: Tensor, close: Tensor) -> tuple[Tensor, Tensor]:
+        """What elements with themselves, and neighbours, contribute to the common variance, as shares.
+
+        Args:
+            far: The common variance over the mean variance, shape (B, C).
+            close: The correlation of neighbours, shape (B, C).
+        """
+        count = math.prod(self.sizes)
+        beside = [2 * (size - 1) / size for size in self.sizes]
+        diagonal = math.prod(1 + number for number in beside) - 1 - sum(beside)
+        near = close * (close * (diagonal / count) + sum(beside) / count)
+        inverse = 1 / torch.maximum(far, near + 1 / count)
+        return inverse * (1 / count), near * inverse
 
     def scaled(self, factor: Tensor) -> Uncertain:
         """The activation times a known factor per feature, shape (C,)."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..registry import FORMULAS, LAYERS
+from ..registry import RULES
 from . import activation, convolution, joining, linear, movement, normalisation, pooling, softmax
 
-__all__ = ["FILES", "FORMULAS", "LAYERS"]
+__all__ = ["FILES", "RULES"]
 
 FILES = (activation, convolution, joining, linear, movement, normalisation, pooling, softmax)

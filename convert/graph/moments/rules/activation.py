@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from ..gaussians import Transformed, leaky_relu_moments, quadrature
-from ..registry import Operation, formula, layer
+from ..registry import Operation, formula, rule
 from ..state import Uncertain
 
 __all__ = ["elementwise"]
 
 SMOOTH = (
-    *("gelu", "silu", "sigmoid", "tanh", "elu", "selu", "celu", "softplus", "mish", "log_sigmoid", "softsign", "exp"),
-    *(
-        "hardtanh",
-        "hardswish",
-        "hardsigmoid",
-        "relu6",
-        "softshrink",
-        "hardshrink",
-        "abs",
-        "square",
-        "sin",
-        "cos",
-        "erf",
-    ),
-)
+    "gelu", "silu", "sigmoid", "tanh", "elu", "selu", "celu", "softplus", "mish", "log_sigmoid", "softsign", "exp",
+    "hardtanh", "hardswish", "hardsigmoid", "relu6", "softshrink", "hardshrink", "abs", "square", "sin", "cos", "erf",
+)  # fmt: skip
 
 
 def elementwise(x: Uncertain, result: Transformed) -> Uncertain:
@@ -46,25 +32,24 @@ def elementwise(x: Uncertain, result: Transformed) -> Uncertain:
         rest = torch.addcmul(variance, square, x.variance, value=-1).clamp_min(0)
         terms = tuple(term.scaled(gain) for term in x.terms)
         return replace(x, mean=mean, variance=variance, own=square * x.own + rest, terms=terms, near=variance)
-    before, gain = x.sampled(x.variance), x.sampled(gain)
-    std = before.sqrt()
-    passed = gain * std
-    linear = passed.square()
-    rest = x.mean_of((x.sampled(variance) - linear).clamp_min(0))
-    total, common = x.mean_of(before).clamp_min(1e-30), x.common()
+    std = x.sampled(x.variance).sqrt()
+    passed = x.sampled(gain) * std
+    total = x.average(x.variance).clamp_min(1e-30)
+    far, close = (x.common() / total).clamp(0, 1), (x.near / total).clamp(0, 1)
     # How much passes of the covariance of an element with itself, with a neighbour, and with any other.
-    itself = x.mean_of(linear) / total
+    itself = x.mean_of(passed * passed) / total
     beside = x.neighbours(passed) / x.neighbours(std).clamp_min(1e-30)
     apart = (x.mean_of(passed) / x.mean_of(std).clamp_min(1e-15)).square()
-    alone, close = x.pairs(common, total)
-    factor = (apart + alone * (itself - apart) + close * (beside - apart)).clamp_min(0)
+    rest = (x.average(variance) / total - itself).clamp_min(0)
+    alone, nearby = x.pairs(far, close)
+    factor = (apart + alone * (itself - apart) + nearby * (beside - apart)).clamp_min(0)
     return replace(
         x,
         mean=mean,
         variance=variance,
-        own=factor * x.own + rest * (common / total).clamp(0, 1).square(),
+        own=factor * x.own + rest * far * far * total,
         terms=tuple(term.scaled(factor.sqrt()) for term in x.terms),
-        near=x.near * beside + rest * (x.near / total).clamp(-1, 1).square(),
+        near=(close * beside + rest * close * close) * total,
     )
 
 
@@ -80,11 +65,8 @@ def leaky_relu(x: Uncertain, slope: float = 0.01) -> Uncertain:
     return elementwise(x, leaky_relu_moments(x.mean, x.variance, slope))
 
 
-@layer(*SMOOTH, *(f"{name}_" for name in SMOOTH))
-def by_quadrature(operation: Operation) -> Callable[..., Uncertain]:
+@rule(*SMOOTH, *(f"{name}_" for name in SMOOTH))
+def by_quadrature(operation: Operation) -> Uncertain:
     """Any other function of one variable."""
-
-    def rule(x: Uncertain, *args: Any, **kwargs: Any) -> Uncertain:
-        return elementwise(x, quadrature(lambda t: operation.plain(t, *args, **kwargs), x.mean, x.variance))
-
-    return rule
+    x = operation.args[0]
+    return elementwise(x, quadrature(operation.plain, x.mean, x.variance))

@@ -12,126 +12,105 @@ with the mean :math:`\bar x_q` of what a tap reads, over neighbours it takes the
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..features import FeatureMap, FeatureScale
-from ..registry import CannotFollowError, Operation, layer
-from ..state import Uncertain, Weight, total_variance
+from ..features import Split
+from ..registry import CannotFollowError, Operation, rule
+from ..state import Uncertain, total_variance
+from .linear import parts_of
 
-__all__ = ["ConvolutionMoments", "parts_of"]
+__all__: list[str] = []
 
 
-@layer("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-def convolution(operation: Operation) -> nn.Module:
+@rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def convolution(operation: Operation) -> Uncertain:
     """A convolution of any kind."""
-    return ConvolutionMoments(operation)
+    x, layer = operation.args[0], _Convolution(operation)
+    if not isinstance(x, Uncertain):
+        return layer.fresh(x, x.square(), layer.average(x).square(), Uncertain.of(x).products(x, layer.strides))
+    return layer.carry(x)
 
 
-class ConvolutionMoments(nn.Module):
-    """Moments through one convolution.
+class _Convolution:
+    """Moments through one convolution, with i input channels and o output channels.
 
-    Buffers, where i are input channels, o output channels:
+    Attributes:
         weight, bias, variance, bias_variance: Of the posterior; None where there is none.
-        read: How much the taps read each input position, one where all of them do: edges count less.
-        own_common, own_near: sigma^2 summed over the taps, (i, o), for the means of all pairs and of neighbours.
-        square: mu^2.
-        alone, together: Sum of squares and square of the sum of the taps that read inside, (i, o).
+        strides: Steps between neighbours of the output.
     """
 
-    weight: Tensor
-    bias: Tensor | None
-    variance: Tensor | None
-    bias_variance: Tensor | None
-    read: Tensor
-    own_common: Tensor
-    own_near: Tensor
-    square: Tensor
-    alone: Tensor
-    together: Tensor
-
     def __init__(self, operation: Operation) -> None:
-        super().__init__()
         x = operation.args[0]
-        weight, variance = parts_of(operation.weight(1, "weight"))
-        bias, bias_variance = parts_of(operation.weight(2, "bias"))
+        weight, self.variance = parts_of(operation.weight(1, "weight"))
+        self.bias, self.bias_variance = parts_of(operation.weight(2, "bias"))
         assert weight is not None
+        self.weight = weight
         example = x.mean if isinstance(x, Uncertain) else x
         _check(x, example, weight)
+        self.spatial = tuple(example.shape[2:])
         self.function, self.rest, self.kwargs = operation.function, operation.args[3:], dict(operation.kwargs)
         self.kwargs.pop("bias", None)
         self.transposed = "transpose" in operation.name
         self.strides = [1] if self.transposed else _several(operation.get(3, "stride", 1))
-        groups = operation.get(6, "groups", 1)
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
-        self.register_buffer("variance", variance)
-        self.register_buffer("bias_variance", bias_variance)
-        hits = self._hits(example)
-        pairs = hits @ hits.t() / hits.shape[1]
-        self.register_buffer("read", self._read(example))
-        if variance is not None:
-            own = _dense(variance, groups, self.transposed)
-            self.register_buffer("own_common", own.sum(-1).t().contiguous())
-            self.register_buffer("own_near", (own @ pairs.diagonal()).t().contiguous())
-        if isinstance(x, Uncertain):
-            taps = _dense(weight, groups, self.transposed)
-            self.register_buffer("square", weight.square())
-            self.register_buffer("alone", (taps.square() @ pairs.diagonal()).t().contiguous())
-            self.register_buffer("together", ((taps @ pairs) * taps).sum(-1).t().contiguous())
-            matrix = taps.sum(-1)
-            one_each = groups > 1 and groups == matrix.shape[0] == matrix.shape[1]
-            work = hits.numel() * matrix.shape[0]
-            self.features = FeatureScale(matrix.diagonal()) if one_each else FeatureMap(matrix, x.terms, work)
+        self.groups = operation.get(6, "groups", 1)
 
-    def forward(self, x: Uncertain | Tensor, *_: Any, **__: Any) -> Uncertain:
-        """The moments of the convolution's output."""
-        if not isinstance(x, Uncertain):
-            common = self._average(x).square()
-            return self._fresh(x, x.square(), common, lambda: Uncertain.of(x).products(x, self.strides))
-        std = x.sampled(x.variance).sqrt()
-        coverage = x.mean_of(std * x.sampled(self.read)) / x.mean_of(std).clamp_min(1e-15)
-        total, own, terms = x.average(x.variance), x.own * coverage.square(), [t.scaled(coverage) for t in x.terms]
-        shared = total_variance(own, terms)
-        second = torch.addcmul(x.variance, x.mean, x.mean)
-        fresh = self._fresh(
-            x.mean,
-            second,
-            self._average(x.mean).square() + shared,
-            lambda: x.products(x.mean, self.strides) + x.near,
-        )
-        own, terms = self.features(own, terms, shared, fresh.own)
-        everywhere = total_variance(own, terms)  # the noise of this layer included
-        nearby = (x.near - shared).clamp_min(0) @ self.together + (everywhere - fresh.own)
-        local = (total - torch.maximum(x.near, shared)).clamp_min(0) @ self.alone + nearby
-        ratio = local / (total @ self.alone).clamp_min(1e-30)
-        variance = torch.addcmul(fresh.variance, self._run(x.variance, self.square, None), fresh.along(ratio))
-        return Uncertain(fresh.mean, variance, own, tuple(terms), fresh.near + nearby)
-
-    def _fresh(self, x: Tensor, second: Tensor, common: Tensor, products: Any) -> Uncertain:
+    def fresh(self, x: Tensor, second: Tensor, common: Tensor, products: Tensor) -> Uncertain:
         """Mean, and the noise that this layer's own weights make.
 
         Args:
             x: Mean of the input.
             second: Its second moment.
             common: Second moment of the mean over the positions.
-            products: Gives the mean product of neighbours.
+            products: Mean product of neighbours.
         """
         mean = self._run(x, self.weight, self.bias)
-        none = mean.new_zeros((1, mean.shape[1]))
-        variance, shared, near = torch.zeros((), dtype=mean.dtype, device=mean.device), none, none
+        shared = near = mean.new_zeros((1, mean.shape[1]))
+        variance = torch.zeros((), dtype=mean.dtype, device=mean.device)
         if self.variance is not None:
+            # sigma^2 summed over the taps, (i, o), for the means of all pairs and of neighbours
+            own = _dense(self.variance, self.groups, self.transposed)
             variance = self._run(second, self.variance, self.bias_variance)
-            shared, near = common @ self.own_common, products() @ self.own_near
+            shared, near = common @ own.sum(-1).t(), products @ (own @ self.pairs.diagonal()).t()
         elif self.bias_variance is not None:
             variance = self.bias_variance.view(-1, *[1] * (mean.ndim - 2))
         if self.bias_variance is not None:
             shared, near = shared + self.bias_variance, near + self.bias_variance
         return Uncertain(mean, variance.expand_as(mean), shared, (), near)
 
-    def _average(self, x: Tensor) -> Tensor:
+    def carry(self, x: Uncertain) -> Uncertain:
+        """The moments for an input with noise of its own."""
+        std = x.sampled(x.variance).sqrt()
+        coverage = x.mean_of(std * x.sampled(self.read)) / x.mean_of(std).clamp_min(1e-15)
+        total, own, terms = x.average(x.variance), x.own * coverage.square(), tuple(t.scaled(coverage) for t in x.terms)
+        shared = total_variance(own, terms)
+        second = torch.addcmul(x.variance, x.mean, x.mean)
+        products = x.products(x.mean, self.strides) + x.near
+        fresh = self.fresh(x.mean, second, self.average(x.mean).square() + shared, products)
+        taps = _dense(self.weight, self.groups, self.transposed)
+        matrix = taps.sum(-1)
+        if self.groups > 1 and self.groups == matrix.shape[0] == matrix.shape[1]:
+            factor = matrix.diagonal()
+            own, terms = fresh.own + own * factor.square(), tuple(t.scaled(factor) for t in terms)
+        else:
+            split = Split.of(matrix, self.hits.numel() * matrix.shape[0])
+            own, terms = split.carry(own, terms, shared, fresh.own)
+        # Sum of squares, and square of the sum, of the taps that read inside, (i, o)
+        alone = (taps.square() @ self.pairs.diagonal()).t()
+        together = ((taps @ self.pairs) * taps).sum(-1).t()
+        everywhere = total_variance(own, terms)  # the noise of this layer included
+        nearby = (x.near - shared).clamp_min(0) @ together + (everywhere - fresh.own)
+        local = (total - torch.maximum(x.near, shared)).clamp_min(0) @ alone + nearby
+        ratio = local / (total @ alone).clamp_min(1e-30)
+        carried = self._run(x.variance, self.weight.square(), None)
+        variance = torch.addcmul(fresh.variance, carried, fresh.along(ratio))
+        return replace(fresh, variance=variance, own=own, terms=terms, near=fresh.near + nearby)
+
+    def average(self, x: Tensor) -> Tensor:
         """Mean of what the taps read, (B, i)."""
         return (x.flatten(2) @ self.read.flatten().unsqueeze(-1)).squeeze(-1) / self.read.numel()
 
@@ -146,25 +125,28 @@ class ConvolutionMoments(nn.Module):
         result: Tensor = self.function(x, weight, None, *rest, **kwargs)
         return result
 
-    def _hits(self, example: Tensor) -> Tensor:
+    @cached_property
+    def hits(self) -> Tensor:
         """Which tap reads inside of the input at which output position: (taps, positions), zeros and ones."""
         kernel = self.weight.shape[2:]
         count = kernel.numel()
-        eye = torch.eye(count, dtype=example.dtype, device=example.device)
+        eye = torch.eye(count, dtype=self.weight.dtype, device=self.weight.device)
         shape = (1, count, *kernel) if self.transposed else (count, 1, *kernel)
-        return self._one_channel(torch.ones_like(example[:1, :1]), eye.view(shape))[0].flatten(1)
+        return self._one_channel(self.weight.new_ones(1, 1, *self.spatial), eye.view(shape))[0].flatten(1)
 
-    def _read(self, example: Tensor) -> Tensor:
+    @cached_property
+    def pairs(self) -> Tensor:
+        """How often two taps both read inside."""
+        return self.hits @ self.hits.t() / self.hits.shape[1]
+
+    @cached_property
+    def read(self) -> Tensor:
+        """How much the taps read each input position, one where all of them do: edges count less."""
         size = self.weight.square().mean((0, 1), keepdim=True).sqrt()
         with torch.enable_grad():
-            probe = torch.ones_like(example[:1, :1]).requires_grad_()
+            probe = self.weight.new_ones(1, 1, *self.spatial).requires_grad_()
             mean = self._one_channel(probe, (size / size.sum().clamp_min(1e-30)).detach()).mean()
             return torch.autograd.grad(mean, probe)[0] * probe.numel()
-
-
-def parts_of(weight: Any) -> tuple[Tensor | None, Tensor | None]:
-    """Mean and variance of a weight; no variance where it has no posterior."""
-    return (weight.mean, weight.variance) if isinstance(weight, Weight) else (weight, None)
 
 
 def _check(x: Any, example: Tensor, weight: Tensor) -> None:

@@ -103,10 +103,10 @@ def concatenate(parts: Sequence[Any], axis: int = 0) -> Uncertain:
             columns, products = F.pad(term.basis.columns, (0, 0, *around)), F.pad(term.basis.products, around)
             gain = None if term.gain is None else F.pad(term.gain, around)
             terms.append(Term(Basis(columns, products, term.basis.places), term.packed, gain))
-    batch = first.mean.shape[0]
+    batch = first.mean.flatten(1)[:, :1]
 
     def joined(tensors: list[Tensor]) -> Tensor:
-        return torch.cat([t.expand(batch, *t.shape[1:]) for t in tensors], 1)
+        return torch.cat([torch.broadcast_tensors(t, batch)[0] for t in tensors], 1)
 
     return replace(
         first,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+import torch
 
-from ..registry import CannotFollowError, Operation, formula, layer
+from ..registry import CannotFollowError, Operation, formula, rule
 from ..state import Uncertain, Weight
 
 __all__: list[str] = []
@@ -22,22 +21,15 @@ def unchanged(x: Uncertain, *_: Any, **__: Any) -> Uncertain:
     return x
 
 
-@layer("flatten", "view", "reshape", "_unsafe_view", "unflatten", "squeeze", "unsqueeze")
-def reshape(operation: Operation) -> Callable[..., Any]:
+@rule("flatten", "view", "reshape", "_unsafe_view", "unflatten", "squeeze", "unsqueeze")
+def reshape(operation: Operation) -> Uncertain:
     """Other axes, as long as features stay features and positions stay positions."""
     x = operation.args[0]
     if isinstance(x, Weight):
         raise CannotFollowError("it reshapes a weight")
-    shape = operation.function(x.mean, *operation.args[1:], **operation.kwargs).shape
-    axis, folded = _after(x, tuple(shape))
-
-    def rule(x: Uncertain, *args: Any, **kwargs: Any) -> Uncertain:
-        def move(tensor: Tensor) -> Tensor:
-            return operation.function(tensor, *args, **kwargs)
-
-        return replace(x, mean=move(x.mean), variance=move(x.variance), axis=axis, folded=folded)
-
-    return rule
+    mean = operation.plain(x.mean)
+    axis, folded = _after(x, tuple(mean.shape))
+    return replace(x, mean=mean, variance=operation.plain(x.variance), axis=axis, folded=folded)
 
 
 def _after(x: Uncertain, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -57,22 +49,14 @@ def _after(x: Uncertain, shape: tuple[int, ...]) -> tuple[int, int]:
     raise CannotFollowError(f"it mixes features and positions, from shape {before} to {shape}")
 
 
-@layer("permute", "transpose", "movedim", "swapaxes", "t", "numpy_T")
-def permute(operation: Operation) -> Callable[..., Any]:
+@rule("permute", "transpose", "movedim", "swapaxes", "t", "numpy_T")
+def permute(operation: Operation) -> Uncertain | Weight:
     """The axes in another order."""
     x = operation.args[0]
     if isinstance(x, Weight):
-        mean, variance = (operation.function(t, *operation.args[1:]) for t in (x.mean, x.variance))
-        moved_weight = Weight(x.path, mean, variance)
-        return lambda *_: moved_weight
-    marker = x.mean.new_empty([axis + 2 for axis in range(x.ndim)])
-    moved = operation.function(marker, *operation.args[1:], **operation.kwargs).shape
+        return Weight(x.path, operation.plain(x.mean), operation.plain(x.variance))
+    moved = operation.plain(torch.empty([axis + 2 for axis in range(x.ndim)], device="meta")).shape
     if moved[0] != 2 or x.folded > 1:
         raise CannotFollowError("it moves the batch axis or folded positions")
-    axis = moved.index(x.axis + 2)
-
-    def rule(x: Uncertain, *args: Any, **kwargs: Any) -> Uncertain:
-        mean, variance = (operation.function(t, *args, **kwargs) for t in (x.mean, x.variance))
-        return replace(x, mean=mean, variance=variance, axis=axis)
-
-    return rule
+    mean, variance = operation.plain(x.mean), operation.plain(x.variance)
+    return replace(x, mean=mean, variance=variance, axis=moved.index(x.axis + 2))

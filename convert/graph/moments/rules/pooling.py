@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..gaussians import larger_moments
-from ..registry import CannotFollowError, Operation, formula, layer
+from ..registry import CannotFollowError, Operation, formula, rule
 from ..state import Uncertain
 
 __all__ = ["average_everywhere"]
@@ -30,28 +30,28 @@ def average_everywhere(x: Uncertain, mean: Tensor) -> Uncertain:
     return replace(pooled, variance=pooled.along(common).expand_as(mean))
 
 
-@layer("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
-def adaptive_average(operation: Operation) -> Callable[..., Uncertain]:
+@rule("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
+def adaptive_average(operation: Operation) -> Uncertain:
     """One mean per part of the image."""
     x, size = operation.args[0], operation.args[1]
     size = [size] if isinstance(size, int) else list(size)
     spatial = x.mean.shape[2:]
     if all(part == 1 for part in size):
-        return lambda x, *_: average_everywhere(x, x.mean.mean(tuple(range(2, x.ndim)), keepdim=True))
+        return average_everywhere(x, x.mean.mean(tuple(range(2, x.ndim)), keepdim=True))
     if any(whole % part for whole, part in zip(spatial, size, strict=True)):
         raise CannotFollowError(f"windows of different sizes, from {tuple(spatial)} to {tuple(size)}")
     window = [whole // part for whole, part in zip(spatial, size, strict=True)]
-    return lambda x, *_: _average(x, lambda t: operation.function(t, size), window, window)
+    return _average(x, operation.plain, window, window)
 
 
-@layer("avg_pool1d", "avg_pool2d", "avg_pool3d")
-def average_pool(operation: Operation) -> Callable[..., Uncertain]:
+@rule("avg_pool1d", "avg_pool2d", "avg_pool3d")
+def average_pool(operation: Operation) -> Uncertain:
     """Mean of a window."""
     x, rest = operation.args[0], operation.args[1:]
     spatial = x.ndim - 2
     window = _each(rest[0], spatial)
     stride = _each(rest[1], spatial) if len(rest) > 1 and rest[1] else window
-    return lambda x, *_: _average(x, lambda t: operation.function(t, *rest), window, stride)
+    return _average(x, operation.plain, window, stride)
 
 
 def _average(x: Uncertain, pool: Callable[[Tensor], Tensor], window: list[int], stride: list[int]) -> Uncertain:
@@ -73,11 +73,11 @@ def _farther(x: Uncertain, steps: int) -> Tensor:
         return x.near
     common, total = x.common(), x.average(x.variance)
     above = (x.near - common).clamp_min(0)
-    return common + above * (above / (total - common).clamp_min(1e-30)).clamp(0, 1) ** (steps - 1)
+    return common + above * (above / (total - common).clamp_min(1e-30)).clamp(0, 1).pow(steps - 1)
 
 
-@layer("max_pool1d", "max_pool2d", "max_pool3d")
-def max_pool(operation: Operation) -> Callable[..., Uncertain]:
+@rule("max_pool1d", "max_pool2d", "max_pool3d")
+def max_pool(operation: Operation) -> Uncertain:
     """Largest value of a window, taken two by two, one axis after the other."""
     x, rest = operation.args[0], operation.args[1:]
     spatial = x.ndim - 2
@@ -87,7 +87,7 @@ def max_pool(operation: Operation) -> Callable[..., Uncertain]:
     dilation = _each(rest[3] if len(rest) > 3 else 1, spatial)
     if len(rest) > 4 and rest[4]:
         raise CannotFollowError("ceil_mode=True")
-    return lambda x, *_: _largest(x, window, stride, padding, dilation)
+    return _largest(x, window, stride, padding, dilation)
 
 
 def _largest(x: Uncertain, window: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> Uncertain:
@@ -97,18 +97,16 @@ def _largest(x: Uncertain, window: list[int], stride: list[int], padding: list[i
     for axis, (size, step, pad, spread) in enumerate(zip(window, stride, padding, dilation, strict=True), 2):
         if pad:
             # Far below everything, but finite, so that no difference is NaN.
-            low = mean.amin().detach() - 1e3 * (1 + variance.amax().sqrt())
-            shape = [*mean.shape[:axis], pad, *mean.shape[axis + 1 :]]
-            edge = low.expand(shape)
-            mean = torch.cat([edge, mean, edge], axis)
-            zero = torch.zeros_like(edge)
+            low = mean.amin() - 1e3 * (1 + variance.amax().sqrt())
+            zero = torch.zeros_like(mean.narrow(axis, 0, pad))
+            mean = torch.cat([zero + low, mean, zero + low], axis)
             variance = torch.cat([zero, variance, zero], axis)
         count = (mean.shape[axis] - spread * (size - 1) - 1) // step + 1
         parts = [slice(i * spread, i * spread + (count - 1) * step + 1, step) for i in range(size)]
         means, variances = ([t[(slice(None),) * axis + (part,)] for part in parts] for t in (mean, variance))
         while len(means) > 1:
             pairs = [
-                _larger(*quad, correlation)
+                larger_moments(*quad, correlation)
                 for quad in zip(means[::2], variances[::2], means[1::2], variances[1::2], strict=False)
             ]
             left = len(means) % 2
@@ -120,13 +118,6 @@ def _largest(x: Uncertain, window: list[int], stride: list[int], padding: list[i
         x, own=x.own * factor.square(), terms=tuple(term.scaled(factor) for term in x.terms), mean=mean,
         variance=variance, near=_farther(x, max(stride)) * factor.square(),
     )  # fmt: skip
-
-
-def _larger(m1: Tensor, v1: Tensor, m2: Tensor, v2: Tensor, correlation: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the larger of two Gaussians."""
-    apart = (v1 + v2 - 2 * correlation * (v1 * v2).sqrt()).clamp_min(0)
-    above, product, share = larger_moments(m1 - m2, apart)
-    return m2 + above, (v2 + share * (v1 - v2) - product).clamp_min(0)
 
 
 def _each(value: Any, count: int) -> list[int]:
