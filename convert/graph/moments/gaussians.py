@@ -25,8 +25,8 @@ __all__ = ["Transformed", "larger_moments", "leaky_relu_moments", "quadrature"]
 NODES = 7
 SMALLEST = 1e-30
 RESOLUTION = 1e-3
-#: In standard deviations.
-FARTHEST = 8.5
+#: In units of sqrt(2) standard deviations.
+FARTHEST = 6.0
 
 
 class Transformed(NamedTuple):
@@ -39,8 +39,9 @@ class Transformed(NamedTuple):
 
 def leaky_relu_moments(mean: Tensor, variance: Tensor, slope: float = 0.0) -> Transformed:
     """The moments of ``max(x, 0) + slope * min(x, 0)``."""
-    above, below, share = _sides(mean, variance)
-    spread = (variance * share - above * below).clamp_min(0)
+    size, side = _absolute(mean, variance)
+    above, share = 0.5 * (size + mean), 0.5 * side + 0.5
+    spread = (variance * share - above * (above - mean)).clamp_min(0)
     if slope == 0:
         return Transformed(above, spread, share)
     # f = relu(x) + slope * (x - relu(x)) = (1 - slope) relu(x) + slope x, and Cov[relu(x), x] = variance * share.
@@ -58,23 +59,23 @@ def larger_moments(
     """Mean and variance of the larger of two Gaussians (Clark 1961, equations 2 to 6)."""
     together = correlation * (first_variance * second_variance).sqrt()
     apart = (first_variance + second_variance - 2 * together).clamp_min(0)
-    above, below, share = _sides(first - second, apart)
-    spread = second_variance + share * (first_variance - second_variance) - above * below
+    difference = first - second
+    size, side = _absolute(difference, apart)
+    above, share = 0.5 * (size + difference), 0.5 * side + 0.5
+    spread = second_variance + share * (first_variance - second_variance) - above * (above - difference)
     return second + above, spread.clamp_min(0)
 
 
-def _sides(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""E[max(x, 0)], E[max(-x, 0)] and P(x > 0).
+def _absolute(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """E|x| and P(x > 0) - P(x < 0), the mean of the absolute value and of the sign.
 
-    Nothing cancels, however small the variance is: :math:`\Phi` is taken on the side where it is small.
+    Far from zero they are |m| and 1 to the last bit, so E|x| - m does not cancel, however small the variance is.
     """
-    inverse = (variance + SMALLEST).rsqrt()
+    root = (2 * variance + SMALLEST).sqrt()
     # Further out there is nothing but numbers so small that processors are slow with them.
-    ratio = (mean * inverse).clamp(-FARTHEST, FARTHEST)
-    half = 0.5 * torch.erf(ratio * math.sqrt(0.5))
-    share, tail = 0.5 + half, 0.5 - half
-    density = torch.exp(ratio * ratio * -0.5 - 0.5 * math.log(2 * math.pi)) * (variance * inverse)
-    return density + mean * share, density - mean * tail, share
+    ratio = (mean / root).clamp(-FARTHEST, FARTHEST)
+    side = torch.erf(ratio)
+    return torch.addcmul(mean * side, torch.exp(-ratio * ratio), root, value=1 / math.sqrt(math.pi)), side
 
 
 def quadrature(function: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor) -> Transformed:

@@ -98,11 +98,14 @@ def output_points(output: Uncertain) -> Tensor:
 def cholesky(matrix: Tensor) -> Tensor:
     """Lower root of correlation matrices (B, n, n), which may be singular; unrolled, because ONNX has none."""
     size = matrix.shape[-1]
-    columns: list[Tensor] = []
-    rest = matrix
+    rest = matrix + 1e-5 * torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+    rows: list[Tensor] = []
+    pivots: list[Tensor] = []
     for index in range(size):
-        pivot = rest[..., index : index + 1, index]
-        column = rest[..., :, index] * torch.where(pivot > 1e-6, pivot.clamp_min(1e-6).rsqrt(), 0.0)
-        columns.append(column)
-        rest = rest - column.unsqueeze(-1) * column.unsqueeze(-2)
-    return torch.stack(columns, -1)
+        row, pivot = rest[:, index : index + 1], rest[:, index : index + 1, index : index + 1]
+        rows.append(row / pivot)
+        pivots.append(pivot)
+        if index < size - 1:
+            rest = rest - row.transpose(1, 2) * rows[-1]
+    keep = torch.ones(size, size, dtype=matrix.dtype, device=matrix.device).triu()
+    return (torch.cat(rows, 1) * keep * torch.cat(pivots, 1).clamp_min(0).sqrt()).transpose(1, 2)

@@ -92,6 +92,8 @@ class Uncertain:
         near: Covariance of an element and its next neighbour, averaged over the positions, shape (B, C).
         axis: The axis of the features; the others but the first are positions.
         folded: Number of positions that a flatten put behind each other along the axis of the features.
+        beside: For each axis of the positions the correlation of an element with the next, as it is from place to
+            place for all channels, shape (B, 1, ...); None where it is not known.
     """
 
     mean: Tensor
@@ -101,6 +103,7 @@ class Uncertain:
     near: Tensor
     axis: int = 1
     folded: int = 1
+    beside: tuple[Tensor, ...] | None = None
 
     @classmethod
     def of(cls, tensor: Tensor, axis: int = 1) -> Uncertain:

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..features import Split
@@ -32,7 +33,10 @@ def convolution(operation: Operation) -> Uncertain:
     """A convolution of any kind."""
     x, layer = operation.args[0], _Convolution(operation)
     if not isinstance(x, Uncertain):
-        return layer.fresh(x, x.square(), layer.average(x).square(), Uncertain.of(x).products(x, layer.strides))
+        fresh = layer.fresh(x, x.square(), layer.average(x).square(), Uncertain.of(x).products(x, layer.strides))
+        if layer.known_beside(fresh.mean):
+            fresh = replace(fresh, beside=tuple(layer.beside(axis, fresh.variance, x) for axis in range(2, x.ndim)))
+        return fresh
     return layer.carry(x)
 
 
@@ -105,10 +109,55 @@ class _Convolution:
         everywhere = total_variance(own, terms)  # the noise of this layer included
         nearby = (x.near - shared).clamp_min(0) @ together + (everywhere - fresh.own)
         local = (total - torch.maximum(x.near, shared)).clamp_min(0) @ alone + nearby
-        ratio = local / (total @ alone).clamp_min(1e-30)
-        carried = self._run(x.variance, self.weight.square(), None)
-        variance = torch.addcmul(fresh.variance, carried, fresh.along(ratio))
-        return replace(fresh, variance=variance, own=own, terms=terms, near=fresh.near + nearby)
+        spread = self.spread(x.variance)
+        variance = torch.addcmul(fresh.variance, spread, fresh.along(local))
+        beside = None
+        if self.known_beside(variance):
+            alike = x.along(0.5 + 0.5 * (x.near / total.clamp_min(1e-30)).clamp(0, 1))
+            both = fresh.along((0.5 * local + 0.5 * nearby).sum(1, keepdim=True))
+            beside = tuple(
+                self.beside(axis, variance, x.mean, _of_two(x.variance, axis) * alike, _of_two(spread, axis) * both)
+                for axis in range(2, variance.ndim)
+            )
+        return replace(fresh, variance=variance, beside=beside, own=own, terms=terms, near=fresh.near + nearby)
+
+    def spread(self, variance: Tensor) -> Tensor:
+        """Where in the outputs the noise of the inputs arrives, with a mean of one, shape (B, 1, ...) or (B, o, ...).
+
+        Channels differ by how much they carry, hardly by where: the outputs of a group are taken as one.
+        """
+        axis = 1 if self.transposed else 0
+        squares = self.weight.square().unflatten(axis, (-1, self.weight.shape[axis] // (1 if axis else self.groups)))
+        found = self._run(variance, squares.mean(axis + 1), None)
+        found = found / found.mean(tuple(range(2, found.ndim)), keepdim=True).clamp_min(1e-30)
+        if self.groups == 1:
+            return found
+        outputs = self.weight.shape[1] if axis else self.weight.shape[0] // self.groups
+        return found.unsqueeze(2).expand(-1, -1, outputs, *[-1] * len(self.spatial)).flatten(1, 2)
+
+    def beside(self, axis: int, variance: Tensor, mean: Tensor, noise: Any = 0, carried: Any = 0) -> Tensor:
+        """How an output is correlated with the next along an axis, from place to place.
+
+        The mean of two outputs is the output for the mean of two inputs, but at the edges.
+
+        Args:
+            axis: The axis.
+            variance: Of the outputs.
+            mean: Mean of the inputs.
+            noise: Variance of the mean of two inputs.
+            carried: The part of the outputs' mean that comes from the noise of the inputs.
+        """
+        assert self.variance is not None
+        bias = None if self.bias_variance is None else self.bias_variance.sum().view(1)
+        together = self._run(_of_two(mean, axis).square() + noise, self.variance.sum(0, keepdim=True), bias) + carried
+        share = 2 * together / _of_two(variance.sum(1, keepdim=True), axis).clamp_min(1e-30) - 1
+        last = [0, int(axis == variance.ndim - 1), 0, int(axis == variance.ndim - 2), 0, int(axis == variance.ndim - 3)]
+        return F.pad(share.clamp(0, 1), last[: 2 * len(self.spatial)], mode="replicate")
+
+    def known_beside(self, variance: Tensor) -> bool:
+        """Whether the correlation of neighbours is followed from place to place."""
+        plain = self.variance is not None and not self.transposed and self.groups == 1
+        return plain and set(self.strides) == {1} and min(variance.shape[2:]) > 1
 
     def average(self, x: Tensor) -> Tensor:
         """Mean of what the taps read, (B, i)."""
@@ -147,6 +196,12 @@ class _Convolution:
             probe = self.weight.new_ones(1, 1, *self.spatial).requires_grad_()
             mean = self._one_channel(probe, (size / size.sum().clamp_min(1e-30)).detach()).mean()
             return torch.autograd.grad(mean, probe)[0] * probe.numel()
+
+
+def _of_two(x: Tensor, axis: int) -> Tensor:
+    """Mean of an element and the next along an axis."""
+    size = x.shape[axis] - 1
+    return 0.5 * (x.narrow(axis, 0, size) + x.narrow(axis, 1, size))
 
 
 def _check(x: Any, example: Tensor, weight: Tensor) -> None:

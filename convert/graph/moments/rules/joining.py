@@ -36,6 +36,7 @@ def add(x: Any, y: Any, *, alpha: float = 1) -> Uncertain:
         own=x.own + y.own,
         terms=x.terms + y.terms,
         near=x.near + y.near,
+        beside=None,
     )
 
 
@@ -115,4 +116,5 @@ def concatenate(parts: Sequence[Any], axis: int = 0) -> Uncertain:
         own=joined([part.own for part in known]),
         terms=tuple(terms),
         near=joined([part.near for part in known]),
+        beside=None,
     )

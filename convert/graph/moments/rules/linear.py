@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..features import Split, carried, pairs_of_latents
+from ..features import Split, at_random, carried, pairs_of_latents
 from ..registry import CannotFollowError, Operation, rule
 from ..state import Term, Uncertain, Weight, total_variance
 
@@ -116,7 +116,7 @@ class _Linear:
         own = self._fresh(_second(x))
         if split.residual is not None:
             together = split.residual.unflatten(1, (-1, x.folded)).sum(-1)
-            own = own + alone @ split.residual.square().t() + apart @ together.square().t()
+            own = own + at_random(alone, split.residual) + at_random(apart, together)
         mean = _affine(x.mean, self.weight, self.bias)
         return Uncertain.without_positions(mean, own, (Term(split.basis, latent),))
 

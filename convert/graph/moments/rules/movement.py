@@ -29,7 +29,7 @@ def reshape(operation: Operation) -> Uncertain:
         raise CannotFollowError("it reshapes a weight")
     mean = operation.plain(x.mean)
     axis, folded = _after(x, tuple(mean.shape))
-    return replace(x, mean=mean, variance=operation.plain(x.variance), axis=axis, folded=folded)
+    return replace(x, mean=mean, variance=operation.plain(x.variance), axis=axis, folded=folded, beside=None)
 
 
 def _after(x: Uncertain, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -59,4 +59,4 @@ def permute(operation: Operation) -> Uncertain | Weight:
     if moved[0] != 2 or x.folded > 1:
         raise CannotFollowError("it moves the batch axis or folded positions")
     mean, variance = operation.plain(x.mean), operation.plain(x.variance)
-    return replace(x, mean=mean, variance=variance, axis=moved.index(x.axis + 2))
+    return replace(x, mean=mean, variance=variance, axis=moved.index(x.axis + 2), beside=None)

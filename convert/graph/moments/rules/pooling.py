@@ -26,7 +26,7 @@ __all__ = ["average_everywhere"]
 def average_everywhere(x: Uncertain, mean: Tensor) -> Uncertain:
     """The mean over all positions, in any shape that still has the features on their axis."""
     common = x.common()
-    pooled = replace(x, mean=mean, near=common, axis=min(x.axis, mean.ndim - 1))
+    pooled = replace(x, mean=mean, near=common, beside=None, axis=min(x.axis, mean.ndim - 1))
     return replace(pooled, variance=pooled.along(common).expand_as(mean))
 
 
@@ -64,7 +64,7 @@ def _average(x: Uncertain, pool: Callable[[Tensor], Tensor], window: list[int], 
     others = count - 1 - sum(beside) - diagonal
     together = x.along((near * sum(beside) + near.square() * diagonal + far * others) / max(count - 1, 1))
     variance = pool(x.variance) * ((1 - together) / count) + pool(x.variance.sqrt()).square() * together
-    return replace(x, mean=pool(x.mean), variance=variance, near=_farther(x, max(stride)))
+    return replace(x, mean=pool(x.mean), variance=variance, near=_farther(x, max(stride)), beside=None)
 
 
 def _farther(x: Uncertain, steps: int) -> Tensor:
@@ -91,33 +91,42 @@ def max_pool(operation: Operation) -> Uncertain:
 
 
 def _largest(x: Uncertain, window: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> Uncertain:
-    total = x.average(x.variance).clamp_min(1e-30)
-    correlation = x.along((x.near / total).clamp(0, 1))
-    mean, variance = x.mean, x.variance
+    everywhere = x.along((x.near / x.average(x.variance).clamp_min(1e-30)).clamp(0, 1))
+    fields = [x.mean, x.variance, *(x.beside or [everywhere.expand_as(x.mean)] * (x.ndim - 2))]
     for axis, (size, step, pad, spread) in enumerate(zip(window, stride, padding, dilation, strict=True), 2):
         if pad:
             # Far below everything, but finite, so that no difference is NaN.
-            low = mean.amin() - 1e3 * (1 + variance.amax().sqrt())
-            zero = torch.zeros_like(mean.narrow(axis, 0, pad))
-            mean = torch.cat([zero + low, mean, zero + low], axis)
-            variance = torch.cat([zero, variance, zero], axis)
-        count = (mean.shape[axis] - spread * (size - 1) - 1) // step + 1
-        parts = [slice(i * spread, i * spread + (count - 1) * step + 1, step) for i in range(size)]
-        means, variances = ([t[(slice(None),) * axis + (part,)] for part in parts] for t in (mean, variance))
-        while len(means) > 1:
-            pairs = [
-                larger_moments(*quad, correlation)
-                for quad in zip(means[::2], variances[::2], means[1::2], variances[1::2], strict=False)
+            low = fields[0].amin() - 1e3 * (1 + fields[1].amax().sqrt())
+            edges = [torch.zeros_like(field.narrow(axis, 0, 1)) for field in fields[:2]]
+            fields = [
+                _padded(fields[0], edges[0] + low, edges[0] + low, axis, pad),
+                _padded(fields[1], edges[1], edges[1], axis, pad),
+                *(
+                    _padded(f, f.narrow(axis, 0, 1), f.narrow(axis, f.shape[axis] - 1, 1), axis, pad)
+                    for f in fields[2:]
+                ),
             ]
-            left = len(means) % 2
-            means = [pair[0] for pair in pairs] + means[len(means) - left :]
-            variances = [pair[1] for pair in pairs] + variances[len(variances) - left :]
-        mean, variance = means[0], variances[0]
-    factor = x.average(variance.sqrt()) / x.average(x.variance.sqrt()).clamp_min(1e-15)
+        length = (fields[0].shape[axis] - spread * (size - 1) - 1) // step * step + 1
+        every = (slice(None),) * axis + (slice(None, None, step),)
+        parts = [[field.narrow(axis, i * spread, length)[every] for field in fields] for i in range(size)]
+        while len(parts) > 1:
+            pairs = zip(parts[::2], parts[1::2], strict=False)
+            parts = [[*larger_moments(a[0], a[1], b[0], b[1], a[axis]), *b[2:]] for a, b in pairs] + parts[
+                len(parts) // 2 * 2 :
+            ]
+        fields = parts[0]
+    mean, variance = fields[:2]
+    std = x.mean_of(x.sampled(x.variance).sqrt()).clamp_min(1e-15)
+    pooled = replace(x, mean=mean, variance=variance, beside=None)
+    factor = pooled.mean_of(pooled.sampled(variance).sqrt()) / std
     return replace(
-        x, own=x.own * factor.square(), terms=tuple(term.scaled(factor) for term in x.terms), mean=mean,
-        variance=variance, near=_farther(x, max(stride)) * factor.square(),
+        pooled, own=x.own * factor.square(), terms=tuple(term.scaled(factor) for term in x.terms),
+        near=_farther(x, max(stride)) * factor.square(),
     )  # fmt: skip
+
+
+def _padded(tensor: Tensor, before: Tensor, after: Tensor, axis: int, count: int) -> Tensor:
+    return torch.cat([*[before] * count, tensor, *[after] * count], axis)
 
 
 def _each(value: Any, count: int) -> list[int]:
