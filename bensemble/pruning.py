@@ -86,7 +86,10 @@ def pruning_masks(
         return {name: _combined(p, mask) for name, (p, mask) in _checked(model, masks).items()}
     if not chosen:
         return {}
-    found = (_weight_masks if granularity == "weight" else _channel_masks)(model, threshold, sparsity, granularity)
+    if granularity == "weight":
+        found = _weight_masks(model, threshold, sparsity)
+    else:
+        found = _channel_masks(model, threshold, sparsity, granularity)
     posteriors = dict(named_posteriors(model))
     return {name: _combined(posteriors[name], mask) for name, mask in found.items()}
 
@@ -175,7 +178,7 @@ def _matrices(model: nn.Module) -> dict[str, Posterior]:
 
 
 def _weight_masks(
-    model: nn.Module, threshold: float | None, sparsity: float | Mapping[str, float] | None, granularity: object
+    model: nn.Module, threshold: float | None, sparsity: float | Mapping[str, float] | None
 ) -> dict[str, Tensor]:
     """What stays, weight by weight."""
     if threshold is not None:

@@ -8,7 +8,6 @@ behind a mask, a layer without a posterior among those that make it), the weight
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -30,8 +29,6 @@ from .readers import Reader
 from .solving import settle
 
 __all__ = ["channel_groups"]
-
-log = logging.getLogger("bensemble.compact")
 
 
 def channel_groups(bnn: nn.Module, example_inputs: Any) -> ChannelGroups:
@@ -182,16 +179,18 @@ def _candidates(flow: Flow, weights: dict[str, str]) -> _Numbers:
 def _without(candidates: _Numbers, flow: Flow, captured: Capture, plain: nn.Module, weights: dict[str, str]) -> Flow:
     """What the graph shows where all weights that make a candidate are zero."""
     kept: dict[Tensor, Tensor] = {}
-    for reader in flow.readers:
-        tensor = flow.leaves[reader.weight].tensor
-        if reader.weight in weights:
-            kept.setdefault(tensor, tensor.clone())
-            tensor.mul_((candidates.made_by(reader) < 0).to(tensor))
-    without = propagate(captured, plain)
-    settle(without)
-    for tensor, values in kept.items():
-        tensor.copy_(values)
-    return without
+    try:
+        for reader in flow.readers:
+            tensor = flow.leaves[reader.weight].tensor
+            if reader.weight in weights:
+                kept.setdefault(tensor, tensor.clone())
+                tensor.mul_((candidates.made_by(reader) < 0).to(tensor))
+        without = propagate(captured, plain)
+        settle(without)
+        return without
+    finally:
+        for tensor, values in kept.items():
+            tensor.copy_(values)
 
 
 def _that_can_go(flow: Flow, without: Flow, candidates: _Numbers, weights: dict[str, str]) -> tuple[_Numbers, _Numbers]:

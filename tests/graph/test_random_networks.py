@@ -7,7 +7,9 @@ import unittest
 import torch
 from hypothesis import given, settings
 
-from convert.graph import compact
+from bensemble.posterior import named_posteriors
+from convert import bayesify, to_deterministic
+from convert.graph import channel_groups, compact
 
 from .programs import WITHOUT_ORACLE, Network, Program, fewest_channels, programs
 
@@ -59,3 +61,19 @@ def test_exported_graphs_lose_as_much_as_traced_ones(program: Program):
     x = torch.randn(3, 2, 9, 7)
     torch.testing.assert_close(small(x), network(x))
     assert _parameters(small) == _parameters(expected)
+
+
+@settings(max_examples=25)
+@given(programs(more=WITHOUT_ORACLE, most_steps=9))
+def test_channels_that_go_together_are_found_and_cut_out(program: Program):
+    network, x = Network(program).eval(), torch.randn(2, 2, 6, 6)
+    bnn = bayesify(network, example_inputs=x)
+    groups = channel_groups(bnn, x)
+    assert not groups.notes
+    pruned = to_deterministic(bnn, sparsity={"*": 0.5}, granularity=groups)
+    small = compact(pruned, x)
+    x = torch.randn(3, 2, 9, 7)
+    torch.testing.assert_close(small(x), pruned(x))
+    for name, posterior in named_posteriors(bnn):  # what stays of each layer makes something
+        if name in groups.made:
+            assert bool(pruned.get_parameter(name).any()) or not bool(posterior.mean().any())
