@@ -32,6 +32,7 @@ from ..priors import Normal, PriorSlot
 from ..sharding import sharded_like, whole
 from .loading import adapt_state_dict
 from .parameters import PosteriorParameters, called_from, order_message
+from .pretrained import adapt_to_save_pretrained
 from .sharing import posterior_of_mean, remember, share, stop_sharing
 
 __all__ = ["PosteriorWeights", "weight_property"]
@@ -227,6 +228,8 @@ class PosteriorWeights(nn.Module):
         for key, tensor in own.items():
             if tensor is not None and prefix + key not in destination and self._belongs_to_posterior(key):
                 destination[prefix + key] = tensor if keep_vars else tensor.detach()
+        mine = {prefix + key for key in own if prefix + key in destination and self._belongs_to_posterior(key)}
+        adapt_to_save_pretrained(destination, mine)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # The user's hooks know the original names: they run first, and only once.

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 import bensemble
@@ -27,7 +27,7 @@ FOLDER = sys.argv[-1]
 MESHES = {}
 
 
-def shard(model, replicated=False):
+def shard(model, replicated=False, **options):
     """Its larger children first, then the rest."""
     if replicated not in MESHES:
         shape = (dist.get_world_size(), 1) if replicated else (dist.get_world_size(),)
@@ -35,8 +35,8 @@ def shard(model, replicated=False):
         MESHES[replicated] = dist.device_mesh.init_device_mesh("cpu", shape, mesh_dim_names=names)
     for name, child in model.named_children():
         if name in ("conv", "attention", "gru"):
-            fully_shard(child, mesh=MESHES[replicated])
-    return fully_shard(model, mesh=MESHES[replicated])
+            fully_shard(child, mesh=MESHES[replicated], **options)
+    return fully_shard(model, mesh=MESHES[replicated], **options)
 
 
 def check_the_kl_is_one_plain_scalar():
@@ -201,6 +201,16 @@ def check_state_dict_helpers():
         train(sharded.eval(), batches[2:], optimizer)
         train(again.eval(), batches[2:], other)
         assert torch.equal(flat(again.parameters()), flat(sharded.parameters()))
+
+
+def check_bf16_computes_with_float32_posteriors():
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    sharded = shard(make(), mp_policy=policy).train()
+    batches = [part(data(seed=i % 3), dist.get_rank()) for i in range(30)]
+    losses = train(sharded, batches, torch.optim.Adam(bensemble.param_groups(sharded, 1e-2)))
+    assert sum(losses[-5:]) < sum(losses[:5])
+    assert all(parameter.dtype == torch.float32 for parameter in sharded.parameters())
+    assert agree(bensemble.kl_divergence(sharded))
 
 
 def check_what_is_refused():

@@ -1,0 +1,82 @@
+"""Training on two processes that survives the death of one: torchrun starts both again from the last checkpoint.
+
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # else torch 2.13 may look for processes where the dead ones were
+    torchrun --standalone --nproc-per-node 2 --max-restarts 3 examples/elastic_digits.py digits
+
+writes digits.pt after every epoch and digits.safetensors at the end. Kill a process meanwhile: the end is the same,
+because data order and noise follow from the epoch alone. Without torchrun the script starts itself under it.
+"""
+
+import os
+import subprocess
+import sys
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+import bensemble
+from convert import bayesify
+
+EPOCHS = 20
+
+
+def write_whole(state, path):
+    """A reader sees the old file or the new one, whenever this process dies."""
+    with open(f"{path}.new", "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{path}.new", path)
+
+
+def main(name):
+    dist.init_process_group("gloo", timeout=timedelta(minutes=1))  # who hangs for longer counts as dead
+    torch.set_num_threads(1)
+    x, y = map(torch.tensor, load_digits(return_X_y=True))
+    train = TensorDataset(x[:1297].float() / 16, y[:1297])
+    sampler = DistributedSampler(train, seed=0)
+    loader = DataLoader(train, batch_size=32, sampler=sampler)
+
+    torch.manual_seed(0)
+    bnn = bayesify(nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 10)), prior="normal", prior_sigma=0.3)
+    optimizer = torch.optim.Adam(bensemble.param_groups(bnn, lr=3e-3, rho_lr=1e-2))
+    start = 0
+    if os.path.exists(f"{name}.pt"):
+        state = torch.load(f"{name}.pt", weights_only=True)
+        bnn.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["epoch"]
+        print(f"Process {dist.get_rank()} goes on after epoch {start}.", flush=True)
+    ddp = DistributedDataParallel(bnn)
+    for epoch in range(start, EPOCHS):
+        sampler.set_epoch(epoch)
+        torch.manual_seed(1000 * epoch + dist.get_rank())  # each process has noise of its own
+        for inputs, targets in loader:
+            nll, kl = F.cross_entropy(ddp(inputs), targets), bensemble.kl_divergence(ddp)
+            optimizer.zero_grad()
+            bensemble.elbo_loss(nll, kl, len(train), beta=0.1).backward()
+            optimizer.step()
+        if dist.get_rank() == 0:
+            write_whole(
+                {"model": bnn.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}, f"{name}.pt"
+            )
+    if dist.get_rank() == 0:
+        bensemble.save(bnn, f"{name}.safetensors")
+        p = bensemble.predict(bnn, x[1297:].float() / 16, likelihood="categorical")
+        print(f"{(p.probs.argmax(-1) == y[1297:]).float().mean():.1%} right; entropy {p.entropy.mean():.3f} nats.")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:] or ["digits"]
+    if not dist.is_torchelastic_launched():
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        sys.exit(subprocess.call([*torchrun, "--max-restarts", "3", __file__, *arguments]))
+    main(*arguments)
