@@ -88,6 +88,15 @@ def test_torch_export_takes_it_with_a_dynamic_batch():
         torch.testing.assert_close(found, expected)
 
 
+def test_inference_mode_makes_no_difference():
+    bnn = bayesify(convnet(), init_sigma=uneven(0.1)).eval()
+    x = torch.rand(2, 1, 12, 12)
+    with torch.inference_mode():
+        inside = moments(bnn, x + 0)(x)
+    for found, expected in zip(inside, moments(bnn, x)(x), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_a_deterministic_model_is_refused():
     with pytest.raises(ConversionError, match="moments: model must be Bayesian, got Linear without a posterior"):
         moments(nn.Linear(2, 2), torch.rand(1, 2))
@@ -116,6 +125,10 @@ def in_a_network(function, *layers: nn.Module, first: nn.Module | None = None) -
 
 SHARED = nn.Linear(4, 4)
 REFUSALS = {
+    "layer norm": (
+        nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.LayerNorm(4))), (4,), r"'1\.0' calls layer_norm, .* no rule",
+    ),
+    "attention": (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), (3, 4), r"'self_attn' calls"),
     "no rule": (in_a_network(lambda x: x.sort(-1).values), (4,), r"'1\.0' calls sort, .* no rule for it"),
     "used twice": (
         in_a_network(lambda x, layer: layer(layer(x)), SHARED), (4,),

@@ -37,7 +37,7 @@ def moments(bnn: nn.Module, example_inputs: Any, *, output: OutputSelector | Non
 
     It is a snapshot of the posterior in evaluation mode, with squared sigmas computed once: make it anew after
     training. ``bensemble.predict`` takes it in place of the model, ``torch.export`` and ONNX take it as any module.
-    How the moments are computed, and where they are exact, is written in ``docs/uncertainty.md``.
+    How the moments are computed, and where they are exact, is written in ``docs/moments.md``.
 
     Args:
         bnn: A Bayesian model. It is left untouched, as is the random state.
@@ -60,7 +60,7 @@ def moments(bnn: nn.Module, example_inputs: Any, *, output: OutputSelector | Non
     """
     check_module("moments", bnn)
     variances = _variances(bnn)
-    with undisturbed():
+    with torch.inference_mode(False), undisturbed():
         twin = to_deterministic(bnn).eval()
         inputs = _several(example_inputs)
         reference = _reference(twin, inputs)
@@ -99,10 +99,12 @@ def _variances(bnn: nn.Module) -> dict[str, Tensor]:
 
 
 def _several(inputs: Any) -> Any:
-    """The example with two examples at least: export takes a batch of one for a size that never changes."""
+    """The example as ordinary tensors, two examples at least: export takes a batch of one for a size that stays."""
 
     def twice(leaf: Any) -> Any:
-        return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == 1 else leaf
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return torch.cat([leaf, leaf]) if leaf.ndim and leaf.shape[0] == 1 else leaf.clone()
 
     return tree_map(twice, inputs)
 
