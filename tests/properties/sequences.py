@@ -20,7 +20,7 @@ def make_sequence_layer(kind: str, layout: Layout, width: int, bias: bool) -> nn
             width, 2, 2 * width, dropout=0.1, batch_first=True, norm_first=width == 4, bias=bias
         )
     if kind in CELLS:
-        return Loop(kind, layout.width, width, bias)
+        return (Loop if layout.kind == "sequence" else Step)(kind, layout.width, width, bias)
     made = {"attention": SelfAttention, "handmade_attention": HandmadeAttention, "pooled_attention": PooledAttention}
     return made[kind](width, bias) if kind in made else Recurrent(kind, layout.width, width, bias)
 
@@ -94,19 +94,24 @@ class Recurrent(nn.Module):
         return self.net(x)[0]
 
 
-class Loop(nn.Module):
-    """A cell in a Python loop over time, or one step of it for a vector."""
+class Step(nn.Module):
+    """One step of a cell."""
 
     def __init__(self, kind: str, given: int, width: int, bias: bool) -> None:
         super().__init__()
         self.cell = {"lstm_cell": nn.LSTMCell, "gru_cell": nn.GRUCell, "rnn_cell": nn.RNNCell}[kind](given, width, bias)
+        self.is_lstm = kind == "lstm_cell"
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 2:
-            state = self.cell(x)
-            return state[0] if isinstance(state, tuple) else state
+        return self.cell(x)[0] if self.is_lstm else self.cell(x)
+
+
+class Loop(Step):
+    """A cell in a Python loop over time, which torch.fx does not follow."""
+
+    def forward(self, x: Tensor) -> Tensor:
         state, found = None, []
         for step in x.unbind(1):
             state = self.cell(step, state)
-            found.append(state[0] if isinstance(state, tuple) else state)
+            found.append(state[0] if self.is_lstm else state)
         return torch.stack(found, 1)

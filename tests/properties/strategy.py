@@ -95,7 +95,7 @@ def _kinds(passed: list[Layout], before: list[Block]) -> list[str]:
     elif layout.kind == "vector":
         kinds = [*MATRICES, *CELLS, *TIES, *TIES]
     else:
-        kinds = [*MATRICES, *CELLS, *TIES, *ATTENTION, *ATTENTION, *RECURRENT, *RECURRENT, "positions", "mean"]
+        kinds = [*MATRICES, *CELLS, *TIES, *ATTENTION, *ATTENTION, *RECURRENT, "positions", "mean", "mean"]
     if before and before[-1].kind not in BARE and passed[-1] == passed[-2]:
         kinds += ["again"] * max(2, len(kinds) // 6)
     return kinds

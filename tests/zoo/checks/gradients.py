@@ -10,7 +10,7 @@ from ..subject import Subject, projection, training
 
 def gradients_arrive(subject: Subject) -> None:
     """Forward and backward in train mode: finite, on every mu and rho that the source has a gradient for."""
-    wanted, moving = _source_gradients(subject)
+    wanted, moving = source_gradients(subject)
     posteriors, missing, quiet = subject.posteriors, set(), set()
     plain = dict(subject.bnn.named_parameters())
     for seed in range(4):  # routing and sampling may leave a weight out by chance
@@ -39,7 +39,7 @@ def gradients_arrive(subject: Subject) -> None:
     subject.result.facts["gradients"] = len(wanted)
 
 
-def _source_gradients(subject: Subject) -> tuple[set[str], set[str]]:
+def source_gradients(subject: Subject) -> tuple[set[str], set[str]]:
     """Names of the parameters that the source gives a gradient for, and of those where it is not zero."""
     with training(subject.source):
         loss = projection(run(subject.source, subject.train_inputs, grad=True))
