@@ -21,7 +21,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bensemble.outputs import tensor_paths
 
-__all__ = ["Capture", "CaptureError", "TensorMeta", "capture", "first_line", "outputs_agree", "undisturbed"]
+__all__ = [
+    "Capture",
+    "CaptureError",
+    "TensorMeta",
+    "capture",
+    "coarsest_precision",
+    "first_line",
+    "outputs_agree",
+    "undisturbed",
+]
 
 
 #: Input axes that an exported graph leaves open: none, the batch and all axes of integer inputs, or all.
@@ -86,7 +95,7 @@ def capture(
         output = _Observer(captured).run_on(args, kwargs)
     except Exception as err:
         raise CaptureError(f"the torch.{source} graph does not run ({first_line(err)})") from err
-    if not outputs_agree(output, reference):
+    if not outputs_agree(output, reference, coarsest_precision(model)):
         raise CaptureError(f"the torch.{source} graph computes something else")
     return captured
 
@@ -99,15 +108,31 @@ def undisturbed() -> Iterator[None]:
         yield
 
 
-def outputs_agree(found: Any, expected: Any, factor: float = 1.0) -> bool:
-    """Whether two outputs hold the same tensors up to rounding: ``factor`` x 1e-4 of the largest value in float32."""
+#: Units of the coarsest precision that rounding may cost. In float32 a thousand; in half precision that would be all.
+_ROUNDINGS = {torch.float16: 16, torch.bfloat16: 16}
+
+
+def outputs_agree(found: Any, expected: Any, coarsest: torch.dtype = torch.float32) -> bool:
+    """Whether two outputs hold the same tensors up to rounding: 1e-4 of the largest value in float32.
+
+    Args:
+        found: The one output.
+        expected: The other output.
+        coarsest: The lowest precision inside the network, which its outputs need not show.
+    """
     ours, theirs = [t for _, t in tensor_paths(found)], [t for _, t in tensor_paths(expected)]
     if len(ours) != len(theirs):
         return False
-    return all(_agree(a, b, factor) for a, b in zip(ours, theirs, strict=True))
+    return all(_agree(a, b, coarsest) for a, b in zip(ours, theirs, strict=True))
 
 
-def _agree(a: Tensor, b: Tensor, factor: float) -> bool:
+def coarsest_precision(model: nn.Module) -> torch.dtype:
+    """The dtype of the coarsest weights or buffers of a model; float32 where none is coarser."""
+    dtypes = {tensor.dtype for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()}
+    return max(dtypes | {torch.float32}, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _agree(a: Tensor, b: Tensor, coarsest: torch.dtype) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if not a.is_floating_point():
@@ -119,8 +144,9 @@ def _agree(a: Tensor, b: Tensor, factor: float) -> bool:
         return True
     difference = (a[finite].double() - b[finite].double()).abs().max()
     scale = b[finite].double().abs().max()
-    precision = max(torch.finfo(b.dtype).eps, torch.finfo(torch.float32).eps)
-    return bool(difference <= factor * 1e3 * precision * scale + torch.finfo(b.dtype).tiny)
+    precision = max((torch.float32, coarsest, b.dtype), key=lambda dtype: torch.finfo(dtype).eps)
+    tolerance = _ROUNDINGS.get(precision, 1e3) * torch.finfo(precision).eps
+    return bool(difference <= tolerance * scale + torch.finfo(b.dtype).tiny)
 
 
 # -- torch.fx

@@ -14,7 +14,7 @@ from bensemble.batches import call
 from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
 
 from ..copying import hollow_copy
-from .capture import first_line, outputs_agree
+from .capture import coarsest_precision, first_line, outputs_agree
 from .flow import Flow
 
 __all__ = ["Run", "copy_flags", "difference", "fresh", "hollow", "reference_runs", "training_difference"]
@@ -71,6 +71,7 @@ def _resized(tensor: Tensor) -> Tensor:
 def difference(candidate: nn.Module, model: nn.Module, runs: list[Run], keeps_class: bool) -> str | None:
     """Why a candidate does not stand for the model; None if it does. Restores the model's training flags."""
     candidate.eval()
+    coarsest = coarsest_precision(model)
     try:
         for run in runs:
             try:
@@ -79,7 +80,7 @@ def difference(candidate: nn.Module, model: nn.Module, runs: list[Run], keeps_cl
                 if run.required or keeps_class:
                     return f"it does not run ({first_line(err)})"
                 continue
-            if not outputs_agree(output, run.output):
+            if not outputs_agree(output, run.output, coarsest):
                 return "its output is another one"
     finally:
         copy_flags(model, candidate)

@@ -19,16 +19,17 @@ def main() -> int:
     parser.add_argument("--models", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0, help="of hypothesis, which draws the recipes")
     parser.add_argument("--onnx-each", type=int, default=16, help="every so manyth network becomes an ONNX file")
+    parser.add_argument("--skip", type=int, default=0, help="how many of the models another run has done")
     parser.add_argument("--no-faults", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     drawn = draw_recipes(options.models, options.seed)
     census = Census()
-    census.run(drawn, options.onnx_each, check_recipe)
-    print(f"\nseed {options.seed}: {len(drawn):,} distinct networks, {census.written:,} of them as ONNX files, through")
-    print(
-        f"{len(PROPERTIES) + 2} to {len(PROPERTIES) + 5} properties in {census.seconds:,.0f} processor seconds; {len(census.failed)} failures"
-    )
+    census.run(drawn, options.onnx_each, check_recipe, options.skip)
+    done = len(census.passed) + len(census.failed)
+    print(f"\nseed {options.seed}: {done:,} distinct networks, {census.written:,} of them as ONNX files, through")
+    counts = f"{len(PROPERTIES) + 2} to {len(PROPERTIES) + 5} properties"
+    print(f"{counts} in {census.seconds:,.0f} processor seconds; {len(census.failed)} failures")
     print(describe(drawn))
     small = [trait for trait in REQUIRED if sum(map(TRAITS[trait], drawn)) < LEAST_SHARE * len(drawn)]
     if small:

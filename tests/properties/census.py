@@ -65,16 +65,19 @@ class Census:
     written: int = 0
     seconds: float = 0.0
 
-    def run(self, drawn: Sequence[Recipe], onnx_each: int, check: Callable[[Recipe, bool], None]) -> None:
+    def run(
+        self, drawn: Sequence[Recipe], onnx_each: int, check: Callable[[Recipe, bool], None], skip: int = 0
+    ) -> None:
         """Check every recipe and go on after failures.
 
         Args:
             drawn: The recipes.
             onnx_each: Every so manyth network is written as an ONNX file too.
             check: Raises for a recipe that fails.
+            skip: How many recipes to leave out at the start.
         """
         start = time.process_time()
-        for index, recipe in enumerate(drawn):
+        for index, recipe in list(enumerate(drawn))[skip:]:
             onnx = index % onnx_each == 0
             try:
                 with warnings.catch_warnings():

@@ -42,6 +42,7 @@ from zoo.subject import projection, training
 import bensemble
 import convert
 from bensemble import named_posteriors, sampling
+from bensemble.errors import VerificationError
 from bensemble.layers import LinearOpLayer
 from bensemble.pruning import apply_masks
 
@@ -292,7 +293,12 @@ def onnx_runtime_agrees(subject: RandomSubject) -> None:
         model = convert.compact(subject.pruned(subject.bnn), subject.example.inputs)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        convert.export_onnx(model, path, subject.example.inputs)
+        try:
+            convert.export_onnx(model, path, subject.example.inputs)
+        except VerificationError as err:
+            if "Could not find an implementation" in str(err) and torch.float64 in _dtypes(model):
+                return  # refused, and rightly so: ONNX Runtime has not every operator in float64
+            raise
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         found = session.run(None, {session.get_inputs()[0].name: subject.other_inputs.numpy()})
     expected = run(model, subject.other_inputs)
@@ -302,6 +308,10 @@ def onnx_runtime_agrees(subject: RandomSubject) -> None:
         1e-4,  # export_onnx has verified 1e-5 at its own inputs
         "ONNX Runtime",
     )
+
+
+def _dtypes(model: nn.Module) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in (*model.parameters(), *model.buffers())}
 
 
 def _assert_close(expected: dict[str, Tensor], found: dict[str, Tensor], rounding: float, what: str) -> None:

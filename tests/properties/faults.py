@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import bensemble.checkpoint.saving
 import bensemble.objective
+import bensemble.posterior
 import convert.graph.cutting
 import convert.graph.rules.normalisation
 import convert.onnx.deployable
@@ -85,7 +86,7 @@ def _property_of(err: Exception) -> str:
 
 
 def _negative(kl: Any) -> Any:
-    return lambda posterior: -kl(posterior)
+    return lambda *args: -kl(*args)
 
 
 def _no_masks(apply_masks: Any) -> Any:
@@ -172,7 +173,7 @@ def _one_draw(copy_of: Any) -> Any:
 
 
 FAULTS = (
-    Fault("the KL has the wrong sign", Posterior, "kl", _negative),
+    Fault("the KL has the wrong sign", bensemble.posterior, "_kl", _negative),
     Fault("a tied posterior counts twice in the KL", bensemble.objective, "named_posteriors", _ties_counted_twice),
     Fault("sigma is not squared in the local noise", moments, "_forward_pass", _not_squared),
     Fault("the gradient of rho is zero", moments, "_backward_pass", _no_slope),

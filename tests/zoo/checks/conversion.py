@@ -54,7 +54,7 @@ def posteriors_match_parameters(subject: Subject) -> None:
         assert torch.equal(parameter, source[name]), f"{name} changed"
     kl = float(kl_divergence(subject.bnn).detach())
     weights = sum(p.mu.numel() for p in posteriors.values())
-    assert -1e-6 * weights <= kl < float("inf"), f"KL is {kl}"  # up to rounding: centred on the weights it starts at 0
+    assert -1e-5 * weights <= kl < float("inf"), f"KL is {kl}"  # up to rounding: centred on the weights it starts at 0
 
 
 def plan_accounts_for_everything(subject: Subject) -> None:
