@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convert import compact, compaction_report, export_onnx
+from convert.graph.capture import outputs_agree
 
 from .masking import kill_attention_and_neurons, shift_norms, zero_channels
 from .networks import NETWORKS, Encoder, SelfAttention
@@ -123,3 +124,33 @@ def test_the_report_says_what_went():
     assert report.parameters[0] == parameters(model)
     assert report.kept < 0.5
     assert "stem.0.weight" in str(report)
+
+
+class HalfInside(nn.Module):
+    """bfloat16 between an input and an output in float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 3)).to(torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inside(x.bfloat16()).float()
+
+
+@torch.no_grad()
+def test_rounding_is_that_of_the_coarsest_weights_inside():
+    torch.manual_seed(0)
+    model = HalfInside().eval()
+    model.inside[0].weight.data[::2] = 0
+    small = compact(model, torch.randn(2, 8))
+    assert parameters(small) < 0.6 * parameters(model)
+    x = torch.randn(50, 8)
+    torch.testing.assert_close(small(x), model(x), rtol=0, atol=2**-6 * float(model(x).abs().max()))
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-4), (torch.float16, 1 / 64), (torch.bfloat16, 1 / 8)])
+def test_what_is_off_by_more_than_rounding_is_another_output(dtype, most):
+    expected = torch.ones(4)
+    assert outputs_agree(expected + 0.9 * most, expected, dtype)
+    assert not outputs_agree(expected + 1.5 * most, expected, dtype)
+    assert not outputs_agree((expected + 1.5 * most).to(dtype), expected.to(dtype))
