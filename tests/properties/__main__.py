@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from .census import LEAST_SHARE, REQUIRED, Census, describe, draw_recipes
+from .census import LEAST_SHARE, REQUIRED, Census, describe, draw_recipes, shrunk
 from .checks import PROPERTIES, check_recipe
 from .faults import FAULTS, examples_until_caught
 from .recipes import TRAITS
@@ -30,6 +30,9 @@ def main() -> int:
     print(f"\nseed {options.seed}: {done:,} distinct networks, {census.written:,} of them as ONNX files, through")
     counts = f"{len(PROPERTIES) + 2} to {len(PROPERTIES) + 5} properties"
     print(f"{counts} in {census.seconds:,.0f} processor seconds; {len(census.failed)} failures")
+    if census.failed:
+        first, drawn_with = census.failed[0][0], (options.models, options.seed)
+        print(f"the first of them shrinks to\n{shrunk(first, lambda r: check_recipe(r, onnx=True), *drawn_with)}")
     print(describe(drawn))
     small = [trait for trait in REQUIRED if sum(map(TRAITS[trait], drawn)) < LEAST_SHARE * len(drawn)]
     if small:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 import traceback
@@ -9,12 +10,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 
 from .recipes import TRAITS, Recipe
 from .strategy import recipes
 
-__all__ = ["LEAST_SHARE", "REQUIRED", "Census", "describe", "draw_recipes"]
+__all__ = ["LEAST_SHARE", "REQUIRED", "Census", "describe", "draw_recipes", "shrunk"]
 
 #: Traits that so large a share of the networks must have.
 REQUIRED = ("residual", "shared", "tied", "attention", "recurrent", "normalised", "frozen")
@@ -32,21 +33,51 @@ def draw_recipes(count: int, number: int = 0) -> list[Recipe]:
         number: The seed of hypothesis.
     """
     found: dict[Recipe, None] = {}
+    _draw(count, number, lambda recipe: found.setdefault(recipe))
+    return random.Random(number).sample(list(found), count)
 
+
+def shrunk(failed: Recipe, check: Callable[[Recipe], None], count: int, number: int) -> Recipe:
+    """The simplest recipe that hypothesis finds to fail as well.
+
+    Args:
+        failed: One of ``draw_recipes(count, number)``.
+        check: Raises for a recipe that fails.
+        count: How many were drawn.
+        number: The seed that they were drawn with.
+    """
+    last, found = failed, False
+
+    def look(recipe: Recipe) -> None:
+        nonlocal last, found
+        found = found or recipe == failed  # all that come before have been checked
+        if found:
+            try:
+                check(recipe)
+            except Exception:
+                last = recipe
+                raise
+
+    with contextlib.suppress(Exception):
+        _draw(count, number, look, Phase.shrink)
+    return last
+
+
+def _draw(count: int, number: int, look: Callable[[Recipe], None], *more: Phase) -> None:
     @seed(number)
     @settings(
         max_examples=_DRAWS * count,
         database=None,
         deadline=None,
-        phases=[Phase.generate],
+        phases=[Phase.generate, *more],
         suppress_health_check=list(HealthCheck),
+        verbosity=Verbosity.quiet,
     )
     @given(recipes())
     def draw(recipe: Recipe) -> None:
-        found[recipe] = None
+        look(recipe)
 
     draw()
-    return random.Random(number).sample(list(found), count)
 
 
 @dataclass

@@ -66,7 +66,7 @@ class Block(_Brief):
     width: int
     wiring: str = "plain"
     norm: str = "none"
-    activation: str = "relu"
+    activation: str = "none"
     bias: bool = True
     dropout: bool = False
     frozen: str = "none"

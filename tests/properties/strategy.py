@@ -63,7 +63,7 @@ def _blocks(draw: st.DrawFn, passed: list[Layout], before: list[Block]) -> Block
     layout = passed[-1]
     kind = draw(st.sampled_from(_kinds(passed, before)))
     if kind in BARE:
-        return Block(kind, layout.width, activation="none")
+        return Block(kind, layout.width)
     wirings = ["plain", "residual", "branches", "gate", "twice"]
     wirings += [] if kind in SQUARE else ["cat"]
     wirings = ["plain", "branches"] if kind in RESIZING else wirings

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from zoo.entries import Example
-from zoo.forward import run
+from zoo.forward import distance, run, scale
 from zoo.result import Result
 from zoo.subject import Subject
 
@@ -18,7 +18,7 @@ from bensemble import named_posteriors
 from .network import build, make_inputs
 from .recipes import Recipe
 
-__all__ = ["RandomSubject", "lowest_precision", "prepare"]
+__all__ = ["RandomSubject", "assert_close", "lowest_precision", "prepare"]
 
 #: Batch sizes of the example, and of what is tried besides.
 BATCH, OTHER_BATCH = 3, 5
@@ -105,3 +105,11 @@ def lowest_precision(model: nn.Module) -> torch.dtype:
     """The dtype of the coarsest weights."""
     dtypes = {parameter.dtype for parameter in model.parameters()} | {torch.float32}
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def assert_close(expected: dict[str, Tensor], found: dict[str, Tensor], rounding: float, what: str) -> None:
+    """Raise unless all outputs agree up to ``rounding`` times their largest value."""
+    assert list(expected) == list(found), f"{what}: outputs {list(found)}"
+    for path, value in expected.items():
+        off, largest = distance(value, found[path]), scale(value)
+        assert off <= rounding * max(largest, 1e-3), f"{what}: {path} is off by {off:.3g}, largest value {largest:.3g}"

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .census import LEAST_SHARE, REQUIRED, draw_recipes
+from .census import LEAST_SHARE, REQUIRED, draw_recipes, shrunk
 from .checks import check_recipe
+from .faults import FAULTS, Fault, examples_until_caught
 from .recipes import TRAITS, Block, Recipe
 from .strategy import recipes
 
@@ -34,3 +35,19 @@ def test_a_recipe_prints_as_what_makes_it() -> None:
     )
     for drawn in draw_recipes(20):
         assert eval(repr(drawn), {"Recipe": Recipe, "Block": Block}) == drawn
+
+
+def test_a_failure_shrinks_to_its_core() -> None:
+    def check(recipe: Recipe) -> None:
+        assert not any(block.kind == "attention" for block in recipe.blocks)
+
+    failed = next(r for r in draw_recipes(30) if len(r.blocks) > 1 and any(b.kind == "attention" for b in r.blocks))
+    assert shrunk(failed, check, 30, 0) == Recipe("sequence", 4, (Block("attention", 4),))
+
+
+@pytest.mark.parametrize("fault", [f for f in FAULTS if f.function in ("_read_weight", "draw")], ids=lambda f: f.name)
+def test_a_fault_is_caught_and_taken_out_again(fault: Fault) -> None:
+    right = fault.owner.__dict__[fault.function]
+    count, by = examples_until_caught(fault)
+    assert (count, by) in [(1, "mean_is_bit_equal"), (1, "masks_hold")]
+    assert fault.owner.__dict__[fault.function] is right
