@@ -1,17 +1,34 @@
-"""Files are written whole or not at all: beside the target, flushed to the disk, then renamed over it."""
+"""Files are written whole or not at all: beside the target, flushed to the disk, then renamed over it.
+
+What a process was writing when it was killed stays behind. A lock that the system takes away with the process tells it
+from what another process is writing now, and the next run removes it.
+"""
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InvalidTypeError, InvalidValueError
 
-__all__ = ["checked_target", "replacing"]
+try:
+    import fcntl
+except ImportError:  # Windows: what was left behind stays
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["checked_target", "replacing", "working_folder"]
+
+#: Seconds in which a new file takes its lock.
+YOUNG = 1.0
+#: The file in a working folder that its process holds.
+LOCK = ".bensemble-working"
 
 
 def checked_target(path: str | os.PathLike[str], verb: str) -> Path:
@@ -31,11 +48,10 @@ def checked_target(path: str | os.PathLike[str], verb: str) -> Path:
     if target.exists() and not os.access(target, os.W_OK):
         raise InvalidValueError(f"{verb}: file '{target}' is read-only; choose another path or make it writable.")
     try:
-        probe = _create_beside(target)
+        with _beside(target):
+            return target
     except OSError as err:
         raise InvalidValueError(f"{verb}: '{target}' cannot be written, {err.strerror}; choose another path.") from err
-    probe.unlink()
-    return target
 
 
 @contextmanager
@@ -44,24 +60,72 @@ def replacing(target: Path) -> Iterator[Path]:
 
     On any exception, Ctrl-C included, the temporary file is removed and ``target`` stays as it was.
     """
-    temporary = _create_beside(target)
-    try:
+    with _beside(target) as temporary:
         yield temporary
         if target.exists():
             shutil.copymode(target, temporary)
         _flush(temporary)
         os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     _flush(target.parent)  # the rename itself
 
 
-def _create_beside(target: Path) -> Path:
-    """A new empty file in the folder of ``target``, with the permissions that a plain ``open`` would give it."""
+@contextmanager
+def working_folder() -> Iterator[Path]:
+    """A folder for files in between; those of processes that were killed are removed."""
+    for left in Path(tempfile.gettempdir()).glob("bensemble-working-*"):
+        with suppress(OSError):  # somebody else's
+            if _abandoned(left / LOCK):
+                shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix="bensemble-working-") as folder, _locked(Path(folder) / LOCK):
+        yield Path(folder)
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A new empty file in the folder of ``target``, with the permissions that a plain ``open`` would give it.
+
+    It is removed at the end where it is still there, with those that killed processes left for the same target.
+    """
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        with suppress(OSError):
+            if _abandoned(left):
+                left.unlink()
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    return temporary
+    with _locked(temporary):
+        try:
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """A new empty file that is locked as long as the block, or this process, lives."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        if fcntl is None:  # an open file could not be renamed there
+            os.close(descriptor)
+        else:
+            with suppress(OSError):  # file systems without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if fcntl is not None:
+            os.close(descriptor)
+
+
+def _abandoned(path: Path) -> bool:
+    """Whether no process holds the lock of a file; a young one may be about to take it."""
+    if fcntl is None or time.time() - path.stat().st_mtime < YOUNG:
+        return False
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or there are no locks
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _flush(path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from ..checks import check_module
-from ..errors import CheckpointError, refuse
+from ..errors import CheckpointError, refuse, shown
 from ..layers.linear_op import LinearOpLayer
 from ..layers.sampled import SampledWeights
 from ..layers.weights import PosteriorWeights
@@ -37,6 +37,7 @@ def save(bnn: nn.Module, path: str | os.PathLike[str]) -> None:
         CheckpointError: the model has no posteriors, a prior of its own making, or weights that are not finite.
         InvalidValueError: the path cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     bnn = unwrapped(check_module("save", bnn))
@@ -52,8 +53,14 @@ def save(bnn: nn.Module, path: str | os.PathLike[str]) -> None:
     header = replace(header, digest=header.digest_of(tensors))
 
     def write() -> None:
-        with replacing(checked_target(path, "save")) as temporary:
-            save_file(tensors, temporary, metadata={"bensemble": header.to_json()})
+        target = checked_target(path, "save")
+        try:
+            with replacing(target) as temporary:
+                save_file(tensors, temporary, metadata={"bensemble": header.to_json()})
+        except (OSError, SafetensorError) as err:
+            raise CheckpointError(
+                f"save: '{target}' cannot be written, got {shown(err, 200)}; the old file is as it was."
+            ) from err
 
     once_for_all("save", write, of=next(filter(is_sharded, bnn.parameters()), None))
 

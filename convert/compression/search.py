@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from bensemble.channels import ChannelGroups
 from bensemble.checks import check_module, check_number
 from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
 from bensemble.outputs import OutputSelector
-from bensemble.writing import checked_target, replacing
+from bensemble.writing import checked_target, replacing, working_folder
 
 from ..graph import channel_groups
 from .candidates import SHARES, Candidate, Ladder, ladders
@@ -101,9 +100,9 @@ def compress(
             raise InvalidValueError(f"compress: granularities must be 'weight' or 'channel', got {granularity!r}.")
     target = checked_target(path, "compress")
     ways = {name: _channels(bnn, example_inputs) if name == "channel" else name for name in granularities}
-    with tempfile.TemporaryDirectory(prefix="bensemble-") as folder:
+    with working_folder() as folder:
         files = CandidateFiles(
-            bnn, evaluate, example_inputs, Path(folder), ways, calibration_data, repair, sparse, output, progress
+            bnn, evaluate, example_inputs, folder, ways, calibration_data, repair, sparse, output, progress
         )
         files.measure(Candidate())
         if calibration_data is not None:

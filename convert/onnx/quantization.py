@@ -12,7 +12,6 @@ compacted ResNet-18: 0.16 of the dense latency, against 0.30 for int8 times int8
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from torch import Tensor
 from bensemble.batches import is_loader
 from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError
 from bensemble.outputs import describe
+from bensemble.writing import working_folder
 
 from .calibrating import CalibrationBatches
 from .graph import operators
@@ -86,8 +86,8 @@ class Quantization:
             InvalidValueError, InvalidTypeError: The calibration data does not fit the file's inputs.
         """
         self._check(proto)
-        with tempfile.TemporaryDirectory() as folder, _quiet():
-            target = Path(folder) / "quantised.onnx"
+        with working_folder() as folder, _quiet():
+            target = folder / "quantised.onnx"
             try:
                 self._run(proto, target, batches)
             except (InvalidValueError, InvalidTypeError):
