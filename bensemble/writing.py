@@ -27,7 +27,7 @@ __all__ = ["checked_target", "replacing", "working_folder"]
 
 #: Seconds in which a new file takes its lock.
 YOUNG = 1.0
-#: The file in a working folder that its process holds.
+#: The file in a temporary folder that its process holds.
 LOCK = ".bensemble-working"
 
 
@@ -56,46 +56,50 @@ def checked_target(path: str | os.PathLike[str], verb: str) -> Path:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A temporary file beside ``target`` that takes its place when the block ends well.
+    """A path to write a file to that takes the place of ``target`` when the block ends well.
 
-    On any exception, Ctrl-C included, the temporary file is removed and ``target`` stays as it was.
+    On any exception, Ctrl-C included, the new file is removed and ``target`` stays as it was. The new file has the
+    permissions of the old one, or those that a plain ``open`` would give it, whatever a library gave it.
     """
-    with _beside(target) as temporary:
-        yield temporary
-        if target.exists():
-            shutil.copymode(target, temporary)
-        _flush(temporary)
-        os.replace(temporary, target)
+    with _beside(target) as folder:
+        new = folder / target.name
+        yield new
+        shutil.copymode(target if target.exists() else folder / LOCK, new)
+        _flush(new)
+        os.replace(new, target)
     _flush(target.parent)  # the rename itself
 
 
 @contextmanager
 def working_folder() -> Iterator[Path]:
     """A folder for files in between; those of processes that were killed are removed."""
-    for left in Path(tempfile.gettempdir()).glob("bensemble-working-*"):
-        with suppress(OSError):  # somebody else's
-            if _abandoned(left / LOCK):
-                shutil.rmtree(left)
+    _clear(Path(tempfile.gettempdir()), "bensemble-working-*")
     with tempfile.TemporaryDirectory(prefix="bensemble-working-") as folder, _locked(Path(folder) / LOCK):
         yield Path(folder)
 
 
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """A new empty file in the folder of ``target``, with the permissions that a plain ``open`` would give it.
+    """A new folder in that of ``target``: libraries leave files of their own beside the one that they write."""
+    _clear(target.parent, f".{glob.escape(target.name)}.*.tmp")
+    folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    folder.mkdir()
+    try:
+        with _locked(folder / LOCK):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
-    It is removed at the end where it is still there, with those that killed processes left for the same target.
-    """
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-        with suppress(OSError):
-            if _abandoned(left):
-                left.unlink()
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    with _locked(temporary):
-        try:
-            yield temporary
-        finally:
-            temporary.unlink(missing_ok=True)
+
+def _clear(parent: Path, pattern: str) -> None:
+    """Remove the folders that killed processes left."""
+    for left in parent.glob(pattern):
+        with suppress(OSError):  # somebody else's
+            if (left / LOCK).exists():
+                if _abandoned(left / LOCK):
+                    shutil.rmtree(left)
+            elif time.time() - left.stat().st_mtime > YOUNG:
+                left.rmdir()  # killed before it had a lock; only an empty folder goes
 
 
 @contextmanager

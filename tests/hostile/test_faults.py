@@ -132,7 +132,9 @@ def test_the_next_run_removes_what_a_killed_one_left_and_nothing_else(tmp_path, 
     assert [holder.stdout.readline() for holder in holders] == ["held\n"] * 2
     holders[0].kill()
     holders[0].wait()
-    assert (len(list(folder.iterdir())), len(list(scratch.iterdir()))) == (3, 3)
+    (folder / ".[model].4567.tmp").mkdir()  # killed before it had its lock
+    (scratch / "bensemble-working-0").mkdir()
+    assert (len(list(folder.iterdir())), len(list(scratch.iterdir()))) == (4, 4)
     time.sleep(1.1)  # a file of the last second may belong to somebody who is about to lock it
     with replacing(target) as temporary, working_folder():
         temporary.write_text("whole")
@@ -146,6 +148,16 @@ def test_the_next_run_removes_what_a_killed_one_left_and_nothing_else(tmp_path, 
         temporary.write_text("newer")
     assert sorted(entry.name for entry in folder.iterdir()) == [".other.0123.tmp", "[model]"]
     assert [entry.name for entry in scratch.iterdir()] == ["bensemble-working-mine"]
+
+
+def test_a_new_file_has_the_permissions_that_open_gives_and_keeps_those_of_the_old_one(tmp_path):
+    bnn, path = bayesify(network(8)), tmp_path / "model"
+    (tmp_path / "plain").write_text("")
+    bensemble.save(bnn, path)
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    path.chmod(0o640)
+    bensemble.save(bnn, path)
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
 def interrupted_after(seconds, action):

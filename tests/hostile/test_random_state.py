@@ -57,9 +57,7 @@ CONVERT = {
     "check_noise": lambda s: str(convert.check_noise(s.bnn, X)),
     "sparsity": lambda s: str(convert.sparsity(s.plain)),
     "compact": lambda s: convert.compact(convert.to_deterministic(s.bnn, sparsity=0.9, granularity="channel"), X),
-    "compaction_report": lambda s: convert.compaction_report(
-        convert.compact(convert.to_deterministic(s.bnn, sparsity=0.9, granularity="channel"), X)
-    ),
+    "compaction_report": lambda s: str(convert.compaction_report(s.plain, X)),
     "channel_groups": lambda s: convert.channel_groups(s.bnn, X),
     "moments": lambda s: convert.moments(s.bnn, X)(X),
     "check_moments": lambda s: convert.check_moments(s.bnn, X, generator=s.generator()),
