@@ -1,6 +1,6 @@
 """The networks, how each is trained, and what others published.
 
-The recipe of LeNet-300-100 was chosen on seed 0 and the held-out pictures; that of LeNet-5 has not been tuned.
+Both recipes were chosen on seed 0 and the held-out pictures.
 """
 
 from __future__ import annotations
