@@ -188,7 +188,7 @@ class Standardized2d(nn.Conv2d):
 def make_norm(kind: str, layout: Layout) -> nn.Module:
     """A norm of the features of a layout."""
     if kind == "group" and layout.kind != "sequence":
-        return nn.GroupNorm(2, layout.width)
+        return nn.GroupNorm(min(2, layout.width // 2), layout.width)  # one element alone would be rounding and no more
     if kind == "group":
         return nn.RMSNorm(layout.width)
     if kind == "batch":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 from zoo.perturbation import enliven
 
 from .layers import ACTIVATIONS, Functional, make_convolution, make_matrix, make_norm
@@ -18,11 +19,21 @@ WORDS = 11
 
 
 def build(recipe: Recipe) -> Network:
-    """The network in eval mode, with weights that all matter."""
+    """The network in eval mode, with weights that all matter; if it is blind to its inputs they are drawn anew."""
+    for attempt in range(10):
+        network = _drawn(recipe, 1000 * attempt + recipe.seed)
+        with torch.no_grad():
+            outputs = tree_leaves(network(make_inputs(recipe, 3)))
+        if any(bool((output != output[:1]).any()) for output in outputs):
+            return network
+    raise ValueError(f"every network of {recipe} is dead")
+
+
+def _drawn(recipe: Recipe, seed: int) -> Network:
     with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(seed)
         network = Network(recipe).eval()
-        enliven(network, lambda: network(make_inputs(recipe, 16)), seed=recipe.seed)
+        enliven(network, lambda: network(make_inputs(recipe, 16)), seed=seed)
     return network
 
 

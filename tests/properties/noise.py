@@ -74,6 +74,7 @@ def local_noise_has_its_size(subject: RandomSubject) -> None:
         run(subject.bnn, subject.train_inputs, grad=True)  # without gradients other code runs
     for handle in handles:
         handle.remove()
+    run(subject.bnn, subject.example.inputs)  # modules that keep a tensor of the last forward drop the graph
     squares = []
     for layer, x, y in calls:
         if layer.estimator != "local":
