@@ -45,7 +45,7 @@ properties: $(READY)    ## thousands of random networks through the whole chain,
 
 hostile: $(READY)       ## 20,000 damaged files through every loader, and 50 kills; half an hour
 	$(BIN)/python -m tests.hostile 20000
-	BENSEMBLE_KILLS=50 $(BIN)/python -m pytest -q tests/hostile/test_kills.py
+	BENSEMBLE_KILLS=50 $(BIN)/python -m pytest -q tests/hostile/test_kills.py tests/hostile/test_faults.py
 
 bench: $(READY)         ## ratios to the deterministic network; needs a quiet machine
 	$(BIN)/python benchmarks/training_step.py

@@ -186,6 +186,12 @@ def interrupted_after(seconds, action):
         signal.signal(signal.SIGINT, old)
 
 
+only_on_demand = pytest.mark.skipif(
+    "BENSEMBLE_KILLS" not in os.environ, reason="a signal may hit the interpreter itself; part of `make hostile`"
+)
+
+
+@only_on_demand
 def test_ctrl_c_in_the_middle_of_a_conversion_in_place():
     """Wherever it comes, the model is what it was, or wholly Bayesian, and computes the same."""
     x, states = torch.randn(2, 64), set()
@@ -204,6 +210,7 @@ def test_ctrl_c_in_the_middle_of_a_conversion_in_place():
     assert True in states
 
 
+@only_on_demand
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.05, 2.0, 4.0])
 def test_ctrl_c_in_the_middle_of_compress(seconds, tmp_path, monkeypatch):
