@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent / "libraries"))
+
+from adapters import LIBRARIES, PUBLISHED
 from rounds import print_table, write_json
 
-HERE = Path(__file__).parent
-LIBRARIES = (
-    "ours, local", "ours, weights", "bensemble 0.2.2", "bayesian-torch", "bayesian-torch, Flipout", "blitz", "torchbnn",
-)  # fmt: skip
+OURS = next(iter(LIBRARIES))
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="image of the steps")
     options = parser.parse_args()
     found = {library: measured(library, options) for library in LIBRARIES}
-    cases = list(found[LIBRARIES[0]])
+    cases = list(found[OURS])
     for title, cell in (
         ("Step", lambda row, _: f"{row['step']:.2f}"),
         ("Step with fused Adam", lambda row, _: f"{row['fused step']:.2f}"),
@@ -40,7 +40,7 @@ def main() -> None:
     ):
         print(f"\n{title}\n")
         rows = [
-            [case, *(_cell(cell, found[library].get(case), found[LIBRARIES[0]][case]) for library in LIBRARIES)]
+            [case, *(_cell(cell, found[library].get(case), found[OURS][case]) for library in LIBRARIES)]
             for case in cases
         ]
         print_table(["case", *LIBRARIES], rows)
@@ -53,13 +53,11 @@ def main() -> None:
 
 def measured(library: str, options: argparse.Namespace) -> dict[str, Any]:
     """The figures of one library, from its own process."""
-    folders = {"bensemble 0.2.2": [options.published]}.get(library, [options.peers])
-    command = [sys.executable, "-W", "ignore", str(HERE / "libraries" / "measure.py"), library]
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).parent / "libraries" / "measure.py"), library]
     command += ["--rounds", str(options.rounds), "--only", options.only]
-    places = [] if library.startswith("ours") else [str(folder.resolve()) for folder in folders]
-    done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": os.pathsep.join(places)}, stdout=subprocess.PIPE, text=True, check=True
-    )
+    place = options.published if library == PUBLISHED else options.peers
+    path = "" if library.startswith("ours") else str(place.resolve())
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -70,7 +68,7 @@ def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    cases = list(found[LIBRARIES[0]])
+    cases = list(found[OURS])
     figure, axis = plt.subplots(figsize=(11, 4), layout="constrained")
     width = 0.8 / len(LIBRARIES)
     for k, library in enumerate(LIBRARIES):

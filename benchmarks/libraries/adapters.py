@@ -123,11 +123,14 @@ def torchbnn() -> Library:
     )  # fmt: skip
 
 
+#: The one that cannot be in one process, or one folder of packages, with this library.
+PUBLISHED = "bensemble 0.2.2"
+
 #: Row by row of the table; "local" noise belongs to activations, the others draw weights.
 LIBRARIES: dict[str, Callable[[], Library]] = {
     "ours, local": lambda: ours("local"),
     "ours, weights": lambda: ours("weights"),
-    "bensemble 0.2.2": published_bensemble,
+    PUBLISHED: published_bensemble,
     "bayesian-torch": lambda: bayesian_torch("Reparameterization"),
     "bayesian-torch, Flipout": lambda: bayesian_torch("Flipout"),
     "blitz": blitz,

@@ -149,9 +149,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _checked(raw: dict[str, Any]) -> Header:
-    wanted = (
-        {"posteriors", "shared", "version", "digest"} if raw["version"] > 1 else {"posteriors", "shared", "version"}
-    )
+    wanted = {"posteriors", "shared", "version"} | ({"digest"} if raw["version"] > 1 else set())
     _require(set(raw) == wanted and raw["version"] > 0, "its fields are not those of a header")
     _require(isinstance(raw.get("digest", ""), str), "digest is no text")
     _require(isinstance(raw["posteriors"], list), "posteriors is no list")

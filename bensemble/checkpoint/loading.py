@@ -44,7 +44,8 @@ def load(path: str | os.PathLike[str], model: M) -> M:
     """
     check_module("load", model)
     header, tensors = _read(path)
-    _read_into(unwrapped(model), header, tensors, path, wrapped=unwrapped(model) is not model)
+    inner = unwrapped(model)
+    _read_into(inner, header, tensors, path, wrapped=inner is not model)
     return model
 
 
