@@ -44,17 +44,19 @@ class Posterior:
     @property
     def mu(self) -> Tensor:
         """Posterior mean: the Parameter itself, pruned entries included."""
-        return getattr(self.layer, f"{self.stem}_mu")
+        return self._tensor(f"{self.stem}_mu")
 
     @property
     def rho(self) -> Tensor:
         """Sigma = softplus(rho); float32 unless the weights are float64."""
-        return getattr(self.layer, f"{self.stem}_rho")
+        return self._tensor(f"{self.stem}_rho")
 
     @property
     def mask(self) -> Tensor | None:
         """1 where a weight is kept and 0 where it is pruned, shape of mu; None when nothing is pruned."""
-        return getattr(self.layer, f"{self.stem}_mask", None)
+        key = f"{self.stem}_mask"
+        mask = self.layer._buffers.get(key)
+        return getattr(self.layer, key, None) if mask is None else mask
 
     @property
     def prior(self) -> Any:
@@ -134,6 +136,11 @@ class Posterior:
         """
         for posterior in (self, *self.ties):
             posterior.layer._set_mask(posterior.stem, mask)
+
+    def _tensor(self, key: str) -> Tensor:
+        """A Parameter of the layer; attributes answer for themselves only where something else stands in its place."""
+        parameter = self.layer._parameters.get(key)
+        return getattr(self.layer, key) if parameter is None else parameter
 
     def _check_shapes(self) -> None:
         """Raise where code for deterministic models has resized the mean alone, past the layer's own assignment."""

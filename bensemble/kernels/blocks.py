@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,8 +28,22 @@ def blocks(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
 
 
 def scratches(count: int, numel: int) -> list[Tensor]:
-    """Tensors for the intermediate values of one block."""
-    return [torch.empty(min(BLOCK, numel)) for _ in range(count)]
+    """Tensors for the intermediate values of one block.
+
+    Each thread keeps its own from call to call: the C library hands freed memory back to the kernel, and taking it
+    again costs more than the passes themselves.
+    """
+    size = min(BLOCK, numel)
+    kept: list[Tensor] = _kept.__dict__.setdefault("scratches", [])
+    for i in range(count):
+        if i == len(kept):
+            kept.append(torch.empty(size))
+        elif kept[i].numel() < size:
+            kept[i] = torch.empty(size)
+    return kept[:count]
+
+
+_kept = threading.local()
 
 
 def dense(tensor: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..priors import ARD, Normal
 from .blocks import sum_of_logs
+from .softplus import sum_of_log_sigma
 
 __all__ = ["Divergence", "divergence_to"]
 
@@ -40,14 +41,37 @@ class Divergence(Protocol):
         """A tensor of prior means in the shape of the weights, cut into the same blocks; None for zero."""
         ...
 
-    def value(self, mu: Tensor, center: Tensor | None, sigma: Tensor, variance: Tensor, scratch: list[Tensor]) -> float:
-        """The sum over one block, in nats; not finite where float32 is too narrow for the short cuts taken."""
+    def value(
+        self,
+        mu: Tensor,
+        center: Tensor | None,
+        rho: Tensor,
+        most: float,
+        sigma: Tensor,
+        variance: Tensor,
+        scratch: Tensor,
+    ) -> float:
+        """The sum over one block, in nats; not finite where float32 is too narrow for the short cuts taken.
+
+        ``most`` is the maximum of rho; ``sigma`` and ``scratch`` may be written to.
+        """
         ...
 
-    def slopes(
-        self, scale: float, mu: Tensor, center: Tensor | None, sigma: Tensor, d_mu: Tensor, d_sigma: Tensor
+    def add_slopes_(
+        self,
+        scale: float,
+        mu: Tensor,
+        center: Tensor | None,
+        variance: Tensor,
+        g_mu: Tensor,
+        g: Tensor,
+        scratch: Tensor,
     ) -> None:
-        """Write ``scale`` times the slopes of one block into ``d_mu`` and ``d_sigma``."""
+        """Add ``scale`` times the slopes of one block, in place.
+
+        ``g_mu`` is a slope in mu and stays one; ``g`` comes as a slope in sigma^2 and goes as sigma times that in
+        sigma, which needs no root.
+        """
         ...
 
 
@@ -67,20 +91,34 @@ class NormalDivergence:
     def center(self) -> Tensor | None:
         return self.prior.mean if isinstance(self.prior.mean, Tensor) else None
 
-    def value(self, mu: Tensor, center: Tensor | None, sigma: Tensor, variance: Tensor, scratch: list[Tensor]) -> float:
-        distance = mu if center is None else torch.sub(mu, center, out=scratch[0][: mu.numel()])
+    def value(
+        self,
+        mu: Tensor,
+        center: Tensor | None,
+        rho: Tensor,
+        most: float,
+        sigma: Tensor,
+        variance: Tensor,
+        scratch: Tensor,
+    ) -> float:
+        distance = mu if center is None else torch.sub(mu, center, out=scratch)
         squares = float(torch.linalg.vector_norm(distance)) ** 2 + float(variance.sum())
-        logs = sum_of_logs(sigma, scratch[0])
+        logs = sum_of_log_sigma(rho, most, sigma, variance, scratch)
         return squares / (2 * self.sigma**2) - logs + mu.numel() * (math.log(self.sigma) - 0.5)
 
-    def slopes(
-        self, scale: float, mu: Tensor, center: Tensor | None, sigma: Tensor, d_mu: Tensor, d_sigma: Tensor
+    def add_slopes_(
+        self,
+        scale: float,
+        mu: Tensor,
+        center: Tensor | None,
+        variance: Tensor,
+        g_mu: Tensor,
+        g: Tensor,
+        scratch: Tensor,
     ) -> None:
-        if center is None:
-            torch.mul(mu, scale / self.sigma**2, out=d_mu)
-        else:
-            torch.sub(mu, center, out=d_mu).mul_(scale / self.sigma**2)
-        torch.reciprocal(sigma, out=d_sigma).mul_(-scale).add_(sigma, alpha=scale / self.sigma**2)
+        precision = scale / self.sigma**2
+        g_mu.add_(mu if center is None else torch.sub(mu, center, out=scratch), alpha=precision)
+        g.add_(0.5 * precision).mul_(variance).mul_(2.0).sub_(scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,16 +129,32 @@ class ARDDivergence:
     key: tuple[Any, ...] = ()
     center: Tensor | None = None
 
-    def value(self, mu: Tensor, center: Tensor | None, sigma: Tensor, variance: Tensor, scratch: list[Tensor]) -> float:
-        ratio = torch.mul(mu, mu, out=scratch[0][: mu.numel()]).div_(variance).add_(1.0)
-        return 0.5 * sum_of_logs(ratio, scratch[1])
+    def value(
+        self,
+        mu: Tensor,
+        center: Tensor | None,
+        rho: Tensor,
+        most: float,
+        sigma: Tensor,
+        variance: Tensor,
+        scratch: Tensor,
+    ) -> float:
+        return 0.5 * sum_of_logs(torch.mul(mu, mu, out=sigma).div_(variance).add_(1.0), scratch)
 
-    def slopes(
-        self, scale: float, mu: Tensor, center: Tensor | None, sigma: Tensor, d_mu: Tensor, d_sigma: Tensor
+    def add_slopes_(
+        self,
+        scale: float,
+        mu: Tensor,
+        center: Tensor | None,
+        variance: Tensor,
+        g_mu: Tensor,
+        g: Tensor,
+        scratch: Tensor,
     ) -> None:
-        torch.mul(sigma, sigma, out=d_mu).addcmul_(mu, mu)  # mu^2 + sigma^2
-        torch.div(mu, d_mu, out=d_mu).mul_(scale)
-        torch.div(mu, sigma, out=d_sigma).mul_(d_mu).neg_()
+        sum_of_squares = torch.addcmul(variance, mu, mu, out=scratch)
+        g_mu.addcdiv_(mu, sum_of_squares, value=scale)
+        share = sum_of_squares.reciprocal_().mul_(mu).mul_(mu)
+        g.mul_(variance).mul_(2.0).sub_(share, alpha=scale)
 
 
 def divergence_to(prior: Any) -> Divergence | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..gaussian import precise, sigma_from_rho, tracing
 from .blocks import blocks, dense, like, scratches
 from .divergence import Divergence, divergence_to
+from .softplus import softplus
 
 __all__ = ["Moments", "applies_to", "fused_kl", "shared_moments"]
 
@@ -30,7 +31,7 @@ class Moments:
     Attributes:
         mean: mu, as an output of the node.
         variance: sigma^2.
-        kl: The KL to the prior in nats, summed; None where the prior only knows the plain formula.
+        kl: The KL to the prior in nats, summed; None where the plain formula has to do.
     """
 
     __slots__ = ("__weakref__", "kl", "mean", "variance")
@@ -39,8 +40,8 @@ class Moments:
         self.mean, self.variance, self.kl = mean, variance, kl
 
 
-#: Between these sigma^2 and its square root are exact in float32; elsewhere the plain formula runs.
-_LEAST_SIGMA, _MOST_SIGMA = 2e-19, 1e9
+#: Between these rho the variance and its root are exact in float32; elsewhere the plain formula runs.
+_LEAST_RHO, _MOST_RHO = -43.0, 80.0
 
 _shared: weakref.WeakValueDictionary[tuple[Any, ...], Moments] = weakref.WeakValueDictionary()
 
@@ -70,7 +71,7 @@ def shared_moments(mu: Tensor, rho: Tensor, prior: Any) -> Moments:
 
 
 def fused_kl(mu: Tensor, rho: Tensor, prior: Any) -> Tensor | None:
-    """KL(N(mu, softplus(rho)^2) || prior) in nats, summed; None where the prior only knows the plain formula."""
+    """KL(N(mu, softplus(rho)^2) || prior) in nats, summed; None where the plain formula has to do."""
     divergence = divergence_to(prior)
     if divergence is None:
         return None
@@ -129,15 +130,16 @@ def _forward_pass(mu: Tensor, rho: Tensor, divergence: Divergence | None) -> tup
     """sigma^2 and the KL; None for both where float32 is too narrow for the short way."""
     rho = dense(rho)
     variance, total = torch.empty_like(rho), 0.0
-    sigma, *scratch = scratches(3, rho.numel())
+    sigma, scratch = scratches(2, rho.numel())
     for m, r, v, center in blocks(like(mu, rho), rho, variance, _center(divergence, rho)):
-        s = torch.exp(r, out=sigma[: r.numel()]).log1p_()
-        torch.mul(s, s, out=v)
-        least, most = s.aminmax()
-        if not (float(least) >= _LEAST_SIGMA and float(most) <= _MOST_SIGMA):
+        n = r.numel()
+        least, most = r.aminmax()
+        if not (float(least) >= _LEAST_RHO and float(most) <= _MOST_RHO):
             return None, None
+        s = softplus(r, float(most), sigma[:n], scratch[:n])
+        torch.mul(s, s, out=v)
         if divergence is not None:
-            total += divergence.value(m, center, s, v, scratch)
+            total += divergence.value(m, center, r, float(most), s, v, scratch[:n])
     if not math.isfinite(total):
         return None, None
     return variance, None if divergence is None else torch.tensor(total)
@@ -148,30 +150,24 @@ def _backward_pass(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of mu and rho, in place of those of mu and sigma^2: nobody else holds these."""
     g_mean, g_variance, g_kl = grads
+    with_kl = divergence is not None and g_kl is not None
+    if g_variance is None and not with_kl:
+        return g_mean, None
     rho = dense(rho)
-    if divergence is None or g_kl is None:
-        return g_mean, None if g_variance is None else _to_rho_(like(g_variance, rho), rho, variance)
-    g_mu = torch.zeros_like(rho) if g_mean is None else like(g_mean, rho)
     g_rho = torch.zeros_like(rho) if g_variance is None else like(g_variance, rho)
-    scale = float(g_kl)
-    first, second, third = scratches(3, rho.numel())
-    for gm, gr, m, r, v, center in blocks(g_mu, g_rho, like(mu, rho), rho, variance, _center(divergence, rho)):
-        n = r.numel()
-        sigma, d_mu, d_sigma = torch.sqrt(v, out=first[:n]), second[:n], third[:n]
-        divergence.slopes(scale, m, center, sigma, d_mu, d_sigma)
-        gm.add_(d_mu)
-        d_sigma.addcmul_(gr, sigma, value=2.0)
-        torch.mul(d_sigma, torch.sigmoid(r, out=d_mu), out=gr)
-    return g_mu, g_rho
-
-
-def _to_rho_(grad: Tensor, rho: Tensor, variance: Tensor) -> Tensor:
-    """dL/drho from dL/dsigma^2, in place: times 2 sigma sigmoid(rho)."""
+    g_mu = g_mean
+    if with_kl:
+        g_mu = torch.zeros_like(rho) if g_mean is None else like(g_mean, rho)
+    scale = float(g_kl) if g_kl is not None else 0.0
     (scratch,) = scratches(1, rho.numel())
-    for g, r, v in blocks(grad, rho, variance):
-        s = scratch[: g.numel()]
-        g.mul_(torch.sqrt(v, out=s)).mul_(torch.sigmoid(r, out=s)).mul_(2.0)
-    return grad
+    for gm, g, m, r, v, center in blocks(g_mu, g_rho, like(mu, rho), rho, variance, _center(divergence, rho)):
+        other = scratch[: r.numel()]
+        if divergence is not None and with_kl:
+            divergence.add_slopes_(scale, m, center, v, gm, g, other)
+        else:
+            g.mul_(v).mul_(2.0)
+        g.mul_(torch.rsqrt(v, out=other)).mul_(torch.sigmoid(r, out=other))
+    return g_mu, g_rho
 
 
 def _center(divergence: Divergence | None, rho: Tensor) -> Tensor | None:
