@@ -18,7 +18,7 @@ from torch.nn.utils import prune as torch_prune
 from bensemble.channels import ChannelGroups
 from bensemble.checks import check_module
 from bensemble.errors import ConversionError, InvalidTypeError, refuse
-from bensemble.layers.linear_op import LinearOpLayer, check_estimator
+from bensemble.layers.linear_op import LinearOpLayer, check_estimator, check_variance_dtype
 from bensemble.layers.registry import bayesian_type
 from bensemble.layers.sampled import SampledWeights
 from bensemble.layers.swap import (
@@ -54,6 +54,7 @@ def bayesify(
     plan: ConversionPlan | None = None,
     example_inputs: Any = None,
     estimator: str = "local",
+    variance_dtype: torch.dtype = torch.float32,
     inplace: bool = False,
 ) -> M:
     r"""Give the weights of a model Gaussian posteriors that start at the trained weights.
@@ -76,6 +77,9 @@ def bayesify(
         estimator: How the twins draw noise in training: ``"local"`` per activation, ``"weights"`` one draw of the
             weights per call of the layer (as in prediction, at a higher gradient variance). For one draw per forward
             of the whole model, train inside :func:`bensemble.sampling`.
+        variance_dtype: In what the ``"local"`` estimator computes the variance of float32 pre-activations.
+            ``torch.bfloat16`` takes less time where the processor has instructions for it, and makes standard
+            deviations wrong by up to 0.4 %; means stay exact. A checkpoint does not keep it.
         inplace: Change the model itself instead of a copy.
 
     Returns:
@@ -91,6 +95,7 @@ def bayesify(
     """
     check_module("bayesify", model)
     check_estimator("bayesify", estimator)
+    check_variance_dtype("bayesify", variance_dtype)
     if plan is None:
         plan = make_plan("bayesify", model, include, exclude, example_inputs)
     elif include is not None or exclude is not None or example_inputs is not None:
@@ -104,9 +109,17 @@ def bayesify(
         for change in changes:
             undo.append(restorer(change.module))
             layer = make_bayesian(change.module, change.posteriors, change.local, change.aliases)
-            if isinstance(layer, LinearOpLayer) and estimator != "local":
-                layer.estimator = estimator
+            if isinstance(layer, LinearOpLayer):
+                _set_up(layer, estimator, variance_dtype)
     return target
+
+
+def _set_up(layer: LinearOpLayer, estimator: str, variance_dtype: torch.dtype) -> None:
+    """What differs from the defaults of the class becomes an attribute of the layer."""
+    if estimator != layer.estimator:
+        layer.estimator = estimator
+    if variance_dtype != layer.variance_dtype:
+        layer.variance_dtype = variance_dtype
 
 
 def to_deterministic(

@@ -29,10 +29,10 @@ def _inputs(name, bias, layout=None):
     return operation, [None if t is None else t.requires_grad_() for t in tensors]
 
 
-def local_reparameterization(x, w_mu, w_rho, b_mu, b_rho, operation):
+def local_reparameterization(x, w_mu, w_rho, b_mu, b_rho, operation, *dtype):
     """The kernel as a layer calls it."""
     bias = None if b_mu is None else shared_moments(b_mu, b_rho, Normal())
-    return kernel(x, shared_moments(w_mu, w_rho, Normal()), bias, operation)
+    return kernel(x, shared_moments(w_mu, w_rho, Normal()), bias, operation, *dtype)
 
 
 def _plain(operation, tensors, noise):
@@ -73,6 +73,28 @@ def test_values_and_gradients_agree_with_float64_autograd(name, bias):
         found = torch.autograd.grad(output, leaves, upstream, retain_graph=True, create_graph=create_graph)
         errors = [_relative(a, b) for a, b in zip(found, right, strict=True)]
         assert all(error < bound for error, bound in zip(errors, bounds, strict=True)), (errors, bounds)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_variance_in_bfloat16_is_right_to_its_rounding(name, bias):
+    operation, tensors = _inputs(name, bias)
+    leaves = [t for t in tensors if t is not None]
+    runs = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(1)
+        output = local_reparameterization(*tensors, operation, dtype)
+        runs.append((output, *torch.autograd.grad(output.sum(), leaves, retain_graph=True)))
+        assert output.dtype is torch.float32
+        again = torch.autograd.grad(output.sum(), leaves)
+        assert all(_relative(a, b) < 1e-6 for a, b in zip(again, runs[-1][1:], strict=True))
+    noise = (runs[0][0] - operation.forward(tensors[0], tensors[1], tensors[3])).detach()
+    assert 1e-5 < float((runs[1][0] - runs[0][0]).detach().norm() / noise.norm()) < 4e-3
+    (_, x, w_mu, w_rho, *b), (_, low_x, low_w_mu, low_w_rho, *low_b) = runs
+    assert torch.equal(low_w_mu, w_mu)
+    assert _relative(low_x, x) < 1e-2
+    assert 1e-6 < _relative(low_w_rho, w_rho) < 2e-2
+    assert not b or (torch.equal(low_b[0], b[0]) and _relative(low_b[1], b[1]) < 1e-2)
 
 
 @pytest.mark.parametrize("name", ["linear", "strided"])

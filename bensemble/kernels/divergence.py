@@ -102,7 +102,7 @@ class NormalDivergence:
         scratch: Tensor,
     ) -> float:
         distance = mu if center is None else torch.sub(mu, center, out=scratch)
-        squares = float(torch.linalg.vector_norm(distance)) ** 2 + float(variance.sum())
+        squares = float(torch.dot(distance, distance)) + float(variance.sum())
         logs = sum_of_log_sigma(rho, most, sigma, variance, scratch)
         return squares / (2 * self.sigma**2) - logs + mu.numel() * (math.log(self.sigma) - 0.5)
 

@@ -27,7 +27,7 @@ from ..priors import make_prior
 from .base import BaseBayesianLayer
 from .weights import weight_property
 
-__all__ = ["LinearOpLayer", "check_estimator"]
+__all__ = ["LinearOpLayer", "check_estimator", "check_variance_dtype"]
 
 
 class LinearOpLayer(BaseBayesianLayer):
@@ -48,6 +48,8 @@ class LinearOpLayer(BaseBayesianLayer):
     b_mu: nn.Parameter | None
     #: How a training forward draws its noise: "local" per activation, or "weights" one draw per forward.
     estimator: str = "local"
+    #: In what a training forward computes the variance of float32 pre-activations: float32 or bfloat16.
+    variance_dtype: torch.dtype = torch.float32
     #: Standard deviation that a freshly built layer starts with; None for a converted one.
     init_sigma: float | None = None
 
@@ -94,12 +96,13 @@ class LinearOpLayer(BaseBayesianLayer):
         if operation is not None:
             moments = shared_moments(weight.mu, weight.rho, weight.prior)
             offset = shared_moments(bias.mu, bias.rho, bias.prior) if bias else plain_bias
-            return local_reparameterization(input, moments, offset, operation)
+            return local_reparameterization(input, moments, offset, operation, self.variance_dtype)
         mean = self.linear_op(weight.mean(), bias.mean() if bias else plain_bias, input, *args, **kwargs)
         # Squares overflow and small variances vanish in half precision, so this path never runs in it.
         with _no_autocast(input.device.type):
-            bias_variance = bias.variance() if bias else None
-            variance = self.linear_op(weight.variance(), bias_variance, precise(input).square(), *args, **kwargs)
+            variances = (weight.variance(), bias.variance() if bias else None, precise(input).square())
+            low = (t if t is None or t.dtype != torch.float32 else t.to(self.variance_dtype) for t in variances)
+            variance = precise(self.linear_op(*low, *args, **kwargs))  # type: ignore[arg-type]
         return add_noise(mean, variance)
 
     def _drawn(self, name: str) -> Tensor | None:
@@ -172,3 +175,13 @@ def check_estimator(verb: str, estimator: str) -> str:
             f"got {estimator!r}."
         )
     return estimator
+
+
+def check_variance_dtype(verb: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the variance, or an error unless it is float32 or bfloat16."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise InvalidValueError(
+            f"{verb}: variance_dtype must be torch.float32 or torch.bfloat16, got {dtype!r}; squares overflow "
+            "in float16."
+        )
+    return dtype

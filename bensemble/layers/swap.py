@@ -20,7 +20,7 @@ __all__ = ["Alias", "NewPosterior", "bayesian_class", "make_bayesian", "make_det
 
 #: Instance attributes that come and go with the posteriors.
 _OWN = ("_prior_slots", "_not_prunable", "_alias_owners")
-_OWN_OF_TWINS = ("prior_sigma", "init_sigma", "estimator", "weight_init")
+_OWN_OF_TWINS = ("prior_sigma", "init_sigma", "estimator", "variance_dtype", "weight_init")
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,7 @@ ARGUMENTS: dict[str, tuple[dict, type[BensembleError], str]] = {
     "ard_sigma": ({"prior": "ard", "prior_sigma": 1.0}, VALUE, r"got 1\.0 with prior='ard'; leave"),
     "object_sigma": ({"prior": Normal(), "prior_sigma": 1.0}, VALUE, r"leave prior_sigma out"),
     "estimator": ({"estimator": "flipout"}, VALUE, r"estimator must be 'local' .*, got 'flipout'"),
+    "variance": ({"variance_dtype": torch.float16}, VALUE, r"variance_dtype must be .* got torch\.float16; squares"),
 }  # fmt: skip
 
 

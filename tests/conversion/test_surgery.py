@@ -76,6 +76,21 @@ def test_the_estimator_reaches_the_twins() -> None:
     assert torch.equal(out, out[:1].expand(5, 2)), "one draw of the weights serves the whole batch"
 
 
+def test_the_dtype_of_the_variance_reaches_the_twins_and_spares_the_means() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    x = torch.randn(2, 3, 4, 4)
+    bnn = bayesify(model, variance_dtype=torch.bfloat16, init_sigma=0.3).train()
+    precise = bayesify(model, init_sigma=0.3).train()
+    draws = []
+    for network in (precise, bnn):
+        torch.manual_seed(0)
+        draws.append(network(x))
+    assert not torch.equal(*draws)
+    torch.testing.assert_close(*draws, rtol=0.02, atol=0.02)
+    assert torch.equal(bnn.eval()(x), precise.eval()(x))
+    assert "variance_dtype" not in vars(to_deterministic(bnn)[0])
+
+
 def test_nothing_keeps_a_discarded_model_alive() -> None:
     model = Mixed()
     bnn = bayesify(model)
