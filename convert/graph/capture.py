@@ -21,6 +21,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bensemble.outputs import tensor_paths
 
+from ..einsum import left_to_right
+
 __all__ = [
     "Capture",
     "CaptureError",
@@ -87,7 +89,8 @@ def capture(
     hooked = _remove_hooks(model)
     args, kwargs = _arguments(inputs)
     try:
-        module = _trace(model, args, kwargs) if source == "fx" else _export(model, args, kwargs, dynamic)
+        with left_to_right():
+            module = _trace(model, args, kwargs) if source == "fx" else _export(model, args, kwargs, dynamic)
     except Exception as err:
         raise CaptureError(f"torch.{source} cannot trace it ({first_line(err)})") from err
     captured = Capture(module, source, hooked=hooked)

@@ -104,7 +104,8 @@ def export_onnx(
         generator: Source of the weight draws; the draws are those of ``predict`` with such a generator. Default: one
             with seed 0.
         verify: Run the written file in ONNX Runtime at the example and at another size of every dynamic axis. The
-            largest difference may be 1e-5 of the largest output for float32 (float64 1e-10, float16 2e-2); integer
+            largest difference may be 1e-5 of the largest output for float32 (float64 1e-10, float16 2e-2), or ten
+            times what rounding makes of the model itself, against float64, where that is more (up to 1e-2); integer
             outputs must be equal.
         verbose: Let torch's exporter print, log and warn.
 

@@ -92,8 +92,8 @@ class ExportReport(OnnxSummary):
     Attributes:
         max_error: Largest absolute difference from the model's outputs; None when the file was not verified.
         relative_error: The same over the largest absolute output; None when the file was not verified.
-        tolerance: What the relative error may be at most, by the model's precision; None for a quantised file, whose
-            error over the calibration data is measured and not bounded.
+        tolerance: What the relative error may be at most, by the model's precision or by its own rounding; None for a
+            quantised file, whose error over the calibration data is measured and not bounded.
         latency_ms: Median milliseconds of a run on one thread, by batch size (key 0: no batch axis); empty when the
             file was not verified.
         quantization: How the weights were rounded, None where they were not.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from bensemble.outputs import describe, tensor_paths
 
 from ..runtime import check_digest
 
-__all__ = ["OnnxModel", "one_thread_session"]
+__all__ = ["OnnxModel", "feed", "one_thread_session"]
 
 
 def one_thread_session(path: str | os.PathLike[str]) -> Any:
@@ -29,6 +30,12 @@ def one_thread_session(path: str | os.PathLike[str]) -> Any:
     options.log_severity_level = 4
     check_digest(path)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+
+
+def feed(session: Any, tensors: Sequence[Tensor]) -> dict[str, Any]:
+    """Arrays by input name, for tensors in the order of the file's inputs."""
+    names = [entry.name for entry in session.get_inputs()]
+    return {name: tensor.detach().numpy() for name, tensor in zip(names, tensors, strict=True)}
 
 
 class OnnxModel(nn.Module):

@@ -1,11 +1,8 @@
-"""The written file in ONNX Runtime: does it give what the model gives, and how long does it take."""
+"""The written file in ONNX Runtime: does it give what the model gives."""
 
 from __future__ import annotations
 
-import logging
-import statistics
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,23 +13,19 @@ from torch import Tensor
 
 from bensemble.errors import InvalidValueError, VerificationError
 
-from .axes import BATCH, Axis, resized
-from .measuring import BATCH_SIZES, error_of
-from .running import OnnxModel, one_thread_session
+from ..rounding import rounding_errors
+from .latency import latency
+from .measuring import error_of
+from .running import OnnxModel, feed, one_thread_session
 from .trials import Trial, Trials, one_line
 
-__all__ = ["Agreement", "compare", "latency", "measured", "open_session", "verified"]
-
-logger = logging.getLogger("bensemble.onnx")
+__all__ = ["Agreement", "compare", "measured", "open_session", "verified"]
 
 #: Largest |file - model| over the largest |model|, by the lowest precision in the model.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
-#: A batch size whose single run is expected to take longer than this is left out.
-LONGEST_RUN = 1.0
-
-#: Seconds spent on timing one batch size, in 3 to 200 runs.
-SECONDS = 0.2
+#: Where rounding alone takes the model further, a file may be so many times as far off, never more than a hundredth.
+ROUNDINGS, MOST = 10.0, 1e-2
 
 
 @dataclass(frozen=True)
@@ -42,7 +35,7 @@ class Agreement:
     Attributes:
         max_error: Largest absolute difference.
         relative_error: Largest absolute difference of an output over its largest absolute value.
-        tolerance: What the relative error may be.
+        tolerance: What the relative error may be; more where rounding alone takes the model further.
     """
 
     max_error: float
@@ -75,7 +68,14 @@ def verified(path: Path, trials: Trials, names: Sequence[str]) -> dict[str, Any]
             )
     bound = tolerance((*model.parameters(), *model.buffers(), *example.tensors, *example.outputs.values()))
     session = open_session(path)
-    agreement = compare(session, trials.different, names, bound, model.scales)
+    agreement = compare(
+        session,
+        trials.different,
+        names,
+        bound,
+        model.scales,
+        lambda trial: rounding_errors(model, model.named, trial.tensors, trial.outputs),
+    )
     return {**vars(agreement), "latency_ms": latency(session, example.tensors, trials.axes)}
 
 
@@ -128,6 +128,7 @@ def compare(
     names: Sequence[str],
     bound: float,
     scales: Mapping[str, Sequence[str]] | None = None,
+    rounding: Callable[[Trial], Mapping[str, float]] | None = None,
 ) -> Agreement:
     """Run a file on every trial and compare.
 
@@ -137,6 +138,7 @@ def compare(
         names: The names of the outputs in the file, in the order of the trials' outputs.
         bound: Largest relative error; integer and boolean outputs must be equal.
         scales: Outputs whose error is taken relative to the largest value among others, by the names in the trials.
+        rounding: How far rounding takes the outputs of a trial, by their names; asked where ``bound`` is exceeded.
 
     Raises:
         VerificationError: An output differs, or ONNX Runtime cannot run the file.
@@ -150,33 +152,21 @@ def compare(
             ]
             scale = max(_largest(other) for other in others)
             error, relative = _difference(name, _array(expected), got, scale, trial.sizes)
-            if relative > bound:
+            allowed = bound
+            if bound < relative < np.inf and rounding is not None:
+                allowed = max(bound, min(ROUNDINGS * rounding(trial).get(own, 0.0) / scale, MOST))
+            if relative > allowed:
                 share = (
-                    f"{relative:.1e} of its largest value (allowed {bound:.0e})" if relative < np.inf else "not equal"
+                    f"{relative:.1e} of its largest value (allowed {allowed:.0e})" if relative < np.inf else "not equal"
                 )
                 raise VerificationError(
                     f"export_onnx: output '{name}' of the file differs from the model by {error:.2e}, {share}, at "
                     f"{_sizes(trial.sizes)}; no file was written. verify=False writes it all the same."
                 )
-            worst = Agreement(max(worst.max_error, error), max(worst.relative_error, relative), bound)
+            worst = Agreement(
+                max(worst.max_error, error), max(worst.relative_error, relative), max(worst.tolerance, allowed)
+            )
     return worst
-
-
-def latency(session: Any, tensors: Sequence[Tensor], axes: Sequence[Axis]) -> dict[int, float]:
-    """Median milliseconds of a run by batch size, other axes as in the example; key 0 where there is no batch axis."""
-    batch = next((axis for axis in axes if axis.name == BATCH), None)
-    if batch is None:
-        return {0: _median_ms(session, tensors)}
-    found: dict[int, float] = {}
-    sizes = [size for size in BATCH_SIZES if batch.allows(size)] or [batch.size]
-    for size in sizes:
-        if found and max(found.values()) / max(found) * size > LONGEST_RUN * 1e3:
-            break
-        try:
-            found[size] = _median_ms(session, resized(tensors, batch, size))
-        except Exception as err:  # the model may reject this size as well
-            logger.debug("no latency at batch %d: %s", size, one_line(err))
-    return found
 
 
 def run(session: Any, trial: Trial) -> list[np.ndarray]:
@@ -186,29 +176,12 @@ def run(session: Any, trial: Trial) -> list[np.ndarray]:
         VerificationError: ONNX Runtime cannot run the file.
     """
     try:
-        return list(session.run(None, _feed(session, trial.tensors)))
+        return list(session.run(None, feed(session, trial.tensors)))
     except Exception as err:
         raise VerificationError(
             f"export_onnx: ONNX Runtime cannot run the file at {_sizes(trial.sizes)}, got {one_line(err)}; no file was "
             "written. Name the axes that vary with dynamic_shapes; verify=False writes it all the same."
         ) from err
-
-
-def _feed(session: Any, tensors: Sequence[Tensor]) -> dict[str, np.ndarray]:
-    """Arrays by input name."""
-    names = [entry.name for entry in session.get_inputs()]
-    return {name: _array(tensor) for name, tensor in zip(names, tensors, strict=True)}
-
-
-def _median_ms(session: Any, tensors: Sequence[Tensor]) -> float:
-    feed = _feed(session, tensors)
-    session.run(None, feed)
-    times: list[float] = []
-    while len(times) < 3 or (sum(times) < SECONDS and len(times) < 200):
-        start = time.perf_counter()
-        session.run(None, feed)
-        times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times)
 
 
 def _difference(

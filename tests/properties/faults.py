@@ -20,6 +20,7 @@ import bensemble.checkpoint.saving
 import bensemble.objective
 import bensemble.posterior
 import convert.graph.cutting
+import convert.graph.rules.normalisation
 import convert.onnx.deployable
 import convert.surgery
 from bensemble.draws import random_draw
@@ -133,6 +134,10 @@ def _folded_twice(fold: Any) -> Any:
     return wrong
 
 
+def _no_shift(scaled: Any) -> Any:
+    return lambda x, affine, weight, bias: scaled(x, affine, weight, None)
+
+
 def _no_slope(backward_pass: Any) -> Any:
     def wrong(*args: Any) -> Any:
         g_mu, g_rho = backward_pass(*args)
@@ -186,5 +191,6 @@ FAULTS = (
     Fault("the mean of a prior is not saved", bensemble.checkpoint.saving, "describe_prior", _centred_on_zero),
     Fault("compaction keeps the next channels", convert.graph.cutting, "_select", _next_channels),
     Fault("compaction folds a constant twice", convert.graph.cutting, "_fold", _folded_twice),
+    Fault("compaction drops the shift of norms", convert.graph.rules.normalisation, "_scaled", _no_shift),
     Fault("the ONNX file holds a draw, not the mean", convert.onnx.deployable, "_copy", _one_draw, in_files=True),
 )

@@ -16,6 +16,7 @@ __all__ = ["Network", "build", "make_inputs"]
 
 CLASSES = 3
 WORDS = 11
+TWO_LAYERS = ("hidden", "normed")
 
 
 def build(recipe: Recipe) -> Network:
@@ -71,8 +72,9 @@ class Head(nn.Module):
     def __init__(self, kind: str, layout: Layout) -> None:
         super().__init__()
         self.kind, self.layout, width = kind, layout, layout.width
-        if kind == "hidden":
-            self.last = nn.Sequential(nn.Linear(width, 6), nn.ReLU(), nn.Linear(6, CLASSES))
+        if kind in TWO_LAYERS:
+            norm = [nn.BatchNorm1d(6)] if kind == "normed" else []
+            self.last = nn.Sequential(nn.Linear(width, 6), *norm, nn.ReLU(), nn.Linear(6, CLASSES))
         elif kind == "functional":
             self.last = Functional(width, CLASSES, bias=True)
         else:
@@ -81,7 +83,7 @@ class Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if self.layout.is_map:
             x = x.flatten(2).mean(2)
-        elif self.layout.kind == "sequence" and self.kind in ("hidden", "functional"):
+        elif self.layout.kind == "sequence" and self.kind in (*TWO_LAYERS, "functional"):
             x = x.mean(1)
         return (self.last(x), torch.tanh(x)) if self.kind == "pair" else self.last(x)
 

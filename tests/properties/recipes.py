@@ -81,8 +81,8 @@ class Recipe(_Brief):
         source: "vector", "sequence", "tokens", "signal" or "image".
         width: Features of the input, or of the embedding.
         blocks: What it passes.
-        head: "linear", "hidden" (two layers), "functional" (raw Parameters), "pair" (two outputs) or "tied" (to the
-            embedding).
+        head: "linear", "hidden" (two layers), "normed" (a batch norm between them), "functional" (raw Parameters),
+            "pair" (two outputs) or "tied" (to the embedding).
         prior: Of the conversion.
         estimator: Of the conversion.
         zeros: How it is pruned: "entries", "channels" (whole rows and columns) or "threshold".
@@ -155,7 +155,7 @@ TRAITS = {
     "attention": lambda r: _any(r, lambda b: b.kind in ATTENTION),
     "recurrent": lambda r: _any(r, lambda b: b.kind in (*RECURRENT, *CELLS)),
     "convolution": lambda r: _any(r, lambda b: b.kind in CONVOLUTIONS),
-    "normalised": lambda r: _any(r, lambda b: b.norm != "none" or b.kind == "encoder"),
+    "normalised": lambda r: r.head == "normed" or _any(r, lambda b: b.norm != "none" or b.kind == "encoder"),
     "frozen": lambda r: _any(r, lambda b: b.frozen != "none"),
     "mixed dtypes": lambda r: _any(r, lambda b: b.dtype != "float32"),
     "reparametrized": lambda r: _any(r, lambda b: b.kind in (*REPARAMETRIZED, "weight_norm_conv", "standardized_conv")),

@@ -43,7 +43,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     for _ in range(draw(st.integers(1, MOST_BLOCKS))):
         blocks.append(draw(_blocks(passed, blocks)))
         passed.append(layout_after(passed[-1], blocks[-1]))
-    heads = ["linear", "hidden", "functional", "pair"]
+    heads = ["linear", "hidden", "normed", "functional", "pair"]
     if source == "tokens" and passed[-1] == passed[0]:
         heads += ["tied"] * 4
     return Recipe(
@@ -53,7 +53,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         head=draw(st.sampled_from(heads)),
         prior=draw(st.sampled_from(["empirical", "normal", "pretrained", "ard"])),
         estimator=draw(st.sampled_from(["local", "local", "weights"])),
-        zeros=draw(st.sampled_from(["channels", "entries", "threshold"])),
+        zeros=draw(st.sampled_from(["channels", "channels", "entries", "threshold"])),
         seed=draw(st.integers(0, 999)),
     )
 

@@ -51,7 +51,9 @@ def _attribute(model: nn.Module, name: str) -> Tensor:
 
 
 def every_posterior_moves_the_output(subject: Subject) -> None:
-    """With every other sigma 0, the noise of each posterior changes the output, or the source ignores the weight.
+    """With every other sigma 0, the noise of each posterior changes the output, or the source takes no notice either.
+
+    The source is asked with the very sample in place of its weight: a unit that one sample wakes another may not.
 
     The gradient with respect to rho at vanishing noise sees all posteriors in one pass; then as many as the budget
     allows are moved one by one, first those without a gradient.
@@ -61,7 +63,8 @@ def every_posterior_moves_the_output(subject: Subject) -> None:
     order = sorted(posteriors)
     random.Random(0).shuffle(order)
     order.sort(key=lambda name: name in felt)
-    unmoved, tried, deadline = [], 0, time.process_time() + subject.budget
+    tried, deadline = 0, time.process_time() + subject.budget
+    unmoved: dict[str, Tensor] = {}
     with all_rho(subject.bnn, SILENT) as original, torch.no_grad():
         difference = first_difference(subject.outputs, run(subject.bnn, inputs))
         assert difference is None, f"the mean depends on sigma: {difference}"
@@ -75,9 +78,9 @@ def every_posterior_moves_the_output(subject: Subject) -> None:
             if not _moves(subject, owner):
                 posterior.rho.data.copy_(original[id(posterior.rho)] + 3.0)  # coarse outputs, saturated units
                 if not _moves(subject, owner):
-                    unmoved.append(name)
+                    unmoved[name] = _drawn(subject, owner, name)
             posterior.rho.data.fill_(SILENT)
-    ignored = [name for name in unmoved if not source_reads(subject, name)]
+    ignored = [name for name, drawn in unmoved.items() if not source_reads(subject, name, drawn)]
     subject.result.facts["moved_one_by_one"] = tried
     subject.result.facts["ignored_by_the_source"] = ignored
     lost = sorted(set(unmoved) - set(ignored))
@@ -129,8 +132,16 @@ def _moves(subject: Subject, owner: nn.Module) -> bool:
         return first_difference(subject.outputs, run(subject.bnn, subject.example.inputs)) is not None
 
 
-def source_reads(subject: Subject, name: str, train: bool = False) -> bool:
-    """Whether moving the weight in the source by twenty sigma changes its output by more than rounding does.
+def _drawn(subject: Subject, owner: nn.Module, name: str) -> Tensor:
+    """The sample that :func:`_moves` tried."""
+    with sampling(owner, torch.Generator().manual_seed(3)):
+        drawn = _attribute(subject.bnn, name).detach().clone()
+    assert not torch.equal(drawn, dict(subject.source.named_parameters())[name]), f"the sample of {name} is its mean"
+    return drawn
+
+
+def source_reads(subject: Subject, name: str, value: Tensor | None = None, train: bool = False) -> bool:
+    """Whether another value of the weight, by default twenty sigma away, moves the source by more than rounding does.
 
     Attention ignores the bias of its keys, for instance: it shifts all scores of a query alike. In training, batch
     norms ignore the bias before them.
@@ -142,7 +153,8 @@ def source_reads(subject: Subject, name: str, train: bool = False) -> bool:
     with training(subject.source) if train else nullcontext():
         before = run(subject.source, inputs) if train else subject.outputs
     try:
-        parameter.data.add_((20 * subject.posteriors[name].sigma().detach() * noise).to(kept.dtype))
+        moved_by = (20 * subject.posteriors[name].sigma().detach() * noise).to(kept.dtype)
+        parameter.data.copy_(kept + moved_by if value is None else value)
         with training(subject.source) if train else nullcontext():
             moved = run(subject.source, inputs)
     finally:
