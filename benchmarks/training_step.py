@@ -16,6 +16,12 @@ from rounds import interleave, print_table, write_json
 from bensemble import kl_divergence
 from convert import bayesify
 
+KINDS = {
+    "local reparameterization": {},
+    "its variance in bfloat16": {"variance_dtype": torch.bfloat16},
+    "weight sampling": {"estimator": "weights"},
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -30,11 +36,8 @@ def main() -> None:
         if options.only not in name:
             continue
         network = case.build()
-        networks = {
-            "deterministic": (network, None),
-            "local": (bayesify(network), kl_divergence),
-            "weights": (bayesify(network, estimator="weights"), kl_divergence),
-        }
+        networks = {"deterministic": (network, None)}
+        networks |= {kind: (bayesify(network, **arguments), kl_divergence) for kind, arguments in KINDS.items()}
         trainers = {kind: Trainer(net, case, kl, fused=False) for kind, (net, kl) in networks.items()}
         fused = {kind: Trainer(net, case, kl, fused=True) for kind, (net, kl) in networks.items()}
         timings = {
@@ -51,12 +54,10 @@ def main() -> None:
             "ratios": {what: {k: t.ratio for k, t in found.items()} for what, found in timings.items()},
             "memory": {kind: size / memory["deterministic"] for kind, size in memory.items()},
         }
-        cells = [f"{found['local'].ratio:.2f} / {found['weights'].ratio:.2f}" for found in timings.values()]
-        share = figures[name]["memory"]
-        rows.append(
-            [name, f"{figures[name]['milliseconds']:.1f}", *cells, f"{share['local']:.2f} / {share['weights']:.2f}"]
-        )
-    print("Ratios to the deterministic network: local reparameterization / weight sampling.\n")
+        columns = [*figures[name]["ratios"].values(), figures[name]["memory"]]
+        cells = [" / ".join(f"{column[kind]:.2f}" for kind in KINDS) for column in columns]
+        rows.append([name, f"{figures[name]['milliseconds']:.1f}", *cells])
+    print(f"Ratios to the deterministic network: {' / '.join(KINDS)}.\n")
     print_table(["case", "deterministic step, ms", *timings, "memory of a step"], rows)
     write_json(options.json, figures)
 

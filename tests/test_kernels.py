@@ -6,7 +6,7 @@ from torch import nn
 
 from bensemble import BayesianConv2d, BayesianConvTranspose2d, BayesianLinear
 from bensemble.gaussian import kl_normal, sigma_from_rho
-from bensemble.kernels import ConvolutionOp, LinearOp, applies_to, fused_kl, shared_moments
+from bensemble.kernels import ConvolutionOp, LinearOp, applies_to, blocks, fused_kl, shared_moments
 from bensemble.kernels import local_reparameterization as kernel
 from bensemble.priors import ARD, Normal
 
@@ -297,3 +297,19 @@ def test_the_output_can_be_changed_in_place(shape):
     output += 1
     torch.testing.assert_close(nn.functional.relu(output, inplace=True).sum(), expected)
     output.sum().backward()
+
+
+def test_the_defaults_of_the_moment_do_not_matter():
+    layer, x = BayesianLinear(40, 30), torch.randn(5, 40)
+    before = layer.kl_divergence()
+    expected = torch.autograd.grad(before, layer.w_rho)[0]
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            blocks._kept.__dict__.clear()
+            kl = layer.kl_divergence()
+            (layer.train()(x).sum() + kl).backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert kl.item() == pytest.approx(before.item())
+    assert torch.equal(torch.autograd.grad(layer.kl_divergence(), layer.w_rho)[0], expected)

@@ -35,11 +35,9 @@ def scratches(count: int, numel: int) -> list[Tensor]:
     """
     size = min(BLOCK, numel)
     kept: list[Tensor] = _kept.__dict__.setdefault("scratches", [])
-    for i in range(count):
-        if i == len(kept):
-            kept.append(torch.empty(size))
-        elif kept[i].numel() < size:
-            kept[i] = torch.empty(size)
+    if len(kept) < count or kept[count - 1].numel() < size:
+        # Whatever the defaults are at this moment: the tensors outlive it.
+        kept[:] = (torch.empty(size, dtype=torch.float32, device="cpu") for _ in range(max(count, len(kept))))
     return kept[:count]
 
 

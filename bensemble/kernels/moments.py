@@ -142,7 +142,7 @@ def _forward_pass(mu: Tensor, rho: Tensor, divergence: Divergence | None) -> tup
             total += divergence.value(m, center, r, float(most), s, v, scratch[:n])
     if not math.isfinite(total):
         return None, None
-    return variance, None if divergence is None else torch.tensor(total)
+    return variance, None if divergence is None else torch.tensor(total, dtype=torch.float32, device="cpu")
 
 
 def _backward_pass(

@@ -23,7 +23,7 @@ __all__ = ["softplus", "sum_of_log_sigma"]
 #: Up to these rho the terms left out of the two series are below the rounding of float32.
 _CUBIC_IS_ENOUGH, _FOURTH_ORDER_IS_ENOUGH = -3.3, -0.5
 
-_ONE = torch.ones(())
+_ONE = torch.ones((), dtype=torch.float32, device="cpu")
 
 
 def softplus(rho: Tensor, most: float, out: Tensor, scratch: Tensor) -> Tensor:
