@@ -114,14 +114,12 @@ def _moments(samples: Tensor) -> dict[str, Tensor]:
 def _divergence(samples: Tensor, probs: Tensor) -> Tensor:
     r"""Mean over the draws of the terms :math:`\bar p\, g(p_k / \bar p)`, 0 where :math:`\bar p` is 0.
 
-    With :math:`d = p_k / \bar p - 1`, g is :math:`(1 + d) \log(1 + d) - d`, for small d its series
-    :math:`d^2 (1/2 - d/6 + d^2/12 - d^3/20 + d^4/30)`, where rounding would leave little of the difference.
+    Near one, g is flat: a ratio that was rounded gives the right value, if both of its terms take that same ratio.
+    There ``ratio - 1`` is exact, and so is the logarithm to the last bit.
     """
-    inverse = 1 / probs.clamp_min(torch.finfo(probs.dtype).tiny)
-    change, ratio = (samples - probs) * inverse, samples * inverse
-    series = change.square() * (1 / 2 - change * (1 / 6 - change * (1 / 12 - change * (1 / 20 - change / 30))))
-    exact = ratio * ratio.clamp_min(torch.finfo(probs.dtype).tiny).log() - change
-    return probs * torch.where(change.abs() < 0.05, series, exact).mean(0)
+    tiny = torch.finfo(probs.dtype).tiny
+    ratio = samples * (1 / probs.clamp_min(tiny))
+    return probs * (ratio * ratio.clamp_min(tiny).log() - (ratio - 1)).mean(0)
 
 
 def _float32(found: dict[str, Any]) -> dict[str, Tensor]:

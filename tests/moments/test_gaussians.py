@@ -69,9 +69,9 @@ def test_smooth_functions_by_quadrature(function, std):
 @settings(deadline=None, max_examples=30)
 @given(st.floats(-4, 4), st.floats(0.05, 3), st.floats(0.05, 3), st.floats(0, 0.95))
 def test_the_larger_of_two(difference, first, second, correlation):
-    mean, variance = larger_moments(one(difference), one(first**2), one(0.0), one(second**2), one(correlation))
     # max(x, y) = y + max(x - y, 0); integrate over x - y, and over y given x - y.
     apart = (first**2 + second**2 - 2 * correlation * first * second) ** 0.5
+    mean, variance = larger_moments(one(difference), one(first**2), one(0.0), one(second**2), one(2 * apart**2))
     slope = (correlation * first * second - second**2) / apart**2
     rest = second**2 - slope**2 * apart**2
     expected = integrated(lambda d: slope * (d - difference) + d.clamp_min(0), difference, apart)

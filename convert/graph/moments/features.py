@@ -53,33 +53,42 @@ class Split:
         return cls(Basis.of(columns.to(matrix.dtype)), project.to(matrix.dtype), residual)
 
     def carry(
-        self, own: Tensor, terms: Sequence[Term], total: Tensor, fresh: Tensor
-    ) -> tuple[Tensor, tuple[Term, ...]]:
-        """Noise of the inputs as noise that each output has for itself, and as shared noise.
+        self, own: Tensor, terms: Sequence[Term], total: Tensor, onto: Tensor | None = None
+    ) -> tuple[Tensor | None, tuple[Term, ...]]:
+        """Noise of the inputs as noise that each output has for itself, if any, and as shared noise.
 
         Args:
             own: Variance that each input has for itself, shape (B, C_in).
             terms: Shared noise of the inputs.
             total: The variance of both together.
-            fresh: Variance that each output has for itself already, shape (B, C_out).
+            onto: What each output has for itself already, shape (B, C_out).
         """
         latent = own @ pairs_of_latents(self.project)
         if terms:
             latent = latent + carried(self.project, terms)
-        if self.residual is not None:
-            fresh = fresh + at_random(total, self.residual)
-        return fresh, (Term(self.basis, latent),)
+        alone = onto if self.residual is None else at_random((total, self.residual), onto=onto)
+        return alone, (Term(self.basis, latent),)
 
 
-def at_random(variance: Tensor, residual: Tensor) -> Tensor:
-    """What a matrix without strong directions makes of independent noise, shape (B, C_out).
+def at_random(*noise: tuple[Tensor, Tensor], onto: Tensor | None = None) -> Tensor:
+    """What matrices without strong directions make of independent noise, shape (B, C_out).
 
-    Its squares differ by row and column, and otherwise at random, which averages out: one sum over the inputs, instead
-    of a product as large as the layer's own.
+    Their squares differ by row and column, and otherwise at random, which averages out: one sum over the inputs,
+    instead of a product as large as the layer's own.
+
+    Args:
+        noise: Variances of the inputs with the matrix that they go through.
+        onto: What to add it to.
     """
-    power = residual.square()
-    rows, columns = power.sum(1), power.sum(0)
-    return (variance @ columns.unsqueeze(1)) * (rows / rows.sum().clamp_min(1e-30))
+    total: Tensor | None = None
+    rows = sum(residual.square().sum(1) for _, residual in noise)
+    assert isinstance(rows, Tensor)
+    for variance, residual in noise:
+        columns = residual.square().sum(0).unsqueeze(1)
+        total = variance @ columns if total is None else torch.addmm(total, variance, columns)
+    assert total is not None
+    share = (rows / rows.sum().clamp_min(1e-30)).unsqueeze(0)
+    return total @ share if onto is None else torch.addmm(onto, total, share)
 
 
 def pairs_of_latents(project: Tensor) -> Tensor:
@@ -102,4 +111,6 @@ def carried(project: Tensor, terms: Sequence[Term]) -> Tensor:
         covariance = through @ term.covariance() @ through.transpose(-1, -2)
         total = covariance if total is None else total + covariance
     assert total is not None
-    return total.flatten(-2).index_select(-1, i * rank + j)
+    pick = project.new_zeros(rank * rank, len(i))
+    pick[i * rank + j, torch.arange(len(i), device=project.device)] = 1
+    return total.flatten(-2) @ pick

@@ -27,6 +27,7 @@ SMALLEST = 1e-30
 RESOLUTION = 1e-3
 #: In units of sqrt(2) standard deviations.
 FARTHEST = 6.0
+LOG_PEAK = -math.log(2 * math.sqrt(math.pi))
 
 
 class Transformed(NamedTuple):
@@ -39,9 +40,8 @@ class Transformed(NamedTuple):
 
 def leaky_relu_moments(mean: Tensor, variance: Tensor, slope: float = 0.0) -> Transformed:
     """The moments of ``max(x, 0) + slope * min(x, 0)``."""
-    size, side = _absolute(mean, variance)
-    above, share = 0.5 * (size + mean), 0.5 * side + 0.5
-    spread = (variance * share - above * (above - mean)).clamp_min(0)
+    above, share = _positive_part(mean, 2 * variance)
+    spread = torch.addcmul(variance * share, above, mean - above).clamp_min(0)
     if slope == 0:
         return Transformed(above, spread, share)
     # f = relu(x) + slope * (x - relu(x)) = (1 - slope) relu(x) + slope x, and Cov[relu(x), x] = variance * share.
@@ -54,28 +54,34 @@ def leaky_relu_moments(mean: Tensor, variance: Tensor, slope: float = 0.0) -> Tr
 
 
 def larger_moments(
-    first: Tensor, first_variance: Tensor, second: Tensor, second_variance: Tensor, correlation: Tensor
+    first: Tensor, first_variance: Tensor, second: Tensor, second_variance: Tensor, doubled: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the larger of two Gaussians (Clark 1961, equations 2 to 6)."""
-    together = correlation * (first_variance * second_variance).sqrt()
-    apart = (first_variance + second_variance - 2 * together).clamp_min(0)
-    difference = first - second
-    size, side = _absolute(difference, apart)
-    above, share = 0.5 * (size + difference), 0.5 * side + 0.5
-    spread = second_variance + share * (first_variance - second_variance) - above * (above - difference)
-    return second + above, spread.clamp_min(0)
+    """Mean and variance of the larger of two Gaussians (Clark 1961, equations 2 to 6), the variance up to rounding.
 
-
-def _absolute(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """E|x| and P(x > 0) - P(x < 0), the mean of the absolute value and of the sign.
-
-    Far from zero they are |m| and 1 to the last bit, so E|x| - m does not cancel, however small the variance is.
+    Args:
+        first: Mean of one.
+        first_variance: Its variance.
+        second: Mean of the other.
+        second_variance: Its variance.
+        doubled: Twice the variance of their difference.
     """
-    root = (2 * variance + SMALLEST).sqrt()
+    difference = first - second
+    above, share = _positive_part(difference, doubled)
+    chosen = torch.addcmul(second_variance, share, first_variance - second_variance)
+    return second + above, torch.addcmul(chosen, above, difference - above)
+
+
+def _positive_part(mean: Tensor, doubled: Tensor) -> tuple[Tensor, Tensor]:
+    """E[max(x, 0)] and P(x > 0) of a Gaussian by its mean and twice its variance.
+
+    Far above zero they are m and 1 to the last bit, so E[max(x, 0)] - m does not cancel, however small the variance is.
+    """
+    root = doubled.clamp_min(SMALLEST).sqrt()
     # Further out there is nothing but numbers so small that processors are slow with them.
     ratio = (mean / root).clamp(-FARTHEST, FARTHEST)
-    side = torch.erf(ratio)
-    return torch.addcmul(mean * side, torch.exp(-ratio * ratio), root, value=1 / math.sqrt(math.pi)), side
+    share = 0.5 * torch.erf(ratio) + 0.5
+    density = torch.exp(LOG_PEAK - ratio * ratio)  # of the standard normal distribution, over sqrt(2)
+    return torch.addcmul(mean * share, density, root), share
 
 
 def quadrature(function: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor) -> Transformed:

@@ -67,11 +67,11 @@ def output_points(output: Uncertain) -> Tensor:
     standard = standard_points(features + latents).to(output.mean)
     common = output.common().clamp_min(1e-30)
     if features <= MOST_FEATURES:
-        covariance = torch.diag_embed(output.own)
-        for term in output.terms:
-            columns = term.basis.columns if term.gain is None else term.basis.columns * term.gain.unsqueeze(-1)
-            covariance = covariance + columns @ term.covariance() @ columns.transpose(-1, -2)
-        root = cholesky(covariance / (common.unsqueeze(-1) * common.unsqueeze(-2)).sqrt())
+        size = common.rsqrt()
+        root = cholesky(_covariance(output) * size.unsqueeze(-1) * size.unsqueeze(-2))
+        if not output.has_positions:
+            wide = (root * output.variance.sqrt().unsqueeze(-1)).flatten(0, 1)
+            return torch.addmm(output.mean.flatten(), standard[:, :features], wide.t()).unflatten(1, (-1, features))
         unit = standard[:, :features] @ root.transpose(-1, -2)  # (B, K, C)
     else:
         unit = (output.own / common).sqrt().unsqueeze(-2) * standard[:, :features]
@@ -95,17 +95,33 @@ def output_points(output: Uncertain) -> Tensor:
     return output.mean + output.variance.sqrt() * unit
 
 
+def _covariance(output: Uncertain) -> Tensor:
+    """The covariance of the features as a matrix, (B, C, C)."""
+    features = output.own.shape[-1]
+    covariance = output.own.unsqueeze(-1) * torch.eye(features, dtype=output.own.dtype, device=output.own.device)
+    for term in output.terms:
+        columns = term.basis.columns
+        if term.gain is None:
+            whole = term.basis.unpack.unflatten(1, [columns.shape[1]] * 2)
+            covariance = covariance + (term.packed @ (columns @ whole @ columns.t()).flatten(1)).unflatten(
+                1, (features, features)
+            )
+        else:
+            loadings = columns * term.gain.unsqueeze(-1)
+            covariance = covariance + loadings @ term.covariance() @ loadings.transpose(-1, -2)
+    return covariance
+
+
 def cholesky(matrix: Tensor) -> Tensor:
     """Lower root of correlation matrices (B, n, n), which may be singular; unrolled, because ONNX has none."""
     size = matrix.shape[-1]
     rest = matrix + 1e-5 * torch.eye(size, dtype=matrix.dtype, device=matrix.device)
-    rows: list[Tensor] = []
-    pivots: list[Tensor] = []
+    columns: list[Tensor] = []
     for index in range(size):
-        row, pivot = rest[:, index : index + 1], rest[:, index : index + 1, index : index + 1]
-        rows.append(row / pivot)
-        pivots.append(pivot)
+        row, column = rest[:, index : index + 1], rest[:, :, index : index + 1]
+        pivot = row[:, :, index : index + 1]
+        columns.append(column * pivot.clamp_min(1e-30).rsqrt())
         if index < size - 1:
-            rest = rest - row.transpose(1, 2) * rows[-1]
-    keep = torch.ones(size, size, dtype=matrix.dtype, device=matrix.device).triu()
-    return (torch.cat(rows, 1) * keep * torch.cat(pivots, 1).clamp_min(0).sqrt()).transpose(1, 2)
+            rest = rest - column * (row / pivot)
+    keep = torch.ones(size, size, dtype=matrix.dtype, device=matrix.device).tril()
+    return torch.cat(columns, 2) * keep

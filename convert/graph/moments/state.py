@@ -14,13 +14,18 @@ feature times fixed columns, and a small covariance M of its latents.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-__all__ = ["Basis", "Term", "Uncertain", "Weight", "total_variance"]
+__all__ = ["Basis", "Beside", "Term", "Uncertain", "Weight", "total_variance"]
+
+#: How far an element and the next along an axis are apart: twice the variance of their difference over the sum of their
+#: variances, taken over all channels, at every so many-th place of each axis of the positions but the last place, which
+#: has no partner: ``beside(axis, steps)`` has shape (B, 1, ...). Computed where somebody asks for it.
+Beside = Callable[[int, Sequence[int]], Tensor]
 
 #: Averages over positions that only tell how noise is spread are taken over about as many as this.
 ENOUGH_POSITIONS = 48
@@ -33,12 +38,13 @@ class Basis:
     Attributes:
         columns: The directions, shape (C, r).
         products: For each pair of latents i <= j the product of their columns, twice it where i < j, shape (pairs, C).
-        places: Where each element of a full r x r matrix is among the pairs, flat.
+        unpack: Zeros and ones that make a full matrix of the pairs, shape (pairs, r * r); a product with it is faster
+            than an index.
     """
 
     columns: Tensor
     products: Tensor
-    places: Tensor
+    unpack: Tensor
 
     @classmethod
     def of(cls, columns: Tensor) -> Basis:
@@ -46,9 +52,9 @@ class Basis:
         rank = columns.shape[1]
         i, j = torch.triu_indices(rank, rank, device=columns.device)
         products = (columns[:, i] * columns[:, j] * torch.where(i == j, 1.0, 2.0)).t().contiguous()
-        places = torch.empty(rank, rank, dtype=torch.int64, device=columns.device)
-        places[i, j] = places[j, i] = torch.arange(len(i), device=columns.device)
-        return cls(columns.contiguous(), products.to(columns.dtype), places.flatten())
+        unpack, number = columns.new_zeros(len(i), rank, rank), torch.arange(len(i), device=columns.device)
+        unpack[number, i, j] = unpack[number, j, i] = 1
+        return cls(columns.contiguous(), products.to(columns.dtype), unpack.flatten(1))
 
 
 @dataclass(frozen=True)
@@ -69,15 +75,18 @@ class Term:
         """The noise times a factor per feature, shape (B, C) or (C,)."""
         return replace(self, gain=factor if self.gain is None else self.gain * factor)
 
-    def variance(self) -> Tensor:
-        """Variance of each feature, shape (B, C)."""
-        variance = self.packed @ self.basis.products
-        return variance if self.gain is None else variance * self.gain.square()
+    def variance(self, onto: Tensor | None = None) -> Tensor:
+        """Variance of each feature, added to another, shape (B, C)."""
+        if self.gain is not None:
+            variance = (self.packed @ self.basis.products) * self.gain.square()
+            return variance if onto is None else onto + variance
+        products = self.basis.products
+        return self.packed @ products if onto is None else torch.addmm(onto, self.packed, products)
 
     def covariance(self) -> Tensor:
         """M as a matrix, shape (B, r, r)."""
         rank = self.basis.columns.shape[1]
-        return self.packed.index_select(-1, self.basis.places).unflatten(-1, (rank, rank))
+        return (self.packed @ self.basis.unpack).unflatten(-1, (rank, rank))
 
 
 @dataclass(frozen=True)
@@ -92,8 +101,7 @@ class Uncertain:
         near: Covariance of an element and its next neighbour, averaged over the positions, shape (B, C).
         axis: The axis of the features; the others but the first are positions.
         folded: Number of positions that a flatten put behind each other along the axis of the features.
-        beside: For each axis of the positions the correlation of an element with the next, as it is from place to
-            place for all channels, shape (B, 1, ...); None where it is not known.
+        beside: The covariance of neighbours as it is from place to place; None where it is not known.
     """
 
     mean: Tensor
@@ -103,7 +111,7 @@ class Uncertain:
     near: Tensor
     axis: int = 1
     folded: int = 1
-    beside: tuple[Tensor, ...] | None = None
+    beside: Beside | None = None
 
     @classmethod
     def of(cls, tensor: Tensor, axis: int = 1) -> Uncertain:
@@ -179,20 +187,6 @@ class Uncertain:
         """Variance of the mean over the positions, shape (B, C)."""
         return total_variance(self.own, self.terms)
 
-    def pairs(self, far: Tensor, close: Tensor) -> tuple[Tensor, Tensor]:
-        """What elements with themselves, and neighbours, contribute to the common variance, as shares.
-
-        Args:
-            far: The common variance over the mean variance, shape (B, C).
-            close: The correlation of neighbours, shape (B, C).
-        """
-        count = math.prod(self.sizes)
-        beside = [2 * (size - 1) / size for size in self.sizes]
-        diagonal = math.prod(1 + number for number in beside) - 1 - sum(beside)
-        near = close * (close * (diagonal / count) + sum(beside) / count)
-        inverse = 1 / torch.maximum(far, near + 1 / count)
-        return inverse * (1 / count), near * inverse
-
     def scaled(self, factor: Tensor) -> Uncertain:
         """The activation times a known factor per feature, shape (C,)."""
         wide = self.along(factor)
@@ -220,9 +214,10 @@ class Weight:
         return self.mean.ndim
 
 
-def total_variance(own: Tensor, terms: Sequence[Term]) -> Tensor:
-    """Variance of each feature from what it has for itself and what it shares, (B, C)."""
+def total_variance(own: Tensor | None, terms: Sequence[Term]) -> Tensor:
+    """Variance of each feature from what it has for itself, if anything, and what it shares, (B, C)."""
     total = own
     for term in terms:
-        total = total + term.variance()
+        total = term.variance(total)
+    assert total is not None
     return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -32,24 +33,25 @@ def elementwise(x: Uncertain, result: Transformed) -> Uncertain:
         rest = torch.addcmul(variance, square, x.variance, value=-1).clamp_min(0)
         terms = tuple(term.scaled(gain) for term in x.terms)
         return replace(x, mean=mean, variance=variance, own=square * x.own + rest, terms=terms, near=variance)
-    std = x.sampled(x.variance).sqrt()
-    passed = x.sampled(gain) * std
+    std, gains = x.sampled(x.variance).sqrt(), x.sampled(gain)
+    passed = std * gains
     total = x.average(x.variance).clamp_min(1e-30)
-    far, close = (x.common() / total).clamp(0, 1), (x.near / total).clamp(0, 1)
-    # How much passes of the covariance of an element with itself, with a neighbour, and with any other.
+    # How much passes of the covariance of an element with itself, and with any other; the share of the common variance
+    # that elements make with themselves; and what is left of the new variance, over the old.
     itself = x.mean_of(passed * passed) / total
-    beside = x.neighbours(passed) / x.neighbours(std).clamp_min(1e-30)
-    apart = (x.mean_of(passed) / x.mean_of(std).clamp_min(1e-15)).square()
+    average = x.mean_of(passed) / x.mean_of(std).clamp_min(1e-15)
+    apart = average * average
+    far, close = x.common() / total, x.near / total
+    count = math.prod(x.sizes)
     rest = (x.average(variance) / total - itself).clamp_min(0)
-    alone, nearby = x.pairs(far, close)
-    factor = (apart + alone * (itself - apart) + nearby * (beside - apart)).clamp_min(0)
+    factor = torch.addcmul(apart, (far * count).clamp_min(1).reciprocal(), itself - apart)
     return replace(
         x,
         mean=mean,
         variance=variance,
-        own=factor * x.own + rest * far * far * total,
+        own=torch.addcmul(rest * far * far * total, factor, x.own),
         terms=tuple(term.scaled(factor.sqrt()) for term in x.terms),
-        near=(close * beside + rest * close * close) * total,
+        near=x.near * torch.addcmul(apart, rest, close),
     )
 
 

@@ -12,18 +12,19 @@ with the mean :math:`\bar x_q` of what a tap reads, over neighbours it takes the
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..features import Split
 from ..registry import CannotFollowError, Operation, rule
-from ..state import Uncertain, total_variance
-from .linear import parts_of
+from ..state import Beside, Uncertain, total_variance
+from .linear import affine, parts_of
+from .window import Bands, Window
 
 __all__: list[str] = []
 
@@ -33,10 +34,8 @@ def convolution(operation: Operation) -> Uncertain:
     """A convolution of any kind."""
     x, layer = operation.args[0], _Convolution(operation)
     if not isinstance(x, Uncertain):
-        fresh = layer.fresh(x, x.square(), layer.average(x).square(), Uncertain.of(x).products(x, layer.strides))
-        if layer.known_beside(fresh.mean):
-            fresh = replace(fresh, beside=tuple(layer.beside(axis, fresh.variance, x) for axis in range(2, x.ndim)))
-        return fresh
+        fresh = layer.fresh(x, x * x, layer.average(x).square(), Uncertain.of(x).products(x, layer.strides))
+        return replace(fresh, beside=layer.beside(x, x * x)) if layer.known_beside(fresh.mean) else fresh
     return layer.carry(x)
 
 
@@ -46,6 +45,7 @@ class _Convolution:
     Attributes:
         weight, bias, variance, bias_variance: Of the posterior; None where there is none.
         strides: Steps between neighbours of the output.
+        window: What each output reads.
     """
 
     def __init__(self, operation: Operation) -> None:
@@ -56,12 +56,12 @@ class _Convolution:
         self.weight = weight
         example = x.mean if isinstance(x, Uncertain) else x
         _check(x, example, weight)
-        self.spatial = tuple(example.shape[2:])
         self.function, self.rest, self.kwargs = operation.function, operation.args[3:], dict(operation.kwargs)
         self.kwargs.pop("bias", None)
         self.transposed = "transpose" in operation.name
         self.strides = [1] if self.transposed else _several(operation.get(3, "stride", 1))
         self.groups = operation.get(6, "groups", 1)
+        self.window = Window(operation, example.shape[2:], weight)
 
     def fresh(self, x: Tensor, second: Tensor, common: Tensor, products: Tensor) -> Uncertain:
         """Mean, and the noise that this layer's own weights make.
@@ -73,135 +73,150 @@ class _Convolution:
             products: Mean product of neighbours.
         """
         mean = self._run(x, self.weight, self.bias)
-        shared = near = mean.new_zeros((1, mean.shape[1]))
-        variance = torch.zeros((), dtype=mean.dtype, device=mean.device)
-        if self.variance is not None:
-            # sigma^2 summed over the taps, (i, o), for the means of all pairs and of neighbours
-            own = _dense(self.variance, self.groups, self.transposed)
-            variance = self._run(second, self.variance, self.bias_variance)
-            shared, near = common @ own.sum(-1).t(), products @ (own @ self.pairs.diagonal()).t()
-        elif self.bias_variance is not None:
-            variance = self.bias_variance.view(-1, *[1] * (mean.ndim - 2))
-        if self.bias_variance is not None:
-            shared, near = shared + self.bias_variance, near + self.bias_variance
-        return Uncertain(mean, variance.expand_as(mean), shared, (), near)
+        if self.variance is None:
+            shared = mean.new_zeros((1, mean.shape[1])) if self.bias_variance is None else self.bias_variance[None]
+            variance = shared.view(1, -1, *[1] * (mean.ndim - 2)).expand_as(mean)
+            return Uncertain(mean, variance, shared, (), shared)
+        # sigma^2 summed over the taps, (i, o), for the means of all pairs and of neighbours
+        own = _dense(self.variance, self.groups, self.transposed)
+        variance = self._run(second, self.variance, self.bias_variance)
+        shared = affine(common, own.sum(-1).t(), self.bias_variance)
+        near = affine(products, (own @ self.window.pairs.diagonal()).t(), self.bias_variance)
+        return Uncertain(mean, variance, shared, (), near)
 
     def carry(self, x: Uncertain) -> Uncertain:
         """The moments for an input with noise of its own."""
-        std = x.sampled(x.variance).sqrt()
-        coverage = x.mean_of(std * x.sampled(self.read)) / x.mean_of(std).clamp_min(1e-15)
-        total, own, terms = x.average(x.variance), x.own * coverage.square(), tuple(t.scaled(coverage) for t in x.terms)
+        total, own, terms = x.average(x.variance), x.own, x.terms
+        if bool((self.window.read != 1).any()):
+            coverage = x.mean_of(x.sampled(x.variance) * x.sampled(self.window.read)) / total.clamp_min(1e-30)
+            own, terms = own * (coverage * coverage), tuple(term.scaled(coverage) for term in terms)
         shared = total_variance(own, terms)
+        mean = self.average(x.mean)
         second = torch.addcmul(x.variance, x.mean, x.mean)
-        products = x.products(x.mean, self.strides) + x.near
-        fresh = self.fresh(x.mean, second, self.average(x.mean).square() + shared, products)
+        fresh = self.fresh(x.mean, second, torch.addcmul(shared, mean, mean), x.products(x.mean, self.strides) + x.near)
         taps = _dense(self.weight, self.groups, self.transposed)
         matrix = taps.sum(-1)
         if self.groups > 1 and self.groups == matrix.shape[0] == matrix.shape[1]:
             factor = matrix.diagonal()
-            own, terms = fresh.own + own * factor.square(), tuple(t.scaled(factor) for t in terms)
+            kept: Tensor | None = own * factor.square()
+            terms = tuple(term.scaled(factor) for term in terms)
         else:
-            split = Split.of(matrix, self.hits.numel() * matrix.shape[0])
-            own, terms = split.carry(own, terms, shared, fresh.own)
+            split = Split.of(matrix, self.window.hits.numel() * matrix.shape[0])
+            kept, terms = split.carry(own, terms, shared)
+        everywhere = total_variance(kept, terms)
+        own = fresh.own if kept is None else fresh.own + kept
         # Sum of squares, and square of the sum, of the taps that read inside, (i, o)
-        alone = (taps.square() @ self.pairs.diagonal()).t()
-        together = ((taps @ self.pairs) * taps).sum(-1).t()
-        everywhere = total_variance(own, terms)  # the noise of this layer included
-        nearby = (x.near - shared).clamp_min(0) @ together + (everywhere - fresh.own)
-        local = (total - torch.maximum(x.near, shared)).clamp_min(0) @ alone + nearby
-        spread = self.spread(x.variance)
-        variance = torch.addcmul(fresh.variance, spread, fresh.along(local))
-        beside = None
-        if self.known_beside(variance):
-            alike = x.along(0.5 + 0.5 * (x.near / total.clamp_min(1e-30)).clamp(0, 1))
-            both = fresh.along((0.5 * local + 0.5 * nearby).sum(1, keepdim=True))
-            beside = tuple(
-                self.beside(axis, variance, x.mean, _of_two(x.variance, axis) * alike, _of_two(spread, axis) * both)
-                for axis in range(2, variance.ndim)
-            )
+        pairs = self.window.pairs
+        alone = (taps.square() @ pairs.diagonal()).t()
+        together = ((taps @ pairs) * taps).sum(-1).t()
+        closer = (x.near - shared).clamp_min(0)
+        nearby = torch.addmm(everywhere, closer, together)
+        local = torch.addmm(nearby, (total - shared - closer).clamp_min(0), alone)
+        arriving, arrived = self.arrived(x.variance)
+        size = arrived.mean(tuple(range(2, arrived.ndim)), keepdim=True).clamp_min(1e-30)
+        local_there, beside = fresh.along(local) / size, None
+        variance = torch.addcmul(fresh.variance, arrived, local_there)
+        if arriving is not None and self.known_beside(variance):
+            alike = x.along((x.near / total.clamp_min(1e-30)).clamp(0, 1))
+            nearby_there = fresh.along(nearby.sum(1, keepdim=True)) / size
+            carried = _Carried(arriving, local_there.sum(1, keepdim=True), nearby_there)
+            beside = self.beside(x.mean, second, x.variance * alike, carried)
         return replace(fresh, variance=variance, beside=beside, own=own, terms=terms, near=fresh.near + nearby)
 
-    def spread(self, variance: Tensor) -> Tensor:
-        """Where in the outputs the noise of the inputs arrives, with a mean of one, shape (B, 1, ...) or (B, o, ...).
+    def arrived(self, variance: Tensor) -> tuple[Callable[..., Tensor] | None, Tensor]:
+        """Where in the outputs the noise of the inputs arrives, but for a factor, shape (B, 1, ...) or (B, o, ...).
 
-        Channels differ by how much they carry, hardly by where: the outputs of a group are taken as one.
+        Channels differ by how much they carry, hardly by where: the outputs of a group are taken as one, and the taps
+        of all inputs as alike.
+
+        Returns:
+            What gives the mean of two such places, if known, and all of them.
         """
+        if self.groups == 1:
+            channels, taps = _apart(self.weight.square().mean(1 if self.transposed else 0).unsqueeze(0))
+            mixed = _mixed(variance, channels)
+            if not self.window.separable:
+                return None, self.window(mixed, taps)
+            bands = Bands(self.window, taps)
+            return partial(bands.of_two, mixed), bands(mixed)
         axis = 1 if self.transposed else 0
         squares = self.weight.square().unflatten(axis, (-1, self.weight.shape[axis] // (1 if axis else self.groups)))
         found = self._run(variance, squares.mean(axis + 1), None)
-        found = found / found.mean(tuple(range(2, found.ndim)), keepdim=True).clamp_min(1e-30)
-        if self.groups == 1:
-            return found
         outputs = self.weight.shape[1] if axis else self.weight.shape[0] // self.groups
-        return found.unsqueeze(2).expand(-1, -1, outputs, *[-1] * len(self.spatial)).flatten(1, 2)
+        return None, found.unsqueeze(2).expand(-1, -1, outputs, *[-1] * (found.ndim - 2)).flatten(1, 2)
 
-    def beside(self, axis: int, variance: Tensor, mean: Tensor, noise: Any = 0, carried: Any = 0) -> Tensor:
-        """How an output is correlated with the next along an axis, from place to place.
-
-        The mean of two outputs is the output for the mean of two inputs, but at the edges.
+    def beside(
+        self, mean: Tensor, second: Tensor, noise: Tensor | None = None, carried: _Carried | None = None
+    ) -> Beside:
+        """How far neighbouring outputs are apart, from place to place.
 
         Args:
-            axis: The axis.
-            variance: Of the outputs.
             mean: Mean of the inputs.
-            noise: Variance of the mean of two inputs.
-            carried: The part of the outputs' mean that comes from the noise of the inputs.
+            second: Their second moment.
+            noise: Covariance of neighbouring inputs.
+            carried: What their noise makes of the outputs.
         """
         assert self.variance is not None
-        bias = None if self.bias_variance is None else self.bias_variance.sum().view(1)
-        together = self._run(_of_two(mean, axis).square() + noise, self.variance.sum(0, keepdim=True), bias) + carried
-        share = 2 * together / _of_two(variance.sum(1, keepdim=True), axis).clamp_min(1e-30) - 1
-        last = [0, int(axis == variance.ndim - 1), 0, int(axis == variance.ndim - 2), 0, int(axis == variance.ndim - 3)]
-        return F.pad(share.clamp(0, 1), last[: 2 * len(self.spatial)], mode="replicate")
+        channels, taps = _apart(self.variance.sum(0, keepdim=True))
+        bands = Bands(self.window, taps)
+        bias = 0 if self.bias_variance is None else self.bias_variance.sum()
+        alone, common = _mixed(second, channels), None if noise is None else _mixed(noise, channels)
+
+        def apart(axis: int, steps: Sequence[int]) -> Tensor:
+            size = mean.shape[axis] - 1
+            product = _mixed(mean.narrow(axis, 0, size) * mean.narrow(axis, 1, size), channels)
+            if common is not None:
+                product = product + common.narrow(axis, 0, size)
+            variance = bands.of_two(alone, axis - 2, steps)
+            difference = variance - bands.of_pairs(product, axis - 2, steps)
+            if carried is not None:
+                there = carried.where(axis - 2, steps)
+                difference = torch.addcmul(difference, there, carried.variance - carried.covariance)
+                variance = torch.addcmul(variance, there, carried.variance)
+            return (difference / (0.5 * variance + (0.5 * bias + 1e-30))).clamp(0, 2)
+
+        return apart
 
     def known_beside(self, variance: Tensor) -> bool:
-        """Whether the correlation of neighbours is followed from place to place."""
-        plain = self.variance is not None and not self.transposed and self.groups == 1
+        """Whether the covariance of neighbours is followed from place to place."""
+        plain = self.variance is not None and self.window.separable and self.groups == 1
         return plain and set(self.strides) == {1} and min(variance.shape[2:]) > 1
 
     def average(self, x: Tensor) -> Tensor:
         """Mean of what the taps read, (B, i)."""
-        return (x.flatten(2) @ self.read.flatten().unsqueeze(-1)).squeeze(-1) / self.read.numel()
+        return (x.flatten(2) @ (self.window.read.flatten().unsqueeze(-1) / self.window.read.numel())).squeeze(-1)
 
     def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         result: Tensor = self.function(x, weight, bias, *self.rest, **self.kwargs)
         return result
 
-    def _one_channel(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The convolution of one channel, without groups."""
-        rest, kwargs = list(self.rest), {key: value for key, value in self.kwargs.items() if key != "groups"}
-        rest[3:4] = [1] if len(rest) > 3 else []
-        result: Tensor = self.function(x, weight, None, *rest, **kwargs)
-        return result
 
-    @cached_property
-    def hits(self) -> Tensor:
-        """Which tap reads inside of the input at which output position: (taps, positions), zeros and ones."""
-        kernel = self.weight.shape[2:]
-        count = kernel.numel()
-        eye = torch.eye(count, dtype=self.weight.dtype, device=self.weight.device)
-        shape = (1, count, *kernel) if self.transposed else (count, 1, *kernel)
-        return self._one_channel(self.weight.new_ones(1, 1, *self.spatial), eye.view(shape))[0].flatten(1)
-
-    @cached_property
-    def pairs(self) -> Tensor:
-        """How often two taps both read inside."""
-        return self.hits @ self.hits.t() / self.hits.shape[1]
-
-    @cached_property
-    def read(self) -> Tensor:
-        """How much the taps read each input position, one where all of them do: edges count less."""
-        size = self.weight.square().mean((0, 1), keepdim=True).sqrt()
-        with torch.enable_grad():
-            probe = self.weight.new_ones(1, 1, *self.spatial).requires_grad_()
-            mean = self._one_channel(probe, (size / size.sum().clamp_min(1e-30)).detach()).mean()
-            return torch.autograd.grad(mean, probe)[0] * probe.numel()
+def _apart(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (1, i, ...) as a share for each channel, shape (1, i, 1, ...), times taps, shape (1, 1, ...)."""
+    channels = weight.sum(tuple(range(2, weight.ndim)), keepdim=True)
+    return channels / channels.sum().clamp_min(1e-30), weight.sum(1, keepdim=True)
 
 
-def _of_two(x: Tensor, axis: int) -> Tensor:
-    """Mean of an element and the next along an axis."""
-    size = x.shape[axis] - 1
-    return 0.5 * (x.narrow(axis, 0, size) + x.narrow(axis, 1, size))
+def _mixed(x: Tensor, channels: Tensor) -> Tensor:
+    """Mean over the channels by their shares."""
+    if x.shape[1] == 1:
+        return x
+    return (x * channels).sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class _Carried:
+    """What the noise of the inputs makes of the outputs.
+
+    Attributes:
+        where: The mean of two places where it arrives: takes axis and steps.
+        variance: What it gives to the outputs' variance there, summed over the channels.
+        covariance: What it gives to the covariance of neighbours.
+    """
+
+    where: Callable[..., Tensor]
+    variance: Tensor
+    covariance: Tensor
 
 
 def _check(x: Any, example: Tensor, weight: Tensor) -> None:

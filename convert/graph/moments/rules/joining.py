@@ -103,7 +103,7 @@ def concatenate(parts: Sequence[Any], axis: int = 0) -> Uncertain:
             around = (sum(counts[:index]), sum(counts[index + 1 :]))
             columns, products = F.pad(term.basis.columns, (0, 0, *around)), F.pad(term.basis.products, around)
             gain = None if term.gain is None else F.pad(term.gain, around)
-            terms.append(Term(Basis(columns, products, term.basis.places), term.packed, gain))
+            terms.append(Term(Basis(columns, products, term.basis.unpack), term.packed, gain))
     batch = first.mean.flatten(1)[:, :1]
 
     def joined(tensors: list[Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ from ..features import Split, at_random, carried, pairs_of_latents
 from ..registry import CannotFollowError, Operation, rule
 from ..state import Term, Uncertain, Weight, total_variance
 
-__all__ = ["parts_of"]
+__all__ = ["affine", "parts_of"]
 
 
 @rule("linear")
@@ -73,7 +73,7 @@ class _Linear:
 
     def known(self, x: Tensor) -> Uncertain:
         """Of an input without noise."""
-        mean = _affine(x, self.weight, self.bias)
+        mean = affine(x, self.weight, self.bias)
         fresh = self._fresh(x.square()).expand_as(mean)
         if x.ndim == 2:
             return Uncertain.without_positions(mean, fresh, ())
@@ -84,17 +84,20 @@ class _Linear:
     def vector(self, x: Uncertain) -> Uncertain:
         """Of one vector for each example."""
         split = Split.of(self.matrix, len(self.matrix))
-        own, terms = split.carry(x.own, x.terms, x.variance, self._fresh(_second(x)))
-        return Uncertain.without_positions(_affine(x.mean, self.weight, self.bias), own, terms)
+        mean, own = affine(x.mean, self.weight, self.bias), self._fresh(_second(x))
+        alone, terms = split.carry(x.own, x.terms, x.variance, own)
+        assert alone is not None
+        return Uncertain.without_positions(mean, alone, terms)
 
     def positions(self, x: Uncertain) -> Uncertain:
         """Of one vector for each position, as a convolution with a window of one."""
-        mean, square = _affine(x.mean, self.weight, self.bias), self.weight.square()
+        mean, square = affine(x.mean, self.weight, self.bias), self.weight.square()
         total, shared = x.average(x.variance), x.common()
         common, near = self._shared(x.average(x.mean).square() + shared, x.products(x.mean) + x.near)
         work = x.mean[0].numel() // len(self.weight) * len(self.matrix)
-        own, terms = Split.of(self.matrix, work).carry(x.own, x.terms, shared, common)
-        everywhere = total_variance(own, terms) - common
+        kept, terms = Split.of(self.matrix, work).carry(x.own, x.terms, shared)
+        everywhere = total_variance(kept, terms)
+        own = common if kept is None else common + kept
         local = (total - shared).clamp_min(0) @ square + everywhere
         result = Uncertain(mean, mean, own, terms, near, axis=mean.ndim - 1)
         ratio = result.along(local / (total @ square).clamp_min(1e-30))
@@ -106,18 +109,20 @@ class _Linear:
         """Of flattened channels: what is common to the positions of a channel, and the rest of each."""
         split = Split.of(self.matrix, len(self.matrix))
         project, shared = split.project.unflatten(1, (-1, x.folded)).sum(-1), x.common()
+        wide = x.variance.unflatten(1, (-1, x.folded))
         # The common variance counts each element with itself, too; what is left is the covariance of two positions.
-        excess = ((x.average(x.variance) - shared) / (x.folded - 1)).clamp_min(0)
+        excess = ((wide.mean(-1) - shared) * (1 / (x.folded - 1))).clamp_min(0)
         apart = (shared - excess).clamp_min(0)
-        alone = (x.variance - x.along(apart)).clamp_min(0)
-        latent = alone @ pairs_of_latents(split.project) + (x.own - excess).clamp_min(0) @ pairs_of_latents(project)
+        alone = (wide - apart.unsqueeze(-1)).clamp_min(0).flatten(1)
+        latent = alone @ pairs_of_latents(split.project)
+        latent = torch.addmm(latent, (x.own - excess).clamp_min(0), pairs_of_latents(project))
         if x.terms:
             latent = latent + carried(project, x.terms)
         own = self._fresh(_second(x))
         if split.residual is not None:
             together = split.residual.unflatten(1, (-1, x.folded)).sum(-1)
-            own = own + at_random(alone, split.residual) + at_random(apart, together)
-        mean = _affine(x.mean, self.weight, self.bias)
+            own = at_random((alone, split.residual), (apart, together), onto=own)
+        mean = affine(x.mean, self.weight, self.bias)
         return Uncertain.without_positions(mean, own, (Term(split.basis, latent),))
 
     def _fresh(self, second: Tensor) -> Tensor:
@@ -125,13 +130,13 @@ class _Linear:
         if self.variance is None:
             bias = self.weight.new_zeros(len(self.matrix)) if self.bias_variance is None else self.bias_variance
             return bias.expand(*[1] * (second.ndim - 1), -1)
-        return _affine(second, self.variance, self.bias_variance)
+        return affine(second, self.variance, self.bias_variance)
 
     def _shared(self, square: Tensor, product: Tensor) -> tuple[Tensor, Tensor]:
         """Covariance between positions from this layer's own weights: of all pairs, and of neighbours."""
         common = near = self.weight.new_zeros(1, self.weight.shape[1])
         if self.variance is not None:
-            common, near = square @ self.variance, product @ self.variance
+            return affine(square, self.variance, self.bias_variance), affine(product, self.variance, self.bias_variance)
         shift = 0 if self.bias_variance is None else self.bias_variance
         return common + shift, near + shift
 
@@ -140,7 +145,8 @@ def _second(x: Uncertain) -> Tensor:
     return torch.addcmul(x.variance, x.mean, x.mean)
 
 
-def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x @ weight + bias``."""
     if bias is None:
         return x @ weight
     return torch.addmm(bias, x, weight) if x.ndim == 2 else x @ weight + bias

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,42 +92,67 @@ def max_pool(operation: Operation) -> Uncertain:
 
 
 def _largest(x: Uncertain, window: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> Uncertain:
-    everywhere = x.along((x.near / x.average(x.variance).clamp_min(1e-30)).clamp(0, 1))
-    fields = [x.mean, x.variance, *(x.beside or [everywhere.expand_as(x.mean)] * (x.ndim - 2))]
+    mean, variance = x.mean, x.variance
+    apart = _apart(x, window, stride, padding, dilation)
     for axis, (size, step, pad, spread) in enumerate(zip(window, stride, padding, dilation, strict=True), 2):
         if pad:
             # Far below everything, but finite, so that no difference is NaN.
-            low = fields[0].amin() - 1e3 * (1 + fields[1].amax().sqrt())
-            edges = [torch.zeros_like(field.narrow(axis, 0, 1)) for field in fields[:2]]
-            fields = [
-                _padded(fields[0], edges[0] + low, edges[0] + low, axis, pad),
-                _padded(fields[1], edges[1], edges[1], axis, pad),
-                *(
-                    _padded(f, f.narrow(axis, 0, 1), f.narrow(axis, f.shape[axis] - 1, 1), axis, pad)
-                    for f in fields[2:]
-                ),
-            ]
-        length = (fields[0].shape[axis] - spread * (size - 1) - 1) // step * step + 1
-        every = (slice(None),) * axis + (slice(None, None, step),)
-        parts = [[field.narrow(axis, i * spread, length)[every] for field in fields] for i in range(size)]
+            low = mean.amin() - 1e3 * (1 + variance.amax().sqrt())
+            edge = torch.zeros_like(mean.narrow(axis, 0, 1))
+            mean, variance = _padded(mean, edge + low, axis, pad), _padded(variance, edge, axis, pad)
+        length = (mean.shape[axis] - spread * (size - 1) - 1) // step * step + 1
+        every = (slice(None),) * axis
+        places = [(*every, slice(i * spread, i * spread + length, step)) for i in range(size)]
+        parts = [(mean[place], variance[place], place) for place in places]
         while len(parts) > 1:
             pairs = zip(parts[::2], parts[1::2], strict=False)
-            parts = [[*larger_moments(a[0], a[1], b[0], b[1], a[axis]), *b[2:]] for a, b in pairs] + parts[
-                len(parts) // 2 * 2 :
-            ]
-        fields = parts[0]
-    mean, variance = fields[:2]
-    std = x.mean_of(x.sampled(x.variance).sqrt()).clamp_min(1e-15)
-    pooled = replace(x, mean=mean, variance=variance, beside=None)
-    factor = pooled.mean_of(pooled.sampled(variance).sqrt()) / std
+            parts = [
+                (*larger_moments(m, v, n, w, (v + w) * apart[axis - 2](here)), there)
+                for (m, v, here), (n, w, there) in pairs
+            ] + parts[len(parts) // 2 * 2 :]
+        mean, variance, _ = parts[0]
+    pooled = replace(x, mean=mean, variance=variance.clamp_min(0), beside=None)
+    factor = pooled.average(pooled.variance) / x.average(x.variance).clamp_min(1e-30)
     return replace(
-        pooled, own=x.own * factor.square(), terms=tuple(term.scaled(factor) for term in x.terms),
-        near=_farther(x, max(stride)) * factor.square(),
+        pooled, own=x.own * factor, terms=tuple(term.scaled(factor.sqrt()) for term in x.terms),
+        near=_farther(x, max(stride)) * factor,
     )  # fmt: skip
 
 
-def _padded(tensor: Tensor, before: Tensor, after: Tensor, axis: int, count: int) -> Tensor:
-    return torch.cat([*[before] * count, tensor, *[after] * count], axis)
+def _apart(
+    x: Uncertain, window: list[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> list[Callable[[Any], Tensor]]:
+    """For each axis how far two neighbours are apart, by the place of the first (see ``Beside``).
+
+    The axes are pooled one after the other, so behind the first there are only its windows.
+    """
+    if x.beside is None:
+        everywhere = x.along(2 - 2 * (x.near / x.average(x.variance).clamp_min(1e-30)).clamp(0, 1))
+        return [partial(_same, everywhere)] * len(window)
+    ones, shares = [1] * len(window), list[Callable[[Any], Tensor]]()
+    if set(window) == {2} and not any(padding) and set(dilation) == {1}:
+        for axis in range(len(window)):
+            shares.append(partial(_same, x.beside(axis + 2, [*stride[: axis + 1], *ones[axis + 1 :]])))
+        return shares
+    for axis in range(2, x.ndim):
+        share = x.beside(axis, ones)
+        share = _padded(share, share.narrow(axis, share.shape[axis] - 1, 1), axis, 0, 1)
+        before = list(enumerate(zip(window, stride, padding, dilation, strict=True), 2))[: axis - 1]
+        for other, (size, step, pad, spread) in before:
+            share = _padded(share, share.narrow(other, 0, 1), other, pad)
+            if other < axis:
+                share = share[(*(slice(None),) * other, slice(0, share.shape[other] - spread * (size - 1), step))]
+        shares.append(share.__getitem__)
+    return shares
+
+
+def _same(share: Tensor, place: Any) -> Tensor:
+    return share
+
+
+def _padded(tensor: Tensor, edge: Tensor, axis: int, before: int, after: int | None = None) -> Tensor:
+    after = before if after is None else after
+    return torch.cat([*[edge] * before, tensor, *[edge] * after], axis) if before or after else tensor
 
 
 def _each(value: Any, count: int) -> list[int]:
