@@ -68,7 +68,7 @@ class Statistics:
         probs = samples.mean(0)
         answers = {
             "probs": probs,
-            "entropy": self.likelihood.entropy(probs),
+            "entropy": self._entropy(probs),
             "mutual_information": self._information(samples, probs, logits),
         }
         return _float32(answers) | self._prediction_set(self.likelihood, probs)
@@ -97,6 +97,14 @@ class Statistics:
             return (_divergence(samples, probs) + _divergence(1 - samples, 1 - probs)).clamp_min(0)
         expected = torch.vmap(likelihood.spread)(logits).mean(0)
         return (likelihood.entropy(probs) - expected).clamp_min(0)
+
+    def _entropy(self, probs: Tensor) -> Tensor:
+        """Entropy of the prediction; of classes without the cases of ``torch.special.entr``, an operator for each."""
+        if not isinstance(self.likelihood, Categorical):
+            assert isinstance(self.likelihood, DiscreteLikelihood)
+            return self.likelihood.entropy(probs)
+        logarithms = probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
+        return -(probs * logarithms).sum(self.likelihood.axis(probs))
 
     def _prediction_set(self, likelihood: DiscreteLikelihood, probs: Tensor) -> dict[str, Tensor]:
         if self.conformal_threshold is None:

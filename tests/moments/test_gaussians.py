@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from convert.graph.moments.gaussians import larger_moments, leaky_relu_moments, quadrature
+from convert.graph.moments.gaussians import larger_by_halves, larger_moments, leaky_relu_moments, quadrature
 
 
 def integrated(function, mean: float, std: float) -> tuple[float, float]:
@@ -77,3 +77,14 @@ def test_the_larger_of_two(difference, first, second, correlation):
     expected = integrated(lambda d: slope * (d - difference) + d.clamp_min(0), difference, apart)
     torch.testing.assert_close(mean, one(expected[0]), rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(variance, one(expected[1] + rest), rtol=1e-5, atol=1e-7)
+
+
+def test_the_larger_of_two_by_halves():
+    first, second = torch.randn(2, 100, dtype=torch.float64)
+    wide, narrow = torch.rand(2, 100, dtype=torch.float64) + 0.1
+    apart = 0.3 * (wide + narrow)
+    expected = larger_moments(first, wide, second, narrow, 2 * apart)
+    found = larger_by_halves(
+        (first + second) / 2, (wide + narrow) / 2, (first - second) / 2, (wide - narrow) / 2, apart / 2
+    )
+    torch.testing.assert_close(found, expected)

@@ -83,6 +83,8 @@ CASES = {
     "max pool": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.MaxPool2d(2)), 0.15),
     "max pool, padded": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.MaxPool2d(3, 2, 1)), 0.15),
     "max pool 1d": (SIGNAL, lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.MaxPool1d(2)), 0.15),
+    "max pool, more outputs than inputs": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 9, 3), nn.MaxPool2d(2)), 0.2),
+    "max pool 1d, more outputs": (SIGNAL, lambda: nn.Sequential(nn.Conv1d(2, 9, 3, padding=1), nn.MaxPool1d(2)), 0.2),
     "flatten, linear": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(256, 3)), 0.12),
     "sum of branches": (
         VECTOR, lambda: Joined(nn.Linear(6, 4), nn.Sequential(nn.Linear(6, 4), nn.ReLU()), torch.add), 0.05,

@@ -77,8 +77,8 @@ def moments(bnn: nn.Module, example_inputs: Any, *, output: OutputSelector | Non
                 f"moments: the output of {type(bnn).__name__} must depend on an uncertain weight, got one that does "
                 "not; select another with output=."
             )
-        parts, spread = record_points(example)
-    return MomentNetwork(builder.recorder.module(parts), spread, captured.module._in_spec).eval()
+        parts, spread, num_points = record_points(example)
+    return MomentNetwork(builder.recorder.module(parts), spread, captured.module._in_spec, num_points).eval()
 
 
 def _variances(bnn: nn.Module) -> dict[str, Tensor]:

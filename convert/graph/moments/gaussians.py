@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Transformed", "larger_moments", "leaky_relu_moments", "quadrature"]
+__all__ = ["Transformed", "larger_by_halves", "larger_moments", "leaky_relu_moments", "quadrature"]
 
 #: Nodes of the quadrature. Seven are exact for polynomials up to degree 13.
 NODES = 7
@@ -71,17 +71,46 @@ def larger_moments(
     return second + above, torch.addcmul(chosen, above, difference - above)
 
 
+def larger_by_halves(
+    mean: Tensor, variance: Tensor, difference: Tensor, excess: Tensor, doubled: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same from half the sum and half the difference of both means and of both variances.
+
+    Args:
+        mean: Half the sum of the means.
+        variance: Half the sum of the variances.
+        difference: Half the difference of the means.
+        excess: Half the difference of the variances.
+        doubled: Twice the variance of half the difference of the two.
+    """
+    side, density, root = _standardised(difference, doubled, LOG_PEAK + math.log(2))
+    away = torch.addcmul(difference * side, density, root)  # half the mean distance of the two
+    chosen = torch.addcmul(variance, side, excess)
+    return mean + away, torch.addcmul(chosen, difference - away, difference + away)
+
+
 def _positive_part(mean: Tensor, doubled: Tensor) -> tuple[Tensor, Tensor]:
     """E[max(x, 0)] and P(x > 0) of a Gaussian by its mean and twice its variance.
 
     Far above zero they are m and 1 to the last bit, so E[max(x, 0)] - m does not cancel, however small the variance is.
     """
+    side, density, root = _standardised(mean, doubled, LOG_PEAK)
+    share = 0.5 * side + 0.5
+    return torch.addcmul(mean * share, density, root), share
+
+
+def _standardised(mean: Tensor, doubled: Tensor, log_peak: float) -> tuple[Tensor, Tensor, Tensor]:
+    """P(x > 0) - P(x < 0), the density at zero as a multiple of its greatest value, and sqrt(2) standard deviations.
+
+    Args:
+        mean: Mean of x.
+        doubled: Twice its variance.
+        log_peak: Logarithm of that greatest value.
+    """
     root = doubled.clamp_min(SMALLEST).sqrt()
     # Further out there is nothing but numbers so small that processors are slow with them.
     ratio = (mean / root).clamp(-FARTHEST, FARTHEST)
-    share = 0.5 * torch.erf(ratio) + 0.5
-    density = torch.exp(LOG_PEAK - ratio * ratio)  # of the standard normal distribution, over sqrt(2)
-    return torch.addcmul(mean * share, density, root), share
+    return torch.erf(ratio), torch.exp(log_peak - ratio * ratio), root
 
 
 def quadrature(function: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor) -> Transformed:

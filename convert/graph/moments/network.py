@@ -10,8 +10,6 @@ from torch.utils._pytree import TreeSpec
 
 from bensemble.prediction.moment_model import MomentModel
 
-from .points import NUM_POINTS
-
 __all__ = ["MomentNetwork"]
 
 
@@ -23,12 +21,13 @@ class MomentNetwork(MomentModel):
             ``spread`` takes.
         spread: The points of the output's distribution.
         inputs: How the arguments of the model are put behind each other.
+        num_points: How many points there are.
     """
 
-    def __init__(self, program: fx.GraphModule, spread: fx.GraphModule, inputs: TreeSpec) -> None:
+    def __init__(self, program: fx.GraphModule, spread: fx.GraphModule, inputs: TreeSpec, num_points: int) -> None:
         super().__init__()
         self.program, self.spread = program, spread
-        self.num_points = NUM_POINTS
+        self.num_points = num_points
         self._inputs = inputs
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -101,7 +101,9 @@ class Uncertain:
         near: Covariance of an element and its next neighbour, averaged over the positions, shape (B, C).
         axis: The axis of the features; the others but the first are positions.
         folded: Number of positions that a flatten put behind each other along the axis of the features.
-        beside: The covariance of neighbours as it is from place to place; None where it is not known.
+        beside: How far neighbours are apart from place to place; None where it is not known.
+        halves: Half the sum, and half the difference, of an even place and the next along the last axis, for ``mean``
+            and for ``variance``, where the layer that made them gets these as cheaply; for a ``mean`` of its own only.
     """
 
     mean: Tensor
@@ -112,6 +114,7 @@ class Uncertain:
     axis: int = 1
     folded: int = 1
     beside: Beside | None = None
+    halves: tuple[Tensor, Callable[[], tuple[Tensor, Tensor, Tensor, Tensor]]] | None = None
 
     @classmethod
     def of(cls, tensor: Tensor, axis: int = 1) -> Uncertain:

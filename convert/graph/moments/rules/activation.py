@@ -29,10 +29,9 @@ def elementwise(x: Uncertain, result: Transformed) -> Uncertain:
     if not x.has_positions:
         if not x.terms:
             return Uncertain.without_positions(mean, variance, ())
-        square = gain.square()
-        rest = torch.addcmul(variance, square, x.variance, value=-1).clamp_min(0)
+        own = (variance - gain * gain * (x.variance - x.own)).clamp_min(0)
         terms = tuple(term.scaled(gain) for term in x.terms)
-        return replace(x, mean=mean, variance=variance, own=square * x.own + rest, terms=terms, near=variance)
+        return replace(x, mean=mean, variance=variance, own=own, terms=terms, near=variance)
     std, gains = x.sampled(x.variance).sqrt(), x.sampled(gain)
     passed = std * gains
     total = x.average(x.variance).clamp_min(1e-30)

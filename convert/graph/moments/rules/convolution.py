@@ -24,7 +24,7 @@ from ..features import Split
 from ..registry import CannotFollowError, Operation, rule
 from ..state import Beside, Uncertain, total_variance
 from .linear import affine, parts_of
-from .window import Bands, Window
+from .window import Bands, Window, in_shares, mixed
 
 __all__: list[str] = []
 
@@ -35,7 +35,11 @@ def convolution(operation: Operation) -> Uncertain:
     x, layer = operation.args[0], _Convolution(operation)
     if not isinstance(x, Uncertain):
         fresh = layer.fresh(x, x * x, layer.average(x).square(), Uncertain.of(x).products(x, layer.strides))
-        return replace(fresh, beside=layer.beside(x, x * x)) if layer.known_beside(fresh.mean) else fresh
+        if not layer.known_beside(fresh.mean):
+            return fresh
+        cheap = layer.window.halves and 2 * x[0].numel() < fresh.mean[0].numel()
+        halves = (fresh.mean, partial(layer.halves, x, x * x)) if cheap else None
+        return replace(fresh, beside=layer.beside(x, x * x), halves=halves)
     return layer.carry(x)
 
 
@@ -120,8 +124,15 @@ class _Convolution:
             alike = x.along((x.near / total.clamp_min(1e-30)).clamp(0, 1))
             nearby_there = fresh.along(nearby.sum(1, keepdim=True)) / size
             carried = _Carried(arriving, local_there.sum(1, keepdim=True), nearby_there)
-            beside = self.beside(x.mean, second, x.variance * alike, carried)
+            beside = self.beside(x.mean, second, (x.variance, alike), carried)
         return replace(fresh, variance=variance, beside=beside, own=own, terms=terms, near=fresh.near + nearby)
+
+    def halves(self, x: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of a known input: half the sums and differences of pairs along the last axis, of means and of variances."""
+        assert self.variance is not None
+        mean, difference = self.window.halved(x, self.weight, self.bias)
+        variance, excess = self.window.halved(second, self.variance, self.bias_variance)
+        return mean, variance, difference, excess
 
     def arrived(self, variance: Tensor) -> tuple[Callable[..., Tensor] | None, Tensor]:
         """Where in the outputs the noise of the inputs arrives, but for a factor, shape (B, 1, ...) or (B, o, ...).
@@ -133,12 +144,12 @@ class _Convolution:
             What gives the mean of two such places, if known, and all of them.
         """
         if self.groups == 1:
-            channels, taps = _apart(self.weight.square().mean(1 if self.transposed else 0).unsqueeze(0))
-            mixed = _mixed(variance, channels)
+            channels, taps = in_shares(self.weight.square().mean(1 if self.transposed else 0).unsqueeze(0))
+            whole = mixed(variance, channels)
             if not self.window.separable:
-                return None, self.window(mixed, taps)
+                return None, self.window(whole, taps)
             bands = Bands(self.window, taps)
-            return partial(bands.of_two, mixed), bands(mixed)
+            return partial(bands.of_two, whole), bands(whole)
         axis = 1 if self.transposed else 0
         squares = self.weight.square().unflatten(axis, (-1, self.weight.shape[axis] // (1 if axis else self.groups)))
         found = self._run(variance, squares.mean(axis + 1), None)
@@ -146,25 +157,31 @@ class _Convolution:
         return None, found.unsqueeze(2).expand(-1, -1, outputs, *[-1] * (found.ndim - 2)).flatten(1, 2)
 
     def beside(
-        self, mean: Tensor, second: Tensor, noise: Tensor | None = None, carried: _Carried | None = None
+        self,
+        mean: Tensor,
+        second: Tensor,
+        noise: tuple[Tensor, Tensor] | None = None,
+        carried: _Carried | None = None,
     ) -> Beside:
         """How far neighbouring outputs are apart, from place to place.
 
         Args:
             mean: Mean of the inputs.
             second: Their second moment.
-            noise: Covariance of neighbouring inputs.
+            noise: Variance of the inputs, and how neighbours are correlated.
             carried: What their noise makes of the outputs.
         """
         assert self.variance is not None
-        channels, taps = _apart(self.variance.sum(0, keepdim=True))
+        channels, taps = in_shares(self.variance.sum(0, keepdim=True))
         bands = Bands(self.window, taps)
         bias = 0 if self.bias_variance is None else self.bias_variance.sum()
-        alone, common = _mixed(second, channels), None if noise is None else _mixed(noise, channels)
+        alone, mean = mixed(second, channels), mean if mean.shape[1] == 1 else mean * channels.sqrt()
+        common = None if noise is None else (noise[0] * (noise[1] * channels)).sum(1, keepdim=True)
 
         def apart(axis: int, steps: Sequence[int]) -> Tensor:
             size = mean.shape[axis] - 1
-            product = _mixed(mean.narrow(axis, 0, size) * mean.narrow(axis, 1, size), channels)
+            product = mean.narrow(axis, 0, size) * mean.narrow(axis, 1, size)
+            product = product if product.shape[1] == 1 else product.sum(1, keepdim=True)
             if common is not None:
                 product = product + common.narrow(axis, 0, size)
             variance = bands.of_two(alone, axis - 2, steps)
@@ -189,19 +206,6 @@ class _Convolution:
     def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         result: Tensor = self.function(x, weight, bias, *self.rest, **self.kwargs)
         return result
-
-
-def _apart(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (1, i, ...) as a share for each channel, shape (1, i, 1, ...), times taps, shape (1, 1, ...)."""
-    channels = weight.sum(tuple(range(2, weight.ndim)), keepdim=True)
-    return channels / channels.sum().clamp_min(1e-30), weight.sum(1, keepdim=True)
-
-
-def _mixed(x: Tensor, channels: Tensor) -> Tensor:
-    """Mean over the channels by their shares."""
-    if x.shape[1] == 1:
-        return x
-    return (x * channels).sum(1, keepdim=True)
 
 
 @dataclass(frozen=True)

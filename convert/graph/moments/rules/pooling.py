@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..gaussians import larger_moments
+from ..gaussians import larger_by_halves, larger_moments
 from ..registry import CannotFollowError, Operation, formula, rule
 from ..state import Uncertain
 
@@ -65,16 +65,19 @@ def _average(x: Uncertain, pool: Callable[[Tensor], Tensor], window: list[int], 
     others = count - 1 - sum(beside) - diagonal
     together = x.along((near * sum(beside) + near.square() * diagonal + far * others) / max(count - 1, 1))
     variance = pool(x.variance) * ((1 - together) / count) + pool(x.variance.sqrt()).square() * together
-    return replace(x, mean=pool(x.mean), variance=variance, near=_farther(x, max(stride)), beside=None)
+    return replace(
+        x, mean=pool(x.mean), variance=variance, near=_farther(x, x.average(x.variance), max(stride)), beside=None
+    )
 
 
-def _farther(x: Uncertain, steps: int) -> Tensor:
+def _farther(x: Uncertain, total: Tensor, steps: int) -> Tensor:
     """The covariance of elements some steps apart: it decays geometrically from ``near`` to the common one."""
     if steps <= 1:
         return x.near
-    common, total = x.common(), x.average(x.variance)
+    common = x.common()
     above = (x.near - common).clamp_min(0)
-    return common + above * (above / (total - common).clamp_min(1e-30)).clamp(0, 1).pow(steps - 1)
+    decay = (above / (total - common).clamp_min(1e-30)).clamp_max(1)
+    return torch.addcmul(common, above, decay if steps == 2 else decay.pow(steps - 1))
 
 
 @rule("max_pool1d", "max_pool2d", "max_pool3d")
@@ -92,9 +95,19 @@ def max_pool(operation: Operation) -> Uncertain:
 
 
 def _largest(x: Uncertain, window: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> Uncertain:
-    mean, variance = x.mean, x.variance
-    apart = _apart(x, window, stride, padding, dilation)
-    for axis, (size, step, pad, spread) in enumerate(zip(window, stride, padding, dilation, strict=True), 2):
+    mean, variance, axes = x.mean, x.variance, list(range(2, x.ndim))
+    by_two = set(window) == set(stride) == {2} and not any(padding) and set(dilation) == {1}
+    if by_two and x.halves is not None and x.halves[0] is x.mean:
+        mean, variance, difference, excess = x.halves[1]()
+        total = x.average(variance)
+        share = _apart(x, axes[-1], [axes[-1]], window, stride, padding, dilation)(())
+        mean, variance = larger_by_halves(mean, variance, difference, excess, variance * (0.5 * share))
+        done = [axes.pop()]
+    else:
+        total, done = x.average(x.variance), []
+    for axis in axes:
+        size, step, pad, spread = (values[axis - 2] for values in (window, stride, padding, dilation))
+        apart = _apart(x, axis, [*done, axis], window, stride, padding, dilation)
         if pad:
             # Far below everything, but finite, so that no difference is NaN.
             low = mean.amin() - 1e3 * (1 + variance.amax().sqrt())
@@ -107,43 +120,38 @@ def _largest(x: Uncertain, window: list[int], stride: list[int], padding: list[i
         while len(parts) > 1:
             pairs = zip(parts[::2], parts[1::2], strict=False)
             parts = [
-                (*larger_moments(m, v, n, w, (v + w) * apart[axis - 2](here)), there)
-                for (m, v, here), (n, w, there) in pairs
+                (*larger_moments(m, v, n, w, (v + w) * apart(here)), there) for (m, v, here), (n, w, there) in pairs
             ] + parts[len(parts) // 2 * 2 :]
         mean, variance, _ = parts[0]
+        done.append(axis)
     pooled = replace(x, mean=mean, variance=variance.clamp_min(0), beside=None)
-    factor = pooled.average(pooled.variance) / x.average(x.variance).clamp_min(1e-30)
+    factor = pooled.average(pooled.variance) / total.clamp_min(1e-30)
     return replace(
         pooled, own=x.own * factor, terms=tuple(term.scaled(factor.sqrt()) for term in x.terms),
-        near=_farther(x, max(stride)) * factor,
+        near=_farther(x, total, max(stride)) * factor,
     )  # fmt: skip
 
 
 def _apart(
-    x: Uncertain, window: list[int], stride: list[int], padding: list[int], dilation: list[int]
-) -> list[Callable[[Any], Tensor]]:
-    """For each axis how far two neighbours are apart, by the place of the first (see ``Beside``).
+    x: Uncertain, axis: int, pooled: list[int], window: list[int], stride: list[int], padding: list[int],
+    dilation: list[int],
+) -> Callable[[Any], Tensor]:  # fmt: skip
+    """How far two neighbours along an axis are apart, by the place of the first (see ``Beside``).
 
     The axes are pooled one after the other, so behind the first there are only its windows.
     """
     if x.beside is None:
-        everywhere = x.along(2 - 2 * (x.near / x.average(x.variance).clamp_min(1e-30)).clamp(0, 1))
-        return [partial(_same, everywhere)] * len(window)
-    ones, shares = [1] * len(window), list[Callable[[Any], Tensor]]()
+        return partial(_same, x.along(2 - 2 * (x.near / x.average(x.variance).clamp_min(1e-30)).clamp(0, 1)))
     if set(window) == {2} and not any(padding) and set(dilation) == {1}:
-        for axis in range(len(window)):
-            shares.append(partial(_same, x.beside(axis + 2, [*stride[: axis + 1], *ones[axis + 1 :]])))
-        return shares
-    for axis in range(2, x.ndim):
-        share = x.beside(axis, ones)
-        share = _padded(share, share.narrow(axis, share.shape[axis] - 1, 1), axis, 0, 1)
-        before = list(enumerate(zip(window, stride, padding, dilation, strict=True), 2))[: axis - 1]
-        for other, (size, step, pad, spread) in before:
+        return partial(_same, x.beside(axis, [s if place in pooled else 1 for place, s in enumerate(stride, 2)]))
+    share = x.beside(axis, [1] * len(window))
+    share = _padded(share, share.narrow(axis, share.shape[axis] - 1, 1), axis, 0, 1)
+    for other, (size, step, pad, spread) in enumerate(zip(window, stride, padding, dilation, strict=True), 2):
+        if other in pooled:
             share = _padded(share, share.narrow(other, 0, 1), other, pad)
-            if other < axis:
+            if other != axis:
                 share = share[(*(slice(None),) * other, slice(0, share.shape[other] - spread * (size - 1), step))]
-        shares.append(share.__getitem__)
-    return shares
+    return share.__getitem__
 
 
 def _same(share: Tensor, place: Any) -> Tensor:

@@ -7,11 +7,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..registry import Operation
 
-__all__ = ["Bands", "Window"]
+__all__ = ["Bands", "Window", "in_shares", "mixed"]
 
 
 class Window:
@@ -36,6 +37,28 @@ class Window:
         """The convolution, with any number of channels in one group."""
         result: Tensor = self._function(x, weight, None, *self._rest, **self._kwargs)
         return result
+
+    def halved(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Half the sum, and half the difference, of outputs at even places of the last axis and the next; stride one.
+
+        Both are convolutions by taps of the two outputs together: one pass over the input instead of one over its
+        outputs, which are larger.
+        """
+        axes = range(len(self.kernel))
+        stride, padding, dilation = ([self.setting(place, axis) for axis in axes] for place in range(3))
+        even, odd = F.pad(0.5 * weight, (0, 1)), F.pad(0.5 * weight, (1, 0))
+        shift = None if bias is None else torch.cat([bias, torch.zeros_like(bias)])
+        convolve: Any = F.conv1d if len(self.kernel) == 1 else F.conv2d
+        both = convolve(x, torch.cat([even + odd, even - odd]), shift, [*stride[:-1], 2], padding, dilation)
+        total, difference = both.chunk(2, 1)
+        return total, difference
+
+    @property
+    def halves(self) -> bool:
+        """Whether :meth:`halved` applies."""
+        before, reach = self.setting(1, -1), self.kernel[-1] - 1
+        plain = self.setting(2, -1) == 1 and self.outputs[-1] == self.spatial[-1] + 2 * before - reach
+        return plain and self.outputs[-1] % 2 == 0
 
     @property
     def separable(self) -> bool:
@@ -120,6 +143,19 @@ class Bands:
         matrix = line.new_zeros(count - pairs, size - pairs)
         matrix[outputs.expand_as(inputs)[inside], inputs[inside]] = line.expand(count - pairs, -1)[inside]
         return matrix if step == 1 else matrix[: count - 1 : step].contiguous()
+
+
+def in_shares(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (1, i, ...) as a share for each channel, shape (1, i, 1, ...), times taps, shape (1, 1, ...)."""
+    channels = weight.sum(tuple(range(2, weight.ndim)), keepdim=True)
+    return channels / channels.sum().clamp_min(1e-30), weight.sum(1, keepdim=True)
+
+
+def mixed(x: Tensor, channels: Tensor) -> Tensor:
+    """Mean over the channels by their shares."""
+    if x.shape[1] == 1:
+        return x
+    return (x * channels).sum(1, keepdim=True)
 
 
 def _through(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
