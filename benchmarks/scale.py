@@ -1,15 +1,15 @@
 """How cost grows: a training step against width, depth and batch, prediction against samples, and a billion parameters.
 
-The exponent is the slope of log time against log size, over the larger half of the sizes: 1 where cost is proportional,
-below 1 where something does not grow with it. Width is given as its number of weights.
+A line, fixed cost plus cost per unit, is fitted to each curve by relative least squares; its largest deviation tells
+linear growth from any other.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,18 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     curves = {
-        "weights of a layer": [(w * w, *steps(mlp(w, 2), 128, options.rounds)) for w in WIDTHS],
-        "layers": [(d, *steps(mlp(256, d), 128, options.rounds)) for d in DEPTHS],
-        "batch": [(b, *steps(mlp(512, 2), b, options.rounds)) for b in BATCHES],
+        "weights": [(784 * w + w * w, *steps(stack(784, w, w), 128, options.rounds)) for w in WIDTHS],
+        "layers": [(d, *steps(stack(*[512] * (d + 1)), 128, options.rounds)) for d in DEPTHS],
+        "batch": [(b, *steps(stack(784, 512, 512), b, options.rounds)) for b in BATCHES],
         "samples of a prediction": [(s, *predictions(s, options.rounds)) for s in SAMPLES],
     }
     figures = {name: [dict(zip(FIELDS, point, strict=True)) for point in points] for name, points in curves.items()}
     rows = []
     for name, points in figures.items():
         first, last = points[0], points[-1]
-        rows.append([name, f"{first['size']:,} .. {last['size']:,}", f"{exponent(points, 'seconds'):.2f}"])
-        rows[-1] += [f"{exponent(points, 'memory'):.2f}", f"{first['ratio']:.2f} .. {last['ratio']:.2f}"]
-    print_table(["against", "from .. to", "exponent of time", "of memory", "of deterministic, first .. last"], rows)
+        rows.append([name, f"{first['size']:,} .. {last['size']:,}", described(points, "seconds", 1e3, "ms")])
+        rows[-1] += [described(points, "memory", 2**-20, "MiB"), f"{first['ratio']:.2f} .. {last['ratio']:.2f}"]
+    print_table(["against", "from .. to", "time", "memory", "of deterministic, first .. last"], rows)
     huge = billion()
     print(f"\n{huge['parameters']:,} parameters: {huge['meta seconds']:.1f} s on the meta device.")
     print(f"In place, of {huge[GIB]:.2f} GiB of weights: {huge['in place GiB']:.2f} GiB more, which is rho;")
@@ -57,9 +57,15 @@ def main() -> None:
 FIELDS, GIB = ("size", "seconds", "ratio", "memory"), "weights GiB"
 
 
-def steps(network: nn.Module, batch: int, rounds: int) -> tuple[float, float, int]:
+def stack(*widths: int) -> nn.Sequential:
+    """Linear layers with ReLUs between them."""
+    layers = [layer for i, o in pairwise(widths) for layer in (nn.Linear(i, o), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def steps(network: nn.Sequential, batch: int, rounds: int) -> tuple[float, float, int]:
     """Seconds of a Bayesian step, its ratio to the deterministic one, and the peak of its memory."""
-    case = Case(lambda: network, (batch, 784), inner=False)
+    case = Case(lambda: network, (batch, network[0].in_features), inner=False)
     trainers = {
         "deterministic": Trainer(network, case, None, fused=True),
         "Bayesian": Trainer(bayesify(network), case, bensemble.kl_divergence, fused=True),
@@ -85,13 +91,17 @@ def predictions(samples: int, rounds: int) -> tuple[float, float, int]:
     return timing.seconds, timing.ratio, peak_memory(predict)
 
 
-def exponent(points: list[dict[str, Any]], field: str) -> float:
-    """Least-squares slope in logarithms, over the larger half of the sizes."""
-    half = points[len(points) // 2 - 1 :]
-    x, y = ([math.log(point[key]) for point in half] for key in ("size", field))
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    above = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    return above / sum((a - mean_x) ** 2 for a in x)
+def line(points: list[dict[str, Any]], field: str) -> tuple[float, float, float]:
+    """Fixed cost, cost per unit, and the largest deviation from their line as a share of the cost."""
+    size, cost = (torch.tensor([point[key] for point in points], dtype=torch.float64) for key in ("size", field))
+    columns = torch.stack([1 / cost, size / cost], 1)
+    fixed, each = torch.linalg.lstsq(columns, torch.ones_like(cost)[:, None]).solution.flatten()
+    return float(fixed), float(each), float(((fixed + each * size) / cost - 1).abs().max())
+
+
+def described(points: list[dict[str, Any]], field: str, scale: float, unit: str) -> str:
+    fixed, each, deviation = line(points, field)
+    return f"{scale * fixed:.3g} + {scale * each:.3g} each {unit}, within {100 * deviation:.0f} %"
 
 
 def billion() -> dict[str, Any]:
@@ -124,7 +134,7 @@ def timed(run: Callable[[], Any]) -> float:
 
 
 def plot(figures: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Seconds against size, one panel for each curve, with a line of slope 1 through the last point."""
+    """Milliseconds against size, one panel for each curve, with its fitted line."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -133,10 +143,11 @@ def plot(figures: dict[str, list[dict[str, Any]]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(figures), figsize=(3.2 * len(figures), 3), layout="constrained")
     for axis, (name, points) in zip(axes, figures.items(), strict=True):
         sizes, seconds = ([point[key] for point in points] for key in ("size", "seconds"))
-        axis.loglog(sizes, [1e3 * value for value in seconds], "o-")
-        axis.loglog(sizes, [1e3 * seconds[-1] * size / sizes[-1] for size in sizes], ":", color="gray")
+        fixed, each, _ = line(points, "seconds")
+        axis.loglog(sizes, [1e3 * (fixed + each * size) for size in sizes], color="gray", linewidth=0.8)
+        axis.loglog(sizes, [1e3 * value for value in seconds], "o")
         axis.set(xlabel=name, title="")
-    axes[0].set_ylabel("milliseconds; dotted: proportional")
+    axes[0].set_ylabel("milliseconds, and the fitted line")
     figure.savefig(path, dpi=150)
 
 

@@ -250,12 +250,24 @@ def test_sigma_is_not_shared_across_a_write_through_data(write):
     del output
 
 
+def test_a_kl_without_gradients_is_not_taken_for_one_with_them():
+    layer, x = BayesianLinear(40, 30).train(), torch.randn(5, 40)
+    with torch.no_grad():
+        kept = layer(x), layer.kl_divergence()
+    kl = layer.kl_divergence()
+    assert not kept[1].requires_grad
+    assert torch.equal(kl, kept[1])
+    assert torch.autograd.grad(kl, layer.w_rho)[0].norm() > 0
+
+
 def test_the_kernels_leave_everything_else_to_the_plain_formula():
     x = torch.randn(2, 3)
     assert applies_to(x, None)
     assert not applies_to(x.double())
     assert not applies_to(x.to("meta"))
     with torch.no_grad():
+        assert applies_to(x)
+    with torch.inference_mode():
         assert not applies_to(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not applies_to(x)

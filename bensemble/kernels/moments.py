@@ -48,7 +48,7 @@ _shared: weakref.WeakValueDictionary[tuple[Any, ...], Moments] = weakref.WeakVal
 
 def applies_to(*tensors: Tensor | None) -> bool:
     """Whether the kernels can run: dense float32 tensors on the CPU, seen by nobody but eager autograd."""
-    if tracing() or torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
+    if tracing() or torch.is_autocast_enabled("cpu") or torch.is_inference_mode_enabled():
         return False
     return all(
         t is None or (t.dtype is torch.float32 and t.device.type == "cpu" and type(t) in (Tensor, torch.nn.Parameter))
@@ -83,7 +83,12 @@ def _key(mu: Tensor, rho: Tensor, divergence: Divergence | None) -> tuple[Any, .
     """Tells a weight in its present state from every other."""
     # Writes through .data do not count as a new version, so a sum over each tensor belongs to the key.
     states = [(id(t), t.data_ptr(), -1 if t.is_inference() else t._version, float(t.detach().sum())) for t in (mu, rho)]
-    return (threading.get_ident(), *states, None if divergence is None else (type(divergence), *divergence.key))
+    return (
+        threading.get_ident(),
+        torch.is_grad_enabled(),
+        *states,
+        None if divergence is None else (type(divergence), *divergence.key),
+    )
 
 
 class _Moments(torch.autograd.Function):
