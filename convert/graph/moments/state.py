@@ -28,7 +28,7 @@ __all__ = ["Basis", "Beside", "Term", "Uncertain", "Weight", "total_variance"]
 Beside = Callable[[int, Sequence[int]], Tensor]
 
 #: Averages over positions that only tell how noise is spread are taken over about as many as this.
-ENOUGH_POSITIONS = 48
+ENOUGH_POSITIONS = 200
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,10 @@ def _average(x: Uncertain, pool: Callable[[Tensor], Tensor], window: list[int], 
     beside = [2 * (size - 1) / size for size in window]
     diagonal = math.prod(1 + number for number in beside) - 1 - sum(beside)
     others = count - 1 - sum(beside) - diagonal
-    together = x.along((near * sum(beside) + near.square() * diagonal + far * others) / max(count - 1, 1))
-    variance = pool(x.variance) * ((1 - together) / count) + pool(x.variance.sqrt()).square() * together
+    together = near * (sum(beside) / count) + near * near * (diagonal / count) + far * (others / count)
+    # Their standard deviations differ; how far the product of two falls behind the variance is taken from neighbours.
+    alike = x.neighbours(x.sampled(x.variance).sqrt()) / total
+    variance = pool(x.variance) * x.along(together * alike + 1 / count)
     return replace(
         x, mean=pool(x.mean), variance=variance, near=_farther(x, x.average(x.variance), max(stride)), beside=None
     )
