@@ -1,11 +1,13 @@
-"""A process that writes for ever and is killed at random moments: ``python -m tests.hostile.kills DEED COUNT FOLDER``.
+"""A process that writes for ever and is killed: ``python -m tests.hostile.kills DEED COUNT FOLDER``.
 
-Every child is a fork of one process that has everything imported, so that a kill costs no start. After each kill the
-file must be one of those that were written whole; at the end nothing but the file may be left.
+One kill comes at a random moment, the next one in the middle of a write, and so on. Every child is a fork of one
+process that has everything imported, so that a kill costs no start. After each kill the file must be one of those that
+were written whole; at the end nothing but the file may be left.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import bensemble
+from bensemble.writing import LOCK
 from convert import bayesify, export_onnx
 
 __all__ = ["DEEDS"]
@@ -33,7 +36,13 @@ def network(seed: int = 0) -> nn.Module:
 
 
 class Versions:
-    """Writes one of two models again and again; the file must always be one of the two."""
+    """Writes one of two models again and again; the file must always be one of the two.
+
+    Attributes:
+        window: Seconds from the first byte of a new file until it takes the place of the old one, about.
+    """
+
+    window: float
 
     def __init__(self, folder: Path) -> None:
         self.models = [bayesify(network(seed)).eval() for seed in (1, 2)]
@@ -48,7 +57,7 @@ class Versions:
 
     def check(self) -> None:
         """Raise unless the file is one of the two."""
-        found = self.read()
+        found = self.read(self.path)
         assert any(torch.allclose(found, known, atol=1e-5) for known in self.known), "another model"
 
     def finish(self) -> None:
@@ -60,25 +69,29 @@ class Versions:
 class Saving(Versions):
     """``bensemble.save``."""
 
+    window = 0.002
+
     def write(self, model: nn.Module) -> None:
         bensemble.save(model, self.path)
 
-    def read(self) -> Tensor:
-        return bensemble.load(self.path, network()).eval()(X).detach()
+    def read(self, path: Path) -> Tensor:
+        return bensemble.load(path, network()).eval()(X).detach()
 
 
 class Exporting(Versions):
     """``export_onnx``, which runs the file before it takes the old one's place."""
 
+    window = 0.3
+
     def write(self, model: nn.Module) -> None:
         export_onnx(model, self.path, X[:1])
 
-    def read(self) -> Tensor:
+    def read(self, path: Path) -> Tensor:
         reader = os.fork()  # ONNX Runtime's threads must not be there when the next child is forked
         if not reader:
             from convert import OnnxModel
 
-            torch.save(OnnxModel(self.path)(X), f"{self.path}-out")
+            torch.save(OnnxModel(path)(X), f"{self.path}-out")
             os._exit(0)
         assert os.waitpid(reader, 0)[1] == 0, "the file does not run"
         out = Path(f"{self.path}-out")
@@ -90,20 +103,30 @@ class Exporting(Versions):
 class Training:
     """A loop that checkpoints and goes on from its checkpoint: it ends, bit for bit, where an undisturbed one ends."""
 
+    window = Saving.window
+
     def __init__(self, folder: Path) -> None:
         self.path = folder / "model"
-        self.expected = self.train(folder / "undisturbed")
-        (folder / "undisturbed").unlink()
+        self.start_again()
+        self.expected = self.train()
+        self.start_again()
 
-    def start(self, path: Path) -> nn.Module:
-        """The model at its last checkpoint; its buffer counts the steps."""
+    def bare(self) -> nn.Module:
+        """The network to train; its buffer counts the steps."""
         bare = network()
         bare.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        return bensemble.load(path, bare) if path.exists() else bayesify(bare)
+        return bare
 
-    def train(self, path: Path, pause: float = 0.0) -> dict[str, Tensor]:
+    def start_again(self) -> None:
+        """Put a model that has seen no step in the checkpoint's place."""
+        bensemble.save(bayesify(self.bare()), self.path)
+
+    def read(self, path: Path) -> nn.Module:
+        return bensemble.load(path, self.bare())
+
+    def train(self) -> dict[str, Tensor]:
         """All steps that are left; the noise of a step depends on its number alone."""
-        bnn = self.start(path).train()
+        bnn = self.read(self.path).train()
         optimizer = torch.optim.SGD(bensemble.param_groups(bnn, lr=1e-2, rho_lr=1e-2))
         for step in range(int(bnn.steps), STEPS):
             torch.manual_seed(step)
@@ -113,21 +136,25 @@ class Training:
             optimizer.step()
             bnn.steps += 1
             if (step + 1) % EVERY == 0:
-                bensemble.save(bnn, path)
+                bensemble.save(bnn, self.path)
         return bnn.state_dict()
 
     def work(self) -> None:
-        self.train(self.path)
+        """What a child does until it is killed."""
+        while True:
+            self.train()
+            self.start_again()
 
     def check(self) -> None:
-        if self.path.exists():
-            steps = int(self.start(self.path).steps)
-            assert steps % EVERY == 0, f"a checkpoint of step {steps}"
+        """Raise unless the file is a checkpoint."""
+        steps = int(self.read(self.path).steps)
+        assert steps % EVERY == 0, f"a checkpoint of step {steps}"
 
     def finish(self) -> None:
-        state = self.train(self.path)
+        """Train to the end, and write once more."""
+        state = self.train()
         assert all(torch.equal(value, self.expected[name]) for name, value in state.items()), "another end"
-        bensemble.save(self.start(self.path), self.path)
+        self.start_again()
 
 
 DEEDS: dict[str, Callable[[Path], Versions | Training]] = {
@@ -137,22 +164,69 @@ DEEDS: dict[str, Callable[[Path], Versions | Training]] = {
 }
 
 
+class Marksman:
+    """Kills children, every second one in the middle of a write, and notes where each kill fell.
+
+    Attributes:
+        fell: How many kills fell where; a new file that cannot be read was half written.
+    """
+
+    def __init__(self, doing: Versions | Training, seed: str, longest: float) -> None:
+        self.doing, self.rng, self.longest = doing, random.Random(seed), longest
+        self.fell = dict.fromkeys(["between writes", "before the new file", "half written", "before the rename"], 0)
+        self._seen: set[Path] = set()
+
+    def kill(self, child: int, in_a_write: bool) -> None:
+        """Wait for the moment, kill, and look at what is left."""
+        try:
+            while in_a_write and not any(_new_file(folder) for folder in self._folders()):
+                pass
+            delay = self.rng.choice([0.0, self.rng.random()])  # a file is half written for a moment only
+            time.sleep(delay * self.doing.window if in_a_write else self.rng.uniform(0, self.longest))
+        finally:  # without it the child would go on for ever
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        folders = self._folders()
+        self.fell[self._place(folders)] += 1
+        self._seen.update(folders)
+
+    def _folders(self) -> list[Path]:
+        """Where the child writes."""
+        path = self.doing.path
+        return [folder for folder in path.parent.glob(f".{path.name}.*.tmp") if folder not in self._seen]
+
+    def _place(self, folders: list[Path]) -> str:
+        if not folders:
+            return "between writes"
+        new = _new_file(folders[0])
+        if new is None:
+            return "before the new file"
+        try:
+            self.doing.read(new)
+        except Exception:
+            return "half written"
+        return "before the rename"
+
+
+def _new_file(folder: Path) -> Path | None:
+    """The file that is being written, which a library may call as it likes."""
+    with contextlib.suppress(FileNotFoundError):  # the folder is gone again
+        return next((folder / name for name in os.listdir(folder) if name != LOCK), None)
+    return None
+
+
 def main(deed: str, count: int, folder: Path) -> None:
-    """Start a child and kill it, so many times; print how many were killed in the middle of a write."""
+    """Start a child and kill it, so many times; print where the kills fell."""
     torch.set_num_threads(1)
-    rng, start = random.Random(deed), time.monotonic()
+    start = time.monotonic()
     doing = DEEDS[deed](folder)
-    longest = max(0.05, (time.monotonic() - start) / 2)
-    in_a_write: set[Path] = set()
+    marksman = Marksman(doing, deed, max(0.05, (time.monotonic() - start) / 2))
     for number in range(count):
         child = os.fork()
         if not child:
             doing.work()
             os._exit(0)
-        time.sleep(rng.uniform(0, longest))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        in_a_write.update(folder.glob(".model.*.tmp"))
+        marksman.kill(child, in_a_write=number % 2 == 1)
         try:
             doing.check()
         except Exception as err:
@@ -160,7 +234,7 @@ def main(deed: str, count: int, folder: Path) -> None:
         time.sleep(1.1)  # a file of the last second may belong to somebody who is about to lock it
     doing.finish()
     left = sorted(path.name for path in folder.iterdir())
-    print(f"{count} kills, {len(in_a_write)} of them in a write; left: {', '.join(left)}")
+    print(f"{count} kills: {', '.join(f'{n} {where}' for where, n in marksman.fell.items())}; left: {', '.join(left)}")
 
 
 if __name__ == "__main__":
