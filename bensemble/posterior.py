@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from .errors import ConversionError, InvalidValueError
 from .gaussian import precise, sigma_from_rho, snr, standard_normal_like
@@ -22,7 +23,16 @@ from .sharding import PartialSums, is_sharded, part_here, part_of, whole
 if TYPE_CHECKING:
     from .layers.weights import PosteriorWeights
 
-__all__ = ["Posterior", "layer_posteriors", "named_posteriors"]
+__all__ = ["Posterior", "layer_posteriors", "named_posteriors", "parameter_of"]
+
+
+def parameter_of(layer: nn.Module, key: str) -> Any:
+    """A Parameter of a layer in a third of the time that attributes take; None without one.
+
+    The attribute has the last word where something else stands in the Parameter's place, and while torch.fx traces.
+    """
+    found = None if is_fx_symbolic_tracing() else layer._parameters.get(key)
+    return getattr(layer, key, None) if found is None else found
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,12 +54,12 @@ class Posterior:
     @property
     def mu(self) -> Tensor:
         """Posterior mean: the Parameter itself, pruned entries included."""
-        return self._tensor(f"{self.stem}_mu")
+        return parameter_of(self.layer, f"{self.stem}_mu")
 
     @property
     def rho(self) -> Tensor:
         """Sigma = softplus(rho); float32 unless the weights are float64."""
-        return self._tensor(f"{self.stem}_rho")
+        return parameter_of(self.layer, f"{self.stem}_rho")
 
     @property
     def mask(self) -> Tensor | None:
@@ -136,11 +146,6 @@ class Posterior:
         """
         for posterior in (self, *self.ties):
             posterior.layer._set_mask(posterior.stem, mask)
-
-    def _tensor(self, key: str) -> Tensor:
-        """A Parameter of the layer; attributes answer for themselves only where something else stands in its place."""
-        parameter = self.layer._parameters.get(key)
-        return getattr(self.layer, key) if parameter is None else parameter
 
     def _check_shapes(self) -> None:
         """Raise where code for deterministic models has resized the mean alone, past the layer's own assignment."""

@@ -27,7 +27,7 @@ from ..draws import WeightDraw, random_draw, read_only
 from ..errors import ConversionError, InvalidTypeError, InvalidValueError
 from ..frames import active_frame, forward_of_first_run
 from ..gaussian import precise
-from ..posterior import Posterior, check_mask
+from ..posterior import Posterior, check_mask, parameter_of
 from ..priors import Normal, PriorSlot
 from ..sharding import sharded_like, whole
 from .loading import adapt_state_dict
@@ -69,7 +69,7 @@ class PosteriorWeights(nn.Module):
     def _posterior(self, name: str) -> Posterior | None:
         """The posterior of a parameter by its original name, or None when that parameter has none."""
         stem = self._stems.get(name, name)
-        return Posterior(self, name, stem) if getattr(self, f"{stem}_mu", None) is not None else None
+        return None if parameter_of(self, f"{stem}_mu") is None else Posterior(self, name, stem)
 
     def _prior_of(self, stem: str, cut: Callable[[Tensor], Tensor] | None = None) -> Any:
         """The prior of one posterior; ``cut`` picks entries out of the fields that are per weight."""
@@ -121,7 +121,7 @@ class PosteriorWeights(nn.Module):
     def _read_weight(self, name: str) -> Tensor | None:
         """The weight under its original name, by the state of the layer; see the table of this module."""
         stem = self._stems[name]
-        mu: Tensor | None = getattr(self, f"{stem}_mu", None)
+        mu = parameter_of(self, f"{stem}_mu")
         if mu is None:
             return self._parameters.get(name)
         if not isinstance(mu, Tensor):

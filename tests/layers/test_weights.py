@@ -333,3 +333,19 @@ def test_reset_parameters_works_in_every_state():
             before = bnn.w_mu.detach().clone()
             bnn.reset_parameters()
             assert not torch.equal(bnn.w_mu, before)
+
+
+def test_a_traced_graph_asks_the_layer_in_every_run():
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = BayesianLinear(3, 3)
+
+        def forward(self, x):
+            return x @ self.linear.weight
+
+    network, x = Reader().eval(), torch.randn(2, 3)
+    traced = torch.fx.symbolic_trace(network)
+    assert torch.equal(traced(x), x @ network.linear.w_mu)
+    network.linear.train()
+    assert not torch.equal(traced(x), traced(x))
