@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,27 @@ from ..priors import ARD, Normal
 from .blocks import sum_of_logs
 from .softplus import sum_of_log_sigma
 
-__all__ = ["Divergence", "divergence_to"]
+__all__ = ["Block", "Divergence", "divergence_to"]
+
+
+class Block(NamedTuple):
+    """Flat pieces of the tensors of one weight.
+
+    Attributes:
+        mu: Means.
+        rho: What sigma follows from.
+        variance: sigma^2.
+        center: Prior means; None for zero.
+    """
+
+    mu: Tensor
+    rho: Tensor
+    variance: Tensor
+    center: Tensor | None
+
+    def distance(self, scratch: Tensor) -> Tensor:
+        """The means beyond those of the prior."""
+        return self.mu if self.center is None else torch.sub(self.mu, self.center, out=scratch)
 
 
 class Divergence(Protocol):
@@ -41,32 +61,14 @@ class Divergence(Protocol):
         """A tensor of prior means in the shape of the weights, cut into the same blocks; None for zero."""
         ...
 
-    def value(
-        self,
-        mu: Tensor,
-        center: Tensor | None,
-        rho: Tensor,
-        most: float,
-        sigma: Tensor,
-        variance: Tensor,
-        scratch: Tensor,
-    ) -> float:
+    def value(self, block: Block, most: float, sigma: Tensor, scratch: Tensor) -> float:
         """The sum over one block, in nats; not finite where float32 is too narrow for the short cuts taken.
 
         ``most`` is the maximum of rho; ``sigma`` and ``scratch`` may be written to.
         """
         ...
 
-    def add_slopes_(
-        self,
-        scale: float,
-        mu: Tensor,
-        center: Tensor | None,
-        variance: Tensor,
-        g_mu: Tensor,
-        g: Tensor,
-        scratch: Tensor,
-    ) -> None:
+    def add_slopes_(self, scale: float, block: Block, g_mu: Tensor, g: Tensor, scratch: Tensor) -> None:
         """Add ``scale`` times the slopes of one block, in place.
 
         ``g_mu`` is a slope in mu and stays one; ``g`` comes as a slope in sigma^2 and goes as sigma times that in
@@ -91,34 +93,16 @@ class NormalDivergence:
     def center(self) -> Tensor | None:
         return self.prior.mean if isinstance(self.prior.mean, Tensor) else None
 
-    def value(
-        self,
-        mu: Tensor,
-        center: Tensor | None,
-        rho: Tensor,
-        most: float,
-        sigma: Tensor,
-        variance: Tensor,
-        scratch: Tensor,
-    ) -> float:
-        distance = mu if center is None else torch.sub(mu, center, out=scratch)
-        squares = float(torch.dot(distance, distance)) + float(variance.sum())
-        logs = sum_of_log_sigma(rho, most, sigma, variance, scratch)
-        return squares / (2 * self.sigma**2) - logs + mu.numel() * (math.log(self.sigma) - 0.5)
+    def value(self, block: Block, most: float, sigma: Tensor, scratch: Tensor) -> float:
+        distance = block.distance(scratch)
+        squares = float(torch.dot(distance, distance)) + float(block.variance.sum())
+        logs = sum_of_log_sigma(block.rho, most, sigma, block.variance, scratch)
+        return squares / (2 * self.sigma**2) - logs + sigma.numel() * (math.log(self.sigma) - 0.5)
 
-    def add_slopes_(
-        self,
-        scale: float,
-        mu: Tensor,
-        center: Tensor | None,
-        variance: Tensor,
-        g_mu: Tensor,
-        g: Tensor,
-        scratch: Tensor,
-    ) -> None:
+    def add_slopes_(self, scale: float, block: Block, g_mu: Tensor, g: Tensor, scratch: Tensor) -> None:
         precision = scale / self.sigma**2
-        g_mu.add_(mu if center is None else torch.sub(mu, center, out=scratch), alpha=precision)
-        g.add_(0.5 * precision).mul_(variance).mul_(2.0).sub_(scale)
+        g_mu.add_(block.distance(scratch), alpha=precision)
+        g.add_(0.5 * precision).mul_(block.variance).mul_(2.0).sub_(scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,32 +113,15 @@ class ARDDivergence:
     key: tuple[Any, ...] = ()
     center: Tensor | None = None
 
-    def value(
-        self,
-        mu: Tensor,
-        center: Tensor | None,
-        rho: Tensor,
-        most: float,
-        sigma: Tensor,
-        variance: Tensor,
-        scratch: Tensor,
-    ) -> float:
-        return 0.5 * sum_of_logs(torch.mul(mu, mu, out=sigma).div_(variance).add_(1.0), scratch)
+    def value(self, block: Block, most: float, sigma: Tensor, scratch: Tensor) -> float:
+        return 0.5 * sum_of_logs(torch.mul(block.mu, block.mu, out=sigma).div_(block.variance).add_(1.0), scratch)
 
-    def add_slopes_(
-        self,
-        scale: float,
-        mu: Tensor,
-        center: Tensor | None,
-        variance: Tensor,
-        g_mu: Tensor,
-        g: Tensor,
-        scratch: Tensor,
-    ) -> None:
-        sum_of_squares = torch.addcmul(variance, mu, mu, out=scratch)
+    def add_slopes_(self, scale: float, block: Block, g_mu: Tensor, g: Tensor, scratch: Tensor) -> None:
+        mu = block.mu
+        sum_of_squares = torch.addcmul(block.variance, mu, mu, out=scratch)
         g_mu.addcdiv_(mu, sum_of_squares, value=scale)
         share = sum_of_squares.reciprocal_().mul_(mu).mul_(mu)
-        g.mul_(variance).mul_(2.0).sub_(share, alpha=scale)
+        g.mul_(block.variance).mul_(2.0).sub_(share, alpha=scale)
 
 
 def divergence_to(prior: Any) -> Divergence | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..gaussian import precise, sigma_from_rho, tracing
 from .blocks import blocks, dense, like, scratches
-from .divergence import Divergence, divergence_to
+from .divergence import Block, Divergence, divergence_to
 from .softplus import softplus
 
 __all__ = ["Moments", "applies_to", "fused_kl", "shared_moments"]
@@ -136,15 +136,16 @@ def _forward_pass(mu: Tensor, rho: Tensor, divergence: Divergence | None) -> tup
     rho = dense(rho)
     variance, total = torch.empty_like(rho), 0.0
     sigma, scratch = scratches(2, rho.numel())
-    for m, r, v, center in blocks(like(mu, rho), rho, variance, _center(divergence, rho)):
-        n = r.numel()
-        least, most = r.aminmax()
+    for pieces in blocks(like(mu, rho), rho, variance, _center(divergence, rho)):
+        block = Block(*pieces)
+        n = block.rho.numel()
+        least, most = block.rho.aminmax()
         if not (float(least) >= _LEAST_RHO and float(most) <= _MOST_RHO):
             return None, None
-        s = softplus(r, float(most), sigma[:n], scratch[:n])
-        torch.mul(s, s, out=v)
+        s = softplus(block.rho, float(most), sigma[:n], scratch[:n])
+        torch.mul(s, s, out=block.variance)
         if divergence is not None:
-            total += divergence.value(m, center, r, float(most), s, v, scratch[:n])
+            total += divergence.value(block, float(most), s, scratch[:n])
     if not math.isfinite(total):
         return None, None
     return variance, None if divergence is None else torch.tensor(total, dtype=torch.float32, device="cpu")
@@ -165,13 +166,14 @@ def _backward_pass(
         g_mu = torch.zeros_like(rho) if g_mean is None else like(g_mean, rho)
     scale = float(g_kl) if g_kl is not None else 0.0
     (scratch,) = scratches(1, rho.numel())
-    for gm, g, m, r, v, center in blocks(g_mu, g_rho, like(mu, rho), rho, variance, _center(divergence, rho)):
-        other = scratch[: r.numel()]
+    for gm, g, *pieces in blocks(g_mu, g_rho, like(mu, rho), rho, variance, _center(divergence, rho)):
+        block = Block(*pieces)
+        other = scratch[: block.rho.numel()]
         if divergence is not None and with_kl:
-            divergence.add_slopes_(scale, m, center, v, gm, g, other)
+            divergence.add_slopes_(scale, block, gm, g, other)
         else:
-            g.mul_(v).mul_(2.0)
-        g.mul_(torch.rsqrt(v, out=other)).mul_(torch.sigmoid(r, out=other))
+            g.mul_(block.variance).mul_(2.0)
+        g.mul_(torch.rsqrt(block.variance, out=other)).mul_(torch.sigmoid(block.rho, out=other))
     return g_mu, g_rho
 
 
