@@ -89,10 +89,14 @@ class Exporting(Versions):
     def read(self, path: Path) -> Tensor:
         reader = os.fork()  # ONNX Runtime's threads must not be there when the next child is forked
         if not reader:
-            from convert import OnnxModel
+            status = 1
+            try:
+                from convert import OnnxModel
 
-            torch.save(OnnxModel(path)(X), f"{self.path}-out")
-            os._exit(0)
+                torch.save(OnnxModel(path)(X), f"{self.path}-out")
+                status = 0
+            finally:  # whatever happens, this process must not go on as its parent does
+                os._exit(status)
         assert os.waitpid(reader, 0)[1] == 0, "the file does not run"
         out = Path(f"{self.path}-out")
         found = torch.load(out)
