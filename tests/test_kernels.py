@@ -6,7 +6,7 @@ from torch import nn
 
 from bensemble import BayesianConv2d, BayesianConvTranspose2d, BayesianLinear
 from bensemble.gaussian import kl_normal, sigma_from_rho
-from bensemble.kernels import ConvolutionOp, LinearOp, applies_to, blocks, fused_kl, shared_moments
+from bensemble.kernels import ConvolutionOp, LinearOp, applies_to, blocks, draw_weight, fused_kl, shared_moments
 from bensemble.kernels import local_reparameterization as kernel
 from bensemble.priors import ARD, Normal
 
@@ -124,6 +124,47 @@ def test_channels_last_agrees_with_contiguous():
     found = torch.autograd.grad(output.sum(), tensors)
     right = torch.autograd.grad(expected.sum(), doubles)
     assert max(_relative(a, b) for a, b in zip(found, right, strict=True)) < 1e-6
+
+
+@pytest.mark.parametrize("shift", [-3.0, -12.0, -60.0, 1.0])
+def test_a_drawn_weight_and_its_gradients_agree_with_float64(shift):
+    mu, rho = torch.randn(30, 50).requires_grad_(), (torch.randn(30, 50) + shift).requires_grad_()
+    torch.manual_seed(1)
+    weight = draw_weight(shared_moments(mu, rho, Normal()))
+    torch.manual_seed(1)
+    noise, doubles = torch.randn(30, 50).double(), _doubles([mu, rho])
+    expected = doubles[0] + sigma_from_rho(doubles[1]) * noise
+    assert _relative(weight, expected) < 1e-6
+    right = torch.autograd.grad(expected.pow(3).sum(), doubles, create_graph=True)
+    for create_graph in (False, True):
+        found = torch.autograd.grad(weight.pow(3).sum(), (mu, rho), retain_graph=True, create_graph=create_graph)
+        assert max(_relative(a, b) for a, b in zip(found, right, strict=True)) < 1e-6
+    twice = torch.autograd.grad(found[1].square().sum(), (mu, rho))
+    wide = torch.autograd.grad(right[1].square().sum(), doubles)
+    assert shift < -30 or max(_relative(a, b) for a, b in zip(twice, wide, strict=True)) < 1e-5
+
+
+def test_large_weights_are_drawn_block_by_block():
+    mu, rho = torch.zeros(700, 400), torch.full((700, 400), -2.0)
+    draws = draw_weight(shared_moments(mu, rho, Normal())) / sigma_from_rho(rho)
+    assert draws.numel() > 2 * blocks.BLOCK
+    assert abs(float(draws.mean())) < 0.01
+    assert abs(float(draws.std()) - 1) < 0.01
+    assert len(draws.flatten().unique()) > 0.9 * draws.numel()
+
+
+def test_a_step_with_drawn_weights_has_the_gradients_of_its_parts():
+    layer, x = BayesianConv2d(6, 8, 3, prior="pretrained"), torch.randn(5, 6, 9, 9)
+    layer.estimator = "weights"
+    steps = []
+    for parts in (False, True):
+        torch.manual_seed(0)
+        nll, kl = layer.train()(x).square().mean(), layer.kl_divergence()
+        layer.zero_grad()
+        (nll.backward(), kl.backward()) if parts else (nll + kl).backward()
+        steps.append([p.grad for p in layer.parameters()])
+    for together, alone in zip(*steps, strict=True):
+        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
 
 
 PRIORS = {"normal": Normal(0.7), "ard": ARD(), "prior means": Normal(0.7, torch.randn(300, 500))}

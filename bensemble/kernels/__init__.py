@@ -2,12 +2,13 @@
 
 They compute what :mod:`bensemble.gaussian` and :mod:`bensemble.priors` say in plain operations; what differs is the
 work around the two matrix products. ``moments`` goes once over the weights for sigma^2 and the KL, and once back;
-``reparameterization`` keeps only what its gradients need; ``operations`` are the products themselves.
+``reparameterization`` and ``drawing`` keep only what their gradients need; ``operations`` are the products themselves.
 
 Wherever these do not apply (other devices and dtypes, torch.compile, vmap, masks), the plain formulas run; under
 double backward the plain formula is differentiated instead.
 """
 
+from .drawing import draw_weight
 from .moments import applies_to, fused_kl, shared_moments
 from .operations import ConvolutionOp, LinearOp, Operation
 from .reparameterization import local_reparameterization
@@ -17,6 +18,7 @@ __all__ = [
     "LinearOp",
     "Operation",
     "applies_to",
+    "draw_weight",
     "fused_kl",
     "local_reparameterization",
     "shared_moments",

@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK", "blocks", "dense", "like", "scratches", "sum_of_logs"]
+__all__ = ["BLOCK", "LEAST_DEVIATION", "blocks", "dense", "like", "scratches", "sum_of_logs"]
 
 BLOCK = 1 << 17  # elements; smaller blocks cost more in calls than the cache gives back
+
+#: What a standard deviation is at least where it divides; its square is still a normal float32.
+LEAST_DEVIATION = 1e-18
 
 _GROUP = 4  # logarithms are dear: one for the product of four
 _WORTH_GROUPING = 1 << 10

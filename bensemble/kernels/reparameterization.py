@@ -19,13 +19,11 @@ import torch
 from torch import Tensor
 
 from ..gaussian import standard_normal_like
-from .blocks import like
+from .blocks import LEAST_DEVIATION, like
 from .moments import Moments
 from .operations import Operation
 
 __all__ = ["local_reparameterization"]
-
-_LEAST_DEVIATION = 1e-18
 
 
 def local_reparameterization(
@@ -61,7 +59,7 @@ class _LocalReparameterization(torch.autograd.Function):
         noise = standard_normal_like(output)
         # A view (a product over three and more axes is one) could not be changed in place by the user any more.
         output = torch.addcmul(output, noise, deviation) if output._is_view() else output.addcmul_(noise, deviation)
-        noise.div_(deviation.clamp_min_(_LEAST_DEVIATION)).mul_(0.5)
+        noise.div_(deviation.clamp_min_(LEAST_DEVIATION)).mul_(0.5)
         ctx.operation, ctx.variance_dtype = operation, dtype
         ctx.moments = moments  # the KL of this step finds them for as long as they are held
         ctx.save_for_backward(input, w_mean, w_var, b_mean, b_var, noise)
@@ -112,7 +110,7 @@ def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...
     input, w_mean, w_var, b_mean, b_var, slope = ctx.saved_tensors
     operation: Operation = ctx.operation
     variance = operation.forward(input.square(), w_var, b_var)
-    noise = 2.0 * slope * variance.detach().sqrt().clamp_min(_LEAST_DEVIATION)
+    noise = 2.0 * slope * variance.detach().sqrt().clamp_min(LEAST_DEVIATION)
     deviation = variance.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
     output = operation.forward(input, w_mean, b_mean) + deviation * noise
     inputs = [input, w_mean, w_var, b_mean, b_var]

@@ -22,7 +22,7 @@ from ..checks import check_number
 from ..errors import InvalidValueError
 from ..frames import Frame, active_frame, mean_mode
 from ..gaussian import add_noise, precise, rho_from_sigma
-from ..kernels import Operation, applies_to, local_reparameterization, shared_moments
+from ..kernels import Operation, applies_to, draw_weight, local_reparameterization, shared_moments
 from ..priors import make_prior
 from .base import BaseBayesianLayer
 from .weights import weight_property
@@ -108,7 +108,12 @@ class LinearOpLayer(BaseBayesianLayer):
     def _drawn(self, name: str) -> Tensor | None:
         """A fresh weight draw for one forward, an ordinary differentiable tensor."""
         posterior = self._posterior(name)
-        return posterior.draw(posterior.draw_noise()) if posterior else self._parameters.get(name)
+        if posterior is None:
+            return self._parameters.get(name)
+        mu, rho = posterior.mu, posterior.rho
+        if posterior.mask is None and applies_to(mu, rho) and mu.shape == rho.shape and mu.numel():
+            return draw_weight(shared_moments(mu, rho, posterior.prior))
+        return posterior.draw(posterior.draw_noise())
 
     def _held(self, frame: Frame, name: str) -> Tensor | None:
         """The weight that the open sampling context holds."""
