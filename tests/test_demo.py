@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+import bensemble
 from bensemble.errors import InvalidValueError
 from convert import bayesify
 from convert.demo import run_demo
@@ -19,6 +20,7 @@ from convert.demo.curves import accuracy, by_size, by_snr
 from convert.demo.data import load_digits, load_mnist
 from convert.demo.files import Draws, agreement
 from convert.demo.metrics import entropy, score
+from convert.demo.network import DigitNet
 from convert.demo.page import text
 
 
@@ -75,6 +77,9 @@ def test_the_files_run_and_the_table_is_told(told):
     removed = float(re.search(r"([\d.]+) % removed", said).group(1))
     assert removed > 90
     assert (folder / "pruned.onnx").stat().st_size < (folder / "deterministic.onnx").stat().st_size
+    bnn = bensemble.load(folder / "bayesian.safetensors", DigitNet(8)).eval()
+    p = bensemble.predict(bnn, pixels, 16, likelihood="categorical", generator=torch.Generator().manual_seed(0))
+    assert re.search(rf"accuracy.*{float((p.mean.argmax(-1) == digits).float().mean()):.2%}", said)
 
 
 @pytest.mark.slow

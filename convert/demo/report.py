@@ -131,7 +131,10 @@ _PRUNING = (
     "ratio of weights that the data does not need to nothing. `to_deterministic(bnn, threshold={threshold})` leaves "
     "them out and gives back an ordinary network."
 )
-_FILES = "`export_onnx` runs each file in ONNX Runtime and compares it with the network before it puts it in place."
+_FILES = (
+    "`export_onnx` runs each file in ONNX Runtime and compares it with the network before it puts it in place. The "
+    "Bayesian network itself, to load and train on, is in `bayesian.safetensors`, which `bensemble.save` wrote."
+)
 
 
 def _rows(images: Images, bayesian: Contestant, count: int) -> Rows:

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from bensemble import fit_posterior, predict
+from bensemble import fit_posterior, predict, save
 from bensemble.errors import InvalidValueError
 
 from ..graph import compact
@@ -49,7 +49,8 @@ def run_demo(output: Path, data: Path | None = None, console: Console | None = N
     """Train a network, make it Bayesian, prune it, export it, and show all of that on one page.
 
     Args:
-        output: Folder for ``index.html``, the pictures and the ONNX files; made when it is not there.
+        output: Folder for ``index.html``, the pictures, the ONNX files and the Bayesian checkpoint; made when it
+            is not there.
         data: MNIST as an ``.npz`` file; None for the digits of scikit-learn.
         console: Where to tell the story; default standard output.
 
@@ -104,6 +105,9 @@ def _tell(output: Path, images: Images, pace: Pace, narrator: Narrator) -> None:
     narrator.say("Whole channels are gone; without them the network has {1:,} parameters, not {0:,}.".format(*sizes))
 
     narrator.chapter("Out of the house")
+    checkpoint = output / "bayesian.safetensors"
+    save(bnn, checkpoint)
+    narrator.say(f"{checkpoint}: the Bayesian network itself, {checkpoint.stat().st_size / 1000:,.1f} kB")
     draws = Draws(bnn, SAMPLES, torch.Generator().manual_seed(0))
     files = {
         name: _export(network_, output / f"{name.lower()}.onnx", images, narrator)

@@ -78,6 +78,7 @@ def test_training_prediction_pruning_and_export_are_the_same_bytes(tmp_path):
 def test_the_demo_writes_the_same_files_twice(tmp_path):
     for name in ("one", "two"):
         run(tmp_path / name, str(Path(sys.executable).with_name("bensemble")), "demo", "--output", str(tmp_path / name))
-    found = {name: digest for name, digest in hashes(tmp_path / "one").items() if name.endswith(".onnx")}
-    assert found
+    endings = (".onnx", ".safetensors")
+    found = {name: digest for name, digest in hashes(tmp_path / "one").items() if name.endswith(endings)}
+    assert set(found) == {"deterministic.onnx", "bayesian.onnx", "pruned.onnx", "bayesian.safetensors"}
     assert found.items() <= hashes(tmp_path / "two").items()
