@@ -52,6 +52,7 @@ bench: $(READY)         ## ratios to the deterministic network; needs a quiet ma
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/kl.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/environment.py
 	$(BIN)/python benchmarks/conversion.py
 	$(BIN)/python benchmarks/onnx_uncertainty.py
 	$(BIN)/python benchmarks/deployment.py

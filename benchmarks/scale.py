@@ -139,6 +139,7 @@ def plot(figures: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure, axes = plt.subplots(1, len(figures), figsize=(3.2 * len(figures), 3), layout="constrained")
     for axis, (name, points) in zip(axes, figures.items(), strict=True):
@@ -147,6 +148,8 @@ def plot(figures: dict[str, list[dict[str, Any]]], path: Path) -> None:
         axis.loglog(sizes, [1e3 * (fixed + each * size) for size in sizes], color="gray", linewidth=0.8)
         axis.loglog(sizes, [1e3 * value for value in seconds], "o")
         axis.set(xlabel=name, title="")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel("milliseconds, and the fitted line")
     figure.savefig(path, dpi=150)
 
