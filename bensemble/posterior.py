@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from .errors import ConversionError, InvalidValueError
 from .gaussian import precise, sigma_from_rho, snr, standard_normal_like
@@ -25,13 +24,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Posterior", "layer_posteriors", "named_posteriors", "parameter_of"]
 
+#: How modules answer for their Parameters, unless somebody stands in between, as torch.fx does while it traces.
+_UNWATCHED = nn.Module.__getattr__
+
 
 def parameter_of(layer: nn.Module, key: str) -> Any:
     """A Parameter of a layer in a third of the time that attributes take; None without one.
 
     The attribute has the last word where something else stands in the Parameter's place, and while torch.fx traces.
     """
-    found = None if is_fx_symbolic_tracing() else layer._parameters.get(key)
+    found = layer._parameters.get(key) if nn.Module.__getattr__ is _UNWATCHED else None
     return getattr(layer, key, None) if found is None else found
 
 
