@@ -166,7 +166,7 @@ def _kl(prior: Any, mu: Tensor, rho: Tensor, keep: Tensor | None) -> Tensor:
     """KL of plain tensors to a prior, over the weights in ``keep``."""
     if keep is not None:
         return kl_to(prior, precise(mu)[keep], sigma_from_rho(rho)[keep])
-    fused = fused_kl(mu, rho, prior) if applies_to(mu, rho) and mu.numel() else None
+    fused = fused_kl(mu, rho, prior) if applies_to(mu, rho) else None
     return kl_to(prior, precise(mu), sigma_from_rho(rho)) if fused is None else fused
 
 

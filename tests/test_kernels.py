@@ -1,5 +1,7 @@
 """The hand-written gradients against float64 autograd of the plain formulas, and where they step aside."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -142,6 +144,35 @@ def test_a_drawn_weight_and_its_gradients_agree_with_float64(shift):
     twice = torch.autograd.grad(found[1].square().sum(), (mu, rho))
     wide = torch.autograd.grad(right[1].square().sum(), doubles)
     assert shift < -30 or max(_relative(a, b) for a, b in zip(twice, wide, strict=True)) < 1e-5
+
+
+def test_the_gradient_of_a_drawn_bias_is_left_to_whoever_else_holds_it():
+    mu, rho = torch.randn(5).requires_grad_(), torch.full((5,), -3.0).requires_grad_()
+    moments, upstream = shared_moments(mu, rho, Normal()), torch.ones(5)
+    torch.autograd.grad([draw_weight(moments), moments.kl], (mu, rho), [upstream, torch.ones(())])
+    assert torch.equal(upstream, torch.ones(5))
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("estimator", ["local", "weights"])
+@pytest.mark.parametrize(("inputs", "outputs"), [(0, 3), (3, 0)])
+def test_a_layer_without_weights_trains(inputs, outputs, estimator):
+    layer = BayesianLinear(inputs, outputs, weight_init="normal").train()
+    layer.estimator = estimator
+    output = layer(torch.randn(4, inputs))
+    (output.sum() + layer.kl_divergence()).backward()
+    assert output.shape == (4, outputs)
+    assert all(p.grad is not None for p in layer.parameters())
+
+
+@torch.inference_mode()
+def _copied(layer):
+    return copy.deepcopy(layer)
+
+
+def test_the_kl_of_tensors_from_inference_mode():
+    layer = BayesianLinear(4, 3, prior="pretrained")
+    torch.testing.assert_close(_copied(layer).kl_divergence(), layer.kl_divergence())
 
 
 def test_large_weights_are_drawn_block_by_block():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK", "LEAST_DEVIATION", "blocks", "dense", "like", "scratches", "sum_of_logs"]
+__all__ = ["BLOCK", "LEAST_DEVIATION", "blocks", "dense", "like", "scratches", "sum_of_logs", "version"]
 
 BLOCK = 1 << 17  # elements; smaller blocks cost more in calls than the cache gives back
 
@@ -26,7 +26,7 @@ def blocks(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
     """Flat blocks of equally laid out dense tensors; None for those that are None."""
     flat = [None if t is None else t.as_strided((t.numel(),), (1,)) for t in tensors]
     numel = next(t.numel() for t in flat if t is not None)
-    for start in range(0, max(numel, 1), BLOCK):
+    for start in range(0, numel, BLOCK):
         yield tuple(t if t is None or numel <= BLOCK else t[start : start + BLOCK] for t in flat)
 
 
@@ -58,6 +58,11 @@ def dense(tensor: Tensor) -> Tensor:
 def like(tensor: Tensor, layout: Tensor) -> Tensor:
     """The tensor in the memory layout of another."""
     return tensor if tensor.stride() == layout.stride() else torch.empty_like(layout).copy_(tensor)
+
+
+def version(tensor: Tensor) -> int:
+    """A number that every write in place changes; inference tensors do not count their writes."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def sum_of_logs(values: Tensor, scratch: Tensor) -> float:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..priors import ARD, Normal
-from .blocks import sum_of_logs
+from .blocks import sum_of_logs, version
 from .softplus import sum_of_log_sigma
 
 __all__ = ["Block", "Divergence", "divergence_to"]
@@ -87,7 +87,7 @@ class NormalDivergence:
     @property
     def key(self) -> tuple[Any, ...]:
         mean = self.prior.mean
-        return (self.sigma, (id(mean), mean._version) if isinstance(mean, Tensor) else mean)
+        return (self.sigma, (id(mean), version(mean)) if isinstance(mean, Tensor) else mean)
 
     @property
     def center(self) -> Tensor | None:

@@ -43,4 +43,6 @@ class _Draw(torch.autograd.Function):
             noise = 2.0 * slope * variance.detach().sqrt()
             return grad, grad * noise / (2.0 * variance.clamp_min(LEAST_DEVIATION**2).sqrt()), None
         ctx.moments = None
-        return grad, grad * slope, None
+        # A product makes the gradient of its weight. What is only added, as a bias to one example, gets that of the
+        # sum, which others hold too, and the KL is about to be added in place.
+        return grad if grad.dim() > 1 else grad.clone(), grad * slope, None

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..gaussian import precise, sigma_from_rho, tracing
-from .blocks import blocks, dense, like, scratches
+from .blocks import blocks, dense, like, scratches, version
 from .divergence import Block, Divergence, divergence_to
 from .softplus import softplus
 
@@ -82,7 +82,7 @@ def fused_kl(mu: Tensor, rho: Tensor, prior: Any) -> Tensor | None:
 def _key(mu: Tensor, rho: Tensor, divergence: Divergence | None) -> tuple[Any, ...]:
     """Tells a weight in its present state from every other."""
     # Writes through .data do not count as a new version, so a sum over each tensor belongs to the key.
-    states = [(id(t), t.data_ptr(), -1 if t.is_inference() else t._version, float(t.detach().sum())) for t in (mu, rho)]
+    states = [(id(t), t.data_ptr(), version(t), float(t.detach().sum())) for t in (mu, rho)]
     return (
         threading.get_ident(),
         torch.is_grad_enabled(),
@@ -102,7 +102,8 @@ class _Moments(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         mu, rho, divergence = args
         variance, kl = _forward_pass(mu.detach(), rho.detach(), divergence)
-        ctx.inputs, ctx.divergence, ctx.variance, ctx.versions = (mu, rho), divergence, None, _versions(mu, rho)
+        ctx.inputs, ctx.versions = (mu, rho), (version(mu), version(rho))
+        ctx.divergence, ctx.variance = divergence, None
         ctx.short_cut = variance is not None
         ctx.set_materialize_grads(False)
         if variance is None:
@@ -113,7 +114,7 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         mu, rho = ctx.inputs
-        if ctx.versions != _versions(mu, rho):
+        if ctx.versions != (version(mu), version(rho)):
             raise RuntimeError("mu or rho of a Bayesian layer was changed in place between its forward and backward.")
         if torch.is_grad_enabled() or not ctx.short_cut:
             found = iter(_plain_gradients(mu, rho, ctx.divergence, grads, ctx.needs_input_grad))
@@ -122,10 +123,6 @@ class _Moments(torch.autograd.Function):
         if variance is None:
             variance = sigma_from_rho(dense(rho.detach())).square()
         return (*_backward_pass(mu.detach(), rho.detach(), variance, ctx.divergence, grads), None)
-
-
-def _versions(*tensors: Tensor) -> list[int | None]:
-    return [None if t.is_inference() else t._version for t in tensors]
 
 
 # -- the short way

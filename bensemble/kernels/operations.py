@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -45,10 +46,11 @@ class LinearOp:
         self, grad: Tensor, input: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients with respect to input, weight and bias, as far as they are needed."""
-        rows = grad.reshape(-1, grad.shape[-1])
+        count = math.prod(input.shape[:-1])  # -1 says nothing where an axis is empty
+        rows = grad.reshape(count, grad.shape[-1])
         return (
             (rows @ weight).view_as(input) if needs[0] else None,
-            rows.t() @ input.reshape(-1, input.shape[-1]) if needs[1] else None,
+            rows.t() @ input.reshape(count, input.shape[-1]) if needs[1] else None,
             rows.sum(0) if needs[2] else None,
         )
 

@@ -111,7 +111,7 @@ class LinearOpLayer(BaseBayesianLayer):
         if posterior is None:
             return self._parameters.get(name)
         mu, rho = posterior.mu, posterior.rho
-        if posterior.mask is None and applies_to(mu, rho) and mu.shape == rho.shape and mu.numel():
+        if posterior.mask is None and applies_to(mu, rho) and mu.shape == rho.shape:
             return draw_weight(shared_moments(mu, rho, posterior.prior))
         return posterior.draw(posterior.draw_noise())
 
