@@ -62,3 +62,4 @@ def test_half_the_sum_and_half_the_difference_of_pairs(padding):
     even, odd = whole[..., ::2], whole[..., 1::2]
     torch.testing.assert_close(found, ((even + odd) / 2, (even - odd) / 2), rtol=1e-4, atol=1e-5)
     assert not window({"padding": padding}, weight, (7, 13)).halves
+    assert not window({"padding": "same"}, torch.randn(4, 2, 2, 5), (7, 12)).halves  # pads one side more

@@ -44,8 +44,7 @@ class Window:
         Both are convolutions by taps of the two outputs together: one pass over the input instead of one over its
         outputs, which are larger.
         """
-        axes = range(len(self.kernel))
-        stride, padding, dilation = ([self.setting(place, axis) for axis in axes] for place in range(3))
+        stride, padding, dilation = self._settings
         even, odd = F.pad(0.5 * weight, (0, 1)), F.pad(0.5 * weight, (1, 0))
         shift = None if bias is None else torch.cat([bias, torch.zeros_like(bias)])
         convolve: Any = F.conv1d if len(self.kernel) == 1 else F.conv2d
@@ -56,9 +55,13 @@ class Window:
     @property
     def halves(self) -> bool:
         """Whether :meth:`halved` applies."""
-        before, reach = self.setting(1, -1), self.kernel[-1] - 1
-        plain = self.setting(2, -1) == 1 and self.outputs[-1] == self.spatial[-1] + 2 * before - reach
-        return plain and self.outputs[-1] % 2 == 0
+        axes = zip(self.spatial, self.outputs, self.kernel, *self._settings, strict=True)
+        # "same" pads even kernels with one more behind than in front.
+        alike = all(
+            count == (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+            for size, count, taps, stride, padding, dilation in axes
+        )
+        return alike and self.setting(0, -1) == self.setting(2, -1) == 1 and self.outputs[-1] % 2 == 0
 
     @property
     def separable(self) -> bool:
@@ -91,6 +94,11 @@ class Window:
     def outputs(self) -> tuple[int, ...]:
         """Size of the output."""
         return tuple(self(self.weight.new_ones(1, 1, *self.spatial), self.weight[:1, :1]).shape[2:])
+
+    @property
+    def _settings(self) -> list[list[int]]:
+        """Strides, paddings in front and dilations, each by axis."""
+        return [[self.setting(place, axis) for axis in range(len(self.kernel))] for place in range(3)]
 
     def setting(self, place: int, axis: int) -> int:
         """Stride (0), padding in front (1) or dilation (2) along an axis."""
