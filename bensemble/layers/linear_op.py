@@ -53,6 +53,11 @@ class LinearOpLayer(BaseBayesianLayer):
     #: Standard deviation that a freshly built layer starts with; None for a converted one.
     init_sigma: float | None = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "linear_op" in vars(cls) and "operation" not in vars(cls):
+            cls.operation = LinearOpLayer.operation  # type: ignore[method-assign]  # the parent's is another one
+
     def linear_op(self, weight: Tensor, bias: Tensor | None, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the given weight and bias to the input; the further arguments are those of ``forward``."""
         raise NotImplementedError(f"{type(self).__name__} must define linear_op(weight, bias, input)")

@@ -52,6 +52,20 @@ def test_whole_models_with_it_convert_there_and_back():
     assert torch.equal(back(x), model(x))
 
 
+class Doubled(bensemble.BayesianLinear):
+    """A layer of ours with an operation of its own."""
+
+    def linear_op(self, weight, bias, input):
+        return 2 * super().linear_op(weight, bias, input)
+
+
+def test_an_operation_that_a_subclass_overrides_is_the_one_that_trains():
+    layer, x = Doubled(4, 3), torch.randn(5, 4)
+    for posterior in layer.posteriors():
+        nn.init.constant_(posterior.rho, -40.0)
+    assert_close(layer.train()(x), layer.eval()(x))
+
+
 class BayesianScale(BaseBayesianLayer):
     """A layer that stands for no deterministic module, as in the text of the base class."""
 
