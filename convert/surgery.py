@@ -79,7 +79,7 @@ def bayesify(
             of the whole model, train inside :func:`bensemble.sampling`.
         variance_dtype: In what the ``"local"`` estimator computes the variance of float32 pre-activations.
             ``torch.bfloat16`` takes less time where the processor has instructions for it, and makes standard
-            deviations wrong by up to 0.4 %; means stay exact. A checkpoint does not keep it.
+            deviations wrong by up to 0.6 %; means stay exact. A checkpoint does not keep it.
         inplace: Change the model itself instead of a copy.
 
     Returns:
