@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels import ConvolutionOp, Operation
 from .linear_op import LinearOpLayer
 from .registry import register
 
@@ -36,13 +37,26 @@ class _BayesianConvTranspose(LinearOpLayer):
         self, weight: Tensor, bias: Tensor | None, input: Tensor, output_size: list[int] | None = None
     ) -> Tensor:
         """The transposed convolution, with the layer's stride, padding, output padding, dilation and groups."""
+        return type(self).transposed_convolution(
+            input, weight, bias, self.stride, self.padding, self._padding_behind(input, output_size), self.groups,
+            self.dilation,
+        )  # fmt: skip
+
+    def operation(self, input: Tensor, output_size: list[int] | None = None) -> Operation | None:
+        """The transposed convolution of batched input."""
         module: Any = self
-        output_padding = module._output_padding(
+        if input.dim() != module.w_mu.dim():
+            return None
+        behind = tuple(self._padding_behind(input, output_size))
+        return ConvolutionOp(module.stride, module.padding, module.dilation, module.groups, True, behind)
+
+    def _padding_behind(self, input: Tensor, output_size: list[int] | None) -> list[int]:
+        """What is added to one side of the output, so that it has the size asked for."""
+        module: Any = self
+        behind: list[int] = module._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, module.w_mu.dim() - 2, self.dilation
         )
-        return type(self).transposed_convolution(
-            input, weight, bias, self.stride, self.padding, output_padding, self.groups, self.dilation
-        )
+        return behind
 
     def channel_rows(self, weight: Tensor) -> Tensor:
         """The weight (in, out / groups, *kernel) as one row per output channel."""
