@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bensemble.outputs import tensor_paths
 
-from ..einsum import left_to_right
+from .einsum import left_to_right
 
 __all__ = [
     "Capture",

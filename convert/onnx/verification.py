@@ -13,9 +13,9 @@ from torch import Tensor
 
 from bensemble.errors import InvalidValueError, VerificationError
 
-from ..rounding import rounding_errors
 from .latency import latency
 from .measuring import error_of
+from .rounding import rounding_errors
 from .running import OnnxModel, feed, one_thread_session
 from .trials import Trial, Trials, one_line
 

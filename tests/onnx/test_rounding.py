@@ -10,9 +10,9 @@ from torch import nn
 
 from bensemble.errors import VerificationError
 from convert import export_onnx
+from convert.onnx.rounding import in_float64, rounding_errors
 from convert.onnx.trials import Trial
 from convert.onnx.verification import compare
-from convert.rounding import in_float64, rounding_errors
 
 
 class Cancelling(nn.Module):
