@@ -84,9 +84,9 @@ class OnnxModel(nn.Module):
             InvalidTypeError: The inputs are something else.
             InvalidValueError: They do not fit the file's inputs.
         """
-        feed = self.feed(inputs)
+        given = self.feed(inputs)
         try:
-            arrays = self.session.run(None, feed)
+            arrays = self.session.run(None, given)
             return {name: torch.as_tensor(array) for name, array in zip(self.output_names, arrays, strict=True)}
         except Exception as err:
             raise InvalidValueError(
