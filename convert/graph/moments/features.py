@@ -19,8 +19,8 @@ from .state import Basis, Term
 
 __all__ = ["Split", "at_random", "carried", "pairs_of_latents"]
 
-#: Latents that a layer keeps at least, a compromise with time: on trained MLPs 8 gave the deviation of each logit within
-#: 15 %, and 16 within 8 %.
+#: Latents that a layer keeps at least, a compromise with time: on trained MLPs 8 gave the deviation of each logit
+#: within 15 %, and 16 within 8 %.
 FEWEST_LATENTS = 12
 MOST_LATENTS = 24
 
