@@ -76,7 +76,9 @@ class LinearOpLayer(BaseBayesianLayer):
         if frame is None and self.training:
             if self.estimator == "local":
                 return self._local_reparameterization(input, *args, **kwargs)
-            return self.linear_op(self._drawn("weight"), self._drawn("bias"), input, *args, **kwargs)  # type: ignore[arg-type]
+            # Of an operation of ours it is known that the gradient of its weight belongs to nobody else.
+            known = self.operation(input, *args, **kwargs) is not None
+            return self.linear_op(self._drawn("weight", known), self._drawn("bias", known), input, *args, **kwargs)  # type: ignore[arg-type]
         if frame is None or frame.is_mean:
             return self._evaluate(input, *args, **kwargs)
         return frame.run(self, input, *args, **kwargs)
@@ -110,13 +112,13 @@ class LinearOpLayer(BaseBayesianLayer):
             variance = precise(self.linear_op(*low, *args, **kwargs))  # type: ignore[arg-type]
         return add_noise(mean, variance)
 
-    def _drawn(self, name: str) -> Tensor | None:
+    def _drawn(self, name: str, by_kernel: bool) -> Tensor | None:
         """A fresh weight draw for one forward, an ordinary differentiable tensor."""
         posterior = self._posterior(name)
         if posterior is None:
             return self._parameters.get(name)
         mu, rho = posterior.mu, posterior.rho
-        if posterior.mask is None and applies_to(mu, rho) and mu.shape == rho.shape:
+        if by_kernel and posterior.mask is None and applies_to(mu, rho) and mu.shape == rho.shape:
             return draw_weight(shared_moments(mu, rho, posterior.prior))
         return posterior.draw(posterior.draw_noise())
 

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 import bensemble
 from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
 from bensemble.layers import BaseBayesianLayer, LinearOpLayer, bayesian_type, register, weight_property
+from bensemble.priors import Normal
 from bensemble.testing import CONTRACTS, check_layer
 from convert import bayesify, plan, to_deterministic
 
@@ -121,6 +122,32 @@ def test_a_sample_that_cannot_be_held_is_said():
     with pytest.warns(UserWarning, match=message), bensemble.sampling(model):
         pass
     assert bensemble.kl_divergence(model) > 0
+
+
+class Shift(nn.Module):
+    """Adds a weight, so that the gradient of the sum is the gradient of both."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 3)), None
+
+    def forward(self, x):
+        return x + self.weight
+
+
+class BayesianShift(LinearOpLayer, Shift):
+    def linear_op(self, weight, bias, x):
+        return x + weight
+
+
+def test_a_gradient_that_others_hold_is_not_written_to():
+    layer = BayesianShift.__new__(BayesianShift)
+    layer.adopt(Shift(), prior_sigma=1.0, init_sigma=0.1, prior=Normal(0.01))
+    layer.estimator, x = "weights", torch.randn(4, 3, requires_grad=True)
+    loss = (layer.train()(2.0 * x) * torch.ones(4, 3)).sum() + layer.kl_divergence()
+    loss.backward()
+    assert torch.equal(x.grad, torch.full((4, 3), 2.0))
+    assert not torch.equal(layer.w_mu.grad, torch.ones(4, 3))
 
 
 def test_types_match_exactly():
