@@ -70,6 +70,7 @@ def main(name):
         bensemble.save(bnn, f"{name}.safetensors")
         p = bensemble.predict(bnn, x[1297:].float() / 16, likelihood="categorical")
         print(f"{(p.probs.argmax(-1) == y[1297:]).float().mean():.1%} right; entropy {p.entropy.mean():.3f} nats.")
+    dist.barrier()  # who left earlier would break the connections of the other one
     dist.destroy_process_group()
 
 

@@ -1,6 +1,7 @@
 """A process of an elastic run is killed, and the run ends where an undisturbed one ends."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -56,7 +57,8 @@ def test_killed_processes_change_nothing(tmp_path):
     assert printed.count("Process 0 goes on after epoch") >= 2, printed
     other, _ = undisturbed.communicate(timeout=PATIENCE)
     assert undisturbed.returncode == 0, other
-    assert "goes on after epoch" not in other
+    # gloo may still bring a process down when it leaves, with everything done; it then goes on after the last epoch.
+    assert set(re.findall(r"goes on after epoch (\d+)", other)) <= {"20"}, other
     ends = final(tmp_path / "undisturbed"), final(tmp_path / "killed")
     assert ends[0].keys() == ends[1].keys()
     for key, tensor in ends[0].items():
