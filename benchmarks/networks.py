@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -36,11 +37,10 @@ class Block(nn.Module):
         return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.short(x))
 
 
-def mlp(width: int = 400, depth: int = 2) -> nn.Module:
-    layers = [nn.Linear(784, width), nn.ReLU()]
-    for _ in range(depth - 1):
-        layers += [nn.Linear(width, width), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(width, 10))
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear layers with ReLUs between them; without arguments 784-400-400-10."""
+    layers = [layer for i, o in pairwise(widths or (784, 400, 400, 10)) for layer in (nn.Linear(i, o), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
 
 
 def resnet(width: int = 32) -> nn.Module:

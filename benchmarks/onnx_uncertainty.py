@@ -14,6 +14,7 @@ from pathlib import Path
 
 import onnxruntime
 import torch
+from networks import mlp
 from rounds import interleave, print_table, write_json
 from torch import Tensor, nn
 
@@ -53,11 +54,6 @@ def lenet5() -> nn.Sequential:
     features = [nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU()]
     head = [nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)]
     return nn.Sequential(*features, nn.MaxPool2d(2), nn.Flatten(), *head)
-
-
-def mlp() -> nn.Sequential:
-    """784-400-400-10."""
-    return nn.Sequential(nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 400), nn.ReLU(), nn.Linear(400, 10))
 
 
 class Encoder(nn.Module):

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from networks import mlp
 from rounds import interleave, keep_freed_memory, print_table, write_json
 from torch import Tensor, nn
 
@@ -14,12 +15,6 @@ from bensemble import predict
 from convert import bayesify
 
 SAMPLES = 30
-
-
-def mlp() -> nn.Module:
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 400), nn.ReLU(), nn.Linear(400, 10)
-    )
 
 
 def lenet() -> nn.Module:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     curves = {
-        "weights": [(784 * w + w * w, *steps(stack(784, w, w), 128, options.rounds)) for w in WIDTHS],
-        "layers": [(d, *steps(stack(*[512] * (d + 1)), 128, options.rounds)) for d in DEPTHS],
-        "batch": [(b, *steps(stack(784, 512, 512), b, options.rounds)) for b in BATCHES],
+        "weights": [(784 * w + w * w, *steps(mlp(784, w, w), 128, options.rounds)) for w in WIDTHS],
+        "layers": [(d, *steps(mlp(*[512] * (d + 1)), 128, options.rounds)) for d in DEPTHS],
+        "batch": [(b, *steps(mlp(784, 512, 512), b, options.rounds)) for b in BATCHES],
         "samples of a prediction": [(s, *predictions(s, options.rounds)) for s in SAMPLES],
     }
     figures = {name: [dict(zip(FIELDS, point, strict=True)) for point in points] for name, points in curves.items()}
@@ -55,12 +54,6 @@ def main() -> None:
 
 
 FIELDS, GIB = ("size", "seconds", "ratio", "memory"), "weights GiB"
-
-
-def stack(*widths: int) -> nn.Sequential:
-    """Linear layers with ReLUs between them."""
-    layers = [layer for i, o in pairwise(widths) for layer in (nn.Linear(i, o), nn.ReLU())]
-    return nn.Sequential(*layers[:-1])
 
 
 def steps(network: nn.Sequential, batch: int, rounds: int) -> tuple[float, float, int]:
@@ -94,7 +87,7 @@ def predictions(samples: int, rounds: int) -> tuple[float, float, int]:
 def line(points: list[dict[str, Any]], field: str) -> tuple[float, float, float]:
     """Fixed cost, cost per unit, and the largest deviation from their line as a share of the cost."""
     size, cost = (torch.tensor([point[key] for point in points], dtype=torch.float64) for key in ("size", field))
-    columns = torch.stack([1 / cost, size / cost], 1)
+    columns = torch.mlp([1 / cost, size / cost], 1)
     fixed, each = torch.linalg.lstsq(columns, torch.ones_like(cost)[:, None]).solution.flatten()
     return float(fixed), float(each), float(((fixed + each * size) / cost - 1).abs().max())
 
