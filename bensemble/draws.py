@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map, tree_map_only
 
 from .errors import ReadOnlyError, SamplingError
 from .gaussian import precise, tracing
+from .kernels.blocks import version
 from .posterior import Posterior
 
 __all__ = ["WeightDraw", "random_draw", "read_only"]
@@ -118,13 +119,13 @@ class _Reparameterize(torch.autograd.Function):
     def forward(ctx: Any, mu: Tensor, rho: Tensor, draw: _Draw) -> Tensor:
         ctx.draw = draw
         # Not saved for backward: checkpointing counts what is, and a weight that was read before is not read again.
-        ctx.rho, ctx.version = rho, None if rho.is_inference() else rho._version
+        ctx.rho, ctx.version = rho, version(rho)
         return WeightDraw.wrap(mu, draw)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None]:
         (grad,), rho, draw = grads, ctx.rho, ctx.draw
-        if ctx.version is not None and rho._version != ctx.version:
+        if version(rho) != ctx.version:
             raise SamplingError(
                 f"backward: rho of '{draw.posterior.name}' was changed in place since the forward; step the optimizer "
                 "after backward()."

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .checks import check_module
 from .draws import random_draw, read_only
+from .kernels.blocks import version
 from .posterior import Posterior, layer_posteriors
 from .recomputation import frame_of_first_run, is_second_run, note_forward, noted, seed_of_first_run
 from .sharding import holds_shards
@@ -101,7 +102,7 @@ class _Source:
 
     def __init__(self, tensors: tuple[Tensor | None, ...]) -> None:
         self.tensors = tensors
-        self.versions = [None if t is None or t.is_inference() else t._version for t in tensors]
+        self.versions = [None if t is None else version(t) for t in tensors]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Source) or self.versions != other.versions:

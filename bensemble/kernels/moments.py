@@ -136,13 +136,13 @@ def _forward_pass(mu: Tensor, rho: Tensor, divergence: Divergence | None) -> tup
     for pieces in blocks(like(mu, rho), rho, variance, _center(divergence, rho)):
         block = Block(*pieces)
         n = block.rho.numel()
-        least, most = block.rho.aminmax()
-        if not (float(least) >= _LEAST_RHO and float(most) <= _MOST_RHO):
+        least, most = map(float, block.rho.aminmax())
+        if not (least >= _LEAST_RHO and most <= _MOST_RHO):
             return None, None
-        s = softplus(block.rho, float(most), sigma[:n], scratch[:n])
+        s = softplus(block.rho, most, sigma[:n], scratch[:n])
         torch.mul(s, s, out=block.variance)
         if divergence is not None:
-            total += divergence.value(block, float(most), s, scratch[:n])
+            total += divergence.value(block, most, s, scratch[:n])
     if not math.isfinite(total):
         return None, None
     return variance, None if divergence is None else torch.tensor(total, dtype=torch.float32, device="cpu")
