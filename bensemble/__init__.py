@@ -31,10 +31,10 @@ from .layers import (
     BayesianConvTranspose3d,
     BayesianLinear,
 )
-from .noise.stack import sampling
 from .objective import elbo_loss, kl_divergence, kl_warmup, param_groups, posterior_summary
-from .posterior import Posterior, named_posteriors
-from .prediction import ClassPrediction, Prediction, RegressionPrediction, predict
+from .posterior import Posterior
+from .posteriors import named_posteriors
+from .prediction import ClassPrediction, Prediction, RegressionPrediction, predict, sampling
 from .pruning.channels import ChannelGroups
 from .pruning.masks import apply_masks, clear_masks, prune, pruning_masks
 

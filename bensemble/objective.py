@@ -25,7 +25,7 @@ from .layers.base import BaseBayesianLayer
 from .models.batches import device_of
 from .models.ranks import warn_of_equal_noise
 from .models.sharding import PartialSums
-from .posterior import named_posteriors
+from .posteriors import named_posteriors
 
 __all__ = ["elbo_loss", "kl_divergence", "kl_warmup", "param_groups", "posterior_summary"]
 

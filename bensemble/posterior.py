@@ -1,4 +1,4 @@
-"""A handle on one Gaussian weight, and the walk over all of them.
+"""A handle on one Gaussian weight.
 
 The tensors live on the layer, as ``<stem>_mu``, ``<stem>_rho``, ``<stem>_mask`` and the tensors of the prior. The
 handle reads them afresh each time, so it stays right under ``.to()``, ``functional_call`` and deepcopy.
@@ -6,35 +6,42 @@ handle reads them afresh each time, so it stays right under ``.to()``, ``functio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import ConversionError, InvalidValueError
 from .gaussian import precise, sigma_from_rho, snr, standard_normal_like
 from .kernels import applies_to, fused_kl
 from .models.sharding import PartialSums, is_sharded, part_here, part_of, whole
 from .priors import ARD, Normal, kl_to
+from .torch_internals import buffers_of, parameter_of
 
-if TYPE_CHECKING:
-    from .layers.weights import PosteriorWeights
-
-__all__ = ["Posterior", "layer_posteriors", "named_posteriors", "parameter_of"]
-
-#: How modules answer for their Parameters, unless somebody stands in between, as torch.fx does while it traces.
-_UNWATCHED = nn.Module.__getattr__
+__all__ = ["Holder", "Posterior", "check_mask"]
 
 
-def parameter_of(layer: nn.Module, key: str) -> Any:
-    """A Parameter of a layer in a third of the time that attributes take; None without one.
+class Holder(Protocol):
+    """What a handle needs of the module that holds the tensors; see :mod:`bensemble.layers.storage`."""
 
-    The attribute has the last word where something else stands in the Parameter's place, and while torch.fx traces.
-    """
-    found = layer._parameters.get(key) if nn.Module.__getattr__ is _UNWATCHED else None
-    return getattr(layer, key, None) if found is None else found
+    #: Original parameter name -> stem of its posterior.
+    _stems: ClassVar[dict[str, str]]
+
+    def _posteriors(self) -> Iterator[Posterior]: ...
+
+    def _posterior(self, name: str) -> Posterior | None: ...
+
+    def _prior_of(self, stem: str, cut: Callable[[Tensor], Tensor] | None = None) -> Any: ...
+
+    def _set_prior(self, stem: str, prior: Any) -> None: ...
+
+    def _is_prunable(self, stem: str) -> bool: ...
+
+    def _forbid_pruning(self, stem: str) -> None: ...
+
+    def _set_mask(self, stem: str, mask: Tensor | None) -> None: ...
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,7 +55,7 @@ class Posterior:
         ties: The same posterior as other layers hold it; filled in by :func:`named_posteriors`.
     """
 
-    layer: PosteriorWeights
+    layer: Any  # a module that is a Holder; typing has no word for both
     name: str
     stem: str
     ties: tuple[Posterior, ...] = ()
@@ -67,7 +74,7 @@ class Posterior:
     def mask(self) -> Tensor | None:
         """1 where a weight is kept and 0 where it is pruned, shape of mu; None when nothing is pruned."""
         key = f"{self.stem}_mask"
-        mask = self.layer._buffers.get(key)
+        mask = buffers_of(self.layer).get(key)
         return getattr(self.layer, key, None) if mask is None else mask
 
     @property
@@ -168,32 +175,6 @@ def _kl(prior: Any, mu: Tensor, rho: Tensor, keep: Tensor | None) -> Tensor:
         return kl_to(prior, precise(mu)[keep], sigma_from_rho(rho)[keep])
     fused = fused_kl(mu, rho, prior) if applies_to(mu, rho) else None
     return kl_to(prior, precise(mu), sigma_from_rho(rho)) if fused is None else fused
-
-
-def layer_posteriors(model: nn.Module) -> Iterator[tuple[PosteriorWeights, list[Posterior]]]:
-    """Every Bayesian layer below ``model`` once, with its posteriors."""
-    from .layers.weights import PosteriorWeights
-
-    for module in model.modules():
-        if isinstance(module, PosteriorWeights):
-            yield module, list(module._posteriors())
-
-
-def named_posteriors(model: nn.Module) -> Iterator[tuple[str, Posterior]]:
-    """Every distinct posterior of the model, under the original name of its weight, such as ``fc.weight``.
-
-    A posterior that several layers share comes once, under the first name.
-    """
-    from .layers.weights import PosteriorWeights
-
-    found: dict[int, list[tuple[str, Posterior]]] = {}
-    for path, module in model.named_modules():
-        if isinstance(module, PosteriorWeights):
-            for posterior in module._posteriors():
-                name = f"{path}.{posterior.name}" if path else posterior.name
-                found.setdefault(id(posterior.mu), []).append((name, posterior))
-    for (name, first), *others in found.values():
-        yield name, replace(first, ties=tuple(other for _, other in others)) if others else first
 
 
 def check_mask(verb: str, name: str, mask: Tensor, shape: torch.Size) -> None:

@@ -1,30 +1,57 @@
-"""Posteriors by the original names of their weights, ties under each of their names."""
+"""The walk over all posteriors of a model, and the posteriors that a user's names mean.
+
+Names are the original ones of the weights, such as ``fc.weight``; a tied weight goes by each of its names.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
 from .errors import InvalidTypeError, InvalidValueError
-from .layers.weights import PosteriorWeights
-from .posterior import Posterior, named_posteriors
+from .layers.weights import PosteriorModule
+from .posterior import Posterior
 
-__all__ = ["all_names", "by_canonical_name", "first_match"]
+__all__ = ["all_names", "bayesian_layers", "by_canonical_name", "first_match", "named_posteriors"]
+
+
+def bayesian_layers(model: nn.Module, every_name: bool = False) -> Iterator[tuple[str, PosteriorModule]]:
+    """Every module of the model that holds posteriors, with its path; once, or under every name it has."""
+    for path, module in model.named_modules(remove_duplicate=not every_name):
+        if isinstance(module, PosteriorModule):
+            yield path, module
+
+
+def named_posteriors(model: nn.Module) -> Iterator[tuple[str, Posterior]]:
+    """Every distinct posterior of the model, under the original name of its weight, such as ``fc.weight``.
+
+    A posterior that several layers share comes once, under the first name.
+    """
+    found: dict[int, list[tuple[str, Posterior]]] = {}
+    for path, layer in bayesian_layers(model):
+        for posterior in layer._posteriors():
+            found.setdefault(id(posterior.mu), []).append((_full_name(path, posterior), posterior))
+    for (name, first), *others in found.values():
+        yield name, replace(first, ties=tuple(other for _, other in others)) if others else first
 
 
 def all_names(model: nn.Module) -> dict[str, str]:
     """Every original name of a posterior weight -> the name under which ``named_posteriors`` gives it."""
     canonical = {id(posterior.mu): name for name, posterior in named_posteriors(model)}
     return {
-        f"{path}.{posterior.name}" if path else posterior.name: canonical[id(posterior.mu)]
-        for path, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, PosteriorWeights)
-        for posterior in module._posteriors()
+        _full_name(path, posterior): canonical[id(posterior.mu)]
+        for path, layer in bayesian_layers(model, every_name=True)
+        for posterior in layer._posteriors()
     }
+
+
+def _full_name(path: str, posterior: Posterior) -> str:
+    return f"{path}.{posterior.name}" if path else posterior.name
 
 
 def by_canonical_name(

@@ -23,7 +23,7 @@ from .likelihoods import Likelihood, resolve
 from .models.batches import Unpack, batch_size, call, device_of, read_batches
 from .models.outputs import OutputSelector, select_output
 from .objective import elbo_loss, kl_divergence, kl_warmup, param_groups
-from .posterior import named_posteriors
+from .posteriors import named_posteriors
 from .pruning.channels import ChannelGroups
 from .pruning.masks import prune, pruned_share, pruning_masks
 

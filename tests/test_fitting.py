@@ -14,7 +14,7 @@ from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.fitting import FitReport, fit_posterior, set_posterior
 from bensemble.fitting.heldout import BETAS, REACHES, best_scale, largest_scale
 from bensemble.likelihoods import Bernoulli, Categorical, Gaussian, GaussianHead
-from bensemble.posterior import named_posteriors
+from bensemble.posteriors import named_posteriors
 from bensemble.prediction.monte_carlo import predict
 from bensemble.pruning.masks import prune
 from convert import bayesify, to_deterministic

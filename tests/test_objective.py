@@ -11,7 +11,7 @@ from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.gaussian import rho_from_sigma, sigma_from_rho
 from bensemble.layers import BaseBayesianLayer, BayesianConv2d, BayesianLinear
 from bensemble.objective import elbo_loss, kl_divergence, kl_warmup, param_groups, posterior_summary
-from bensemble.posterior import named_posteriors
+from bensemble.posteriors import named_posteriors
 
 
 class OwnKL(BaseBayesianLayer):

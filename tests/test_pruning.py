@@ -8,7 +8,7 @@ from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.gaussian import rho_from_sigma
 from bensemble.layers import BayesianLinear
 from bensemble.objective import kl_divergence
-from bensemble.posterior import named_posteriors
+from bensemble.posteriors import named_posteriors
 from bensemble.pruning.masks import apply_masks, clear_masks, prune, pruning_masks
 from convert import bayesify, to_deterministic
 

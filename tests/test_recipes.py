@@ -14,7 +14,7 @@ from bensemble import recipes
 from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.likelihoods import Gaussian
 from bensemble.objective import elbo_loss, kl_divergence, kl_warmup, param_groups
-from bensemble.posterior import named_posteriors
+from bensemble.posteriors import named_posteriors
 from convert import bayesify, channel_groups, to_deterministic
 
 X = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))

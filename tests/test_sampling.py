@@ -15,7 +15,7 @@ import bensemble
 from bensemble.errors import InvalidTypeError
 from bensemble.layers import BayesianConv2d, BayesianLinear
 from bensemble.noise.stack import mean_mode
-from bensemble.posterior import named_posteriors
+from bensemble.posteriors import named_posteriors
 from convert import bayesify
 
 

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from ..checks import check_module
 from ..errors import CheckpointError, refuse, shown
+from ..layers.classes import bayesian_class
 from ..layers.linear_op import LinearOpLayer
 from ..layers.registry import bayesian_type
 from ..layers.swap import NewPosterior, make_bayesian, restorer
-from ..layers.weights import PosteriorWeights
+from ..layers.weights import PosteriorModule
 from ..models.sharding import is_sharded, sharded_like
 from ..models.state import unwrapped
 from ..priors import Normal
+from ..torch_internals import parameters_of
 from .finite import NOT_FINITE, is_finite
 from .header import Header, PosteriorEntry, read_header, restore_prior
 
@@ -77,7 +79,7 @@ def _too_late(header: Header, model: nn.Module, wrapped: bool) -> Iterator[str]:
     for entry in header.posteriors:
         module, name = _owner(model, entry.places[0])
         weight = None if module is None else _weight(module, name)
-        if weight is None or (isinstance(module, PosteriorWeights) and module._posterior(name) is not None):
+        if weight is None or (isinstance(module, PosteriorModule) and module._posterior(name) is not None):
             continue
         if wrapped or is_sharded(weight):
             state = "sharded" if is_sharded(weight) else "wrapped"
@@ -120,7 +122,7 @@ def _mismatches(header: Header, tensors: dict[str, Tensor], model: nn.Module) ->
                 left.pop(key)
             if tuple(weight.shape) != entry.shape:
                 yield f"'{place}' has shape {tuple(weight.shape)} in the model, got {entry.shape} in the file."
-            if tier == "local" and not isinstance(module, PosteriorWeights) and bayesian_type(type(module)) is None:
+            if tier == "local" and not isinstance(module, PosteriorModule) and bayesian_type(type(module)) is None:
                 yield f"'{place}' belongs to {type(module).__name__}, which has no Bayesian twin here; register one."
             for part in ("mu", "rho", "mask") if entry.mask else ("mu", "rho"):
                 key = f"{_prefix(module, place, tier)}{part}"
@@ -169,18 +171,18 @@ def _owner(model: nn.Module, place: str) -> tuple[nn.Module | None, str]:
 
 def _weight(module: nn.Module, name: str) -> Tensor | None:
     """The Parameter of that original name: itself, or the mean of its posterior."""
-    if isinstance(module, PosteriorWeights):
+    if isinstance(module, PosteriorModule):
         posterior = module._posterior(name)
         if posterior is not None:
             return posterior.mu
-    return module._parameters.get(name)
+    return parameters_of(module).get(name)
 
 
 def _prefix(module: nn.Module | None, place: str, tier: str) -> str:
     """What the names of the posterior tensors of one place start with, such as ``fc.w_``."""
     name = place.rpartition(".")[2]
     twin = bayesian_type(type(module)) if module is not None and tier == "local" else None
-    stems = module._stems if isinstance(module, PosteriorWeights) else twin._stems if twin is not None else {}
+    stems = module._stems if isinstance(module, PosteriorModule) else twin._stems if twin is not None else {}
     return f"{place.removesuffix(name)}{stems.get(name, name)}_"
 
 
@@ -194,7 +196,7 @@ def _convert(header: Header, tensors: dict[str, Tensor], model: nn.Module) -> No
             assert module is not None
             weight = _weight(module, name)
             assert isinstance(weight, nn.Parameter)
-            if isinstance(module, PosteriorWeights) and module._posterior(name) is not None:
+            if isinstance(module, PosteriorModule) and module._posterior(name) is not None:
                 continue
             if rho is None:
                 dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
@@ -202,7 +204,7 @@ def _convert(header: Header, tensors: dict[str, Tensor], model: nn.Module) -> No
             kept = modules.setdefault(id(module), (module, {}, tier == "local"))
             kept[1][name] = NewPosterior(weight, rho, Normal(), prunable)
     for module, posteriors, local in modules.values():
-        make_bayesian(module, posteriors, local)
+        make_bayesian(module, bayesian_class(module, posteriors, local), posteriors)
     for entry in header.posteriors:
         for place, estimator in zip(entry.places, entry.estimators, strict=True):
             _prepare(entry, place, estimator, tensors, header, model)
@@ -212,7 +214,7 @@ def _prepare(
     entry: PosteriorEntry, place: str, estimator: str, tensors: dict[str, Tensor], header: Header, model: nn.Module
 ) -> None:
     layer, name = _owner(model, place)
-    assert isinstance(layer, PosteriorWeights)
+    assert isinstance(layer, PosteriorModule)
     stem = layer._stems.get(name, name)
     path = place.rpartition(".")[0]
     prefix = f"{path}.{stem}" if path else stem

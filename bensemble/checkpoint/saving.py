@@ -11,7 +11,7 @@ from ..checks import check_module
 from ..errors import CheckpointError, refuse, shown
 from ..layers.linear_op import LinearOpLayer
 from ..layers.sampled import SampledWeights
-from ..layers.weights import PosteriorWeights
+from ..layers.weights import PosteriorModule
 from ..models.sharding import is_sharded, once_for_all, whole
 from ..models.state import unwrapped
 from ..posterior import Posterior
@@ -69,7 +69,7 @@ def _entries(bnn: nn.Module) -> list[PosteriorEntry]:
     """Every distinct posterior with all its places, in the model's order."""
     places: dict[int, list[tuple[str, Posterior]]] = {}
     for path, module in bnn.named_modules():
-        if isinstance(module, PosteriorWeights):
+        if isinstance(module, PosteriorModule):
             for posterior in module._posteriors():
                 name = f"{path}.{posterior.name}" if path else posterior.name
                 places.setdefault(id(posterior.mu), []).append((name, posterior))

@@ -23,7 +23,7 @@ from ..errors import InvalidValueError
 from ..likelihoods import Likelihood
 from ..models.batches import batch_size, call, device_of, split_inputs, to_device
 from ..models.outputs import OutputSelector, select_output
-from ..posterior import named_posteriors
+from ..posteriors import named_posteriors
 
 __all__ = ["Curvature", "Pairs", "diagonal_curvature"]
 

@@ -31,7 +31,8 @@ from ..models.batches import Unpack, batch_size, device_of, split_batch
 from ..models.outputs import OutputSelector
 from ..models.sharding import check_in_one_process
 from ..models.state import evaluating
-from ..posterior import Posterior, named_posteriors
+from ..posterior import Posterior
+from ..posteriors import named_posteriors
 from .curvature import diagonal_curvature
 from .fit_report import FitReport, FitRow
 from .heldout import best_scale, heldout_terms, largest_scale

@@ -10,7 +10,7 @@ from torch import nn
 from ..checks import check_module
 from ..errors import InvalidValueError
 from ..models.sharding import whole
-from ..posterior import layer_posteriors
+from ..posteriors import bayesian_layers
 from ..priors import make_prior
 
 __all__ = ["set_prior"]
@@ -35,7 +35,7 @@ def set_prior(model: nn.Module, prior: Any, *, prior_sigma: float | None = None)
     """
     check_module("set_prior", model)
     made: dict[int, Any] = {}
-    found = [(layer, posterior) for layer, posteriors in layer_posteriors(model) for posterior in posteriors]
+    found = [(layer, posterior) for _, layer in bayesian_layers(model) for posterior in layer._posteriors()]
     if not found:
         raise InvalidValueError(f"set_prior: {type(model).__name__} has no posteriors; call bayesify first.")
     for _, posterior in found:

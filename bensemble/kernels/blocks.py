@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK", "LEAST_DEVIATION", "blocks", "dense", "like", "scratches", "sum_of_logs", "version"]
+__all__ = ["BLOCK", "LEAST_DEVIATION", "blocks", "dense", "like", "scratches", "sum_of_logs"]
 
 BLOCK = 1 << 17  # elements; smaller blocks cost more in calls than the cache gives back
 
@@ -58,11 +58,6 @@ def dense(tensor: Tensor) -> Tensor:
 def like(tensor: Tensor, layout: Tensor) -> Tensor:
     """The tensor in the memory layout of another."""
     return tensor if tensor.stride() == layout.stride() else torch.empty_like(layout).copy_(tensor)
-
-
-def version(tensor: Tensor) -> int:
-    """A number that every write in place changes; inference tensors do not count their writes."""
-    return -1 if tensor.is_inference() else tensor._version
 
 
 def sum_of_logs(values: Tensor, scratch: Tensor) -> float:

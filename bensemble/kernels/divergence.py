@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..priors import ARD, Normal
-from .blocks import sum_of_logs, version
+from ..torch_internals import version
+from .blocks import sum_of_logs
 from .softplus import sum_of_log_sigma
 
 __all__ = ["Block", "Divergence", "divergence_to"]

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ..gaussian import precise, sigma_from_rho, tracing
-from .blocks import blocks, dense, like, scratches, version
+from ..torch_internals import version
+from .blocks import blocks, dense, like, scratches
 from .divergence import Block, Divergence, divergence_to
 from .softplus import softplus
 

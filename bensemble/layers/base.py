@@ -31,12 +31,13 @@ from ..errors import InvalidValueError
 from ..models.sharding import PartialSums
 from ..posterior import Posterior
 from ..priors import Normal
-from .weights import PosteriorWeights
+from ..torch_internals import parameters_of
+from .weights import PosteriorModule
 
 __all__ = ["BaseBayesianLayer"]
 
 
-class BaseBayesianLayer(PosteriorWeights):
+class BaseBayesianLayer(PosteriorModule):
     """Base of every Bayesian layer.
 
     Args:
@@ -45,6 +46,8 @@ class BaseBayesianLayer(PosteriorWeights):
     Raises:
         InvalidValueError: ``prior_sigma`` is not positive and finite.
     """
+
+    _twin_attributes = ("prior_sigma", "init_sigma", "estimator", "variance_dtype", "weight_init")
 
     def __init__(self, prior_sigma: float = 1.0) -> None:
         super().__init__()
@@ -57,7 +60,7 @@ class BaseBayesianLayer(PosteriorWeights):
 
         Setting it gives every weight of the layer the prior N(0, prior_sigma^2).
         """
-        learnt = self._parameters.get("prior_sigma")
+        learnt = parameters_of(self).get("prior_sigma")
         if learnt is not None:
             return learnt
         first = next(self.posteriors(), None)
@@ -73,7 +76,7 @@ class BaseBayesianLayer(PosteriorWeights):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As in ``nn.Module``; a subclass may learn its prior_sigma."""
         if name == "prior_sigma":
-            self._parameters[name] = param
+            parameters_of(self)[name] = param
         else:
             super().register_parameter(name, param)
 

@@ -24,6 +24,7 @@ from ..gaussian import add_noise, precise, rho_from_sigma
 from ..kernels import Operation, applies_to, draw_weight, local_reparameterization, shared_moments
 from ..noise.stack import Frame, active_frame, mean_mode
 from ..priors import make_prior
+from ..torch_internals import buffers_of, parameters_of
 from .base import BaseBayesianLayer
 from .weights import weight_property
 
@@ -85,16 +86,16 @@ class LinearOpLayer(BaseBayesianLayer):
 
     def _evaluate(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The operation with the means, taken past the properties: these ask again for the state, at 4 us a read."""
-        parameters = self._parameters
+        parameters, buffers = parameters_of(self), buffers_of(self)
         mean, offset = parameters.get("w_mu"), parameters.get("b_mu")
-        pruned = "w_mask" in self._buffers or "b_mask" in self._buffers
+        pruned = "w_mask" in buffers or "b_mask" in buffers
         if mean is None or pruned or type(input) is not Tensor or torch.compiler.is_compiling():
             return super().forward(input, *args, **kwargs)
         return self.linear_op(mean, parameters.get("bias") if offset is None else offset, input, *args, **kwargs)
 
     def _local_reparameterization(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         weight, bias = self._posterior("weight"), self._posterior("bias")
-        plain_bias = self._parameters.get("bias")
+        plain_bias = parameters_of(self).get("bias")
         if weight is None:
             return super().forward(input, *args, **kwargs)
         unmasked = weight.mask is None and (bias is None or bias.mask is None)
@@ -116,7 +117,7 @@ class LinearOpLayer(BaseBayesianLayer):
         """A fresh weight draw for one forward, an ordinary differentiable tensor."""
         posterior = self._posterior(name)
         if posterior is None:
-            return self._parameters.get(name)
+            return parameters_of(self).get(name)
         mu, rho = posterior.mu, posterior.rho
         if by_kernel and posterior.mask is None and applies_to(mu, rho) and mu.shape == rho.shape:
             return draw_weight(shared_moments(mu, rho, posterior.prior))
@@ -125,7 +126,7 @@ class LinearOpLayer(BaseBayesianLayer):
     def _held(self, frame: Frame, name: str) -> Tensor | None:
         """The weight that the open sampling context holds."""
         posterior = self._posterior(name)
-        return frame.sample(posterior) if posterior else self._parameters.get(name)
+        return frame.sample(posterior) if posterior else parameters_of(self).get(name)
 
     def adopt(self, module: nn.Module, prior_sigma: float, init_sigma: float, prior: Any = None) -> None:
         """Turn this half-built layer into the Bayesian twin of a freshly built deterministic module.
@@ -140,8 +141,8 @@ class LinearOpLayer(BaseBayesianLayer):
         nn.Module.__init__(self)
         self.prior_sigma = prior_sigma
         self.init_sigma = check_number(verb, "init_sigma", init_sigma, above=0)
-        parameters = module.__dict__.pop("_parameters")
-        self.__dict__.update(module.__dict__)
+        parameters = parameters_of(module)
+        self.__dict__.update({key: value for key, value in vars(module).items() if value is not parameters})
         for name, stem in self._stems.items():
             mu = parameters.get(name)
             self.register_parameter(f"{stem}_mu", mu)

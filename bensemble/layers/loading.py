@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,12 @@ from torch import Tensor, nn
 from ..gaussian import RHO_MIN, precise
 from ..models.sharding import sharded_like, whole
 
-if TYPE_CHECKING:
-    from .weights import PosteriorWeights
-
 __all__ = ["adapt_state_dict"]
 
 _last = threading.local()
 
 
-def adapt_state_dict(layer: PosteriorWeights, state_dict: Any, prefix: str, args: tuple[Any, ...]) -> dict[str, Any]:
+def adapt_state_dict(layer: Any, state_dict: Any, prefix: str, args: tuple[Any, ...]) -> dict[str, Any]:
     """The part of ``state_dict`` below ``prefix`` in the names that the layer has right now.
 
     Args:
@@ -73,7 +70,7 @@ def _pruned_rho_to_mask(own: dict[str, Any], mu_key: str, rho_key: str, mask_key
         own[mu_key] = mu * sharded_like(keep.to(mu.dtype), like=mu)
 
 
-def _match_mask(layer: PosteriorWeights, stem: str, wanted: bool) -> None:
+def _match_mask(layer: Any, stem: str, wanted: bool) -> None:
     """Give the layer a mask buffer to load into, or take the one away that the checkpoint does not have."""
     mask = getattr(layer, f"{stem}_mask", None)
     if wanted and mask is None:

@@ -7,13 +7,14 @@ nothing is taken out. Listing shows the names of the posterior only.
 
 from __future__ import annotations
 
-import sys
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ConversionError
+from ..torch_internals import callers
 
 __all__ = ["PosteriorParameters", "called_from", "order_message"]
 
@@ -68,11 +69,11 @@ class PosteriorParameters(dict[str, Any]):
 
 
 def called_from(module: str) -> bool:
-    """Whether the function that asks was called by code of the named module.
-
-    Some utilities of torch do to a posterior what only their own code tells from a legal assignment or look-up.
-    """
-    return not torch.compiler.is_compiling() and sys._getframe(2).f_globals.get("__name__") == module
+    """Whether the function that asks was called by code of the named module."""
+    if torch.compiler.is_compiling():
+        return False
+    _, caller, *_ = itertools.islice(callers(), 2)
+    return caller.f_globals.get("__name__") == module
 
 
 def order_message(verb: str, name: str) -> str:

@@ -9,13 +9,13 @@ only.
 
 from __future__ import annotations
 
-import sys
 from types import FrameType
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..torch_internals import callers
 
 __all__ = ["adapt_to_save_pretrained"]
 
@@ -45,11 +45,9 @@ def adapt_to_save_pretrained(destination: dict[str, Any], own: set[str]) -> None
 
 
 def _who_asks() -> FrameType | None:
-    """The first frame outside of this package that is no part of ``nn.Module``."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and _module(frame).startswith((__package__, "torch.nn.modules.")):
-        frame = frame.f_back
-    return frame
+    """The first caller outside of this package that is no part of ``nn.Module``."""
+    own = (__package__, "torch.nn.modules.")
+    return next((frame for frame in callers() if not _module(frame).startswith(own)), None)
 
 
 def _is_within(frame: FrameType | None, module: str) -> bool:

@@ -8,18 +8,20 @@ a Parameter of another module, alone or inside of plain values, are read in the 
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..gaussian import tracing
 from ..noise.stack import active_frame, one_draw
 from ..posterior import Posterior
-from .foreign import copied_by_base, pickled_by_base
+from ..torch_internals import buffers_of, children_of, parameters_of
 from .nested import with_parameters
-from .weights import PosteriorWeights, weight_property
+from .swap import NewPosterior, make_bayesian, make_deterministic, restorer
+from .weights import PosteriorModule, weight_property
 
 __all__ = ["SampledWeights", "free_stems", "sampled_type"]
 
@@ -29,7 +31,7 @@ Recipe = tuple[type[nn.Module], tuple[tuple[str, str], ...], tuple[str, ...]]
 _types: dict[Recipe, type[SampledWeights]] = {}
 
 
-class SampledWeights(PosteriorWeights):
+class SampledWeights(PosteriorModule):
     """Mixin of every class that :func:`sampled_type` makes."""
 
     #: The attributes that hold Parameters of other modules.
@@ -49,7 +51,7 @@ class SampledWeights(PosteriorWeights):
         # The class is not importable by its name, which is that of the original, so pickles rebuild it.
         cls, base = type(self), self.deterministic_class
         if base.__reduce__ is not object.__reduce__ or base.__reduce_ex__ is not object.__reduce_ex__:
-            return pickled_by_base(self)
+            return _pickled_by_base(self)
         reduced: Any = super().__reduce_ex__(max(protocol, 2))
         make, (_, *args), *state = reduced
         return (_rebuild, ((cls.deterministic_class, tuple(cls._stems.items()), cls._aliases), make, args), *state)
@@ -93,7 +95,7 @@ def sampled_type(base: type[nn.Module], stems: dict[str, str], aliases: Iterable
             "forward": _one_draw_per_forward(base.forward),
         }
         if hasattr(base, "__deepcopy__"):
-            body["__deepcopy__"] = copied_by_base
+            body["__deepcopy__"] = _copied_by_base
         make: Any = type(base)  # the metaclass, which need not be `type`
         _types[recipe] = make(base.__name__, (mixin, base), body)
     return _types[recipe]
@@ -101,7 +103,7 @@ def sampled_type(base: type[nn.Module], stems: dict[str, str], aliases: Iterable
 
 def free_stems(module: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """A stem for each parameter, its own name where the module does not use the names made from it already."""
-    owners = (module.__dict__, module._parameters, module._buffers, module._modules)
+    owners = (module.__dict__, parameters_of(module), buffers_of(module), children_of(module))
     stems: dict[str, str] = {}
     for name in names:
         stem = name
@@ -132,7 +134,7 @@ def _alias_property(attribute: str) -> property:
     return property(read, write, delete)
 
 
-def _as_read(parameter: nn.Parameter, owners: Iterable[tuple[PosteriorWeights, str]]) -> Any:
+def _as_read(parameter: nn.Parameter, owners: Iterable[tuple[PosteriorModule, str]]) -> Any:
     """What the layer that has this Parameter as a mean hands out for it."""
     for layer, name in owners:
         posterior = layer._posterior(name)
@@ -146,7 +148,7 @@ def _one_draw_per_forward(forward: Any) -> Any:
 
     @functools.wraps(forward)
     def drawn(self: SampledWeights, *args: Any, **kwargs: Any) -> Any:
-        if not self.training or tracing() or active_frame(self) is not None:
+        if not self.training or torch.compiler.is_compiling() or active_frame(self) is not None:
             return forward(self, *args, **kwargs)
         with one_draw(self):
             return forward(self, *args, **kwargs)
@@ -158,3 +160,46 @@ def _rebuild(recipe: Recipe, make: Any, args: Iterable[Any]) -> Any:
     """An empty instance of the sampled class, made as the original class makes its own."""
     base, stems, aliases = recipe
     return make(sampled_type(base, dict(stems), aliases), *args)
+
+
+# -- copies and pickles of modules that make them by rules of their own, such as a torch.fx GraphModule: the rules know
+#    nothing of posteriors, so they are applied to the deterministic module, and the posteriors travel beside it
+
+#: What travels beside the module for each posterior: its name, rho, prior, mask, and whether it may be pruned.
+Carried = tuple[str, nn.Parameter, Any, Tensor | None, bool]
+
+
+def _copied_by_base(layer: SampledWeights, memo: dict[int, Any]) -> nn.Module:
+    """``__deepcopy__`` for a class whose base has one."""
+    carried, plain = _taken_apart(layer, memo)
+    return _put_together(plain, copy.deepcopy(carried, memo))
+
+
+def _pickled_by_base(layer: SampledWeights) -> tuple[Any, ...]:
+    """``__reduce_ex__`` for a class whose base has a ``__reduce__`` of its own."""
+    kept: dict[int, Any] = {id(parameter): parameter for parameter in layer.parameters()}
+    carried, plain = _taken_apart(layer, kept)
+    return _put_together, (plain, carried)
+
+
+def _taken_apart(layer: SampledWeights, memo: dict[int, Any]) -> tuple[list[Carried], nn.Module]:
+    """The posteriors of a layer, and a copy of the deterministic module that it stands for."""
+    held = list(layer._posteriors())
+    carried: list[Carried] = [(p.name, p.rho, p.prior, p.mask, p.prunable) for p in held]  # type: ignore[misc]
+    restore = restorer(layer)
+    try:
+        module = make_deterministic(layer, {p.name: p.mu for p in held})  # type: ignore[misc]
+        return carried, copy.deepcopy(module, memo)
+    finally:
+        restore()
+
+
+def _put_together(module: nn.Module, carried: list[Carried]) -> nn.Module:
+    """Give a deterministic module its posteriors back."""
+    parameters = parameters_of(module)
+    new = {name: NewPosterior(parameters[name], rho, prior, can) for name, rho, prior, _, can in carried}
+    layer = make_bayesian(module, sampled_type(type(module), free_stems(module, new)), new)
+    for name, _, _, mask, _ in carried:
+        if mask is not None:
+            nn.Module.register_buffer(layer, f"{layer._stems[name]}_mask", mask)
+    return layer

@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..posterior import Posterior
+from ..torch_internals import parameters_of
 
-if TYPE_CHECKING:
-    from .weights import PosteriorWeights
+__all__ = ["forget", "posterior_of_mean", "remember", "share", "stop_sharing"]
 
-__all__ = ["posterior_of_mean", "remember", "share", "stop_sharing"]
-
-_alive: weakref.WeakValueDictionary[int, PosteriorWeights] = weakref.WeakValueDictionary()
+#: The layers that are alive and hold posteriors, by identity.
+_alive: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
-def remember(layer: PosteriorWeights) -> None:
-    """Count a layer among those that are alive."""
+def remember(layer: nn.Module) -> None:
+    """Count a layer among those that hold posteriors."""
     _alive[id(layer)] = layer
+
+
+def forget(module: nn.Module) -> None:
+    """Count a module out, because it is deterministic again."""
+    _alive.pop(id(module), None)
 
 
 def posterior_of_mean(mean: Tensor) -> Posterior | None:
@@ -39,7 +43,7 @@ def share(posterior: Posterior, source: Posterior) -> None:
     It may be pruned from now on only if that is right at every place.
     """
     layer, stem = posterior.layer, posterior.stem
-    layer._parameters[f"{stem}_rho"] = source.rho  # type: ignore[assignment]
+    parameters_of(layer)[f"{stem}_rho"] = source.rho
     layer._set_prior(stem, source.prior)
     layer._set_mask(stem, source.mask)
     if not (posterior.prunable and source.prunable):
@@ -52,14 +56,12 @@ def stop_sharing(posterior: Posterior) -> None:
     rho = posterior.rho
     if any(other.rho is rho and other.mu is not posterior.mu for other in _posteriors_with(rho)):
         own = nn.Parameter(rho.detach().clone(), requires_grad=rho.requires_grad)
-        posterior.layer._parameters[f"{posterior.stem}_rho"] = own
+        parameters_of(posterior.layer)[f"{posterior.stem}_rho"] = own
 
 
 def _posteriors_with(tensor: Tensor) -> Iterator[Posterior]:
-    """Those of every layer alive that has the tensor; a layer that was made deterministic again has none."""
-    from .weights import PosteriorWeights
-
+    """Those of every layer alive that has the tensor."""
     for reference in _alive.valuerefs():
         layer = reference()
-        if isinstance(layer, PosteriorWeights) and any(p is tensor for p in layer._parameters.values()):
+        if layer is not None and any(p is tensor for p in parameters_of(layer).values()):
             yield from layer._posteriors()

@@ -6,21 +6,20 @@ become the posterior means, as the same objects and at the same place in the ord
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from .registry import bayesian_type
-from .sampled import SampledWeights, free_stems, sampled_type
-from .weights import PosteriorWeights
+from ..torch_internals import buffers_of, flat_weights_to_attributes, parameters_of, replace_parameters
+from .sharing import forget, remember
+from .weights import PosteriorModule
 
-__all__ = ["Alias", "NewPosterior", "bayesian_class", "make_bayesian", "make_deterministic", "restorer"]
+__all__ = ["Alias", "NewPosterior", "make_bayesian", "make_deterministic", "restorer"]
 
 #: Instance attributes that come and go with the posteriors.
 _OWN = ("_prior_slots", "_not_prunable", "_alias_owners")
-_OWN_OF_TWINS = ("prior_sigma", "init_sigma", "estimator", "variance_dtype", "weight_init")
 
 
 @dataclass(frozen=True)
@@ -53,30 +52,19 @@ class Alias:
     owners: tuple[tuple[nn.Module, str], ...]
 
 
-def bayesian_class(
-    module: nn.Module, names: Iterable[str], local: bool, aliases: Sequence[Alias] = ()
-) -> type[PosteriorWeights]:
-    """The class that a module gets; the arguments are those of :func:`make_bayesian`."""
-    twin = bayesian_type(type(module)) if local else None
-    if twin is not None:
-        return twin
-    return sampled_type(type(module), free_stems(module, names), [alias.attribute for alias in aliases])
-
-
 def make_bayesian(
-    module: nn.Module, posteriors: dict[str, NewPosterior], local: bool, aliases: Sequence[Alias] = ()
-) -> PosteriorWeights:
+    module: nn.Module, cls: type[PosteriorModule], posteriors: dict[str, NewPosterior], aliases: Sequence[Alias] = ()
+) -> PosteriorModule:
     """Give the named parameters of a module posteriors, in place.
 
     Args:
         module: The module; it keeps its identity and changes its class.
+        cls: Its new class; see :func:`bensemble.layers.classes.bayesian_class`.
         posteriors: By parameter name.
-        local: Whether the registered twin takes over; otherwise the weights are sampled.
         aliases: Attributes to read as the posteriors of other modules, of a module that no twin takes over.
     """
-    cls = bayesian_class(module, posteriors, local, aliases)
     parameters: dict[str, Any] = {}
-    for name, parameter in module._parameters.items():
+    for name, parameter in parameters_of(module).items():
         stem = cls._stems.get(name)
         if stem is not None and name in posteriors:
             parameters[f"{stem}_mu"], parameters[f"{stem}_rho"] = posteriors[name].mu, posteriors[name].rho
@@ -84,9 +72,9 @@ def make_bayesian(
             parameters[f"{stem}_mu"] = parameters[f"{stem}_rho"] = None
         else:
             parameters[name] = parameter
-    module.__dict__["_parameters"] = parameters
+    replace_parameters(module, parameters)
     _change_class(module, cls)
-    assert isinstance(module, PosteriorWeights)
+    assert isinstance(module, PosteriorModule)
     module._answer_original_names()
     if aliases:
         module.__dict__["_alias_owners"] = tuple({o: None for alias in aliases for o in alias.owners})
@@ -98,7 +86,7 @@ def make_bayesian(
     return module
 
 
-def make_deterministic(layer: PosteriorWeights, values: dict[str, nn.Parameter]) -> nn.Module:
+def make_deterministic(layer: PosteriorModule, values: dict[str, nn.Parameter]) -> nn.Module:
     """Turn a Bayesian layer back into the module it stands for, in place.
 
     Args:
@@ -107,40 +95,43 @@ def make_deterministic(layer: PosteriorWeights, values: dict[str, nn.Parameter])
     """
     names = {stem: name for name, stem in layer._stems.items()}
     parameters: dict[str, Any] = {}
-    for key, parameter in layer._parameters.items():
+    for key, parameter in parameters_of(layer).items():
         stem, _, part = key.rpartition("_")
         if stem not in names or part not in ("mu", "rho"):
             parameters[key] = parameter
         elif part == "mu":
             parameters[names[stem]] = values.get(names[stem]) if parameter is not None else None
-    kept = {key: b for key, b in layer._buffers.items() if not _belongs_to_posterior(key, names)}
-    layer.__dict__["_parameters"] = parameters
-    _replace(layer._buffers, kept)
-    for attribute in _OWN if isinstance(layer, SampledWeights) else (*_OWN, *_OWN_OF_TWINS):
+    kept = {key: b for key, b in buffers_of(layer).items() if not _belongs_to_posterior(key, names)}
+    replace_parameters(layer, parameters)
+    _replace(buffers_of(layer), kept)
+    for attribute in (*_OWN, *layer._twin_attributes):
         layer.__dict__.pop(attribute, None)
     module: nn.Module = layer
     _change_class(module, layer.deterministic_class)
     if isinstance(module, nn.RNNBase):
-        module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+        flat_weights_to_attributes(module)
     return module
 
 
 def restorer(module: nn.Module) -> Callable[[], None]:
     """A function that puts the module back into the state it has now, for when a conversion fails half-way."""
-    cls, attributes, buffers = type(module), dict(module.__dict__), dict(module._buffers)
+    cls, attributes, buffers = type(module), dict(module.__dict__), dict(buffers_of(module))
 
     def restore() -> None:
         if type(module) is not cls:
             _change_class(module, cls)
         _replace(module.__dict__, attributes)
-        _replace(module._buffers, buffers)
+        _replace(buffers_of(module), buffers)
 
     return restore
 
 
 def _change_class(module: nn.Module, cls: type[nn.Module]) -> None:
-    """Past a ``__setattr__`` of the user's own."""
-    object.__setattr__(module, "__class__", cls)
+    object.__setattr__(module, "__class__", cls)  # past a ``__setattr__`` of the user's own
+    if isinstance(module, PosteriorModule):
+        remember(module)
+    else:
+        forget(module)
 
 
 def _belongs_to_posterior(key: str, names: dict[str, str]) -> bool:

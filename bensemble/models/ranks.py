@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ..torch_internals import default_store
+
 __all__ = ["warn_of_equal_noise"]
 
 #: How often a process asks what the others said, before it takes them for absent.
@@ -39,7 +41,7 @@ def warn_of_equal_noise(verb: str, device: torch.device) -> None:
     if not left:
         return
     _tries_left[group] = left - 1
-    store, ranks = dist.distributed_c10d._get_default_store(), range(dist.get_world_size())
+    store, ranks = default_store(), range(dist.get_world_size())
     keys = [f"bensemble/random_state/{rank}" for rank in ranks]
     if left == _TRIES:
         store.set(keys[dist.get_rank()], _digest(device))

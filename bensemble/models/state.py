@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["evaluating", "is_compiled", "random_state", "unwrapped"]
+__all__ = ["evaluating", "random_state", "unwrapped"]
 
 
 @contextmanager
@@ -31,11 +31,6 @@ def random_state(device: torch.device) -> Tensor:
     """The state of torch's default generators that a model on the device may draw from, to be compared."""
     state = torch.get_rng_state()
     return torch.cat((state, torch.cuda.get_rng_state(device))) if device.type == "cuda" else state
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Whether torch.compile runs the model or a module in it, so that its operations cannot be watched."""
-    return any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules())
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map, tree_map_only
 
 from ..errors import ReadOnlyError, SamplingError
-from ..gaussian import precise, tracing
-from ..kernels.blocks import version
+from ..gaussian import precise
 from ..posterior import Posterior
+from ..torch_internals import NO_TORCH_FUNCTION, argument_schema, pytree, transforms_active, version, wrapper_tensor
 
 __all__ = ["WeightDraw", "random_draw", "read_only"]
 
@@ -48,14 +47,12 @@ class WeightDraw(torch.Tensor):
     """A posterior weight as an operation sees it: read-only, computed on first use, differentiable."""
 
     _draw: _Draw
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = NO_TORCH_FUNCTION
 
     @classmethod
     def wrap(cls, like: Tensor, draw: _Draw) -> WeightDraw:
         """A wrapper with the metadata of ``like`` around the value of ``draw``."""
-        wrapper = torch.Tensor._make_wrapper_subclass(
-            cls, like.shape, strides=like.stride(), dtype=like.dtype, device=like.device
-        )
+        wrapper: WeightDraw = wrapper_tensor(cls, like)
         wrapper._draw = draw
         return wrapper
 
@@ -79,19 +76,19 @@ class WeightDraw(torch.Tensor):
     ) -> Any:
         """Run the operation on the values; refuse writes; keep views of a draw read-only as well."""
         kwargs = kwargs or {}
-        schema = func._schema
+        schema = argument_schema(func)
         if schema.is_mutable:
             for argument, value in zip(schema.arguments, args, strict=False):
                 if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, WeightDraw):
                     raise ReadOnlyError(_read_only_message(value, schema.name.removeprefix("aten::")))
             if isinstance(kwargs.get("out"), WeightDraw):
                 raise ReadOnlyError(_read_only_message(kwargs["out"], "out="))
-        plain_args, plain_kwargs = tree_map(_value_of, (args, kwargs))
+        plain_args, plain_kwargs = pytree.tree_map(_value_of, (args, kwargs))
         result = func(*plain_args, **plain_kwargs)
         if any(r.alias_info is not None for r in schema.returns):
             viewed = next((a for a in args if isinstance(a, WeightDraw)), None)
             if viewed is not None and not schema.is_mutable:
-                return tree_map_only(torch.Tensor, lambda view: _view_of(viewed, view), result)
+                return pytree.tree_map_only(torch.Tensor, lambda view: _view_of(viewed, view), result)
         return result
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
@@ -141,32 +138,38 @@ class _Reparameterize(torch.autograd.Function):
 
 
 def random_draw(posterior: Posterior, noise: Callable[[], Tensor]) -> Tensor:
-    """A reparameterized draw of the weight, read-only in eager mode, an ordinary tensor under tracing.
+    """A reparameterized draw of the weight: read-only in eager mode, an ordinary tensor under a transform.
 
     Args:
         posterior: The weight.
         noise: Gives standard normal noise in the shape of the weight, called once, when the value is needed.
     """
-    if tracing():
-        return posterior.draw(noise())
 
     def make() -> tuple[Tensor, Tensor]:
         eps = noise()
         return posterior.draw(eps), eps
 
-    return _wrap(posterior, make)
+    return _made_when_needed(posterior, make)
 
 
 def read_only(posterior: Posterior, make: Callable[[], Tensor]) -> Tensor:
     """A computed weight without noise of its own (a pruned mean), read-only in eager mode."""
-    return make() if tracing() else _wrap(posterior, lambda: (make(), None))
+    return _made_when_needed(posterior, lambda: (make(), None))
 
 
-def _wrap(posterior: Posterior, make: Callable[[], tuple[Tensor, Tensor | None]]) -> Tensor:
-    draw = _Draw(posterior, make)
-    if torch.is_grad_enabled():
-        return _Reparameterize.apply(posterior.mu, posterior.rho, draw)
-    return WeightDraw.wrap(posterior.mu, draw)
+def _made_when_needed(posterior: Posterior, make: Callable[[], tuple[Tensor, Tensor | None]]) -> Tensor:
+    """What ``make`` gives, later; at once where torch.compile or torch.func sees the operations.
+
+    There only plain formulas work: no tensor subclasses, no autograd functions.
+    """
+    if torch.compiler.is_compiling():
+        return make()[0]
+    try:
+        return _Reparameterize.apply(posterior.mu, posterior.rho, _Draw(posterior, make))
+    except RuntimeError:
+        if not transforms_active():
+            raise
+        return make()[0]
 
 
 def _value_of(item: Any) -> Any:

@@ -1,158 +1,121 @@
-"""Which context a forward belongs to that runs a second time, during ``backward()``.
+"""Forwards that run again: activation checkpointing forgets what a forward computed and repeats it during backward.
 
-Activation checkpointing forgets what a forward computed and runs it again when its gradient is due. By then the context
-may be closed or another one open, and on an accelerator autograd runs it in a thread of its own, which has no contexts.
-So the context is found by the time of the first run: autograd numbers its nodes in the order in which a thread makes
-them, and a context covers the numbers that were given while it was open.
+By then its sampling context may be closed, or another one open, and on an accelerator autograd runs the repetition in
+a thread of its own, without contexts. torch notices some of this and stays silent about the rest. So each thread
+remembers in which context a layer ran last. A repetition gets that context, and is refused where it is closed.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Protocol, TypeVar
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
-from torch.compiler import is_compiling
 
 from ..errors import SamplingError
+from ..torch_internals import callers, is_foreign_thread
 
-if TYPE_CHECKING:
-    from .stack import Frame
+__all__ = ["context_of_first_run", "note_own_draw", "refuse_part_of_forward"]
 
-__all__ = ["frame_of_first_run", "is_second_run", "note_forward", "noted", "seed_of_first_run"]
-
-#: How many closed contexts of a thread, and how many forwards of a layer, are remembered; what is older is refused.
-_REMEMBERED = 64
+#: The functions of torch.utils.checkpoint that run a forward again.
+_REPEATING = ("backward", "recompute_fn")
 
 
-class _Span:
-    """The autograd nodes that a thread makes while a frame is open."""
+class Context(Protocol):
+    """What this file needs to know of a context."""
 
-    def __init__(self, frame: Frame) -> None:
-        self.frame = weakref.ref(frame)
-        self.layers = frozenset(frame.layers)
-        self.during_backward = torch._C._current_autograd_node() is not None
-        self.first = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
-        self.end: int | None = None
+    @property
+    def is_open(self) -> bool:
+        """Whether it can still answer."""
+        ...
 
-    def covers(self, number: int) -> bool:
-        return self.first <= number and (self.end is None or number < self.end)
+
+C = TypeVar("C", bound=Context)
 
 
 class _History:
-    """The spans of one thread."""
+    """For one thread: the context of the last forward of each layer, no entry where that had none."""
 
     def __init__(self) -> None:
-        self.open: list[_Span] = []
-        self.closed: deque[_Span] = deque(maxlen=_REMEMBERED)
-
-    def covering(self, layer: nn.Module, number: int) -> _Span | None:
-        """The innermost span that speaks about the layer and covers the number."""
-        if len(self.closed) == _REMEMBERED and number < self.closed[0].first:
-            raise SamplingError(_too_late(layer, "contexts"))
-        spans = [s for s in (*self.closed, *self.open) if s.covers(number) and id(layer) in s.layers]
-        return max(spans, key=lambda span: span.first, default=None)
+        self.contexts: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Context]] = weakref.WeakKeyDictionary()
 
 
 _local = threading.local()
-_histories: weakref.WeakValueDictionary[int, _History] = weakref.WeakValueDictionary()
-#: For each layer with one draw per forward: thread, first node, end, and seed of its last forwards.
-_forwards: weakref.WeakKeyDictionary[nn.Module, deque[tuple[int, int, int, int]]] = weakref.WeakKeyDictionary()
+_histories: weakref.WeakSet[_History] = weakref.WeakSet()
+#: Layers that have drawn weights of their own for one forward.
+_own_draws: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-@contextmanager
-def noted(frame: Frame) -> Iterator[None]:
-    """Remember that the frame is open in this thread until the context ends."""
+def context_of_first_run(layer: nn.Module, active: C | None) -> C | None:
+    """The context that a forward of a layer belongs to: the active one, unless the forward runs again.
+
+    Args:
+        layer: The layer that asks.
+        active: The innermost open context of this thread that speaks about the layer.
+
+    Raises:
+        SamplingError: The forward ran in a context that is closed by now, or in several threads.
+    """
+    history: _History | None = getattr(_local, "history", None)
+    last = history.contexts.get(layer) if history is not None else None
+    if (active is None and not _histories) or (active is not None and last is not None and last() is active):
+        return active
+    if torch.is_grad_enabled() and _runs_again():
+        return _found_again(layer, history)
+    if active is not None:
+        _own_history().contexts[layer] = weakref.ref(active)
+    elif last is not None and history is not None:
+        del history.contexts[layer]
+    return active
+
+
+def note_own_draw(layer: nn.Module) -> None:
+    """Remember that a layer has drawn its weights for one forward of its own."""
+    _own_draws.add(layer)
+
+
+def refuse_part_of_forward(layer: nn.Module) -> None:
+    """Raise where a part of a layer's forward runs again, whose weights were drawn when the whole of it ran.
+
+    Raises:
+        SamplingError: So it is.
+    """
+    if layer in _own_draws and torch.is_grad_enabled() and _runs_again():
+        raise SamplingError(
+            f"backward: a part of the forward of {type(layer).__name__} runs again, which reads a weight that was "
+            "drawn for the whole forward; checkpoint the whole layer, or call it inside bensemble.sampling."
+        )
+
+
+def _own_history() -> _History:
     history: _History | None = getattr(_local, "history", None)
     if history is None:
         history = _local.history = _History()
-        _histories[id(history)] = history
-    span = _Span(frame)
-    history.open.append(span)
-    try:
-        yield
-    finally:
-        history.open.remove(span)
-        span.end = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
-        if span.end > span.first:
-            history.closed.append(span)
+        _histories.add(history)
+    return history
 
 
-def note_forward(layer: nn.Module, first: int, seed: int) -> None:
-    """Remember the seed of a forward that has come to its end, for parts of it that are checkpointed.
-
-    Args:
-        layer: Whose forward it was.
-        first: Number of the next node of autograd when it began.
-        seed: What its noise was drawn with.
-    """
-    end = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
-    if end > first:
-        forwards = _forwards.setdefault(layer, deque(maxlen=_REMEMBERED))
-        forwards.append((threading.get_ident(), first, end, seed))
-
-
-def is_second_run() -> bool:
-    """Whether autograd is at work in this thread; never while torch.compile looks."""
-    return not is_compiling() and torch._C._current_autograd_node() is not None
-
-
-def seed_of_first_run(layer: nn.Module) -> int | None:
-    """The seed of the forward of which a checkpointed part runs again, None when no forward of the layer is meant.
-
-    Raises:
-        SamplingError: it was too long ago.
-    """
-    node: Any = torch._C._current_autograd_node()
-    number, anywhere = node._sequence_nr(), _is_autograds_thread()
-    forwards = [f for f in _forwards.get(layer, ()) if anywhere or f[0] == threading.get_ident()]
-    for _, first, end, seed in reversed(forwards):
-        if first <= number < end:
-            return seed
-    if len(forwards) == _REMEMBERED and number < forwards[0][1]:
-        raise SamplingError(_too_late(layer, "forwards"))
-    return None
-
-
-def frame_of_first_run(layer: nn.Module) -> Frame | None:
-    """The frame under which a forward ran first that now runs again during backward, None when there was none.
-
-    Raises:
-        SamplingError: its context is closed, or contexts of several threads may be meant.
-    """
-    mine: _History | None = getattr(_local, "history", None)
-    for span in reversed(mine.open if mine else ()):
-        if span.during_backward and id(layer) in span.layers:
-            return span.frame()
-    node: Any = torch._C._current_autograd_node()
-    number = node._sequence_nr()
-    histories = [h() for h in _histories.valuerefs()] if _is_autograds_thread() else [mine]
-    covering = (history.covering(layer, number) for history in histories if history is not None)
-    found = [span for span in covering if span is not None]
+def _found_again(layer: nn.Module, history: _History | None) -> C | None:
+    histories = list(_histories) if is_foreign_thread() else [history] if history is not None else []
+    found = [h.contexts[layer] for h in histories if layer in h.contexts]
     if not found:
         return None
-    frame = found[0].frame()
-    if len(found) > 1 or frame is None:
+    context = found[0]()
+    if len(found) > 1 or context is None or not context.is_open:
         state = "one that is closed" if len(found) == 1 else f"{len(found)} in different threads"
         raise SamplingError(
             f"backward: a checkpointed forward of {type(layer).__name__} ran in a sampling context and runs again, got "
-            f"{state}; call backward() inside the `with` block of its forward, in one thread."
+            f"{state}; call backward() inside the `with` block of its forward, before the next forward."
         )
-    return frame
+    return context  # type: ignore[return-value]
 
 
-def _too_late(layer: nn.Module, what: str) -> str:
-    return (
-        f"backward: a checkpointed forward of {type(layer).__name__} runs again, got more than {_REMEMBERED} {what} "
-        "since it ran first; call backward() sooner."
-    )
-
-
-def _is_autograds_thread() -> bool:
-    """Whether this thread was started by autograd, for the backward pass on an accelerator, and not by Python."""
-    return isinstance(threading.current_thread(), threading._DummyThread)
+def _runs_again() -> bool:
+    """Whether torch.utils.checkpoint is among the callers, repeating a forward."""
+    if torch.compiler.is_compiling():
+        return False
+    file = torch.utils.checkpoint.__file__
+    return any(f.f_code.co_name in _REPEATING and f.f_code.co_filename == file for f in callers())

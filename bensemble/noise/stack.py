@@ -1,44 +1,36 @@
-"""One weight sample for a whole model, held for as long as a context is open.
+"""Weight samples that are held for as long as a context is open, on a stack of each thread.
 
-Inside ``with sampling(model):`` every forward uses the weights ``mu + sigma * eps`` with ``eps`` drawn on entry, so
-that the model is one function for every batch: what prediction, Thompson sampling and active learning need.
+Inside ``with bensemble.sampling(model):`` every forward uses the weights ``mu + sigma * eps`` with ``eps`` drawn on
+entry, so that the model is one function for every batch.
 
-The noise lives on a thread-local stack, keyed by layer, and never on the layers: contexts nest, threads do not see
-each other, and a deepcopy or pickle taken inside is an ordinary Bayesian model.
+The noise lives on the stack, keyed by layer, and never on the layers: contexts nest, threads do not see each other, and
+a deepcopy or pickle taken inside is an ordinary Bayesian model.
 """
 
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_module
-from ..kernels.blocks import version
-from ..models.sharding import holds_shards
-from ..posterior import Posterior, layer_posteriors
+from ..posterior import Posterior
+from ..torch_internals import version
 from .draws import random_draw, read_only
-from .recomputation import frame_of_first_run, is_second_run, note_forward, noted, seed_of_first_run
+from .recomputation import context_of_first_run, note_own_draw
 
-if TYPE_CHECKING:
-    from ..layers.linear_op import LinearOpLayer
+__all__ = ["Frame", "active_frame", "mean_mode", "one_draw", "open_frame"]
 
-__all__ = [
-    "Frame",
-    "active_frame",
-    "draw_frame",
-    "forward_of_first_run",
-    "mean_mode",
-    "one_draw",
-    "open_frame",
-    "sampling",
-    "warn_where_not_held",
-]
+
+class LinearLayer(Protocol):
+    """What a frame needs of a layer that is linear in its weights."""
+
+    def _held(self, frame: Frame, name: str) -> Tensor | None: ...
+
+    def linear_op(self, weight: Any, bias: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor: ...
 
 
 class Frame:
@@ -48,7 +40,11 @@ class Frame:
         layers: The layers the frame speaks about, by identity. Holding them keeps the identities valid.
         noise: Standard normal noise by layer identity and stem; None for a frame that asks for the mean.
         keeps_values: Whether a sample may be kept for as long as its tensors are unchanged, as they say themselves.
+        is_open: Whether it is on a stack.
     """
+
+    #: Whether a forward under it may run again during backward. Not where no gradients are taken.
+    may_run_again = True
 
     def __init__(
         self,
@@ -59,6 +55,7 @@ class Frame:
         self.layers = layers
         self.noise = noise
         self.keeps_values = keeps_values
+        self.is_open = False
         self._values: dict[tuple[int, str], tuple[_Source, Tensor]] = {}
 
     @property
@@ -85,10 +82,10 @@ class Frame:
             self._values[key] = (source, posterior.draw(noise))
         return self._values[key][1]
 
-    def run(self, layer: LinearOpLayer, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def run(self, layer: LinearLayer, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """What a layer that is linear in its weights makes of its input under this frame."""
         weight, bias = (layer._held(self, name) for name in ("weight", "bias"))
-        return layer.linear_op(weight, bias, input, *args, **kwargs)  # type: ignore[arg-type]
+        return layer.linear_op(weight, bias, input, *args, **kwargs)
 
     def read(self, posterior: Posterior) -> Tensor:
         """The sample as ``.weight`` gives it: read-only."""
@@ -111,19 +108,16 @@ class _Source:
 
 
 class ForwardFrame(Frame):
-    """One forward of one layer: every read of a weight sees the same draw.
-
-    All noise follows from one number, which comes from torch's default generator when the forward begins. So a part of
-    the forward that is checkpointed sees the same noise when it runs again, wherever the weight was read first.
+    """One forward of one layer: every read of a weight sees the same draw, made when it is first read.
 
     Args:
         layer: The layer.
-        seed: The number, where it is known.
     """
 
-    def __init__(self, layer: nn.Module, seed: int | None = None) -> None:
+    may_run_again = False  # a layer that runs again as a whole draws again, with the random numbers of its first run
+
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__({id(layer): layer}, {})
-        self.seed = int(torch.randint(2**62, (), device="cpu")) if seed is None else seed
         self._reads: dict[str, Tensor] = {}
 
     def noise_of(self, posterior: Posterior) -> Tensor:
@@ -131,17 +125,8 @@ class ForwardFrame(Frame):
         assert self.noise is not None
         key = (id(posterior.mu), "")  # one weight may have two names in its layer
         if key not in self.noise:
-            self.noise[key] = self._drawn(posterior)
+            self.noise[key] = posterior.draw_noise()
         return self.noise[key]
-
-    def _drawn(self, posterior: Posterior) -> Tensor:
-        rho = posterior.rho
-        # A captured graph would replay the same number for ever.
-        captured = rho.is_cuda and torch.cuda.is_current_stream_capturing()
-        if captured or rho.is_meta or type(rho) not in (nn.Parameter, Tensor):
-            return posterior.draw_noise()
-        place = next(i for i, other in enumerate(posterior.layer._posteriors()) if other.mu is posterior.mu)
-        return posterior.draw_noise(torch.Generator(rho.device).manual_seed(self.seed + place))
 
     def read(self, posterior: Posterior) -> Tensor:
         """The draw of this forward, one tensor however often it is read."""
@@ -153,113 +138,39 @@ class ForwardFrame(Frame):
 _local = threading.local()
 
 
-def _frames() -> list[Frame]:
-    """The open frames of this thread, innermost last."""
-    frames: list[Frame] | None = getattr(_local, "frames", None)
-    if frames is None:
-        frames = _local.frames = []
-    return frames
-
-
 def active_frame(layer: nn.Module) -> Frame | None:
-    """The innermost frame of this thread that speaks about the layer, or the one of its first run during backward."""
+    """The innermost open frame of this thread that speaks about the layer; of its first run where it runs again."""
+    found = None
     frames: list[Frame] | None = getattr(_local, "frames", None)
-    second = is_second_run()
     if frames:
         key = id(layer)
-        for frame in reversed(frames):
-            if key in frame.layers and not (second and not isinstance(frame, ForwardFrame)):
-                return frame
-    return frame_of_first_run(layer) if second else None
-
-
-def forward_of_first_run(layer: nn.Module) -> ForwardFrame | None:
-    """The forward of a layer of which a checkpointed part runs again during backward, None at all other times."""
-    seed = seed_of_first_run(layer) if is_second_run() else None
-    return None if seed is None else ForwardFrame(layer, seed)
+        found = next((frame for frame in reversed(frames) if key in frame.layers), None)
+        if found is not None and not found.may_run_again:
+            return found
+    return found if torch.compiler.is_compiling() else context_of_first_run(layer, found)
 
 
 @contextmanager
 def open_frame(frame: Frame) -> Iterator[None]:
     """Put a frame on this thread's stack until the context ends."""
-    with _on_stack(frame), noted(frame):
+    frames: list[Frame] | None = getattr(_local, "frames", None)
+    if frames is None:
+        frames = _local.frames = []
+    frames.append(frame)
+    frame.is_open = True
+    try:
         yield
+    finally:
+        frames.remove(frame)
+        frame.is_open = frame in frames
 
 
 @contextmanager
 def one_draw(layer: nn.Module) -> Iterator[None]:
     """All reads of a weight of the layer see one draw until the context ends."""
-    frame, first = ForwardFrame(layer), torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
-    try:
-        with _on_stack(frame):
-            yield
-    finally:
-        note_forward(layer, first, frame.seed)
-
-
-@contextmanager
-def _on_stack(frame: Frame) -> Iterator[None]:
-    frames = _frames()
-    frames.append(frame)
-    try:
+    note_own_draw(layer)
+    with open_frame(ForwardFrame(layer)):
         yield
-    finally:
-        frames.remove(frame)
-
-
-@contextmanager
-def sampling(model: nn.Module, generator: torch.Generator | None = None) -> Iterator[None]:
-    """Hold one weight sample of every Bayesian layer in ``model`` until the context ends.
-
-    The sample is the same for every forward, every batch and every read of ``.weight`` inside. It is differentiable:
-    mu and rho receive gradients with the noise held. Training flags are not touched; dropout and norms follow them.
-    Contexts nest, the inner one wins; each thread has its own. Activation checkpointing runs forwards again during
-    ``backward()``, which therefore belongs inside the context, in the same thread; elsewhere it is refused.
-
-    Args:
-        model: Any module; layers without a posterior are not affected.
-        generator: Source of the noise; default is torch's default generator of each weight's device. Noise is drawn
-            on the generator's device and moved to the weight's, so a CPU generator gives the same sample anywhere.
-
-    Raises:
-        InvalidTypeError: ``model`` is not a module.
-
-    Example:
-        >>> with bensemble.sampling(bnn, torch.Generator().manual_seed(0)):
-        ...     first, again = bnn(x), bnn(x)  # equal
-    """
-    with open_frame(draw_frame(model, generator)):
-        yield
-
-
-def draw_frame(model: nn.Module, generator: torch.Generator | None = None) -> Frame:
-    """One weight sample of a whole model, which :func:`open_frame` may open more than once; see :func:`sampling`."""
-    check_module("sampling", model)
-    layers: dict[int, nn.Module] = {}
-    noise: dict[tuple[int, str], Tensor] = {}
-    drawn: dict[int, Tensor] = {}  # tied weights share one draw
-    for layer, posteriors in layer_posteriors(model):
-        layers[id(layer)] = layer
-        for posterior in posteriors:
-            key = id(posterior.mu)
-            if key not in drawn:
-                drawn[key] = posterior.draw_noise(generator)
-            noise[id(layer), posterior.stem] = drawn[key]
-            warn_where_not_held(posterior)
-    return Frame(layers, noise, keeps_values=not holds_shards(model))
-
-
-def warn_where_not_held(posterior: Posterior) -> None:
-    """Warn of a layer of a user's own that reads its posterior in another way than this module can see."""
-    layer, stem = posterior.layer, posterior.stem
-    if stem not in layer._stems.values():
-        warnings.warn(
-            f"sampling: {type(layer).__name__} declares {stem}_mu and {stem}_rho and reads "
-            "them itself, so its sample cannot be held nor its weights masked; read the weight through "
-            f"`{stem} = bensemble.layers.weight_property({stem!r})`.",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 @contextmanager

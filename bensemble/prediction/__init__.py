@@ -5,7 +5,8 @@ the models that are asked: by ``weight_samples``, with the deterministic ``prefi
 where ``rows`` shows that no example sees another; or a ``moment_model``.
 """
 
+from .contexts import sampling
 from .monte_carlo import predict
 from .results import ClassPrediction, Prediction, RegressionPrediction
 
-__all__ = ["ClassPrediction", "Prediction", "RegressionPrediction", "predict"]
+__all__ = ["ClassPrediction", "Prediction", "RegressionPrediction", "predict", "sampling"]

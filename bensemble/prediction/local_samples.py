@@ -24,9 +24,11 @@ from ..kernels import LinearOp
 from ..layers.linear_op import LinearOpLayer
 from ..models.batches import Inputs, batch_size, call, device_of
 from ..models.outputs import OutputSelector, is_named_tuple, select_output
-from ..models.state import is_compiled, random_state
+from ..models.state import random_state
 from ..noise.stack import Frame, open_frame
-from ..posterior import Posterior, layer_posteriors
+from ..posterior import Posterior
+from ..posteriors import bayesian_layers
+from ..torch_internals import is_compiled
 from .rows import NotByRowError, Rows
 
 __all__ = ["LocalSamples"]
@@ -46,7 +48,7 @@ class LocalSamples:
 
     def __init__(self, model: nn.Module, num_samples: int, generator: torch.Generator) -> None:
         self._model, self._count, self._generator, self._device = model, num_samples, generator, device_of(model)
-        self._layers: dict[int, nn.Module] = {id(layer): layer for layer, _ in layer_posteriors(model)}
+        self._layers: dict[int, nn.Module] = {id(layer): layer for _, layer in bayesian_layers(model)}
         self._moments: dict[int, _Moments] = {}
         self._trace: list[Any] | None = None
 

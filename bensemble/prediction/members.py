@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ..errors import OutOfMemoryError
 from ..models.batches import Inputs, batch_size, call, to_device
 from ..models.outputs import OutputSelector, select_output
-from ..models.state import is_compiled
 from ..noise.stack import open_frame
+from ..torch_internals import is_compiled
 from .local_samples import LocalSamples
 from .moment_model import MomentModel
 from .prefix import Prefix

@@ -24,7 +24,7 @@ from ..models.batches import Inputs, Unpack, batch_size, is_loader, split_batch,
 from ..models.outputs import OutputSelector, describe
 from ..models.sharding import whole
 from ..models.state import evaluating
-from ..posterior import named_posteriors
+from ..posteriors import named_posteriors
 from .gathering import RunningMoments, assemble
 from .members import Member
 from .results import ClassPrediction, Prediction, RegressionPrediction

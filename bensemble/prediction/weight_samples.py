@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from ..gaussian import precise
 from ..models.batches import device_of
 from ..noise.draws import read_only
-from ..noise.stack import Frame, warn_where_not_held
-from ..posterior import Posterior, layer_posteriors
+from ..noise.stack import Frame
+from ..posterior import Posterior
+from ..posteriors import bayesian_layers
+from .contexts import warn_where_not_held
 
 __all__ = ["HELD_BYTES", "WeightFrame", "WeightSamples"]
 
@@ -28,6 +30,8 @@ class WeightFrame(Frame):
         layers: The layers by identity.
         weights: The weight of each posterior by layer identity and stem.
     """
+
+    may_run_again = False
 
     def __init__(self, layers: dict[int, nn.Module], weights: dict[tuple[int, str], Tensor]) -> None:
         super().__init__(layers, {})
@@ -56,9 +60,9 @@ class WeightSamples:
         self.model, self.device = model, device_of(model)
         self._layers: dict[int, nn.Module] = {}
         self._posteriors: dict[int, list[Posterior]] = {}  # by identity of the mean: tied weights share one draw
-        for layer, posteriors in layer_posteriors(model):
+        for _, layer in bayesian_layers(model):
             self._layers[id(layer)] = layer
-            for posterior in posteriors:
+            for posterior in layer._posteriors():
                 self._posteriors.setdefault(id(posterior.mu), []).append(posterior)
                 warn_where_not_held(posterior)
         self.bayesian = bool(self._posteriors)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..errors import InvalidValueError
 from ..gaussian import precise
 from ..layers.linear_op import LinearOpLayer
-from ..posterior import Posterior, named_posteriors
-from ..posteriors import by_canonical_name
+from ..posterior import Posterior
+from ..posteriors import by_canonical_name, named_posteriors
 
 __all__ = ["ChannelGroups", "single_channels"]
 

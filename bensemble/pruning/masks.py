@@ -18,8 +18,8 @@ from ..checks import check_module, check_number
 from ..errors import InvalidTypeError, InvalidValueError, refuse
 from ..gaussian import precise
 from ..layers.linear_op import LinearOpLayer
-from ..posterior import Posterior, named_posteriors
-from ..posteriors import by_canonical_name, first_match
+from ..posterior import Posterior
+from ..posteriors import by_canonical_name, first_match, named_posteriors
 from .channels import ChannelGroups, single_channels
 
 __all__ = [

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import InvalidTypeError
 from ..gaussian import rho_from_sigma
 from ..layers import BaseBayesianLayer, bayesian_type
+from ..layers.classes import bayesian_class
 from ..layers.swap import NewPosterior, make_bayesian, make_deterministic
 from ..priors import Normal
 
@@ -65,10 +66,9 @@ def to_bayesian(module: nn.Module) -> BaseBayesianLayer:
     """The module with its class changed to the registered Bayesian type; sigma and prior are 1."""
     posteriors = {
         name: NewPosterior(p, nn.Parameter(rho_from_sigma(torch.ones_like(p.detach()))), Normal())
-        for name, p in module._parameters.items()
-        if p is not None
+        for name, p in module.named_parameters(recurse=False)
     }
-    layer = make_bayesian(module, posteriors, local=True)
+    layer = make_bayesian(module, bayesian_class(module, posteriors, local=True), posteriors)
     assert isinstance(layer, BaseBayesianLayer)
     return layer
 

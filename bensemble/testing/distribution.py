@@ -11,8 +11,8 @@ from torch.distributions import Normal as TorchNormal
 from torch.distributions import kl_divergence
 from torch.testing import assert_close
 
-from ..noise.stack import sampling
 from ..posterior import Posterior
+from ..prediction.contexts import sampling
 from ..priors import Normal
 from .case import Case, require, require_equal
 

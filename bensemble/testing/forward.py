@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from ..gaussian import rho_from_sigma
 from ..layers import LinearOpLayer
-from ..noise.stack import sampling
+from ..prediction.contexts import sampling
 from .case import Case, require, require_equal, seeded
 from .moments import Moments, require_same_moments
 

@@ -158,6 +158,6 @@ def _compacted(network: Any, inputs: Any) -> Any:
 
 
 def _is_bayesian(network: Any) -> bool:
-    from bensemble.posterior import named_posteriors
+    from bensemble.posteriors import named_posteriors
 
     return any(True for _ in named_posteriors(network))

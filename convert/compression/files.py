@@ -16,6 +16,7 @@ from bensemble.errors import ConversionError, ExportError
 from bensemble.models.batches import Inputs, batch_size
 from bensemble.models.outputs import OutputSelector
 from bensemble.pruning.channels import ChannelGroups
+from bensemble.torch_internals import forward_pre_hooks
 
 from ..graph import compact
 from ..onnx import OnnxModel, compare_onnx, export_onnx
@@ -165,6 +166,6 @@ class CandidateFiles:
 def _make_permanent(network: nn.Module) -> None:
     """Zeros in the weights in place of the masks of torch.nn.utils.prune."""
     for module in network.modules():
-        for hook in list(module._forward_pre_hooks.values()):
+        for hook in forward_pre_hooks(module):
             if isinstance(hook, torch_prune.BasePruningMethod):
                 torch_prune.remove(module, hook._tensor_name)

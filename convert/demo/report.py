@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bensemble import named_posteriors
 from bensemble.fitting import FitReport
 
-from ..planning.conversion import ConversionPlan
+from ..planning import ConversionPlan
 from ..reports.zeros import SparsityReport
 from . import page, pictures
 from .contest import Contestant

@@ -16,10 +16,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, export
-from torch.fx._pytree import tree_flatten_spec
-from torch.utils._pytree import tree_leaves, tree_map
 
 from bensemble.models.outputs import tensor_paths
+from bensemble.torch_internals import clear_forward_hooks, has_forward_hooks, pytree, storage_key, version
 
 from .einsum import left_to_right
 
@@ -168,7 +167,7 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> f
     given = {name for name, value in bound.arguments.items() if isinstance(value, Tensor)}
     bound.apply_defaults()
     fixed = {name: value for name, value in bound.arguments.items() if name not in given}
-    if any(isinstance(leaf, Tensor) for leaf in tree_leaves(fixed)):
+    if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(fixed)):
         raise CaptureError("an argument is a container of tensors")
     graph = _Tracer().trace(model, concrete_args=fixed or None)
     return fx.GraphModule(model, graph, type(model).__name__)
@@ -188,7 +187,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
         open_axes = leaf.ndim if dynamic == "all" or not leaf.is_floating_point() else min(leaf.ndim, 1)
         return {axis: Dim.AUTO if axis < open_axes else Dim.STATIC for axis in range(leaf.ndim)}
 
-    by_position, by_name = tree_map(axes, (args, kwargs))
+    by_position, by_name = pytree.tree_map(axes, (args, kwargs))
     names = inspect.signature(model.forward).parameters
     shapes = {**dict(zip(names, by_position, strict=False)), **by_name} if kwargs else by_position
     return export(model, args, kwargs, dynamic_shapes=shapes).module(check_guards=False)
@@ -207,7 +206,7 @@ class _Observer(fx.Interpreter):
     def run_on(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The output of the graph."""
         if self.captured.source == "export":
-            leaves = tree_flatten_spec((list(args), kwargs), self.captured.module._in_spec)
+            leaves = self.captured.module._in_spec.flatten_up_to((args, kwargs))
             return self.run(*leaves, enable_io_processing=False)
         bound = inspect.signature(self.captured.module.forward).bind(*args, **kwargs)
         bound.apply_defaults()
@@ -216,16 +215,14 @@ class _Observer(fx.Interpreter):
     def run_node(self, node: fx.Node) -> Any:
         """Run one node and note what it did."""
         before = {source: self._tensors(source) for source in node.all_input_nodes}
-        versions = [(tensor, tensor._version) for tensors in before.values() for tensor in tensors]
+        versions = [(tensor, version(tensor)) for tensors in before.values() for tensor in tensors]
         result = super().run_node(node)
         captured = self.captured
-        captured.metas[node] = tree_map(_meta, result)
-        written = {tensor.untyped_storage()._cdata for tensor, version in versions if tensor._version != version}
+        captured.metas[node] = pytree.tree_map(_meta, result)
+        written = {storage_key(tensor) for tensor, before_it in versions if version(tensor) != before_it}
         if written:
             captured.mutated[node] = [
-                other
-                for other in self.env
-                if any(tensor.untyped_storage()._cdata in written for tensor in self._tensors(other))
+                other for other in self.env if any(storage_key(tensor) in written for tensor in self._tensors(other))
             ]
         elif isinstance(result, Tensor) and node.op != "output":
             same = [source for source in before if self.env.get(source) is result]
@@ -234,7 +231,7 @@ class _Observer(fx.Interpreter):
         return result
 
     def _tensors(self, node: fx.Node) -> list[Tensor]:
-        return [leaf for leaf in tree_leaves(self.env.get(node)) if isinstance(leaf, Tensor)]
+        return [leaf for leaf in pytree.tree_leaves(self.env.get(node)) if isinstance(leaf, Tensor)]
 
 
 def _meta(value: Any) -> Any:
@@ -245,10 +242,9 @@ def _remove_hooks(model: nn.Module) -> frozenset[str]:
     """Take the forward hooks off, and say where there were any."""
     hooked = set()
     for path, module in model.named_modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            if hooks:
-                hooked.add(path)
-                hooks.clear()
+        if has_forward_hooks(module):
+            hooked.add(path)
+            clear_forward_hooks(module)
     return frozenset(hooked)
 
 

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from bensemble.errors import ConversionError, ExportError
 from bensemble.models.state import unwrapped
-from bensemble.posterior import named_posteriors
+from bensemble.posteriors import named_posteriors
 
 from ..planning.copying import copy_model
 from .inputs.trials import one_line

@@ -3,6 +3,7 @@
 Everything here looks at a model, or at a copy of it. What changes a model belongs into ``surgery``.
 """
 
-from .conversion import ConversionPlan, PlanRow, plan
+from .conversion import plan
+from .rows import ConversionPlan, PlanRow
 
 __all__ = ["ConversionPlan", "PlanRow", "plan"]

@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils._pytree import tree_leaves
 
 from bensemble.errors import InvalidValueError
 from bensemble.layers.linear_op import LinearOpLayer
-from bensemble.layers.weights import PosteriorWeights
+from bensemble.layers.weights import PosteriorModule
 from bensemble.models.batches import call
+from bensemble.torch_internals import OpOverload, clear_forward_hooks, pytree
 
 from .copying import hollow_copy, traced_copy
-from .trails import Flow, data_arguments, plain_name
+from .trails import TrailRecord, data_arguments, plain_name
 
 __all__ = ["Analysis", "analyse"]
 
@@ -93,8 +93,7 @@ def _uncalled(model: nn.Module, analysis: Analysis) -> bool:
     return any(
         id(parameter) not in analysis.seen and path not in analysis.calls and path not in analysis.inside
         for path, module in model.named_modules()
-        for parameter in module._parameters.values()
-        if parameter is not None
+        for parameter in module.parameters(recurse=False)
     )
 
 
@@ -107,8 +106,7 @@ def _trace(model: nn.Module, analysis: Analysis, flip: bool = False) -> bool:
     if hollow is None:
         return False
     for module in hollow.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
+        clear_forward_hooks(module)
         module.training = module.training != flip
     tracer = _Tracer()
     try:
@@ -116,7 +114,7 @@ def _trace(model: nn.Module, analysis: Analysis, flip: bool = False) -> bool:
     except Exception:
         return False
     analysis.source = "fx"
-    flow, calls = Flow(analysis.operations, analysis.altered), Counter[str]()
+    trails, calls = TrailRecord(analysis.operations, analysis.altered), Counter[str]()
     for node in graph.nodes:
         if node.op == "call_module":
             calls[str(node.target)] += 1
@@ -125,13 +123,13 @@ def _trace(model: nn.Module, analysis: Analysis, flip: bool = False) -> bool:
             analysis.written |= _parameter_behind(node.args[0], hollow)
         if node.op == "get_attr":
             tensor = _attribute(hollow, str(node.target))
-            flow.start(node, id(tensor) if isinstance(tensor, nn.Parameter) else None)
+            trails.start(node, id(tensor) if isinstance(tensor, nn.Parameter) else None)
             analysis.seen.add(id(tensor))
-        elif _is_size(node, flow):
-            flow.start(node)
-        elif any(flow.knows(source) for source in node.all_input_nodes):
+        elif _is_size(node, trails):
+            trails.start(node)
+        elif any(trails.knows(source) for source in node.all_input_nodes):
             name, data = _operation(node, hollow)
-            flow.apply(name, list(node.all_input_nodes), data, [node])
+            trails.apply(name, list(node.all_input_nodes), data, [node])
     analysis.calls |= calls
     return True
 
@@ -146,7 +144,7 @@ def _parameter_behind(node: Any, model: nn.Module) -> set[int]:
     return {id(tensor)} if isinstance(tensor, nn.Parameter) else set()
 
 
-def _is_size(node: fx.Node, flow: Flow) -> bool:
+def _is_size(node: fx.Node, trails: TrailRecord) -> bool:
     """Whether a node gives a shape, dtype or device, which is neither weight nor data."""
     if node.op == "call_method":
         return node.target in ("size", "dim", "numel", "stride", "ndimension", "element_size")
@@ -162,7 +160,7 @@ def _operation(node: fx.Node, model: nn.Module) -> tuple[str, list[fx.Node]]:
         stateless = not any(True for _ in module.parameters())
         return type(module).__name__, [] if stateless else list(node.all_input_nodes)
     name = _name_of(node.target)
-    data = tree_leaves(data_arguments(name, node.args, node.kwargs))
+    data = pytree.tree_leaves(data_arguments(name, node.args, node.kwargs))
     return name, [leaf for leaf in data if isinstance(leaf, fx.Node)]
 
 
@@ -170,7 +168,7 @@ class _Tracer(fx.Tracer):
     """Calls the twins of torch.nn modules as a whole, as torch.fx does with torch.nn itself."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        kind = m.deterministic_class if isinstance(m, PosteriorWeights) else None
+        kind = m.deterministic_class if isinstance(m, PosteriorModule) else None
         known = kind is not None and (isinstance(m, LinearOpLayer) or kind.__module__.startswith("torch.nn"))
         return known or super().is_leaf_module(m, module_qualified_name)
 
@@ -251,26 +249,26 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.originals = originals
         self.analysis = analysis
-        self.flow = Flow(analysis.operations, analysis.altered)
+        self.trails = TrailRecord(analysis.operations, analysis.altered)
         self.alive: list[Tensor] = []  # identities stay valid while the tensors live
         for parameter, original in originals.items():
-            self.flow.start(parameter, original)
+            self.trails.start(parameter, original)
         for buffer in model.buffers():
-            self.flow.start(id(buffer))
+            self.trails.start(id(buffer))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         operands = _tensors((args, kwargs))
         results = _tensors(result)
-        if results and any(self.flow.knows(id(operand)) for operand in operands):
+        if results and any(self.trails.knows(id(operand)) for operand in operands):
             self.analysis.seen |= {self.originals[id(o)] for o in operands if id(o) in self.originals}
             if _writes(getattr(func, "__name__", "")):
                 self.analysis.written |= {self.originals[id(r)] for r in results if id(r) in self.originals}
             name = _name_of(func)
             data = _tensors(data_arguments(name, args, kwargs))
-            self.flow.apply(name, [id(o) for o in operands], [id(d) for d in data], [id(r) for r in results])
-            self.alive += [r for r in results if self.flow.knows(id(r))]
+            self.trails.apply(name, [id(o) for o in operands], [id(d) for d in data], [id(r) for r in results])
+            self.alive += [r for r in results if self.trails.knows(id(r))]
         return result
 
 
@@ -283,11 +281,11 @@ def _writes(name: str) -> bool:
 
 def _name_of(operation: Any) -> str:
     """The plain name of a function, a method, or the name of a method."""
-    if isinstance(operation, torch._ops.OpOverload):
+    if isinstance(operation, OpOverload):
         return plain_name(operation.overloadpacket.__name__)
     name = operation if isinstance(operation, str) else resolve_name(operation) or getattr(operation, "__name__", "")
     return plain_name(name.rpartition(".")[2])
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

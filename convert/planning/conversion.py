@@ -5,110 +5,22 @@ Every Parameter of the model has one row. ``bayesify(model, plan=p)`` executes e
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from bensemble.checks import check_module
-from bensemble.layers.registry import bayesian_type
-from bensemble.layers.weights import PosteriorWeights
+from bensemble.layers.weights import PosteriorModule
+from bensemble.torch_internals import parameters_of
 
 from .analysis import Analysis, analyse
 from .eligibility import is_embedding, refusal, why_deterministic
+from .places import Place, owners_of
+from .rows import ConversionPlan, PlanRow
 from .selection import Selection, parse_selection
-from .table import render_html, render_text
 from .trails import LINEAR_OPERATIONS
 
-__all__ = ["ConversionPlan", "PlanRow", "plan"]
-
-
-@dataclass(frozen=True)
-class PlanRow:
-    """What happens to one Parameter.
-
-    Attributes:
-        name: Its first name in the model.
-        aliases: Its other names, where it is shared or its module has several.
-        type: Type of the module that owns it.
-        shape: Its shape.
-        tier: "local" (a Bayesian twin of the layer: local reparameterization), "sampled" (a posterior with sampled
-            weights), "deterministic", or "posterior" (a mean or rho of a layer that is Bayesian already).
-        calls: How often a forward calls the owning module, None when that is unknown.
-        operations: Operations that the weight reaches without a call of its module.
-        prunable: Whether a zero mean is a zero in the weight that reaches the operation.
-        reason: Why it stays deterministic, or what else there is to know.
-    """
-
-    name: str
-    aliases: tuple[str, ...]
-    type: str
-    shape: tuple[int, ...]
-    tier: str
-    calls: int | None
-    operations: tuple[str, ...]
-    prunable: bool
-    reason: str
-
-    @property
-    def numel(self) -> int:
-        """Number of weights."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
-
-    @property
-    def is_bayesian(self) -> bool:
-        """Whether the Parameter gets a posterior."""
-        return self.tier in ("local", "sampled")
-
-
-@dataclass(frozen=True)
-class ConversionPlan:
-    """All rows, and where the knowledge came from. Prints as a table that folds repeated blocks.
-
-    Attributes:
-        rows: One for each distinct Parameter, in the model's order.
-        model: Type of the model.
-        source: "probe" (example inputs), "fx" (a torch.fx trace) or "unknown" (neither was possible).
-    """
-
-    rows: tuple[PlanRow, ...]
-    model: str
-    source: str
-
-    @property
-    def summary(self) -> str:
-        """One line: how many weights become Bayesian, and how many posteriors that makes."""
-        bayesian = sum(row.numel for row in self.rows if row.is_bayesian)
-        total = sum(row.numel for row in self.rows)
-        posteriors = sum(row.is_bayesian for row in self.rows)
-        share = 100 * bayesian / total if total else 0.0
-        return (
-            f"{self.model}: {bayesian:,} of {total:,} parameters ({share:.1f} %) become Bayesian, "
-            f"in {posteriors} posteriors."
-        )
-
-    def __str__(self) -> str:
-        return render_text(self)
-
-    def _repr_html_(self) -> str:
-        return render_html(self)
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """The plan as JSON, with every row."""
-        return json.dumps(
-            {
-                "model": self.model,
-                "source": self.source,
-                "summary": self.summary,
-                "rows": [asdict(row) for row in self.rows],
-            },
-            indent=indent,
-        )
+__all__ = ["make_plan", "plan"]
 
 
 def plan(
@@ -154,36 +66,6 @@ def make_plan(
     return ConversionPlan(tuple(rows), type(model).__name__, analysis.source)
 
 
-@dataclass(frozen=True)
-class Place:
-    """One place where a Parameter is registered."""
-
-    path: str
-    module: nn.Module
-    name: str
-
-    @property
-    def full_name(self) -> str:
-        """Dotted name of the Parameter at this place."""
-        return f"{self.path}.{self.name}" if self.path else self.name
-
-    @property
-    def is_local(self) -> bool:
-        """Whether a registered twin can take over here."""
-        twin = bayesian_type(type(self.module))
-        return twin is not None and self.name in twin._stems and "weight" in self.module._parameters
-
-
-def owners_of(model: nn.Module) -> dict[int, tuple[nn.Parameter, list[Place]]]:
-    """Every distinct Parameter with all places where it is registered, by identity and in the model's order."""
-    owners: dict[int, tuple[nn.Parameter, list[Place]]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                owners.setdefault(id(parameter), (parameter, []))[1].append(Place(path, module, name))
-    return owners
-
-
 def _row(
     parameter: nn.Parameter,
     places: list[Place],
@@ -195,7 +77,7 @@ def _row(
     first = next((p for p in places if p.is_local), places[0])
     if reason is None and first.is_local and first.name != "weight":
         # A bias follows the weight of its layer.
-        weight = first.module._parameters["weight"]
+        weight = parameters_of(first.module)["weight"]
         assert weight is not None
         if why_deterministic(weight, owners[id(weight)][1], selection, analysis) is not None:
             reason = "the weight of its layer stays deterministic"
@@ -225,7 +107,7 @@ def _calls(parameter: nn.Parameter, places: list[Place], analysis: Analysis) -> 
 
 def _is_posterior_tensor(place: Place) -> bool:
     """Whether the Parameter is a mean or rho already."""
-    if not isinstance(place.module, PosteriorWeights):
+    if not isinstance(place.module, PosteriorModule):
         return False
     return place.name in {f"{p.stem}_{part}" for p in place.module._posteriors() for part in ("mu", "rho")}
 
@@ -251,10 +133,3 @@ def _remark(parameter: nn.Parameter, places: list[Place], analysis: Analysis) ->
     if layers and id(parameter) in analysis.seen and not any(analysis.calls[p.path] for p in layers):
         return "read without a call of its layer"
     return "tied" if len({id(p.module) for p in places}) > 1 else ""
-
-
-def bayesian_places(model: nn.Module) -> Iterator[tuple[str, PosteriorWeights]]:
-    """Every module of the model that holds posteriors already."""
-    for path, module in model.named_modules():
-        if isinstance(module, PosteriorWeights):
-            yield path, module

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bensemble.errors import ConversionError
+from bensemble.torch_internals import buffers_of
 
 __all__ = ["copy_model", "hollow_copy", "traced_copy"]
 
@@ -72,7 +73,7 @@ def _memo(model: nn.Module) -> dict[int, Any]:
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
-        for value in (*module.__dict__.values(), *module._buffers.values()):
+        for value in (*module.__dict__.values(), *buffers_of(module).values()):
             if isinstance(value, Tensor):
                 if value.grad_fn is not None:
                     memo[id(value)] = value.detach().clone()

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from bensemble.errors import refuse
-from bensemble.layers.weights import PosteriorWeights
+from bensemble.layers.weights import PosteriorModule
 from bensemble.models.sharding import is_sharded
+from bensemble.torch_internals import BatchNormBase
 
 from .analysis import Analysis
+from .places import Place
 from .selection import Selection
 from .trails import LINEAR_OPERATIONS
-
-if TYPE_CHECKING:
-    from .conversion import Place
 
 __all__ = ["is_embedding", "refusal", "why_deterministic"]
 
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+NORMS = (BatchNormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 #: Names that tables and tokens go by, asked only where neither a trace nor a probe says what a Parameter does.
 _TABLE_NAME = re.compile(r"pos|token|cls|query|embed|anchor|bias|table|scale|gamma|beta|norm|prompt|prefix|dist")
@@ -34,7 +31,7 @@ def why_deterministic(
     parameter: nn.Parameter, places: list[Place], selection: Selection, analysis: Analysis
 ) -> str | None:
     """The reason why a Parameter stays deterministic, or None when it becomes Bayesian."""
-    if any(isinstance(p.module, PosteriorWeights) for p in places):
+    if any(isinstance(p.module, PosteriorModule) for p in places):
         return _why_left_as_it_is(places)
     if any(isinstance(p.module, torch.jit.ScriptModule) for p in places):
         return "compiled by TorchScript"

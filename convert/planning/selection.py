@@ -87,7 +87,7 @@ def _items(selector: Any) -> Iterable[Any]:
 
 def _names(module: nn.Module) -> list[str]:
     """Parameter names of a module itself; one empty name stands for a module without any."""
-    names = [name for name, parameter in module._parameters.items() if parameter is not None]
+    names = [name for name, _ in module.named_parameters(recurse=False, remove_duplicate=False)]
     return names or [""]
 
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Hashable, Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .conversion import ConversionPlan, PlanRow
+from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol
 
 __all__ = ["render_html", "render_text"]
 
@@ -16,26 +13,41 @@ MOST_LINES = 40
 _HEADER = ("parameters", "type", "count", "weights", "becomes", "why / remark")
 
 
-def render_text(plan: ConversionPlan) -> str:
+class Row(Protocol):
+    """What a line of the table is made from; see :class:`convert.planning.rows.PlanRow`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def tier(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def numel(self) -> int: ...
+
+
+def render_text(summary: str, source: str, rows: Sequence[Row]) -> str:
     """The plan as a table of at most forty lines, the summary first."""
-    lines = [_HEADER, *_folded(plan.rows)]
+    lines = [_HEADER, *_folded(rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(_HEADER))]
     right = (2, 3)
     table = (
         "  ".join(c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
         for line in lines
     )
-    return "\n".join([plan.summary, _source(plan.source), *(line.rstrip() for line in table)])
+    return "\n".join([summary, _source(source), *(line.rstrip() for line in table)])
 
 
-def render_html(plan: ConversionPlan) -> str:
+def render_html(summary: str, source: str, rows: Sequence[Row]) -> str:
     """The same table for a notebook."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in _HEADER)
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in _folded(plan.rows)
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in _folded(rows)
     )
     return (
-        f"<p><b>{html.escape(plan.summary)}</b><br>{html.escape(_source(plan.source))}</p>"
+        f"<p><b>{html.escape(summary)}</b><br>{html.escape(_source(source))}</p>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
 
@@ -48,10 +60,9 @@ def _source(source: str) -> str:
     }[source]
 
 
-def _folded(rows: Iterable[PlanRow]) -> list[tuple[str, ...]]:
+def _folded(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """Rows grouped as finely as forty lines allow."""
-    rows = list(rows)
-    groupings: tuple[Callable[[PlanRow], tuple[str, Hashable]], ...] = (
+    groupings: tuple[Callable[[Row], tuple[str, Hashable]], ...] = (
         lambda row: (row.name, row.name),
         lambda row: (pattern := _numbers_folded(row.name), pattern),
         lambda row: (pattern := _numbers_folded(row.name).rpartition(".")[0] or row.name, pattern),
@@ -60,7 +71,7 @@ def _folded(rows: Iterable[PlanRow]) -> list[tuple[str, ...]]:
     )
     lines: list[tuple[str, ...]] = []
     for grouping in groupings:
-        groups: dict[tuple[Hashable, ...], list[PlanRow]] = {}
+        groups: dict[tuple[Hashable, ...], list[Row]] = {}
         labels: dict[tuple[Hashable, ...], str] = {}
         for row in rows:
             label, key = grouping(row)
@@ -74,7 +85,7 @@ def _folded(rows: Iterable[PlanRow]) -> list[tuple[str, ...]]:
     return [*lines[: MOST_LINES - 4], (f"... and {rest} more groups", "", "", "", "", "")]
 
 
-def _line(label: str, rows: list[PlanRow]) -> tuple[str, ...]:
+def _line(label: str, rows: list[Row]) -> tuple[str, ...]:
     first = rows[0]
     weights = sum(row.numel for row in rows)
     if len(rows) == 1:

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-__all__ = ["LINEAR_OPERATIONS", "Flow", "data_arguments", "plain_name"]
+__all__ = ["LINEAR_OPERATIONS", "TrailRecord", "data_arguments", "plain_name"]
 
 #: Operations that tell weights from data, with the positions of what they take as data.
 _WEIGHTED = {
@@ -111,7 +111,7 @@ def data_arguments(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     return [*args[where], *(kwargs[keyword] for keyword in keywords if keyword in kwargs)]
 
 
-class Flow:
+class TrailRecord:
     """The trails of all values seen so far. A value that is not known is data.
 
     Attributes:

@@ -21,7 +21,8 @@ from bensemble.errors import ConversionError, InvalidValueError
 from bensemble.models.batches import call
 from bensemble.models.outputs import tensor_paths
 from bensemble.noise.stack import Frame, mean_mode, open_frame
-from bensemble.posterior import Posterior, named_posteriors
+from bensemble.posterior import Posterior
+from bensemble.posteriors import named_posteriors
 
 from ..planning.analysis import analyse
 

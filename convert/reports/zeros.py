@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from bensemble.checks import check_module
-from bensemble.layers.weights import PosteriorWeights
+from bensemble.layers.weights import PosteriorModule
 from bensemble.posterior import Posterior
+from bensemble.torch_internals import buffers_of
 
 __all__ = ["SparsityReport", "SparsityRow", "sparsity"]
 
@@ -108,18 +109,18 @@ def sparsity(module: nn.Module) -> SparsityReport:
 def _weights(module: nn.Module) -> list[tuple[str, Tensor, Tensor, bool]]:
     """(original name, the Parameter, its value as the forward sees it, prunable) for the module's own parameters."""
     posteriors: dict[str, Posterior] = {}
-    if isinstance(module, PosteriorWeights):
+    if isinstance(module, PosteriorModule):
         posteriors = {f"{p.stem}_{part}": p for p in module._posteriors() for part in ("mu", "rho")}
     found: list[tuple[str, Tensor, Tensor, bool]] = []
-    for key, parameter in module._parameters.items():
-        if parameter is None or isinstance(parameter, nn.UninitializedParameter):
+    for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+        if isinstance(parameter, nn.UninitializedParameter):
             continue
         posterior = posteriors.get(key)
         if posterior is not None:
             if key.endswith("_mu"):
                 found.append((posterior.name, parameter, posterior.mean(), posterior.prunable))
             continue
-        mask = module._buffers.get(key.removesuffix("_orig") + "_mask") if key.endswith("_orig") else None
+        mask = buffers_of(module).get(key.removesuffix("_orig") + "_mask") if key.endswith("_orig") else None
         value = parameter if mask is None else parameter * mask
         found.append((key.removesuffix("_orig") if mask is not None else key, parameter, value, True))
     return found

@@ -17,24 +17,28 @@ from torch.nn.utils import prune as torch_prune
 
 from bensemble.checks import check_module
 from bensemble.errors import ConversionError, InvalidTypeError, refuse
+from bensemble.layers.classes import bayesian_class
 from bensemble.layers.linear_op import LinearOpLayer, check_estimator, check_variance_dtype
 from bensemble.layers.registry import bayesian_type
 from bensemble.layers.sampled import SampledWeights
 from bensemble.layers.swap import (
     Alias,
     NewPosterior,
-    bayesian_class,
     make_bayesian,
     make_deterministic,
     restorer,
 )
+from bensemble.layers.weights import PosteriorModule
 from bensemble.models.sharding import holds_shards
-from bensemble.posterior import named_posteriors
+from bensemble.posteriors import bayesian_layers, named_posteriors
 from bensemble.pruning.channels import ChannelGroups
 from bensemble.pruning.masks import apply_masks, pruning_masks
+from bensemble.torch_internals import parameters_of
 
-from ..planning.conversion import ConversionPlan, bayesian_places, make_plan, owners_of
+from ..planning.conversion import make_plan
 from ..planning.copying import copy_model
+from ..planning.places import owners_of
+from ..planning.rows import ConversionPlan
 from .aliases import aliases_of
 from .initial import initial_posterior
 
@@ -103,12 +107,12 @@ def bayesify(
     _check_plan(plan, model)
     target = model if inplace else copy_model("bayesify", model)
     changes = _changes(target, plan, prior, prior_sigma, init_sigma)
-    _check_classes(target, changes)
+    classes = _classes(target, changes)
     undo: list[Callable[[], None]] = []
     with _undone_on_failure(undo):
-        for change in changes:
+        for change, cls in zip(changes, classes, strict=True):
             undo.append(restorer(change.module))
-            layer = make_bayesian(change.module, change.posteriors, change.local, change.aliases)
+            layer = make_bayesian(change.module, cls, change.posteriors, change.aliases)
             if isinstance(layer, LinearOpLayer):
                 _set_up(layer, estimator, variance_dtype)
     return target
@@ -158,7 +162,7 @@ def to_deterministic(
         ConversionError: the model has no Bayesian layers.
     """
     check_module("to_deterministic", bnn)
-    if not any(True for _ in bayesian_places(bnn)):
+    if not any(True for _ in bayesian_layers(bnn)):
         raise ConversionError(
             f"to_deterministic: {type(bnn).__name__} has no Bayesian layers, got a deterministic model; "
             "it can be used as it is."
@@ -166,7 +170,7 @@ def to_deterministic(
     _check_way_back(bnn)
     wanted = pruning_masks(bnn, threshold=threshold, sparsity=sparsity, granularity=granularity, masks=masks)
     target = bnn if inplace else copy_model("to_deterministic", bnn)
-    layers = [layer for _, layer in bayesian_places(target)]
+    layers = [layer for _, layer in bayesian_layers(target)]
     undo: list[Callable[[], None]] = [restorer(layer) for layer in layers]
     if inplace and (wanted or sample):
         undo += [_value_restorer(posterior.mu) for _, posterior in named_posteriors(target)]
@@ -213,7 +217,7 @@ def _check_way_back(bnn: nn.Module) -> None:
             "bensemble.load the file into a plain model."
         )
     problems = []
-    for path, layer in bayesian_places(bnn):
+    for path, layer in bayesian_layers(bnn):
         base = getattr(layer, "deterministic_class", None)
         if base is None or not (isinstance(layer, SampledWeights) or bayesian_type(base) is type(layer)):
             problems.append(
@@ -225,7 +229,7 @@ def _check_way_back(bnn: nn.Module) -> None:
 
 @dataclass
 class _Change:
-    """What happens to one module; the fields are the arguments of ``make_bayesian``."""
+    """What happens to one module; the fields are the arguments of ``bayesian_class`` and ``make_bayesian``."""
 
     module: nn.Module
     posteriors: dict[str, NewPosterior] = field(default_factory=dict)
@@ -242,7 +246,7 @@ def _changes(target: nn.Module, plan: ConversionPlan, prior: Any, prior_sigma: A
         if not row.is_bayesian:
             continue
         parameter, places = places_by_name[row.name]
-        layer_weight = places[0].module._parameters.get("weight")
+        layer_weight = parameters_of(places[0].module).get("weight")
         rho, its_prior = initial_posterior(
             "bayesify", row.name, parameter, layer_weight, prior, prior_sigma, init_sigma
         )
@@ -259,18 +263,19 @@ def _changes(target: nn.Module, plan: ConversionPlan, prior: Any, prior_sigma: A
     return list(changes.values())
 
 
-def _check_classes(target: nn.Module, changes: list[_Change]) -> None:
-    """Raise for modules whose class has a metaclass or hook that refuses the subclass made of it."""
-    problems = []
+def _classes(target: nn.Module, changes: list[_Change]) -> list[type[PosteriorModule]]:
+    """The new class of each module; raises where a metaclass or hook refuses the subclass that is made of one."""
+    classes, problems = [], []
     for change in changes:
         try:
-            bayesian_class(change.module, change.posteriors, change.local, change.aliases)
+            classes.append(bayesian_class(change.module, change.posteriors, change.local, change.aliases))
         except Exception as err:
             path = next(path for path, module in target.named_modules() if module is change.module)
             problems.append(
                 f"'{path}' is a {type(change.module).__name__}, whose class cannot be extended ({err}); exclude it."
             )
     refuse("bayesify", problems)
+    return classes
 
 
 def _check_plan(plan: ConversionPlan, model: nn.Module) -> None:

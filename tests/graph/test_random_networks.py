@@ -7,7 +7,7 @@ import unittest
 import torch
 from hypothesis import given, settings
 
-from bensemble.posterior import named_posteriors
+from bensemble.posteriors import named_posteriors
 from convert import bayesify, to_deterministic
 from convert.graph import channel_groups, compact
 

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import bensemble
 from bensemble.layers import BayesianConv2d, BayesianLinear
-from bensemble.posterior import named_posteriors
+from bensemble.posteriors import named_posteriors
 
 WARNING = "load_state_dict: '.*' comes from a deterministic checkpoint; the means are replaced and the sigmas kept"
 

@@ -11,8 +11,9 @@ import bensemble
 from bensemble.errors import InvalidValueError
 from bensemble.gaussian import rho_from_sigma
 from bensemble.layers import BayesianConv2d, BayesianConvTranspose1d, BayesianLinear
+from bensemble.layers.classes import bayesian_class
 from bensemble.layers.swap import NewPosterior, make_bayesian
-from bensemble.posterior import named_posteriors
+from bensemble.posteriors import named_posteriors
 from bensemble.priors import ARD, Normal
 
 
@@ -220,7 +221,9 @@ def test_a_mask_set_through_the_model_holds_on_every_layer_that_shares_the_weigh
     model = nn.Sequential(first, nn.Tanh(), second)
     rho = nn.Parameter(torch.zeros(3, 3))
     for layer in (first, second):
-        make_bayesian(layer, {"weight": NewPosterior(layer.weight, rho, Normal())}, local=True)
+        make_bayesian(
+            layer, bayesian_class(layer, ["weight"], True), {"weight": NewPosterior(layer.weight, rho, Normal())}
+        )
     ((name, posterior),) = named_posteriors(model)
     assert name == "0.weight"
     assert [tie.layer for tie in posterior.ties] == [second]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bensemble.posterior import named_posteriors
+from bensemble.posteriors import named_posteriors
 from convert import bayesify, moments
 
 from .sampling import sampled

@@ -27,7 +27,7 @@ from zoo.result import Result
 
 import convert
 from bensemble import sampling
-from bensemble.posterior import named_posteriors
+from bensemble.posteriors import named_posteriors
 
 from .table import Pattern
 

@@ -25,10 +25,11 @@ import convert.onnx.deployable
 import convert.surgery.converting
 from bensemble.kernels import moments
 from bensemble.layers.parameters import PosteriorParameters
-from bensemble.layers.weights import PosteriorWeights
+from bensemble.layers.weights import PosteriorModule
 from bensemble.noise.draws import random_draw
 from bensemble.noise.stack import active_frame
-from bensemble.posterior import Posterior, layer_posteriors
+from bensemble.posterior import Posterior
+from bensemble.posteriors import bayesian_layers
 
 from .census import draw_recipes
 from .checks import check_recipe
@@ -147,7 +148,7 @@ def _no_slope(backward_pass: Any) -> Any:
 
 
 def _always_drawn(read_weight: Any) -> Any:
-    def wrong(self: PosteriorWeights, name: str) -> Any:
+    def wrong(self: PosteriorModule, name: str) -> Any:
         posterior = self._posterior(name)
         if posterior is not None and isinstance(posterior.mu, Tensor) and active_frame(self) is None:
             return random_draw(posterior, posterior.draw_noise)
@@ -158,8 +159,8 @@ def _always_drawn(read_weight: Any) -> Any:
 
 def _ties_counted_twice(named_posteriors: Any) -> Any:
     def wrong(model: nn.Module) -> Iterator[tuple[str, Posterior]]:
-        for _, posteriors in layer_posteriors(model):
-            yield from ((posterior.name, posterior) for posterior in posteriors)
+        for _, layer in bayesian_layers(model):
+            yield from ((posterior.name, posterior) for posterior in layer._posteriors())
 
     return wrong
 
@@ -184,7 +185,7 @@ FAULTS = (
     Fault("a tied posterior counts twice in the KL", bensemble.objective, "named_posteriors", _ties_counted_twice),
     Fault("sigma is not squared in the local noise", moments, "_forward_pass", _not_squared),
     Fault("the gradient of rho is zero", moments, "_backward_pass", _no_slope),
-    Fault("weights are drawn in eval mode too", PosteriorWeights, "_read_weight", _always_drawn),
+    Fault("weights are drawn in eval mode too", PosteriorModule, "_read_weight", _always_drawn),
     Fault("deepcopy loses ties", PosteriorParameters, "__reduce_ex__", _ties_forgotten),
     Fault("samples ignore the masks", Posterior, "draw", _unmasked),
     Fault("the way back ignores the masks", convert.surgery.converting, "apply_masks", _no_masks),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves, tree_map
+
+from bensemble.torch_internals import pytree
 
 from ..capture import TensorMeta
 from .domain import Value
@@ -45,12 +46,12 @@ class Call:
     @property
     def operands(self) -> list[Value]:
         """All tensors among the arguments."""
-        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Value)]
+        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Value)]
 
     def run(self, *tensors: Tensor) -> Tensor:
         """The operation on other tensors in place of the operands, in the order of ``operands``."""
         given = iter(tensors)
-        args, kwargs = tree_map(
+        args, kwargs = pytree.tree_map(
             lambda leaf: next(given).clone() if isinstance(leaf, Value) else leaf, (self.args, self.kwargs)
         )
         return self.function(*args, **kwargs)

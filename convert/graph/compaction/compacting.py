@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from bensemble.checks import check_module
 from bensemble.errors import ConversionError
-from bensemble.posterior import named_posteriors
+from bensemble.posteriors import named_posteriors
 
 from ...planning.copying import copy_model
 from ..capture import CaptureError, DynamicAxes, capture, undisturbed

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from bensemble.torch_internals import BatchNormBase, ConvBase, buffers_of, parameters_of
+
 from .flow import Flow, Leaf
 from .readers import Reader
 from .solution import Solution
@@ -163,18 +165,18 @@ def install(root: nn.Module, cut: Cut, keep_class: bool) -> None:
         owner, name = _owner(root, path)
         if owner is None:
             continue
-        if name in owner._parameters:
-            old = owner._parameters[name]
+        if name in parameters_of(owner):
+            old = parameters_of(owner)[name]
             wanted = old is None or old.requires_grad
-            owner._parameters[name] = made.setdefault(id(tensor), nn.Parameter(tensor.clone(), requires_grad=wanted))
-        elif name in owner._buffers:
-            owner._buffers[name] = tensor.clone()
+            parameters_of(owner)[name] = made.setdefault(id(tensor), nn.Parameter(tensor.clone(), requires_grad=wanted))
+        elif name in buffers_of(owner):
+            buffers_of(owner)[name] = tensor.clone()
         else:
             continue
         touched[path] = owner
     for path, tensor in cut.biases.items():
         owner, name = _owner(root, path)
-        if owner is None or (keep_class and owner._parameters.get(name, owner) is not None):
+        if owner is None or (keep_class and parameters_of(owner).get(name, owner) is not None):
             raise CannotKeepClassError(f"there is no place for a bias at '{path}'")
         owner.register_parameter(name, nn.Parameter(tensor.clone()))
     for path, owner in touched.items():
@@ -193,12 +195,12 @@ def _tell_sizes(module: nn.Module, groups: int | None) -> None:
     """The sizes that torch.nn modules keep beside their weights."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.modules.conv._ConvNd):
+    elif isinstance(module, ConvBase):
         module.groups = groups or module.groups
         first, second = module.weight.shape[:2]
         second *= module.groups
         module.in_channels, module.out_channels = (first, second) if module.transposed else (second, first)
-    elif isinstance(module, (nn.modules.batchnorm._NormBase,)):
+    elif isinstance(module, BatchNormBase):
         sizes = [t.shape[0] for t in (module.weight, module.running_mean) if t is not None]
         module.num_features = sizes[0] if sizes else module.num_features
     elif isinstance(module, nn.GroupNorm):

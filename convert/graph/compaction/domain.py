@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from .arrays import collapse
 
-__all__ = ["LeafRef", "Partition", "Value"]
+__all__ = ["LeafRef", "Partition", "Shortcut", "Value"]
 
 
 class Partition:
@@ -150,3 +150,20 @@ class Value:
         known, const = collapse(self.known, self.const, [k for k in range(self.ndim) if k != axis])
         size = self.shape[axis]
         return known.reshape(-1).expand(size).clone(), const.reshape(-1).expand(size).clone()
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """A value that is ``source.index_select(axis, positions)``.
+
+    Attributes:
+        source: The node before the movements.
+        through: The values in between, which vary along several axes.
+        axis: The axis of the channels.
+        positions: Channels of the source, in order.
+    """
+
+    source: fx.Node
+    through: tuple[Value, ...]
+    axis: int
+    positions: Tensor

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
+
+from bensemble.torch_internals import pytree
 
 from ..capture import Capture, TensorMeta
 from .arrays import varying_axes
 from .calls import Call
-from .domain import LeafRef, Partition, Value
+from .domain import LeafRef, Partition, Shortcut, Value
 from .readers import GroupSizes, Reader
-
-if TYPE_CHECKING:
-    from .worklist import Shortcut
 
 __all__ = ["Flow", "Leaf"]
 
@@ -207,7 +205,7 @@ class Flow:
             self.unknowns.append((call.node, reason))
         for value in values:
             self.pin(value, reason)
-        return tree_map(
+        return pytree.tree_map(
             lambda leaf: self.opaque(leaf.shape, reason) if isinstance(leaf, TensorMeta) else leaf,
             call.meta,
             is_leaf=lambda leaf: isinstance(leaf, TensorMeta),

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bensemble.errors import ConversionError
-from bensemble.posterior import named_posteriors
-from bensemble.posteriors import all_names
+from bensemble.posteriors import all_names, named_posteriors
 from bensemble.pruning.channels import ChannelGroups
 
 from ...surgery.converting import to_deterministic

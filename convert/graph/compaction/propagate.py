@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils._pytree import tree_map
+
+from bensemble.torch_internals import OpOverload, argument_schema, pytree
 
 from ..capture import Capture, TensorMeta
 from .calls import Call
@@ -84,7 +85,7 @@ def propagate(captured: Capture, model: nn.Module) -> Flow:
 def _value(flow: Flow, node: fx.Node) -> Any:
     meta = flow.captured.metas.get(node)
     if node.op == "placeholder":
-        return tree_map(lambda leaf: _input(flow, leaf), meta, is_leaf=_is_meta)
+        return pytree.tree_map(lambda leaf: _input(flow, leaf), meta, is_leaf=_is_meta)
     if node.op == "get_attr":
         return _attribute(flow, node, meta)
     call = _call(flow, node, meta)
@@ -97,7 +98,7 @@ def _value(flow: Flow, node: fx.Node) -> Any:
     if node.op == "call_module":
         return _module_value(flow, call, str(node.target))
     if not call.operands or call.name in CREATIONS:
-        return tree_map(lambda leaf: _made(flow, leaf), meta, is_leaf=_is_meta)
+        return pytree.tree_map(lambda leaf: _made(flow, leaf), meta, is_leaf=_is_meta)
     if call.name in SIZES:
         flow.sizes.append((node, flow.operand(call.operands[0])))
         return meta
@@ -132,7 +133,7 @@ def _module_value(flow: Flow, call: Call, path: str) -> Any:
 
 
 def _call(flow: Flow, node: fx.Node, meta: Any) -> Call:
-    args, kwargs = tree_map(
+    args, kwargs = pytree.tree_map(
         lambda leaf: flow.values[leaf] if isinstance(leaf, fx.Node) else leaf, (tuple(node.args), dict(node.kwargs))
     )
     target: Any = node.target
@@ -147,8 +148,8 @@ def _call(flow: Flow, node: fx.Node, meta: Any) -> Call:
 
 def _function_name(node: fx.Node, target: Any) -> str:
     """The name under which a function has a rule; the empty string for functions from elsewhere."""
-    if isinstance(target, torch._ops.OpOverload):
-        return _plain(target._schema.name.partition("::")[2]) if target.namespace == "aten" else ""
+    if isinstance(target, OpOverload):
+        return _plain(argument_schema(target).name.partition("::")[2]) if target.namespace == "aten" else ""
     if target is builtins.getattr:
         return str(node.args[1])
     if target in OPERATORS:
@@ -185,7 +186,7 @@ def _apply_writes(flow: Flow, node: fx.Node) -> None:
             continue
         for leaf in Call(other, "", (value,), {}, None, operator.pos).operands:
             flow.pin(leaf, "it is written to through a view")
-        flow.values[other] = tree_map(
+        flow.values[other] = pytree.tree_map(
             lambda leaf: (
                 flow.opaque(leaf.shape, "it is written to through a view") if isinstance(leaf, Value) else leaf
             ),
@@ -210,5 +211,5 @@ def _is_meta(leaf: Any) -> bool:
 
 def _has_tensor(meta: Any) -> bool:
     found = []
-    tree_map(lambda leaf: found.append(leaf) if _is_meta(leaf) else None, meta, is_leaf=_is_meta)
+    pytree.tree_map(lambda leaf: found.append(leaf) if _is_meta(leaf) else None, meta, is_leaf=_is_meta)
     return bool(found)

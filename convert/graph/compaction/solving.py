@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+
+from bensemble.torch_internals import pytree
 
 from .domain import Value
 from .flow import Flow
@@ -170,7 +171,7 @@ def _remaining(flow: Flow, solution: Solution) -> int:
 
 def _all_values(flow: Flow) -> Iterator[Value]:
     for value in flow.values.values():
-        for leaf in tree_leaves(value, is_leaf=lambda item: isinstance(item, Value)):
+        for leaf in pytree.tree_leaves(value, is_leaf=lambda item: isinstance(item, Value)):
             if isinstance(leaf, Value) and leaf.leaf is None and all(leaf.shape):
                 yield leaf
 

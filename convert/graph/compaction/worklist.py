@@ -7,37 +7,20 @@ channel shuffle does, one index replaces them; elsewhere its inner axes go toget
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
+from torch import fx
+
+from bensemble.torch_internals import pytree
 
 from .arrays import varying_axes
-from .domain import Value
+from .domain import Shortcut, Value
 from .flow import Flow
 
-__all__ = ["Shortcut", "settle_loose"]
+__all__ = ["settle_loose"]
 
 #: Values with more elements are not probed.
 MOST_ELEMENTS = 1 << 25
-
-
-@dataclass(frozen=True)
-class Shortcut:
-    """A value that is ``source.index_select(axis, positions)``.
-
-    Attributes:
-        source: The node before the movements.
-        through: The values in between, which vary along several axes.
-        axis: The axis of the channels.
-        positions: Channels of the source, in order.
-    """
-
-    source: fx.Node
-    through: tuple[Value, ...]
-    axis: int
-    positions: Tensor
 
 
 def settle_loose(flow: Flow) -> None:
@@ -55,7 +38,7 @@ def _one_round(flow: Flow) -> bool:
             nodes.setdefault(id(value), node)
     reached: set[int] = set()
     for node, value in flow.values.items():
-        for leaf in tree_leaves(value, is_leaf=lambda item: isinstance(item, Value)):
+        for leaf in pytree.tree_leaves(value, is_leaf=lambda item: isinstance(item, Value)):
             if not isinstance(leaf, Value) or leaf.parent is None or not _is_loose(flow, leaf.parent):
                 continue
             reached.add(id(leaf.parent))

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bensemble.checks import check_module
 from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
-from bensemble.layers.weights import PosteriorWeights
+from bensemble.layers.weights import PosteriorModule
 from bensemble.models.batches import call
 from bensemble.models.outputs import OutputSelector, select_output
 
@@ -86,7 +86,7 @@ def _variances(bnn: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     known: dict[int, Tensor] = {}
     for path, module in bnn.named_modules():
-        for posterior in module._posteriors() if isinstance(module, PosteriorWeights) else ():
+        for posterior in module._posteriors() if isinstance(module, PosteriorModule) else ():
             key = id(posterior.mu)
             if key not in known:
                 known[key] = posterior.variance().detach().to(posterior.mu.dtype)

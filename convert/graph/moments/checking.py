@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bensemble import sampling
 from bensemble.checks import check_count
 from bensemble.gaussian import precise
 from bensemble.models.batches import call
 from bensemble.models.outputs import OutputSelector, select_output
 from bensemble.models.state import evaluating
-from bensemble.noise.stack import sampling
 
 from .building import moments
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.models.batches import Inputs, batch_size, call
 from bensemble.models.outputs import OutputSelector, select_output, tensor_paths
+from bensemble.torch_internals import pytree
 
 __all__ = ["BATCH_SIZES", "Error", "Timing", "checked_metric", "error_of", "gzip_size", "interleaved", "resized_batch"]
 
@@ -99,7 +99,7 @@ def resized_batch(inputs: Inputs, size: int) -> Inputs:
             return leaf
         return leaf.index_select(0, torch.arange(size, device=leaf.device) % now)
 
-    changed: Inputs = tree_map(change, inputs)
+    changed: Inputs = pytree.tree_map(change, inputs)
     return changed
 
 

@@ -15,7 +15,7 @@ from bensemble.checks import check_count
 from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError
 from bensemble.likelihoods import Bernoulli, Categorical, DiscreteLikelihood, Likelihood, resolve
 from bensemble.models.outputs import OutputSelector
-from bensemble.posterior import named_posteriors
+from bensemble.posteriors import named_posteriors
 from bensemble.prediction.weight_samples import WeightSamples
 
 from ...runtime import class_names

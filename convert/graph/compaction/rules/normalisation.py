@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from bensemble.torch_internals import OpOverload
+
 from ..arrays import varying_axes
 from ..calls import Call
 from ..domain import Value
@@ -20,7 +22,7 @@ __all__ = ["along_channels", "batch_norm_values", "group_norm_values", "layer_no
 @rule("batch_norm")
 def batch_norm(flow: Flow, call: Call) -> Any:
     """(x - mean) / sqrt(var + eps) * w + b, in the argument orders of aten and of torch.nn.functional."""
-    if isinstance(call.node.target, torch._ops.OpOverload):
+    if isinstance(call.node.target, OpOverload):
         x, weight, bias, mean, var, training, _, eps = call.args[:8]
     else:
         x, mean, var = call.get(0, "input"), call.get(1, "running_mean"), call.get(2, "running_var")
@@ -63,7 +65,7 @@ def batch_statistics(flow: Flow, call: Call, x: Value, weight: Value | None, bia
 @rule("instance_norm")
 def instance_norm(flow: Flow, call: Call) -> Any:
     """Norm of every channel of every image."""
-    if isinstance(call.node.target, torch._ops.OpOverload):
+    if isinstance(call.node.target, OpOverload):
         x, weight, bias, mean, _, by_input = call.args[:6]
     else:
         x, mean = call.get(0, "input"), call.get(1, "running_mean")

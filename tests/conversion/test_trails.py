@@ -1,10 +1,10 @@
-"""Which Parameters are weights of a linear operation: Flow on the operations of a hand-written program."""
+"""Which Parameters are weights of a linear operation: TrailRecord on the operations of a hand-written program."""
 
 from __future__ import annotations
 
 import pytest
 
-from convert.planning.trails import LINEAR_OPERATIONS, Flow, data_arguments, plain_name
+from convert.planning.trails import LINEAR_OPERATIONS, TrailRecord, data_arguments, plain_name
 
 W, V, TABLE = 1, 2, 3  # identities of Parameters
 
@@ -56,13 +56,13 @@ PROGRAMS = {
 
 @pytest.mark.parametrize(("program", "operations", "altered"), PROGRAMS.values(), ids=PROGRAMS)
 def test_programs(program: list, operations: dict[int, set[str]], altered: set[int]) -> None:
-    flow = Flow({}, set())
+    trails = TrailRecord({}, set())
     for value, parameter in (("w", W), ("v", V), ("table", TABLE), ("size", None)):
-        flow.start(value, parameter)
+        trails.start(value, parameter)
     for name, operands, data, result in program:
-        flow.apply(name, operands.split(), data.split(), [result])
-    assert flow.operations == operations
-    assert flow.altered == altered
+        trails.apply(name, operands.split(), data.split(), [result])
+    assert trails.operations == operations
+    assert trails.altered == altered
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,63 @@
+"""What may be assigned, deleted or registered under the original name of a weight.
+
+Code written for deterministic models ties, prunes and reparametrizes weights by their names. A tie is kept; what would
+lose the posterior is refused, with the order that works.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import ConversionError, InvalidTypeError
+from ..noise.draws import WeightDraw
+from ..torch_internals import parameters_of
+from .parameters import called_from, order_message
+from .sharing import posterior_of_mean, share, stop_sharing
+from .storage import PosteriorStorage
+
+__all__ = ["WeightAssignment"]
+
+
+class WeightAssignment(PosteriorStorage):
+    """The part of a module with posteriors that answers to assignments."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # nn.Module registers Parameters before it looks at properties, so the public names are answered here.
+        if name not in self._stems:
+            super().__setattr__(name, value)
+            return
+        if called_from("torch.nn.utils.fusion"):
+            # Looks like any other assignment of a Parameter, but sigma would have to be scaled along.
+            raise ConversionError(order_message("fuse", name))
+        if isinstance(value, Tensor) and not isinstance(value, (nn.Parameter, WeightDraw)):
+            raise InvalidTypeError(
+                f"assign: '{name}' of {type(self).__name__} must be an nn.Parameter, got a plain tensor; "
+                f"copy it into `{self._stems[name]}_mu` under torch.no_grad()."
+            )
+        # A Parameter of the mean's shape becomes the mean, as tie_weights wants it; a draw stands for its mean.
+        mean = value.source.mu if isinstance(value, WeightDraw) else value
+        source = posterior_of_mean(mean) if isinstance(mean, nn.Parameter) else None
+        parameters_of(self)[name] = mean
+        posterior = self._posterior(name)
+        if posterior is None or not isinstance(mean, nn.Parameter):
+            return
+        if source is None:
+            stop_sharing(posterior)
+        elif source.rho is not posterior.rho:
+            share(posterior, source)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self._stems or name in self._posterior_keys():
+            raise ConversionError(order_message("delete", name))
+        super().__delattr__(name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As ``nn.Module.register_parameter``, but a posterior weight keeps its name."""
+        taken = [key for key, value in self.__dict__.get("_parameters", {}).items() if value is param is not None]
+        own = self._posterior_keys()
+        renamed = name not in own and any(key in own for key in taken)
+        if name in self._stems or isinstance(param, WeightDraw) or renamed:
+            raise ConversionError(order_message("register_parameter", name))
+        super().register_parameter(name, param)

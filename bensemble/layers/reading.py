@@ -1,0 +1,85 @@
+"""How a weight is read under its original name: the mean, a draw or the held sample, by the state of the layer.
+
+========================  =======================================================================
+state                     reading ``.weight``
+========================  =======================================================================
+``train()``               one reparameterized draw, read-only; gradients reach mu and rho
+``eval()``                the posterior mean: the Parameter itself, or read-only where pruned
+inside ``sampling``       the held sample
+========================  =======================================================================
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..noise.draws import random_draw, read_only
+from ..noise.recomputation import refuse_part_of_forward
+from ..noise.stack import active_frame
+from ..posterior import Posterior
+from ..torch_internals import buffers_of, parameter_of, parameters_of
+from .storage import PosteriorStorage
+
+__all__ = ["WeightReading", "weight_property"]
+
+
+class WeightReading(PosteriorStorage):
+    """The part of a module with posteriors that hands out weights."""
+
+    def _read_weight(self, name: str) -> Tensor | None:
+        """The weight under its original name, by the state of the layer; see the table of this module."""
+        stem = self._stems[name]
+        mu = parameter_of(self, f"{stem}_mu")
+        if mu is None:
+            return parameters_of(self).get(name)
+        if not isinstance(mu, Tensor):
+            return _traced(mu, f"{stem}_mu", name)
+        frame = active_frame(self)
+        at_mean = not self.training if frame is None else frame.is_mean
+        if at_mean and f"{stem}_mask" not in buffers_of(self):
+            return mu
+        posterior = Posterior(self, name, stem)
+        if at_mean:
+            return read_only(posterior, posterior.mean)
+        if frame is not None:
+            return frame.read(posterior)
+        refuse_part_of_forward(self)
+        return random_draw(posterior, posterior.draw_noise)
+
+    def get_parameter(self, target: str) -> Any:
+        """As ``nn.Module.get_parameter``; a posterior weight is what its layer hands out, not a Parameter."""
+        path, _, name = target.rpartition(".")
+        module = self.get_submodule(path)
+        if isinstance(module, WeightReading) and name in module._stems:
+            return module._read_weight(name)
+        return super().get_parameter(target)
+
+
+class _WeightProperty(property):
+    """A property that its class also lists among the names of its posteriors."""
+
+    def __init__(self, name: str, stem: str) -> None:
+        super().__init__(lambda layer: layer._read_weight(name), doc=f"The {name}: mean, draw, or held sample.")
+        self.stem = stem
+
+    def __set_name__(self, owner: type[PosteriorStorage], name: str) -> None:
+        if name not in owner._stems:
+            owner._stems = {**owner._stems, name: self.stem}
+
+
+def weight_property(name: str, stem: str | None = None) -> property:
+    """A property that reads one posterior weight by the state of the layer: mean, draw, or held sample.
+
+    Args:
+        name: The name of the attribute.
+        stem: Its tensors are ``<stem>_mu`` and ``<stem>_rho``; default is the name.
+    """
+    return _WeightProperty(name, name if stem is None else stem)
+
+
+def _traced(mean: Any, key: str, name: str) -> Any:
+    """What torch.fx gets to record: a read under the original name, so that its graph asks the layer in every run."""
+    path = str(mean.node.target).removesuffix(key) + name
+    return mean.tracer.create_proxy("get_attr", path, (), {})
