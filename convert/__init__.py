@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .compression import Compression, UnmetConstraintsError, compress
     from .graph import CompactionReport, channel_groups, compact, compaction_report
-    from .graph.moments import MomentsReport, check_moments, moments
     from .noise import NoiseReport, check_noise
     from .onnx import Comparison, ExportReport, OnnxModel, OnnxSummary, compare_onnx, export_onnx, inspect_onnx
     from .planning import ConversionPlan, PlanRow, plan
@@ -39,9 +38,6 @@ _HOMES = {
     "compare_onnx": "onnx",
     "export_onnx": "onnx",
     "inspect_onnx": "onnx",
-    "moments": "graph.moments",
-    "MomentsReport": "graph.moments",
-    "check_moments": "graph.moments",
     "plan": "planning",
     "sparsity": "zeros",
     "to_deterministic": "surgery",
@@ -53,7 +49,6 @@ __all__ = [
     "Compression",
     "ConversionPlan",
     "ExportReport",
-    "MomentsReport",
     "NoiseReport",
     "OnnxModel",
     "OnnxSummary",
@@ -62,7 +57,6 @@ __all__ = [
     "UnmetConstraintsError",
     "bayesify",
     "channel_groups",
-    "check_moments",
     "check_noise",
     "compact",
     "compaction_report",
@@ -70,7 +64,6 @@ __all__ = [
     "compress",
     "export_onnx",
     "inspect_onnx",
-    "moments",
     "plan",
     "sparsity",
     "to_deterministic",
