@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .channels import channel_groups
-from .compaction import compact, compaction_report
-from .report import CompactionReport, LayerChange
+from .compaction.compacting import compact, compaction_report
+from .compaction.grouping import channel_groups
+from .compaction.summary import CompactionReport, LayerChange
 
 __all__ = ["CompactionReport", "LayerChange", "channel_groups", "compact", "compaction_report"]
