@@ -79,22 +79,20 @@ class Row:
         example: Shape of one example.
         include: The layers with a posterior, None for all.
         batches: Batch sizes.
-        moments: Whether its moments are exported too.
     """
 
     make: Callable[[], nn.Module]
     example: tuple[int, ...]
     include: str | None = None
     batches: tuple[int, ...] = (1, 16, 128)
-    moments: bool = True
 
 
 ROWS = {
     "MLP 784-400-400-10": Row(mlp, (784,)),
     "LeNet-5": Row(lenet5, (1, 28, 28)),
-    "transformer encoder": Row(Encoder, (32, 16), batches=(1, 16), moments=False),
-    "ResNet-18, head only": Row(resnet18, (3, 224, 224), "14", (1, 4), moments=False),
-    "ResNet-18": Row(resnet18, (3, 224, 224), None, (1, 4), moments=False),
+    "transformer encoder": Row(Encoder, (32, 16), batches=(1, 16)),
+    "ResNet-18, head only": Row(resnet18, (3, 224, 224), "14", (1, 4)),
+    "ResNet-18": Row(resnet18, (3, 224, 224), None, (1, 4)),
 }
 
 
@@ -111,17 +109,9 @@ def measure(row: Row, num_samples: int, rounds: int, folder: Path) -> list[tuple
     bnn = bayesify(network, include=row.include)
     x = torch.randn(2, *row.example)
     sizes = {"deterministic": export_onnx(network, folder / "deterministic", x).size}
-    for name, method in ((f"samples, K = {num_samples}", "samples"), ("moments", "moments")):
-        if method == "samples" or row.moments:
-            sizes[name] = export_onnx(
-                bnn,
-                folder / name,
-                x,
-                outputs="uncertainty",
-                method=method,
-                num_samples=num_samples,
-                likelihood="categorical",
-            ).size
+    options = {"outputs": "uncertainty", "num_samples": num_samples, "likelihood": "categorical"}
+    name = f"samples, K = {num_samples}"
+    sizes[name] = export_onnx(bnn, folder / name, x, **options).size
     sessions = {name: session(folder / name) for name in sizes}
     ratios: dict[str, dict[int, float]] = {name: {} for name in sizes}
     seconds: dict[str, float] = {}

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .compression import Compression, UnmetConstraintsError, compress
     from .graph import CompactionReport, channel_groups, compact, compaction_report
-    from .graph.moments import MomentsReport, check_moments, moments
     from .onnx import Comparison, ExportReport, OnnxModel, OnnxSummary, compare_onnx, export_onnx, inspect_onnx
     from .planning import ConversionPlan, PlanRow, plan
     from .reports import NoiseReport, SparsityReport, check_noise, sparsity
@@ -38,9 +37,6 @@ _HOMES = {
     "compare_onnx": "onnx",
     "export_onnx": "onnx",
     "inspect_onnx": "onnx",
-    "moments": "graph.moments",
-    "MomentsReport": "graph.moments",
-    "check_moments": "graph.moments",
     "plan": "planning",
     "sparsity": "reports",
     "to_deterministic": "surgery",
@@ -52,7 +48,6 @@ __all__ = [
     "Compression",
     "ConversionPlan",
     "ExportReport",
-    "MomentsReport",
     "NoiseReport",
     "OnnxModel",
     "OnnxSummary",
@@ -61,7 +56,6 @@ __all__ = [
     "UnmetConstraintsError",
     "bayesify",
     "channel_groups",
-    "check_moments",
     "check_noise",
     "compact",
     "compaction_report",
@@ -69,7 +63,6 @@ __all__ = [
     "compress",
     "export_onnx",
     "inspect_onnx",
-    "moments",
     "plan",
     "sparsity",
     "to_deterministic",

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/uncertainty.md", "docs/moments.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/uncertainty.md"])
 @pytest.mark.filterwarnings("ignore:predict. the posterior is neither trained nor fitted")
 def test_the_code_of_a_document_runs(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -142,14 +142,6 @@ def fine_tuned(folder: Path, images: Images, seed: int, epochs: int = 2, lr: flo
     return Answer(lambda x: predicted(kept, x), f"{settings}; betas {BETAS}, Adam {lr:g} / 1e-2", str(SAMPLES))
 
 
-def moments(folder: Path, images: Images, seed: int) -> Answer:
-    """The training-free posterior in one closed-form pass."""
-    import convert
-
-    closed = convert.moments(fitted(folder, images, seed)[0], images.test.x[:2])
-    return Answer(lambda x: predicted(closed, x), "the training-free posterior", "1 pass of moments")
-
-
 @functools.cache
 def fitted(folder: Path, images: Images, seed: int) -> tuple[nn.Module, str]:
     """The posterior of ``fit_posterior`` around one of two pretrained networks, the better one on held-out pictures."""
@@ -179,8 +171,6 @@ def predicted(model: nn.Module | list[LeNet5], x: Tensor, num_samples: int = SAM
 
 def methods() -> dict[str, Callable[[Path, Images, int], Answer]]:
     """Every method whose library is here, by its name in the table."""
-    import convert
-
     found: dict[str, Callable[[Path, Images, int], Answer]] = {
         "deterministic": deterministic,
         "deterministic, trained with dropout": trained_with_dropout,
@@ -191,6 +181,4 @@ def methods() -> dict[str, Callable[[Path, Images, int], Answer]]:
     }
     if importlib.util.find_spec("laplace") is not None:
         found["laplace-torch, last layer"] = laplace_last_layer
-    if "moments" in convert.__all__:
-        found["ours, moments"] = moments
     return found

@@ -16,7 +16,7 @@ from torch import Tensor
 #: Order of the rows; what is not here is left out.
 ROWS = (
     "deterministic", "deterministic, trained with dropout", "MC dropout", "deep ensemble of 5",
-    "laplace-torch, last layer", "ours, training-free", "ours, fine-tuned", "ours, moments",
+    "laplace-torch, last layer", "ours, training-free", "ours, fine-tuned",
 )  # fmt: skip
 
 

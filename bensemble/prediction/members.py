@@ -13,7 +13,6 @@ from ..models.outputs import OutputSelector, select_output
 from ..noise.stack import open_frame
 from ..torch_internals import is_compiled
 from .local_samples import LocalSamples
-from .moment_model import MomentModel
 from .prefix import Prefix
 from .rows import NotByRowError
 from .weight_samples import WeightSamples
@@ -25,7 +24,7 @@ class Member:
     """A model and its samples.
 
     Args:
-        model: Bayesian or plain, in evaluation mode, or a moment model; a plain one gives one sample.
+        model: Bayesian or plain, in evaluation mode; a plain one gives one sample.
         num_samples: Samples of a Bayesian model.
         generator: Source of the noise.
         several: Whether there may be more than one batch.
@@ -40,10 +39,8 @@ class Member:
     ) -> None:
         self._weights = WeightSamples(model, num_samples, generator, several)
         self.model, self.device, self.count = model, self._weights.device, self._weights.count
-        self.bayesian = self._weights.bayesian or isinstance(model, MomentModel)
-        self.method = "weights" if self._weights.bayesian else "deterministic"
-        if isinstance(model, MomentModel):
-            self.count, self.method = model.num_points, "moments"
+        self.bayesian = self._weights.bayesian
+        self.method = "weights" if self.bayesian else "deterministic"
         self._local: LocalSamples | None = None
         if not joint and self._weights.generator is not None and self.count > 1:
             self._local = LocalSamples(model, self.count, self._weights.generator)
@@ -63,10 +60,7 @@ class Member:
             ) from err
 
     def _outputs(self, inputs: Inputs, output: OutputSelector | None) -> Iterator[Tensor]:
-        """By weight samples, the points of a moment model, or the one output of a plain one."""
-        if isinstance(self.model, MomentModel):
-            yield from (select_output(point, output) for point in call(self.model.points, inputs))
-            return
+        """By weight samples, or the one output of a plain model."""
         prefix = Prefix(self.device) if self._share_prefix else None
         for number in range(self.count):
             frame = self._weights.frame(number)

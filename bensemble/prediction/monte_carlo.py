@@ -54,9 +54,8 @@ def predict(
     The model runs in evaluation mode without gradients, and gets every training flag back. A loader is read once.
 
     Args:
-        model: A Bayesian model; a plain one, which gives one sample; what ``convert.moments`` made of one, whose
-            fixed points take the place of samples; or a sequence of them as an ensemble, where Bayesian members give
-            ``num_samples`` samples each.
+        model: A Bayesian model; a plain one, which gives one sample; or a sequence of them as an ensemble, where
+            Bayesian members give ``num_samples`` samples each.
         inputs: A tensor, tuple or mapping for one call, or a loader, whose targets are ignored.
         num_samples: Weight samples S.
         likelihood: What the outputs mean, such as ``"categorical"``; None for raw outputs.

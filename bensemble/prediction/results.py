@@ -33,8 +33,7 @@ class Prediction:
         samples: One value per weight sample, shape (S, B, ...), whose mean is ``mean``; None when they were not kept.
         likelihood: What the outputs were taken for.
         method: How the samples were made: ``"weights"``, each one function for all examples; ``"local"``, with noise of
-            its own for every example, so that only each example by itself is right; ``"moments"``, fixed points of
-            the distribution in closed form; ``"deterministic"``.
+            its own for every example, so that only each example by itself is right; ``"deterministic"``.
         temperature: At which :class:`bensemble.Calibration` tempered the prediction; 1 as ``predict`` returns it.
     """
 

@@ -1,8 +1,9 @@
-"""Exact passes over the graph of a model: its capture, and one folder for each pass.
+"""Exact passes over the graph of a model."""
 
-A pass returns another model with the same outputs. What needs ONNX belongs into ``onnx``.
-"""
+from __future__ import annotations
 
-from .compaction import CompactionReport, LayerChange, channel_groups, compact, compaction_report
+from .compaction.compacting import compact, compaction_report
+from .compaction.grouping import channel_groups
+from .compaction.summary import CompactionReport, LayerChange
 
 __all__ = ["CompactionReport", "LayerChange", "channel_groups", "compact", "compaction_report"]

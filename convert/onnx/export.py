@@ -31,7 +31,7 @@ from .inputs.trials import Trials, one_line, run_trials
 from .packing import pack
 from .shrinking.quantization import quantization_options
 from .tracing import quiet, trace
-from .uncertainty.networks import UncertaintyModel
+from .uncertainty.networks import SampledModel
 from .uncertainty.options import MOST_BYTES, uncertainty_options
 
 __all__ = ["export_onnx"]
@@ -79,8 +79,8 @@ def export_onnx(
             ``mutual_information`` in nats for classes, else ``mean`` and ``std`` over the posterior, with a noise model
             ``noise_std`` as well. The file needs no random numbers and answers the same every time.
         method: How uncertainty is computed: ``"samples"``, by weight draws in one graph, which share what comes before
-            the first posterior; or ``"moments"``, in one pass by :func:`convert.moments`.
-        num_samples: Weight draws K of ``method="samples"``; what they may take together with the rest is 2 GiB.
+            the first posterior.
+        num_samples: Weight draws K; what they may take together with the rest is 2 GiB.
         likelihood: What the outputs mean, as in :func:`bensemble.predict`.
         calibration: A :class:`bensemble.Calibration`: its temperature and conformal threshold (output
             ``prediction_set``) become part of the graph, its reference distribution of the metadata.
@@ -144,7 +144,7 @@ def export_onnx(
         with quiet(verbose):
             trials = run_trials(flat, axes)
         names = _output_names(output_names, tuple(trials.example.outputs), arguments.names)
-        if isinstance(flat, UncertaintyModel) and uncertainty is not None:
+        if isinstance(flat, SampledModel) and uncertainty is not None:
             own |= uncertainty.metadata(flat.count, trials.example.outputs, own)
         if rounding is not None:
             next(iter(rounding.batches(trials)))  # what is wrong with calibration data shows before the export

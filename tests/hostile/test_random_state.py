@@ -59,8 +59,6 @@ CONVERT = {
     "compact": lambda s: convert.compact(convert.to_deterministic(s.bnn, sparsity=0.9, granularity="channel"), X),
     "compaction_report": lambda s: str(convert.compaction_report(s.plain, X)),
     "channel_groups": lambda s: convert.channel_groups(s.bnn, X),
-    "moments": lambda s: convert.moments(s.bnn, X)(X),
-    "check_moments": lambda s: convert.check_moments(s.bnn, X, generator=s.generator()),
     "export_onnx": lambda s: convert.export_onnx(s.bnn, s.folder / "again.onnx", X[:1]),
     "inspect_onnx": lambda s: str(convert.inspect_onnx(s.folder / "net.onnx")),
     "compare_onnx": lambda s: str(convert.compare_onnx({"net": s.folder / "net.onnx"}, X, model=s.bnn)),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import bensemble
 from bensemble.likelihoods import Categorical, Gaussian, GaussianHead
-from convert import bayesify, moments
+from convert import bayesify
 from convert.onnx import export_onnx
 
 DRAWS = 5
@@ -256,24 +256,3 @@ def test_ensembles_are_one_file(kind, tmp_path):
     expected = bensemble.predict(models, x, 3, likelihood="categorical", generator=seeded())
     for name, value in found.items():
         np.testing.assert_allclose(value, getattr(expected, name), atol=1e-6)
-
-
-@pytest.mark.parametrize("likelihood", [None, Gaussian(0.2), "categorical", GaussianHead()])
-def test_moments_give_what_predict_makes_of_them(likelihood, tmp_path):
-    torch.manual_seed(0)
-    bnn = bayesian(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4)))
-    x = torch.randn(7, 3)
-    options = {"outputs": "uncertainty", "method": "moments", "likelihood": likelihood}
-    report = export_onnx(bnn, tmp_path / "m.onnx", x[:1], **options)
-    assert report.metadata["bensemble.method"] == "moments"
-    found = run_file(tmp_path / "m.onnx", input=x)
-    network = moments(bnn, x)
-    expected = bensemble.predict(network, x, likelihood=likelihood)
-    for name, value in found.items():
-        reference = getattr(expected, name)
-        if name == "std" and (likelihood is None or isinstance(likelihood, Gaussian)):
-            reference = network(x)[1].sqrt()  # the closed form, of which predict takes points
-        np.testing.assert_allclose(value, reference.detach(), atol=2e-6)
-    sampled = bensemble.predict(bnn, x, 3000, likelihood=likelihood, generator=seeded())
-    name = "probs" if likelihood == "categorical" else "mean"
-    np.testing.assert_allclose(found[name], getattr(sampled, name), atol=0.03)

@@ -20,7 +20,7 @@ from bensemble.prediction.weight_samples import WeightSamples
 
 from ...runtime import class_names
 from ..inputs.arguments import Arguments
-from .networks import MomentsModel, SampledModel, UncertaintyModel, moment_network
+from .networks import SampledModel
 from .statistics import Statistics
 
 __all__ = ["MOST_BYTES", "UncertaintyOptions", "uncertainty_options"]
@@ -37,14 +37,12 @@ class UncertaintyOptions:
     """What was asked of an uncertainty file, checked.
 
     Attributes:
-        method: How the uncertainty is computed.
         num_samples: Number of draws K.
         likelihood: What the outputs mean.
         calibration: Temperature, conformal threshold and reference, or None.
         generator: Source of the draws, or None for seed 0.
     """
 
-    method: str
     num_samples: int
     likelihood: Likelihood | None
     calibration: Calibration | None
@@ -52,11 +50,7 @@ class UncertaintyOptions:
 
     def check(self, models: Sequence[nn.Module]) -> None:
         """Refuse what cannot be written, before anything is computed."""
-        check_draws_fit(models, self.num_samples if self.method == "samples" else 2)
-        if self.method == "moments" and len(models) > 1:
-            raise InvalidValueError(
-                f"export_onnx: method='moments' must get one model, got {len(models)}; use method='samples'."
-            )
+        check_draws_fit(models, self.num_samples)
 
     def model(
         self,
@@ -64,7 +58,7 @@ class UncertaintyOptions:
         networks: Sequence[nn.Module],
         arguments: Arguments,
         selector: OutputSelector | None,
-    ) -> UncertaintyModel:
+    ) -> SampledModel:
         """The model that is traced and that the file is compared with.
 
         Args:
@@ -73,10 +67,6 @@ class UncertaintyOptions:
             arguments: How their call is put together.
             selector: Which output the uncertainty is about.
         """
-        if self.method == "moments":
-            return MomentsModel(
-                moment_network(sources[0], arguments, selector), arguments, self.likelihood, self._statistics()
-            )
         generator = torch.Generator().manual_seed(0) if self.generator is None else self.generator
         draws = [weight_draws(source, self.num_samples, generator) for source in sources]
         return SampledModel(networks, arguments, selector, draws, self._statistics())
@@ -94,7 +84,7 @@ class UncertaintyOptions:
         """
         uncertainty = outputs["entropy" if "entropy" in outputs else "std"]
         found = {
-            "bensemble.method": self.method,
+            "bensemble.method": "samples",
             "bensemble.num_samples": str(count),
             "bensemble.likelihood": "none" if self.likelihood is None else _described(self.likelihood),
             "bensemble.terms": str(uncertainty[0].numel()),
@@ -140,15 +130,15 @@ def uncertainty_options(
                 f"export_onnx: {', '.join(unused)} must come with outputs='uncertainty', got outputs='mean'."
             )
         return None
-    if method not in ("samples", "moments"):
-        raise InvalidValueError(f"export_onnx: method must be 'samples' or 'moments', got {method!r}.")
+    if method != "samples":
+        raise InvalidValueError(f"export_onnx: method must be 'samples', got {method!r}.")
     check_count("export_onnx", "num_samples", num_samples, least=2)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise InvalidTypeError(f"export_onnx: generator must be a torch.Generator, got {generator!r}.")
     resolved = resolve(likelihood)
     if calibration is not None:
         _check_calibration(calibration, resolved)
-    return UncertaintyOptions(method, num_samples, resolved, calibration, generator)
+    return UncertaintyOptions(num_samples, resolved, calibration, generator)
 
 
 def _check_calibration(calibration: Any, likelihood: Likelihood | None) -> None:

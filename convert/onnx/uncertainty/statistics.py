@@ -73,20 +73,6 @@ class Statistics:
         }
         return _float32(answers) | self._prediction_set(self.likelihood, probs)
 
-    def of_moments(self, mean: Tensor, variance: Tensor) -> dict[str, Tensor]:
-        """The file's outputs from mean and variance of a network's outputs, for likelihoods that need no more.
-
-        Args:
-            mean: Shape (B, ...).
-            variance: The same shape.
-        """
-        mean, variance = precise(mean), precise(variance)
-        if self.likelihood is None:
-            return _float32({"mean": mean, "std": variance.sqrt()})
-        noise = self.likelihood.spread(mean)
-        scaled = {"std": variance * self.temperature, "noise_std": noise * self.temperature}
-        return _float32({"mean": mean, **{name: value.sqrt() for name, value in scaled.items()}})
-
     def _information(self, samples: Tensor, probs: Tensor, logits: Tensor) -> Tensor:
         """Mutual information between the prediction and the weights."""
         likelihood = self.likelihood
