@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .compression import Compression, UnmetConstraintsError, compress
-    from .graph import CompactionReport, channel_groups, compact, compaction_report
+    from .graph.compaction import CompactionReport, channel_groups, compact, compaction_report
     from .onnx import Comparison, ExportReport, OnnxModel, OnnxSummary, compare_onnx, export_onnx, inspect_onnx
     from .planning import ConversionPlan, PlanRow, plan
     from .reports import NoiseReport, SparsityReport, check_noise, sparsity
     from .surgery import bayesify, to_deterministic
 
 _HOMES = {
-    "CompactionReport": "graph",
+    "CompactionReport": "graph.compaction",
     "Compression": "compression",
     "Comparison": "onnx",
     "ConversionPlan": "planning",
@@ -29,11 +29,11 @@ _HOMES = {
     "SparsityReport": "reports",
     "UnmetConstraintsError": "compression",
     "bayesify": "surgery",
-    "channel_groups": "graph",
+    "channel_groups": "graph.compaction",
     "check_noise": "reports",
-    "compact": "graph",
+    "compact": "graph.compaction",
     "compress": "compression",
-    "compaction_report": "graph",
+    "compaction_report": "graph.compaction",
     "compare_onnx": "onnx",
     "export_onnx": "onnx",
     "inspect_onnx": "onnx",

@@ -134,7 +134,7 @@ def _prune(
     from bensemble.errors import ConversionError
     from bensemble.pruning.masks import prune
 
-    from ..graph import channel_groups
+    from ..graph.compaction import channel_groups
     from ..surgery.converting import to_deterministic
 
     if not _is_bayesian(network):
@@ -151,7 +151,7 @@ def _prune(
 
 def _compacted(network: Any, inputs: Any) -> Any:
     """The network at the posterior mean without what is zero as a whole."""
-    from ..graph import compact
+    from ..graph.compaction import compact
     from ..surgery.converting import to_deterministic
 
     return compact(to_deterministic(network) if _is_bayesian(network) else network, inputs)

@@ -18,7 +18,7 @@ from bensemble.models.outputs import OutputSelector
 from bensemble.pruning.channels import ChannelGroups
 from bensemble.torch_internals import forward_pre_hooks
 
-from ..graph import compact
+from ..graph.compaction import compact
 from ..onnx import OnnxModel, compare_onnx, export_onnx
 from ..onnx.files.measuring import checked_metric
 from ..reports.zeros import sparsity

@@ -18,7 +18,7 @@ from bensemble.models.batches import Inputs
 from bensemble.models.outputs import OutputSelector
 from bensemble.pruning.channels import ChannelGroups
 
-from ..graph import channel_groups
+from ..graph.compaction import channel_groups
 from .candidates import SHARES, Candidate, Ladder, ladders
 from .files import CandidateFiles
 from .results import Compression, Constraints, Point, UnmetConstraintsError

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bensemble import fit_posterior, predict, save
 from bensemble.errors import InvalidValueError
 
-from ..graph import compact
+from ..graph.compaction import compact
 from ..onnx import ExportReport, export_onnx
 from ..planning.conversion import plan
 from ..reports.zeros import sparsity

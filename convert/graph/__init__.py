@@ -1,9 +1,4 @@
-"""Exact passes over the graph of a model."""
+"""Exact passes over the graph of a model: its capture, and one folder for each pass.
 
-from __future__ import annotations
-
-from .compaction.compacting import compact, compaction_report
-from .compaction.grouping import channel_groups
-from .compaction.summary import CompactionReport, LayerChange
-
-__all__ = ["CompactionReport", "LayerChange", "channel_groups", "compact", "compaction_report"]
+A pass returns another model with the same outputs. What needs ONNX belongs into ``onnx``.
+"""

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 from bensemble.posteriors import named_posteriors
 from convert import bayesify, to_deterministic
-from convert.graph import channel_groups, compact
+from convert.graph.compaction import channel_groups, compact
 
 from .programs import WITHOUT_ORACLE, Network, Program, fewest_channels, programs
 

@@ -20,9 +20,9 @@ from bensemble.posteriors import named_posteriors
 
 from ...planning.copying import copy_model
 from ..capture import CaptureError, DynamicAxes, capture, undisturbed
+from .atoms.flow import Flow
 from .cutting import CannotKeepClassError, Cut, cut_leaves, install
 from .equivalence import Run, copy_flags, difference, fresh, hollow, reference_runs, training_difference
-from .flow import Flow
 from .propagate import propagate
 from .rewriting import needs_graph, rewrite
 from .solution import Solution

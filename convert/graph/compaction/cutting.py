@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from bensemble.torch_internals import BatchNormBase, ConvBase, buffers_of, parameters_of
 
-from .flow import Flow, Leaf
-from .readers import Reader
+from .atoms.flow import Flow, Leaf
+from .atoms.readers import Reader
 from .solution import Solution
 
 __all__ = ["CannotKeepClassError", "Cut", "cut_leaves", "install"]

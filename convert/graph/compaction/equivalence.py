@@ -15,7 +15,7 @@ from bensemble.torch_internals import pytree
 
 from ...planning.copying import hollow_copy
 from ..capture import coarsest_precision, first_line, outputs_agree
-from .flow import Flow
+from .atoms.flow import Flow
 
 __all__ = ["Run", "copy_flags", "difference", "fresh", "hollow", "reference_runs", "training_difference"]
 

@@ -20,10 +20,10 @@ from bensemble.pruning.channels import ChannelGroups
 
 from ...surgery.converting import to_deterministic
 from ..capture import Capture, CaptureError, capture, undisturbed
+from .atoms.flow import Flow
+from .atoms.readers import Reader
 from .equivalence import fresh, hollow, reference_runs
-from .flow import Flow
 from .propagate import propagate
-from .readers import Reader
 from .solving import settle
 from .worklist import settle_loose
 

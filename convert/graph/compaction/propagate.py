@@ -13,9 +13,9 @@ from torch import fx, nn
 from bensemble.torch_internals import OpOverload, argument_schema, pytree
 
 from ..capture import Capture, TensorMeta
-from .calls import Call
-from .domain import Value
-from .flow import Flow
+from .atoms.calls import Call
+from .atoms.domain import Value
+from .atoms.flow import Flow
 from .rules import MODULE_RULES, RULES
 
 __all__ = ["propagate"]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from .atoms.domain import Value
+from .atoms.flow import Flow
+from .atoms.readers import Reader
 from .cutting import Cut, install
-from .domain import Value
-from .flow import Flow
-from .readers import Reader
 from .solution import Solution, scaled
 
 __all__ = ["needs_graph", "rewrite"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .domain import Value
+from .atoms.domain import Value
 
 __all__ = ["Solution", "scaled"]
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from bensemble.torch_internals import pytree
 
-from .domain import Value
-from .flow import Flow
-from .readers import Reader
+from .atoms.domain import Value
+from .atoms.flow import Flow
+from .atoms.readers import Reader
 from .solution import Solution
 from .worklist import settle_loose
 

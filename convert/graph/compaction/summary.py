@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .flow import Flow
+from .atoms.flow import Flow
 from .solution import Solution
 
 __all__ = ["CompactionReport", "LayerChange", "describe_layers"]

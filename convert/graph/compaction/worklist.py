@@ -13,9 +13,9 @@ from torch import fx
 
 from bensemble.torch_internals import pytree
 
-from .arrays import varying_axes
-from .domain import Shortcut, Value
-from .flow import Flow
+from .atoms.arrays import varying_axes
+from .atoms.domain import Shortcut, Value
+from .atoms.flow import Flow
 
 __all__ = ["settle_loose"]
 

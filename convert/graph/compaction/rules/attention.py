@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arrays import collapse, varying_axes
-from ..calls import Call
-from ..domain import Value
-from ..flow import Flow
+from ..atoms.arrays import collapse, varying_axes
+from ..atoms.calls import Call
+from ..atoms.domain import Value
+from ..atoms.flow import Flow
 from .elementwise import combine
 from .lookup import rule
 from .products import Geometry, read_channels

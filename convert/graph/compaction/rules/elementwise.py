@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arrays import varying_axes
-from ..calls import Call
-from ..domain import Value
-from ..flow import Flow
+from ..atoms.arrays import varying_axes
+from ..atoms.calls import Call
+from ..atoms.domain import Value
+from ..atoms.flow import Flow
 from .lookup import rule
 
 __all__ = ["combine", "identity"]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..calls import Call
-from ..domain import Value
-from ..flow import Flow
+from ..atoms.calls import Call
+from ..atoms.domain import Value
+from ..atoms.flow import Flow
 from .lookup import rule
 
 __all__ = ["pad"]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 if TYPE_CHECKING:
-    from ..calls import Call
-    from ..flow import Flow
+    from ..atoms.calls import Call
+    from ..atoms.flow import Flow
 
 __all__ = ["MODULE_RULES", "RULES", "Rule", "module_rule", "rule"]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from ..calls import Call
-from ..domain import Value
-from ..flow import Flow
+from ..atoms.calls import Call
+from ..atoms.domain import Value
+from ..atoms.flow import Flow
 from . import attention, joining, movement, pooling, products, slicing
 from .elementwise import combine
 from .lookup import module_rule

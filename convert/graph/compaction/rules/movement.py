@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..arrays import reshape_array, reshaped_size
-from ..calls import Call
-from ..domain import LeafRef, Value
-from ..flow import Flow
+from ..atoms.arrays import reshape_array, reshaped_size
+from ..atoms.calls import Call
+from ..atoms.domain import LeafRef, Value
+from ..atoms.flow import Flow
 from .lookup import rule
 
 __all__ = ["resized"]

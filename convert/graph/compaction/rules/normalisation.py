@@ -9,10 +9,10 @@ from torch import Tensor, fx
 
 from bensemble.torch_internals import OpOverload
 
-from ..arrays import varying_axes
-from ..calls import Call
-from ..domain import Value
-from ..flow import Flow
+from ..atoms.arrays import varying_axes
+from ..atoms.calls import Call
+from ..atoms.domain import Value
+from ..atoms.flow import Flow
 from .elementwise import combine
 from .lookup import rule
 

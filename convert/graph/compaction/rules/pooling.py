@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ..arrays import collapse, varying_axes
-from ..calls import Call
-from ..domain import Value
-from ..flow import Flow
+from ..atoms.arrays import collapse, varying_axes
+from ..atoms.calls import Call
+from ..atoms.domain import Value
+from ..atoms.flow import Flow
 from .lookup import rule
 from .products import is_uniform
 

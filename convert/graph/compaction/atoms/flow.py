@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from bensemble.torch_internals import pytree
 
-from ..capture import Capture, TensorMeta
+from ...capture import Capture, TensorMeta
 from .arrays import varying_axes
 from .calls import Call
 from .domain import LeafRef, Partition, Shortcut, Value

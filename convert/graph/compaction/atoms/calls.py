@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from bensemble.torch_internals import pytree
 
-from ..capture import TensorMeta
+from ...capture import TensorMeta
 from .domain import Value
 
 __all__ = ["Call"]
