@@ -1,4 +1,4 @@
-"""Labelled data from an .npz file, and the score of a model on it."""
+"""Labelled data from an .npz file, and the accuracy of a model on it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .example_inputs import computes_in_float64, read_arrays
+from .example_inputs import read_arrays
 from .failures import WrongUsage
 
-__all__ = ["LabelledData", "read_data"]
+__all__ = ["LabelledData", "calibration_inputs", "read_data"]
 
 #: Names under which the labels may stand in a file; every other array is an input.
 LABELS = ("labels", "label", "targets", "target", "y")
 
-#: Examples in one forward.
+#: Examples in one forward, and those that int8 is calibrated with.
 BATCH = 256
 
 
@@ -33,15 +33,12 @@ class LabelledData:
     named: bool
     labels: Any | None
 
-    def batch(self, start: int, stop: int) -> Any:
+    def batch(self, start: int = 0, size: int = BATCH) -> Any:
         """Some of the examples, as one call takes them."""
-        part = {name: tensor[start:stop] for name, tensor in self.inputs.items()}
+        part = {name: tensor[start : start + size] for name, tensor in self.inputs.items()}
         if self.named:
             return part
         return tuple(part.values()) if len(part) > 1 else next(iter(part.values()))
-
-    def __len__(self) -> int:
-        return min(len(tensor) for tensor in self.inputs.values())
 
     def accuracy(self) -> Callable[[Any], float]:
         """``evaluate`` for :func:`convert.compress`: the share of examples whose label has the largest output."""
@@ -54,16 +51,15 @@ class LabelledData:
 
         def evaluate(model: Any) -> float:
             right = 0
-            for start in range(0, len(self), BATCH):
-                scores = select_output(call(model, self.batch(start, start + BATCH)), None)
-                wanted = labels[start : start + BATCH]
+            for start in range(0, len(labels), BATCH):
+                scores, wanted = select_output(call(model, self.batch(start)), None), labels[start : start + BATCH]
                 if scores.ndim != 2 or len(scores) != len(wanted):
                     raise InvalidValueError(
                         f"data: accuracy needs scores of shape (examples, classes), got {tuple(scores.shape)}; "
                         "name a function of your own with --evaluate."
                     )
                 right += int((scores.argmax(1).cpu() == wanted).sum())
-            return right / len(self)
+            return right / len(labels)
 
         return evaluate
 
@@ -82,9 +78,10 @@ def read_data(path: Path, model: Any = None, need_labels: bool = False) -> Label
     """
     from bensemble.errors import shown
 
-    arrays = read_arrays(path, "data", wide=model is not None and computes_in_float64(model))
+    arrays = read_arrays(path, "data", model)
+    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     found = next((name for name in LABELS if name in arrays), None)
-    labels = arrays.pop(found) if found is not None else None
+    labels = None if found is None else arrays.pop(found)
     if not arrays:
         raise WrongUsage(f"data: '{path}' holds no inputs; write it with numpy.savez(path, inputs=x, labels=y).")
     if labels is None and need_labels:
@@ -92,17 +89,18 @@ def read_data(path: Path, model: Any = None, need_labels: bool = False) -> Label
             f"data: '{path}' holds no labels, only {shown(', '.join(arrays), 300)}; add an array "
             "'labels', or name a function of your own with --evaluate."
         )
-    rows = arrays if labels is None else {**arrays, "labels": labels}
-    lengths = {name: len(array) if array.ndim else 0 for name, array in rows.items()}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
-        raise WrongUsage(
-            f"data: the arrays of '{path}' must have one example for each row, got "
-            f"{shown(', '.join(f'{size} in {name}' for name, size in lengths.items()), 300)}."
-        )
+        held = shown(", ".join(f"{size} in {name}" for name, size in lengths.items()), 300)
+        raise WrongUsage(f"data: the arrays of '{path}' must have one example for each row, got {held}.")
     if labels is not None and (labels.ndim != 1 or labels.is_floating_point()):
         raise WrongUsage(
             f"data: labels of '{path}' must be class numbers, one for each example, got {labels.dtype} of shape "
             f"{tuple(labels.shape)}."
         )
-    in_order = len(arrays) == 1 or all(name == f"arr_{i}" for i, name in enumerate(arrays))
+    in_order = len(arrays) == 1 or list(arrays) == [f"arr_{i}" for i in range(len(arrays))]
     return LabelledData(arrays, not in_order, labels)
+
+
+def calibration_inputs(path: Path, model: Any) -> Any:
+    """The inputs of a file that int8 is calibrated with."""
+    return read_data(path, model).batch()

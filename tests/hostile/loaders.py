@@ -16,7 +16,7 @@ import torch
 
 import bensemble
 from bensemble.errors import BensembleError
-from convert.cli.calibration_file import read_calibration
+from convert.cli.exporting import read_calibration
 from convert.cli.failures import WrongUsage
 from convert.cli.labelled_data import read_data
 from convert.cli.weights import load_weights
