@@ -7,7 +7,7 @@ from typing import Any
 from . import options
 from .example_inputs import make_inputs, parse_inputs
 from .failures import WrongUsage
-from .labelled_data import LabelledData, calibration_inputs, read_data
+from .labelled_data import accuracy, first_examples, read_data
 from .model_name import parse_model_name
 from .printing import show, working
 
@@ -51,20 +51,20 @@ def compress(
         from .model_building import load_network
 
         network = load_network(name, weights, key, stage)
-        held_out = None if data is None else read_data(data, network, need_labels=evaluate is None)
+        held_out, labels = read_data(data, network, need_labels=evaluate is None) if data else (None, None)
 
         def measured(point: Point) -> None:
             stage(f"{point.name}: score {point.metric:.4g}, {point.size / 1e3:,.0f} kB")
 
         found = search(
             network,
-            _score(evaluate, held_out),
-            make_inputs(texts, network) if texts or held_out is None else held_out.batch(size=EXAMPLES),
+            _score(evaluate, held_out, labels),
+            make_inputs(texts, network) if texts else first_examples(held_out, EXAMPLES),
             output,
             max_drop=max_drop,
             max_latency_ms=max_latency_ms,
             max_size=max_size,
-            calibration_data=None if int8 is None else calibration_inputs(int8, network),
+            calibration_data=None if int8 is None else first_examples(read_data(int8, network)[0]),
             progress=measured,
         )
         if plot is not None:
@@ -93,20 +93,20 @@ def report(
         from ..onnx import OnnxModel, compare_onnx, inspect_onnx
 
         inspect_onnx(files[0])  # says what is wrong with a file that is none
-        held_out = None if data is None else read_data(data)
+        held_out, labels = read_data(data) if data else (None, None)
         distinct = len({path.name for path in files}) == len(files)
         found = compare_onnx(
             {path.name if distinct else str(path): path for path in files},
-            make_inputs(texts, OnnxModel(files[0])) if held_out is None else held_out.batch(),
-            evaluate=_score(evaluate, held_out),
+            make_inputs(texts, OnnxModel(files[0])) if held_out is None else first_examples(held_out),
+            evaluate=_score(evaluate, held_out, labels),
         )
     show(found, found.rows(), json)
 
 
-def _score(evaluate: str | None, data: LabelledData | None) -> Any:
+def _score(evaluate: str | None, inputs: Any, labels: Any) -> Any:
     """What is maximised: the user's function, or the accuracy on the data; None where there are no labels."""
     if evaluate is not None:
         from .model_building import find_function
 
         return find_function(parse_model_name(evaluate))
-    return None if data is None or data.labels is None else data.accuracy()
+    return None if labels is None else accuracy(inputs, labels)

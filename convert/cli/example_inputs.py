@@ -28,16 +28,9 @@ FORM = "write 1x3x224x224, input_ids=2x128:int64 or batch.npz"
 
 @dataclass(frozen=True)
 class InputText:
-    """One ``--input``: a shape, or a file.
+    """One ``--input``: a shape, or a file."""
 
-    Attributes:
-        name: The argument of forward, None for the next one in order.
-        shape: Sizes, batch first.
-        dtype: Name of a torch dtype.
-        file: An .npz file in place of a shape.
-    """
-
-    name: str | None = None
+    name: str | None = None  # the argument of forward; None for the next one in order
     shape: tuple[int, ...] = ()
     dtype: str = "float32"
     file: Path | None = None
@@ -49,11 +42,7 @@ def parse_inputs(texts: Sequence[str] | None) -> list[InputText]:
 
 
 def parse_input(text: str) -> InputText:
-    """Read one ``--input``.
-
-    Raises:
-        WrongUsage: The text is not of one of the three forms.
-    """
+    """Read one ``--input``."""
     if text.endswith(".npz"):
         return InputText(file=Path(text))
     match = re.fullmatch(r"(?:(?P<name>[^=]*)=)?(?P<shape>[^=:]*)(?::(?P<dtype>.*))?", text.strip())
@@ -70,17 +59,7 @@ def parse_input(text: str) -> InputText:
 
 
 def make_inputs(texts: Sequence[InputText], model: Any, seed: int = 0) -> Any:
-    """Inputs for one call of a model: a tensor, a tuple or a mapping; None without texts.
-
-    Args:
-        texts: What ``--input`` said, in order.
-        model: The `torch.nn.Module` that will be called: its forward gives the names, its embeddings the safe integers.
-        seed: Of the generator that draws the values.
-
-    Raises:
-        WrongUsage: Named and unnamed inputs are mixed, a name comes twice, or forward does not take these.
-        InvalidValueError: A file cannot be read.
-    """
+    """Inputs for one call of a model: a tensor, a tuple or a mapping; None without texts."""
     if not texts:
         return None
     import torch
@@ -105,11 +84,7 @@ def make_inputs(texts: Sequence[InputText], model: Any, seed: int = 0) -> Any:
 
 
 def read_arrays(path: Path, verb: str, model: Any = None) -> dict[str, Any]:
-    """The arrays of an .npz file as tensors; float64 becomes float32, unless a model itself computes in float64.
-
-    Raises:
-        InvalidValueError: The file is missing or something else, or holds no arrays.
-    """
+    """The arrays of an .npz file as tensors; float64 becomes float32, unless a model itself computes in float64."""
     import torch
 
     from bensemble.errors import InvalidValueError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import options
 from .example_inputs import make_inputs, parse_inputs
 from .failures import WrongUsage
-from .labelled_data import calibration_inputs
+from .labelled_data import first_examples, read_data
 from .model_name import parse_model_name
 from .printing import show_summary, working
 
@@ -77,12 +77,10 @@ def export(
 
         network = load_network(name, weights, key, stage)
         example = make_inputs(texts, network)
-        ranges = None if int8 is None else calibration_inputs(int8, network)
-        if prunes:
+        ranges = None if int8 is None else first_examples(read_data(int8, network)[0])
+        if prunes or compact:
             stage("Pruning")
-            _prune(network, example, threshold, sparsity, granularity)
-        if compact:
-            network = _compacted(network, example)
+            network = _smaller(network, example, threshold, sparsity, granularity, compact)
         stage(f"Writing {output}")
         report = export_onnx(
             network,
@@ -103,11 +101,7 @@ def export(
 
 
 def read_calibration(path: Path) -> Calibration:
-    """The calibration that ``Calibration.to_json`` wrote to a file.
-
-    Raises:
-        InvalidValueError: The file cannot be read, or holds something else.
-    """
+    """The calibration that ``Calibration.to_json`` wrote to a file."""
     from bensemble import Calibration
     from bensemble.errors import InvalidValueError, shown
 
@@ -125,31 +119,27 @@ def read_calibration(path: Path) -> Calibration:
         ) from err
 
 
-def _prune(network: Any, example: Any, threshold: float | None, sparsity: float | None, unit: str) -> None:
-    """Prune a Bayesian network, in place, of the weights that its posterior is unsure of."""
+def _smaller(
+    network: Any, example: Any, threshold: float | None, sparsity: float | None, granularity: str, compact: bool
+) -> Any:
+    """The network without what its posterior is unsure of; compact, without channels that are zero as a whole."""
     from bensemble.errors import ConversionError
+    from bensemble.posterior import named_posteriors
     from bensemble.pruning import prune
 
     from ..graph import channel_groups
-
-    if not _is_bayesian(network):
-        raise ConversionError(
-            "export: --threshold and --sparsity prune by the posterior, and the model has none; leave them out, or "
-            "give the weights of its Bayesian version with --weights."
-        )
-    granularity = channel_groups(network, example) if unit == "channel" else unit
-    prune(network, threshold=threshold, sparsity=sparsity, granularity=granularity)
-
-
-def _compacted(network: Any, example: Any) -> Any:
-    """The network at the posterior mean without what is zero as a whole."""
-    from ..graph import compact
+    from ..graph import compact as cut_out
     from ..surgery import to_deterministic
 
-    return compact(to_deterministic(network) if _is_bayesian(network) else network, example)
-
-
-def _is_bayesian(network: Any) -> bool:
-    from bensemble.posterior import named_posteriors
-
-    return any(True for _ in named_posteriors(network))
+    bayesian = any(True for _ in named_posteriors(network))
+    if threshold is not None or sparsity is not None:
+        if not bayesian:
+            raise ConversionError(
+                "export: --threshold and --sparsity prune by the posterior, and the model has none; leave them out, or "
+                "give the weights of its Bayesian version with --weights."
+            )
+        unit = channel_groups(network, example) if granularity == "channel" else granularity
+        prune(network, threshold=threshold, sparsity=sparsity, granularity=unit)
+    if not compact:
+        return network
+    return cut_out(to_deterministic(network) if bayesian else network, example)

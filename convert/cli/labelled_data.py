@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .example_inputs import read_arrays
 from .failures import WrongUsage
 
-__all__ = ["LabelledData", "calibration_inputs", "read_data"]
+__all__ = ["accuracy", "first_examples", "read_data"]
 
 #: Names under which the labels may stand in a file; every other array is an input.
 LABELS = ("labels", "label", "targets", "target", "y")
@@ -19,62 +18,10 @@ LABELS = ("labels", "label", "targets", "target", "y")
 BATCH = 256
 
 
-@dataclass(frozen=True)
-class LabelledData:
-    """Inputs of a model, by argument name or in order, with a label for each example.
+def read_data(path: Path, model: Any = None, need_labels: bool = False) -> tuple[Any, Any]:
+    """The inputs in a file, as one call of a model takes them, and the class numbers, None where there are none.
 
-    Attributes:
-        inputs: Tensors, all with the examples along axis 0.
-        named: Whether the names are arguments of forward.
-        labels: Class numbers, shape (N,); None where the file has none.
-    """
-
-    inputs: dict[str, Any]
-    named: bool
-    labels: Any | None
-
-    def batch(self, start: int = 0, size: int = BATCH) -> Any:
-        """Some of the examples, as one call takes them."""
-        part = {name: tensor[start : start + size] for name, tensor in self.inputs.items()}
-        if self.named:
-            return part
-        return tuple(part.values()) if len(part) > 1 else next(iter(part.values()))
-
-    def accuracy(self) -> Callable[[Any], float]:
-        """``evaluate`` for :func:`convert.compress`: the share of examples whose label has the largest output."""
-        from bensemble.batches import call
-        from bensemble.errors import InvalidValueError
-        from bensemble.outputs import select_output
-
-        labels = self.labels
-        assert labels is not None
-
-        def evaluate(model: Any) -> float:
-            right = 0
-            for start in range(0, len(labels), BATCH):
-                scores, wanted = select_output(call(model, self.batch(start)), None), labels[start : start + BATCH]
-                if scores.ndim != 2 or len(scores) != len(wanted):
-                    raise InvalidValueError(
-                        f"data: accuracy needs scores of shape (examples, classes), got {tuple(scores.shape)}; "
-                        "name a function of your own with --evaluate."
-                    )
-                right += int((scores.argmax(1).cpu() == wanted).sum())
-            return right / len(labels)
-
-        return evaluate
-
-
-def read_data(path: Path, model: Any = None, need_labels: bool = False) -> LabelledData:
-    """Inputs and labels of an .npz file.
-
-    Args:
-        path: The file. Its array ``labels`` (or ``label``, ``targets``, ``target``, ``y``) holds class numbers.
-        model: The model that takes the inputs: two and more arrays go to forward by their names.
-        need_labels: Whether a file without labels is an error.
-
-    Raises:
-        InvalidValueError: The file cannot be read.
-        WrongUsage: It holds no inputs or no labels, or arrays of different lengths.
+    Two and more arrays go to forward by their names, unless they have none.
     """
     from bensemble.errors import shown
 
@@ -97,10 +44,35 @@ def read_data(path: Path, model: Any = None, need_labels: bool = False) -> Label
             f"data: labels of '{path}' must be class numbers, one for each example, got {labels.dtype} of shape "
             f"{tuple(labels.shape)}."
         )
-    in_order = len(arrays) == 1 or list(arrays) == [f"arr_{i}" for i in range(len(arrays))]
-    return LabelledData(arrays, not in_order, labels)
+    values = tuple(arrays.values())
+    if len(values) == 1:
+        return values[0], labels
+    return values if list(arrays) == [f"arr_{i}" for i in range(len(values))] else arrays, labels
 
 
-def calibration_inputs(path: Path, model: Any) -> Any:
-    """The inputs of a file that int8 is calibrated with."""
-    return read_data(path, model).batch()
+def first_examples(inputs: Any, size: int = BATCH) -> Any:
+    """The first examples, as one call takes them."""
+    from bensemble.batches import split_inputs
+
+    return next(split_inputs(inputs, size))
+
+
+def accuracy(inputs: Any, labels: Any) -> Callable[[Any], float]:
+    """``evaluate`` for :func:`convert.compress`: the share of examples whose label has the largest output."""
+    from bensemble.batches import call, split_inputs
+    from bensemble.errors import InvalidValueError
+    from bensemble.outputs import select_output
+
+    def evaluate(model: Any) -> float:
+        right = 0
+        for part, wanted in zip(split_inputs(inputs, BATCH), labels.split(BATCH), strict=True):
+            scores = select_output(call(model, part), None)
+            if scores.ndim != 2 or len(scores) != len(wanted):
+                raise InvalidValueError(
+                    f"data: accuracy needs scores of shape (examples, classes), got {tuple(scores.shape)}; "
+                    "name a function of your own with --evaluate."
+                )
+            right += int((scores.argmax(1).cpu() == wanted).sum())
+        return right / len(labels)
+
+    return evaluate

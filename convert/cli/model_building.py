@@ -44,8 +44,7 @@ def build_model(name: ModelName) -> nn.Module:
     """Import the module that a name names, and call or take the attribute.
 
     Raises:
-        ConversionError: The module or attribute does not exist, the arguments do not fit, something in the user's code
-            raised, or the result is not a `torch.nn.Module`. Says which, and what to do.
+        ConversionError: What of this failed, and what to do.
     """
     target, place = _look_up(name), f"'{name.module}:{name.attribute}'"
     if isinstance(target, nn.Module):
@@ -71,11 +70,7 @@ def build_model(name: ModelName) -> nn.Module:
 
 
 def find_function(name: ModelName) -> Callable[..., Any]:
-    """The function that a name without arguments names, such as ``evaluate`` of a user's module.
-
-    Raises:
-        ConversionError: The module or attribute does not exist, or cannot be called.
-    """
+    """The function that a name without arguments names, such as a score in a user's module."""
     found = _look_up(name)
     if name.called or not callable(found):
         raise ConversionError(

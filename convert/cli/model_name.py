@@ -25,16 +25,7 @@ FORM = 'write "module:function(arguments)", for example "timm:create_model(\'res
 
 @dataclass(frozen=True)
 class ModelName:
-    """What a text names.
-
-    Attributes:
-        text: As the user wrote it.
-        module: Dotted name of the module to import.
-        attribute: Dotted name inside the module.
-        called: True if the text has parentheses.
-        args: Positional arguments of the call.
-        kwargs: Named arguments of the call.
-    """
+    """The text as the user wrote it, and its parts; ``called`` says whether there are parentheses."""
 
     text: str
     module: str
@@ -45,11 +36,7 @@ class ModelName:
 
 
 def parse_model_name(text: str) -> ModelName:
-    """Read ``module:attribute`` or ``module:attribute(literals)``.
-
-    Raises:
-        WrongUsage: The text is anything else; says what and what is allowed.
-    """
+    """Read ``module:attribute`` or ``module:attribute(literals)``; anything else is wrong usage."""
     module, colon, target = (part.strip() for part in text.partition(":"))
     if not colon or not target:
         raise WrongUsage(f"model: {text!r} does not say where the model comes from; {FORM}.")

@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from bensemble.errors import CheckpointError
+from bensemble.errors import CheckpointError, shown
 
-__all__ = ["is_index", "read_shards"]
+__all__ = ["read_shards"]
 
 #: Bytes of an index; that of a model with 100,000 weights has about a tenth of this.
 LONGEST = 64 * 2**20
@@ -25,38 +25,24 @@ LONGEST = 64 * 2**20
 ENDINGS = (".safetensors", ".bin", ".pt", ".pth")
 
 
-def is_index(path: Path) -> bool:
-    """True for the name of an index, such as model.safetensors.index.json."""
-    return path.name.endswith(".index.json")
-
-
 def read_shards(index: Path, read: Callable[[Path], Any]) -> dict[str, Tensor]:
-    """All weights that an index lists.
-
-    Args:
-        index: The index; its shards lie beside it.
-        read: Reads one shard.
-
-    Raises:
-        CheckpointError: It is no index, names a file elsewhere, or does not fit the files beside it.
-    """
-    files: dict[str, set[str]] = {}
-    for name, file in _weight_map(index).items():
-        files.setdefault(file, set()).add(name)
+    """All weights that an index lists; ``read`` reads one of the files."""
+    shards: dict[str, Any] = {}
     state: dict[str, Tensor] = {}
-    for file, names in sorted(files.items()):
-        shard = index.parent / file
-        if not shard.is_file():
-            raise CheckpointError(f"weights: '{index}' lists {file!r}, which is no file beside it; get all of them.")
-        held = read(shard)
-        wrong = sorted(map(str, names ^ set(held))) if isinstance(held, dict) else sorted(names)
-        if wrong or not all(isinstance(held[name], Tensor) for name in names):
-            what = f"such as {wrong[0][:80]!r}" if wrong else "which are no tensors"
+    for name, file in _weight_map(index).items():
+        if file not in shards:
+            if not (index.parent / file).is_file():
+                raise CheckpointError(
+                    f"weights: '{index}' lists {file!r}, which is no file beside it; get all of them."
+                )
+            shards[file] = read(index.parent / file)
+        held = shards[file].get(name) if isinstance(shards[file], dict) else None
+        if not isinstance(held, Tensor):
             raise CheckpointError(
-                f"weights: '{index}' and {file!r} must hold the same names, got {len(wrong) or len(names)} that "
-                f"differ, {what}; get both from one place."
+                f"weights: '{index}' lists '{shown(name)}' in {file!r}, which holds no such tensor; "
+                "get both from one place."
             )
-        state |= held
+        state[name] = held
     return state
 
 
@@ -73,7 +59,7 @@ def _weight_map(index: Path) -> dict[str, str]:
             raise ValueError(f"a shard is no file in its folder, {elsewhere[0]!r}")
         return listed
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as err:
-        what = "it has no weight_map" if isinstance(err, KeyError) else str(err).splitlines()[0][:200]
+        what = "it has no weight_map" if isinstance(err, KeyError) else shown(err, 200)
         raise CheckpointError(
             f"weights: '{index}' is no index of weights ({what}); get it again, or name one file of weights."
         ) from err

@@ -18,7 +18,7 @@ from torch import Tensor
 from bensemble.errors import CheckpointError, shown
 
 from ..archives import check_unpacked
-from .shards import is_index, read_shards
+from .shards import read_shards
 
 __all__ = ["find_state_dict", "is_checkpoint", "read_file"]
 
@@ -27,14 +27,10 @@ USUAL_KEYS = ("state_dict", "model_state_dict", "model")
 
 
 def read_file(path: Path) -> Any:
-    """What a weights file holds: tensors and plain data, nothing that would have to be executed.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, or needs code to be read.
-    """
+    """What a weights file holds: tensors and plain data, nothing that would have to be executed."""
     if path.is_dir():
         raise CheckpointError(f"weights: '{path}' is a folder; name the .safetensors or .pt file in it.")
-    if is_index(path) and path.is_file():
+    if path.name.endswith(".index.json") and path.is_file():
         return read_shards(path, _read_one)
     return _read_one(path)
 
@@ -53,15 +49,10 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def find_state_dict(content: Any, path: Path, key: str | None = None) -> tuple[dict[str, Any], list[str]]:
-    """The state dict in what a file holds, and a note where it lies under a key.
+    """The state dict in what a file holds, and a note where it was found under a key.
 
-    Args:
-        content: What :func:`read_file` returned.
-        path: The file, for the messages.
-        key: Where the state dict is, dotted where it is nested; a usual key, or the only one there is, if None.
-
-    Raises:
-        CheckpointError: There is none, or there are several and none has a usual name.
+    The file itself, or what lies at ``key``, dotted where it is nested; without a key the first usual one, or the only
+    one that there is.
     """
     whole = _is_state_dict(content)
     if whole and key is None:

@@ -26,13 +26,8 @@ WRAPPERS = ("module.", "_orig_mod.", "model.")
 def load_weights(model: nn.Module, path: Path, key: str | None = None) -> tuple[nn.Module, list[str]]:
     """Load a file into a model: each has all names of the other, in the same shapes.
 
-    Args:
-        model: Gets the weights in place. Where the file holds posteriors that the model has not, it becomes Bayesian.
-        path: A safetensors file, one written by ``torch.save``, or the index of several.
-        key: Where in the file the state dict is, dotted where it is nested; found by itself if None.
-
     Returns:
-        The model, and what was chosen on the way, for the user to read.
+        The model, Bayesian where the file holds posteriors; and what was chosen on the way, for the user to read.
 
     Raises:
         CheckpointError: The file cannot be read without running code, holds no state dict, or one of another model.

@@ -89,8 +89,9 @@ def _calibration(path: Path) -> str:
 
 
 def _data(path: Path) -> str:
-    data = read_data(path, need_labels=True)
-    return _digest([*data.inputs.items(), ("labels", data.labels)])
+    inputs, labels = read_data(path, need_labels=True)
+    named = inputs if isinstance(inputs, dict) else dict(enumerate(inputs if isinstance(inputs, tuple) else [inputs]))
+    return _digest([*named.items(), ("labels", labels)])
 
 
 def _mnist(path: Path) -> str:
