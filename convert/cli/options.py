@@ -22,9 +22,7 @@ Weights = Annotated[
     Option("--weights", "-w", metavar="FILE", help="Trained weights: a .safetensors file, or a torch file of tensors."),
 ]
 BayesianWeights = Annotated[Path, Option("--weights", "-w", metavar="FILE", help="Bayesian weights of the model.")]
-Key = Annotated[
-    str | None, Option("--key", metavar="NAME", help="Where in the weights file the state dict is, such as ema.")
-]
+Key = Annotated[str | None, Option(metavar="NAME", help="Where in the weights file the state dict is, such as ema.")]
 Inputs = Annotated[
     list[str] | None,
     Option(
@@ -37,14 +35,8 @@ Inputs = Annotated[
 ]
 
 # What to convert.
-Include = Annotated[
-    list[str] | None,
-    Option("--include", metavar="NAME", help="Convert only this: a dotted name or a glob. Once for each."),
-]
-Exclude = Annotated[
-    list[str] | None,
-    Option("--exclude", metavar="NAME", help="Leave this as it is; wins over --include. Once for each."),
-]
+Include = Annotated[list[str] | None, Option(metavar="NAME", help="Only this: a dotted name or glob. Once for each.")]
+Exclude = Annotated[list[str] | None, Option(metavar="NAME", help="Not this; wins over --include. Once for each.")]
 
 # How small the network becomes.
 Threshold = Annotated[
@@ -61,8 +53,7 @@ Granularity = Annotated[
 ]
 Compact = Annotated[bool, Option("--compact", help="Cut out channels, heads and neurons that are zero as a whole.")]
 Int8 = Annotated[
-    Path | None,
-    Option(metavar="FILE.npz", help="Eight-bit integers, calibrated with these typical inputs."),
+    Path | None, Option(metavar="FILE.npz", help="Round to eight-bit integers, calibrated with these inputs.")
 ]
 Sparse = Annotated[
     bool, Option("--sparse", help="Store mostly-zero weights by their nonzero entries where that is smaller.")
@@ -80,7 +71,7 @@ Likelihood = Annotated[
 Samples = Annotated[int, Option(metavar="K", help="Weight draws in the file.")]
 CalibrationFile = Annotated[
     Path | None,
-    Option("--calibration", metavar="FILE", help="What Calibration.to_json wrote: its thresholds go into the file."),
+    Option(metavar="FILE", help="What Calibration.to_json wrote: its thresholds go into the file."),
 ]
 Classes = Annotated[str | None, Option(metavar="NAMES", help="Names of the classes, as cat,dog.")]
 Opset = Annotated[int | None, Option(metavar="N", help="ONNX opset; the exporter's own by default.")]
@@ -96,9 +87,7 @@ Evaluate = Annotated[
     Option(metavar="MODULE:FUNCTION", help="A function that takes a model and returns a score, not accuracy."),
 ]
 MaxDrop = Annotated[float | None, Option(metavar="SCORE", help="Most that the score may fall.")]
-MaxLatency = Annotated[
-    float | None, Option("--max-latency-ms", metavar="MS", help="Most milliseconds of one run, one thread.")
-]
+MaxLatency = Annotated[float | None, Option(metavar="MS", help="Most milliseconds of one run, one thread.")]
 MaxSize = Annotated[int | None, Option(metavar="BYTES", help="Most bytes of the file.")]
 
 # What is read and written.

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 import bensemble
 from convert import bayesify
 from convert.cli.app import app
+from convert.cli.printing import show
 from convert.runtime import UncertaintySession
 
 Write = Callable[[str, str], Path]
@@ -109,6 +110,11 @@ def test_export_and_inspect_print_tables_and_json(nets: Path) -> None:
     assert held["size"] == Path("net.onnx").stat().st_size
     assert (held["parameters"], held["sparsity"]) == (43, 0.0)
     assert held["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["batch", 4]}]
+
+
+def test_text_from_a_file_sends_nothing_to_the_terminal_but_text(capsys: pytest.CaptureFixture[str]) -> None:
+    show("size  3 kB\n  note \x1b[2J\r", {}, json=False)
+    assert capsys.readouterr().out == "size  3 kB\n  note \\x1b[2J\\r\n"
 
 
 def test_export_without_verification_says_so(nets: Path) -> None:
