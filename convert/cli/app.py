@@ -85,7 +85,7 @@ def plan(
     """
     name, texts = parse_model_name(model), parse_inputs(inputs)
     with working("Importing torch") as stage:
-        from ..planning import plan as make_plan
+        from ..planning.conversion import plan as make_plan
         from .model_building import load_network
 
         network = load_network(name, weights, key, stage)

@@ -125,11 +125,11 @@ def _smaller(
     """The network without what its posterior is unsure of; compact, without channels that are zero as a whole."""
     from bensemble.errors import ConversionError
     from bensemble.posterior import named_posteriors
-    from bensemble.pruning import prune
+    from bensemble.pruning.masks import prune
 
     from ..graph import channel_groups
     from ..graph import compact as cut_out
-    from ..surgery import to_deterministic
+    from ..surgery.converting import to_deterministic
 
     bayesian = any(True for _ in named_posteriors(network))
     if threshold is not None or sparsity is not None:

@@ -52,16 +52,16 @@ def read_data(path: Path, model: Any = None, need_labels: bool = False) -> tuple
 
 def first_examples(inputs: Any, size: int = BATCH) -> Any:
     """The first examples, as one call takes them."""
-    from bensemble.batches import split_inputs
+    from bensemble.models.batches import split_inputs
 
     return next(split_inputs(inputs, size))
 
 
 def accuracy(inputs: Any, labels: Any) -> Callable[[Any], float]:
     """``evaluate`` for :func:`convert.compress`: the share of examples whose label has the largest output."""
-    from bensemble.batches import call, split_inputs
     from bensemble.errors import InvalidValueError
-    from bensemble.outputs import select_output
+    from bensemble.models.batches import call, split_inputs
+    from bensemble.models.outputs import select_output
 
     def evaluate(model: Any) -> float:
         right = 0
