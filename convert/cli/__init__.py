@@ -1,4 +1,8 @@
-"""The command line: `bensemble demo`, `plan`, `export`, `inspect`."""
+"""The command line, `bensemble plan | export | inspect | compress | report | demo`.
+
+Here words become arguments of public functions, and results and errors become text; nothing else may import from here.
+What a model, a posterior or an ONNX file is lies in the other folders: no mathematics and no graphs here.
+"""
 
 from __future__ import annotations
 

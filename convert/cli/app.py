@@ -1,4 +1,4 @@
-"""The commands and their help. What they do lies in the modules beside this one.
+"""The commands and their help. `export`, `compress` and `report` have files of their own.
 
 Imports of torch and onnx stand inside the commands, so that `bensemble --help` answers at once.
 """
@@ -10,14 +10,13 @@ from typing import Annotated
 
 import typer
 
+from . import options
 from .deployment import compress, report
-from .example_inputs import make_inputs
+from .example_inputs import make_inputs, parse_inputs
 from .exporting import export
 from .failures import OneLineErrors
 from .model_name import parse_model_name
-from .options import InputsOption, JsonOption, KeyOption, ModelArgument, WeightsOption
-from .progress import working
-from .steps import load_network, parse_inputs, show
+from .printing import show_summary, working
 
 __all__ = ["app"]
 
@@ -48,14 +47,7 @@ def bensemble(
 
 
 @app.command()
-def demo(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write the page and the files.")
-    ] = Path("demo-output"),
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="FILE", help="MNIST as an .npz file, not the built-in digits.")
-    ] = None,
-) -> None:
+def demo(output: options.Folder = Path("demo-output"), data: options.Mnist = None) -> None:
     """See the whole story on real digits, in under three minutes: train, convert, fit, prune, export.
 
     [b]For example[/b]
@@ -73,19 +65,13 @@ def demo(
 
 @app.command()
 def plan(
-    model: ModelArgument,
-    weights: WeightsOption = None,
-    key: KeyOption = None,
-    inputs: InputsOption = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option("--include", metavar="NAME", help="Convert only this: a dotted name or a glob. Once for each."),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option("--exclude", metavar="NAME", help="Leave this as it is; wins over --include. Once for each."),
-    ] = None,
-    json: JsonOption = False,
+    model: options.Model,
+    weights: options.Weights = None,
+    key: options.Key = None,
+    inputs: options.Inputs = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    json: options.Json = False,
 ) -> None:
     """Show what of a model would become Bayesian, and why the rest would not.
 
@@ -100,6 +86,7 @@ def plan(
     name, texts = parse_model_name(model), parse_inputs(inputs)
     with working("Importing torch") as stage:
         from ..planning.conversion import plan as make_plan
+        from .model_building import load_network
 
         network = load_network(name, weights, key, stage)
         stage("Following the weights")
@@ -110,10 +97,7 @@ def plan(
 
 
 @app.command()
-def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="Any ONNX file.", show_default=False)],
-    json: JsonOption = False,
-) -> None:
+def inspect(file: options.OnnxFile, json: options.Json = False) -> None:
     """Show what an ONNX file holds: inputs, outputs, metadata, size, sparsity.
 
     [b]For example[/b]
@@ -126,7 +110,7 @@ def inspect(
         from ..onnx import inspect_onnx
 
         summary = inspect_onnx(file)
-    show(summary, json)
+    show_summary(summary, json)
 
 
 app.command()(export)

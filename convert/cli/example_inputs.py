@@ -20,7 +20,7 @@ from typing import Any
 
 from .failures import WrongUsage, first_line
 
-__all__ = ["InputText", "computes_in_float64", "make_inputs", "parse_input", "read_arrays"]
+__all__ = ["InputText", "make_inputs", "parse_input", "parse_inputs", "read_arrays"]
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 FORM = "write 1x3x224x224, input_ids=2x128:int64 or batch.npz"
@@ -28,27 +28,21 @@ FORM = "write 1x3x224x224, input_ids=2x128:int64 or batch.npz"
 
 @dataclass(frozen=True)
 class InputText:
-    """One ``--input``: a shape, or a file.
+    """One ``--input``: a shape, or a file."""
 
-    Attributes:
-        name: The argument of forward, None for the next one in order.
-        shape: Sizes, batch first.
-        dtype: Name of a torch dtype.
-        file: An .npz file in place of a shape.
-    """
-
-    name: str | None = None
+    name: str | None = None  # the argument of forward; None for the next one in order
     shape: tuple[int, ...] = ()
     dtype: str = "float32"
     file: Path | None = None
 
 
-def parse_input(text: str) -> InputText:
-    """Read one ``--input``.
+def parse_inputs(texts: Sequence[str] | None) -> list[InputText]:
+    """Every ``--input``, read."""
+    return [parse_input(text) for text in texts or []]
 
-    Raises:
-        WrongUsage: The text is not of one of the three forms.
-    """
+
+def parse_input(text: str) -> InputText:
+    """Read one ``--input``."""
     if text.endswith(".npz"):
         return InputText(file=Path(text))
     match = re.fullmatch(r"(?:(?P<name>[^=]*)=)?(?P<shape>[^=:]*)(?::(?P<dtype>.*))?", text.strip())
@@ -65,29 +59,20 @@ def parse_input(text: str) -> InputText:
 
 
 def make_inputs(texts: Sequence[InputText], model: Any, seed: int = 0) -> Any:
-    """Inputs for one call of a model: a tensor, a tuple or a mapping; None without texts.
-
-    Args:
-        texts: What ``--input`` said, in order.
-        model: The `torch.nn.Module` that will be called: its forward gives the names, its embeddings the safe integers.
-        seed: Of the generator that draws the values.
-
-    Raises:
-        WrongUsage: Named and unnamed inputs are mixed, a name comes twice, or forward does not take these.
-        InvalidValueError: A file cannot be read.
-    """
+    """Inputs for one call of a model: a tensor, a tuple or a mapping; None without texts."""
     if not texts:
         return None
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    below = _integers_below(model)
     pairs: list[tuple[str | None, Any]] = []
     for text in texts:
-        if text.file is not None:
-            pairs += _from_file(text.file, model)
+        if text.file is None:
+            pairs.append((text.name, _random(text, model, generator)))
         else:
-            pairs.append((text.name, _random(text, below, generator)))
+            arrays = read_arrays(text.file, "input", model)
+            in_order = list(arrays) == [f"arr_{i}" for i in range(len(arrays))]
+            pairs += [(None if in_order else name, array) for name, array in arrays.items()]
     named = {name: value for name, value in pairs if name is not None}
     if named and len(named) < len(pairs):
         raise WrongUsage("input: some are named and some not, or a name comes twice; write each once, as name=shape.")
@@ -98,45 +83,8 @@ def make_inputs(texts: Sequence[InputText], model: Any, seed: int = 0) -> Any:
     return unnamed[0] if len(unnamed) == 1 else unnamed
 
 
-def _random(text: InputText, below: int, generator: Any) -> Any:
-    import torch
-
-    dtype = getattr(torch, text.dtype)
-    if dtype.is_floating_point:
-        return torch.randn(text.shape, generator=generator).to(dtype)
-    if dtype == torch.bool or (text.name or "").endswith("mask"):
-        return torch.ones(text.shape, dtype=dtype)
-    return torch.randint(0, below, text.shape, generator=generator).to(dtype)
-
-
-def _integers_below(model: Any) -> int:
-    """A bound that every embedding of the model can look up."""
-    from torch import nn
-
-    sizes = [module.num_embeddings for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
-    return min(*sizes, 100) if sizes else 2
-
-
-def _from_file(path: Path, model: Any) -> list[tuple[str | None, Any]]:
-    """The arrays of an .npz file; float64 becomes float32 unless the model itself computes in float64."""
-    tensors = read_arrays(path, "input", computes_in_float64(model))
-    in_order = all(name == f"arr_{i}" for i, name in enumerate(tensors))
-    return [(None if in_order else name, tensor) for name, tensor in tensors.items()]
-
-
-def computes_in_float64(model: Any) -> bool:
-    """Whether a model has float64 parameters, so that its inputs stay as wide."""
-    import torch
-
-    return any(parameter.dtype == torch.float64 for parameter in model.parameters())
-
-
-def read_arrays(path: Path, verb: str, wide: bool = False) -> dict[str, Any]:
-    """The arrays of an .npz file as tensors, float64 as float32 unless ``wide``.
-
-    Raises:
-        InvalidValueError: The file is missing or something else, or holds no arrays.
-    """
+def read_arrays(path: Path, verb: str, model: Any = None) -> dict[str, Any]:
+    """The arrays of an .npz file as tensors; float64 becomes float32, unless a model itself computes in float64."""
     import torch
 
     from bensemble.errors import InvalidValueError
@@ -146,15 +94,31 @@ def read_arrays(path: Path, verb: str, wide: bool = False) -> dict[str, Any]:
     try:
         tensors = {name: torch.from_numpy(array) for name, array in load_arrays(path).items()}
     except FileNotFoundError as err:
-        cure = "; write a shape like 1x3x224x224 instead" if verb == "input" else "; check the path"
-        raise InvalidValueError(f"{verb}: there is no file '{path}'{cure}.") from err
+        cure = "write a shape like 1x3x224x224 instead" if verb == "input" else "check the path"
+        raise InvalidValueError(f"{verb}: there is no file '{path}'; {cure}.") from err
     except Exception as err:
         raise InvalidValueError(
             f"{verb}: '{path}' is not a file of numeric arrays ({first_line(err)}); write it with numpy.savez."
         ) from err
     if not tensors:
         raise InvalidValueError(f"{verb}: '{path}' holds no arrays; write it with numpy.savez(path, name=array).")
-    return tensors if wide else {k: v.float() if v.dtype == torch.float64 else v for k, v in tensors.items()}
+    if model is not None and any(parameter.dtype == torch.float64 for parameter in model.parameters()):
+        return tensors
+    return {name: t.float() if t.dtype == torch.float64 else t for name, t in tensors.items()}
+
+
+def _random(text: InputText, model: Any, generator: Any) -> Any:
+    import torch
+    from torch import nn
+
+    dtype = getattr(torch, text.dtype)
+    if dtype.is_floating_point:
+        return torch.randn(text.shape, generator=generator).to(dtype)
+    if dtype == torch.bool or (text.name or "").endswith("mask"):
+        return torch.ones(text.shape, dtype=dtype)
+    sizes = [module.num_embeddings for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
+    below = min(*sizes, 100) if sizes else 2  # every embedding can look these up
+    return torch.randint(0, below, text.shape, generator=generator).to(dtype)
 
 
 def _check_forward(model: Any, unnamed: tuple[Any, ...], named: dict[str, Any]) -> None:

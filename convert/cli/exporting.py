@@ -3,70 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from .calibration_file import read_calibration
-from .deployment import CALIBRATION
-from .example_inputs import make_inputs
+from . import options
+from .example_inputs import make_inputs, parse_inputs
 from .failures import WrongUsage
-from .labelled_data import read_data
+from .labelled_data import first_examples, read_data
 from .model_name import parse_model_name
-from .options import InputsOption, JsonOption, KeyOption, LikelihoodOption, ModelArgument, WeightsOption
-from .progress import working
-from .steps import load_network, parse_inputs, show
+from .printing import show_summary, working
 
-__all__ = ["export"]
+if TYPE_CHECKING:
+    from bensemble import Calibration
+
+__all__ = ["export", "read_calibration"]
+
+#: Most bytes of a calibration file; one has about five thousand.
+LONGEST = 2**20
 
 
 def export(
-    model: ModelArgument,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The .onnx file to write.", show_default=False)
-    ],
-    weights: WeightsOption = None,
-    key: KeyOption = None,
-    inputs: InputsOption = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(metavar="SNR", help="Bayesian weights only: prune where |mu| / sigma is at most this, as 0.83."),
-    ] = None,
-    sparsity: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Bayesian weights only: prune this share, as 0.9.")
-    ] = None,
-    granularity: Annotated[
-        str,
-        typer.Option(
-            metavar="UNIT",
-            help="What is pruned: each [b]weight[/b] by itself, or a [b]channel[/b], head or neuron as a whole.",
-        ),
-    ] = "weight",
-    compact: Annotated[
-        bool, typer.Option("--compact", help="Cut out channels, heads and neurons that are zero as a whole.")
-    ] = False,
-    int8: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.npz", help="Round to eight-bit integers, calibrated with these typical inputs."),
-    ] = None,
-    sparse: Annotated[
-        bool,
-        typer.Option("--sparse", help="Store mostly-zero weights by their nonzero entries where that is smaller."),
-    ] = False,
-    outputs: Annotated[
-        str, typer.Option(metavar="WHAT", help="[b]mean[/b], the model's own outputs, or [b]uncertainty[/b].")
-    ] = "mean",
-    likelihood: LikelihoodOption = None,
-    method: Annotated[str, typer.Option(metavar="HOW", help="How uncertainty is computed: samples.")] = "samples",
-    samples: Annotated[int, typer.Option(metavar="K", help="Weight draws in the file.")] = 16,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="What Calibration.to_json wrote: its thresholds go into the file."),
-    ] = None,
-    classes: Annotated[str | None, typer.Option(metavar="NAMES", help="Names of the classes, as cat,dog.")] = None,
-    opset: Annotated[int | None, typer.Option(metavar="N", help="ONNX opset; the exporter's own by default.")] = None,
-    verify: Annotated[bool, typer.Option(help="Compare with the model in ONNX Runtime before writing.")] = True,
-    json: JsonOption = False,
+    model: options.Model,
+    output: options.Output,
+    weights: options.Weights = None,
+    key: options.Key = None,
+    inputs: options.Inputs = None,
+    threshold: options.Threshold = None,
+    sparsity: options.Sparsity = None,
+    granularity: options.Granularity = "weight",
+    compact: options.Compact = False,
+    int8: options.Int8 = None,
+    sparse: options.Sparse = False,
+    outputs: options.Outputs = "mean",
+    likelihood: options.Likelihood = None,
+    samples: options.Samples = 16,
+    calibration: options.CalibrationFile = None,
+    classes: options.Classes = None,
+    opset: options.Opset = None,
+    verify: options.Verify = True,
+    json: options.Json = False,
 ) -> None:
     """Write a model as one ONNX file, confirmed by ONNX Runtime at another batch size.
 
@@ -88,33 +62,32 @@ def export(
     bensemble export nlp:encoder -i input_ids=2x128:int64 -i attention_mask=2x128:int64 -o encoder.onnx
     """
     name, texts = parse_model_name(model), parse_inputs(inputs)
+    prunes = threshold is not None or sparsity is not None
     if not texts:
         raise WrongUsage("export: no example input is given; add its shape, for example --input 1x3x224x224.")
     if granularity not in ("weight", "channel"):
         raise WrongUsage(f"export: --granularity must be weight or channel, got {granularity!r}.")
-    if granularity == "channel" and threshold is None and sparsity is None:
+    if granularity == "channel" and not prunes:
         raise WrongUsage("export: --granularity says what to prune, not how much; add --threshold or --sparsity.")
     if compact and outputs == "uncertainty":
         raise WrongUsage("export: --compact takes the network at the posterior mean; leave out --outputs uncertainty.")
     with working("Importing torch") as stage:
         from ..onnx import export_onnx
+        from .model_building import load_network
 
         network = load_network(name, weights, key, stage)
-        inputs_of_one_call = make_inputs(texts, network)
-        ranges = None if int8 is None else read_data(int8, network).batch(0, CALIBRATION)
-        if threshold is not None or sparsity is not None:
+        example = make_inputs(texts, network)
+        ranges = None if int8 is None else first_examples(read_data(int8, network)[0])
+        if prunes or compact:
             stage("Pruning")
-            network = _prune(network, threshold, sparsity, granularity, inputs_of_one_call, outputs == "uncertainty")
-        if compact:
-            network = _compacted(network, inputs_of_one_call)
+            network = _smaller(network, example, threshold, sparsity, granularity, compact)
         stage(f"Writing {output}")
         report = export_onnx(
             network,
             output,
-            inputs_of_one_call,
+            example,
             outputs=outputs,
             likelihood=likelihood,
-            method=method,
             num_samples=samples,
             calibration=None if calibration is None else read_calibration(calibration),
             quantize=None if ranges is None else "int8",
@@ -124,40 +97,49 @@ def export(
             opset=opset,
             verify=verify,
         )
-    show(report, json)
+    show_summary(report, json)
 
 
-def _prune(
-    network: Any, threshold: float | None, sparsity: float | None, unit: str, inputs: Any, keep_posterior: bool
+def read_calibration(path: Path) -> Calibration:
+    """The calibration that ``Calibration.to_json`` wrote to a file."""
+    from bensemble import Calibration
+    from bensemble.errors import InvalidValueError, shown
+
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("no file")
+        with path.open("rb") as file:
+            text = file.read(LONGEST + 1)
+        if len(text) > LONGEST:
+            raise ValueError(f"more than {LONGEST} bytes")
+        return Calibration.from_json(text.decode())
+    except (OSError, ValueError) as err:
+        raise InvalidValueError(
+            f"calibration: '{path}' must hold what Calibration.to_json wrote, got {shown(err, 300)}"
+        ) from err
+
+
+def _smaller(
+    network: Any, example: Any, threshold: float | None, sparsity: float | None, granularity: str, compact: bool
 ) -> Any:
-    """A Bayesian network without the weights that its posterior is unsure of, by default plain torch.nn again."""
+    """The network without what its posterior is unsure of; compact, without channels that are zero as a whole."""
     from bensemble.errors import ConversionError
+    from bensemble.posteriors import named_posteriors
     from bensemble.pruning.masks import prune
 
     from ..graph.compaction import channel_groups
+    from ..graph.compaction import compact as cut_out
     from ..surgery.converting import to_deterministic
 
-    if not _is_bayesian(network):
-        raise ConversionError(
-            "export: --threshold and --sparsity prune by the posterior, and the model has none; leave them out, or "
-            "give the weights of its Bayesian version with --weights."
-        )
-    granularity = channel_groups(network, inputs) if unit == "channel" else unit
-    if keep_posterior:
-        prune(network, threshold=threshold, sparsity=sparsity, granularity=granularity)
+    bayesian = any(True for _ in named_posteriors(network))
+    if threshold is not None or sparsity is not None:
+        if not bayesian:
+            raise ConversionError(
+                "export: --threshold and --sparsity prune by the posterior, and the model has none; leave them out, or "
+                "give the weights of its Bayesian version with --weights."
+            )
+        unit = channel_groups(network, example) if granularity == "channel" else granularity
+        prune(network, threshold=threshold, sparsity=sparsity, granularity=unit)
+    if not compact:
         return network
-    return to_deterministic(network, threshold=threshold, sparsity=sparsity, granularity=granularity, inplace=True)
-
-
-def _compacted(network: Any, inputs: Any) -> Any:
-    """The network at the posterior mean without what is zero as a whole."""
-    from ..graph.compaction import compact
-    from ..surgery.converting import to_deterministic
-
-    return compact(to_deterministic(network) if _is_bayesian(network) else network, inputs)
-
-
-def _is_bayesian(network: Any) -> bool:
-    from bensemble.posteriors import named_posteriors
-
-    return any(True for _ in named_posteriors(network))
+    return cut_out(to_deterministic(network) if bayesian else network, example)

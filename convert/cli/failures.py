@@ -8,7 +8,7 @@
 | 3 | the exported file does not reproduce the model; nothing was written |
 | 130 | stopped from the keyboard |
 
-Nothing here imports torch, so that a typing mistake is answered at once.
+Nothing here imports torch before something failed, so that a typing mistake is answered at once.
 """
 
 from __future__ import annotations
@@ -20,21 +20,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 from typer.core import TyperGroup
 
-__all__ = [
-    "DONE",
-    "REFUSED",
-    "STOPPED",
-    "UNVERIFIED",
-    "WRONG_USAGE",
-    "OneLineErrors",
-    "WrongUsage",
-    "first_line",
-    "say",
-]
+from .printing import say
+
+__all__ = ["OneLineErrors", "WrongUsage", "first_line"]
 
 DONE, REFUSED, WRONG_USAGE, UNVERIFIED, STOPPED = 0, 1, 2, 3, 130
 
@@ -52,30 +42,21 @@ class OneLineErrors(TyperGroup):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         """Run a command line and leave with its exit code."""
         words = list(sys.argv[1:] if args is None else args)
-        debug = "--debug" in words
         extra["standalone_mode"] = False
         with warnings.catch_warnings():
             warnings.showwarning = _warn_in_one_line
             try:
                 code = super().main([word for word in words if word != "--debug"], *rest, **extra)
-            except ParserError as err:
-                code = _parser_failure(err)
             except typer.Abort:
                 code = STOPPED
             except Exception as err:
-                if debug:
+                if "--debug" in words:
                     traceback.print_exception(err)
-                code = _failure(err)
+                code, line = _code_and_line(err)
+                say(line, "bold red", "Error: ")
         if code == STOPPED:
             say("Stopped.", "yellow")
         sys.exit(code or DONE)
-
-
-def say(text: str, style: str = "", head: str = "") -> None:
-    """Write one line to stderr, its head in a colour where the terminal has colours."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(
-        Text.assemble((head, style), text if head else (text, style))
-    )
 
 
 def first_line(err: BaseException) -> str:
@@ -85,31 +66,25 @@ def first_line(err: BaseException) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:300])
 
 
-def _parser_failure(err: Any) -> int:
-    """The parser's own message in one line, and where to read on."""
-    message = " ".join(err.format_message().split())
-    path = err.ctx.command_path if err.ctx is not None else "bensemble"
-    stop = "" if message.endswith("?") else "."
-    say(f"{message.rstrip('.')}{stop} Try '{path} --help'.", "bold red", "Error: ")
-    return int(err.exit_code)
-
-
-def _failure(err: Exception) -> int:
+def _code_and_line(err: Any) -> tuple[int, str]:
+    """The exit code of an exception, and what the user reads."""
+    if isinstance(err, ParserError):
+        message = " ".join(err.format_message().split())
+        path = err.ctx.command_path if err.ctx is not None else "bensemble"
+        stop = "" if message.endswith("?") else "."
+        return err.exit_code, f"{message.rstrip('.')}{stop} Try '{path} --help'."
     if isinstance(err, WrongUsage):
-        say(str(err), "bold red", "Error: ")
-        return WRONG_USAGE
+        return WRONG_USAGE, str(err)
+    if isinstance(err, ImportError):
+        return REFUSED, str(err)
     from bensemble.errors import BensembleError, VerificationError
 
+    if isinstance(err, VerificationError):
+        return UNVERIFIED, str(err)
     if isinstance(err, BensembleError):
-        say(str(err), "bold red", "Error: ")
-        return UNVERIFIED if isinstance(err, VerificationError) else REFUSED
-    if isinstance(err, ImportError):
-        say(str(err), "bold red", "Error: ")
-        return REFUSED
-    say(f"{first_line(err)}; run again with --debug to see where.", "bold red", "Error: ")
-    return REFUSED
+        return REFUSED, str(err)
+    return REFUSED, f"{first_line(err)}; run again with --debug to see where."
 
 
 def _warn_in_one_line(message: Any, *_: Any, **__: Any) -> None:
-    text = " ".join(str(message).split())
-    say(text, "yellow", "Warning: ")
+    say(" ".join(str(message).split()), "yellow", "Warning: ")

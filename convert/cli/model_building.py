@@ -1,4 +1,4 @@
-"""From the name of a model to the model: import, look up, call, and say what went wrong where."""
+"""From the name of a model to the model with its weights: import, look up, call, and say what went wrong where."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import difflib
 import functools
 import importlib
 import inspect
+import os
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,55 +18,60 @@ from torch import nn
 
 from bensemble.errors import BensembleError, ConversionError
 
-from .current_folder import OURS, is_taken, local_source, make_importable
-from .failures import first_line
+from .failures import WrongUsage, first_line
 from .model_name import ModelName
+from .printing import say
+from .weights import load_weights
 
-__all__ = ["build_model", "find_function"]
+__all__ = ["build_model", "find_function", "load_network"]
 
 
-def build_model(name: ModelName, folder: Path | None = None) -> nn.Module:
+def load_network(name: ModelName, weights: Path | None, key: str | None, stage: Callable[[str], None]) -> nn.Module:
+    """Build the named model and put the weights in; what was chosen on the way is said on stderr."""
+    if key is not None and weights is None:
+        raise WrongUsage("--key: says where in a weights file to look, and there is none; add --weights FILE.")
+    stage(f"Building {name.module}:{name.attribute}")
+    network = build_model(name)
+    if weights is not None:
+        stage(f"Loading {weights}")
+        network, notes = load_weights(network, weights, key)
+        for note in notes:
+            say(f"weights: {note}.")
+    return network
+
+
+def build_model(name: ModelName) -> nn.Module:
     """Import the module that a name names, and call or take the attribute.
 
-    Args:
-        name: What the user named.
-        folder: Where modules may lie beside the installed ones; the current folder by default.
-
     Raises:
-        ConversionError: The module or attribute does not exist, the arguments do not fit, something in the user's code
-            raised, or the result is not a `torch.nn.Module`. Says which, and what to do.
+        ConversionError: What of this failed, and what to do.
     """
-    module = _import(name, folder or Path.cwd())
-    target = _look_up(name, module)
+    target, place = _look_up(name), f"'{name.module}:{name.attribute}'"
     if isinstance(target, nn.Module):
         if name.called:
-            raise ConversionError(
-                f"model: '{name.module}:{name.attribute}' is a network already; write it without the parentheses."
-            )
+            raise ConversionError(f"model: {place} is a network already; write it without the parentheses.")
         return target
     if not callable(target):
-        raise ConversionError(
-            f"model: '{name.module}:{name.attribute}' is of type {type(target).__name__}; "
-            "name a function, a class or a torch.nn.Module."
-        )
-    _refuse_standard_library(name, target)
-    _check_arguments(name, target)
-    model = _call(name, target)
+        kind = type(target).__name__
+        raise ConversionError(f"model: {place} is of type {kind}; name a function, a class or a torch.nn.Module.")
+    _refuse_standard_library(target, place)
+    _check_arguments(name, target, place)
+    try:
+        model = target(*name.args, **name.kwargs)
+    except BensembleError:
+        raise
+    except (Exception, SystemExit) as err:
+        raise ConversionError(f"model: '{name.text}' raised {_raised(err)}.") from err
     if not isinstance(model, nn.Module):
         raise ConversionError(
-            f"model: '{name.module}:{name.attribute}' returns {_describe(model)}; "
-            "name a function that returns a torch.nn.Module."
+            f"model: {place} returns {_described(model)}; name a function that returns a torch.nn.Module."
         )
     return model
 
 
-def find_function(name: ModelName, folder: Path | None = None) -> Any:
-    """The function that a name without arguments names, such as ``evaluate`` of a user's module.
-
-    Raises:
-        ConversionError: The module or attribute does not exist, or cannot be called.
-    """
-    found = _look_up(name, _import(name, folder or Path.cwd()))
+def find_function(name: ModelName) -> Callable[..., Any]:
+    """The function that a name without arguments names, such as a score in a user's module."""
+    found = _look_up(name)
     if name.called or not callable(found):
         raise ConversionError(
             f"evaluate: '{name.text}' must name a function that takes a model and returns a number, without arguments."
@@ -71,55 +79,8 @@ def find_function(name: ModelName, folder: Path | None = None) -> Any:
     return found
 
 
-def _import(name: ModelName, folder: Path) -> ModuleType:
-    top = name.module.partition(".")[0]
-    source = local_source(top, folder)
-    loaded = sys.modules.get(top)
-    if source is not None and loaded is not None and loaded.__file__ == str(source):
-        source = None
-    if source is not None and (is_taken(top) or loaded is not None):
-        raise ConversionError(
-            f"model: '{source.name}' in this folder has the name of a module that Python or bensemble uses itself; "
-            f"rename it, for example to 'my_{source.name}'."
-        )
-    if source is not None:
-        make_importable(folder)
-    try:
-        return importlib.import_module(name.module)
-    except ModuleNotFoundError as err:
-        raise ConversionError(_not_found(name.module, err, folder)) from err
-    except (Exception, SystemExit) as err:
-        raise ConversionError(
-            f"model: importing '{name.module}' raised {_place(err)}{_shadow_hint(err, folder)}."
-        ) from err
-
-
-def _not_found(module: str, err: ModuleNotFoundError, folder: Path) -> str:
-    missing = err.name or module
-    if module != missing and not module.startswith(f"{missing}."):
-        return f"model: '{module}' imports '{missing}', which is not installed; install the package that has it."
-    parent = missing.rpartition(".")[0]
-    if parent:
-        return f"model: '{parent}' is there, '{missing}' is not; look up which of its modules holds the model."
-    near = difflib.get_close_matches(missing, [path.stem for path in folder.iterdir()], n=1, cutoff=0.6)
-    guess = f"did you mean '{near[0]}'? Otherwise " if near else ""
-    return (
-        f"model: no module '{missing}' is installed or in this folder; {guess}"
-        f"install the package that has it, or run bensemble in the folder that holds '{missing}.py'."
-    )
-
-
-def _shadow_hint(err: BaseException, folder: Path) -> str:
-    """The cure where the user's module wanted a file whose name is taken."""
-    wanted = err.name if isinstance(err, ImportError) else None
-    if wanted in OURS and (folder / f"{wanted}.py").exists():
-        return f"; '{wanted}.py' here has the name of a package that bensemble uses itself, rename it"
-    return ""
-
-
-def _look_up(name: ModelName, module: ModuleType) -> Any:
-    """The attribute, one step at a time; importing submodules on the way where a package does not."""
-    found: Any = module
+def _look_up(name: ModelName) -> Any:
+    found: Any = _import(name.module)
     path = name.module
     for part in name.attribute.split("."):
         try:
@@ -130,29 +91,55 @@ def _look_up(name: ModelName, module: ModuleType) -> Any:
     return found
 
 
+def _import(module: str) -> ModuleType:
+    """Import a module, the current folder first, as `python -m` does; it stays on the path, for later imports."""
+    if sys.path[0] != os.getcwd():
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as err:
+        raise ConversionError(_not_found(module, err.name or module)) from err
+    except (Exception, SystemExit) as err:
+        raise ConversionError(f"model: importing '{module}' raised {_raised(err)}.") from err
+
+
+def _not_found(module: str, missing: str) -> str:
+    if module != missing and not module.startswith(f"{missing}."):
+        return f"model: '{module}' imports '{missing}', which is not installed; install the package that has it."
+    parent = missing.rpartition(".")[0]
+    if parent:
+        return f"model: '{parent}' is there, '{missing}' is not; look up which of its modules holds the model."
+    near = difflib.get_close_matches(missing, [path.stem for path in Path.cwd().iterdir()], n=1)
+    guess = f"did you mean '{near[0]}'? Otherwise " if near else ""
+    return (
+        f"model: no module '{missing}' is installed or in this folder; {guess}"
+        f"install the package that has it, or run bensemble in the folder that holds '{missing}.py'."
+    )
+
+
 def _no_attribute(path: str, owner: Any, part: str) -> str:
     names = [public for public in dir(owner) if not public.startswith("_")]
-    near = difflib.get_close_matches(part, names, n=3, cutoff=0.6)
     source = getattr(owner, "__file__", None) if isinstance(owner, ModuleType) else None
     place = f"'{path}' ({source})" if source else f"'{path}'"
+    near = difflib.get_close_matches(part, names)
     if near:
         return f"model: {place} has no '{part}'; did you mean {' or '.join(map(repr, near))}?"
     own = [public for public in names if getattr(getattr(owner, public), "__module__", None) == path]
     return f"model: {place} has no '{part}'; it defines {', '.join(own[:8]) or 'no function or class'}."
 
 
-def _refuse_standard_library(name: ModelName, target: Any) -> None:
+def _refuse_standard_library(target: Any, place: str) -> None:
     """Nothing in the standard library builds a network, and calling it from a command line is never meant."""
     called = target.func if isinstance(target, functools.partial) else target
     home = getattr(called, "__module__", None) or ""
     if home.partition(".")[0] in sys.stdlib_module_names:
         raise ConversionError(
-            f"model: '{name.module}:{name.attribute}' belongs to Python's standard library, which builds no networks; "
+            f"model: {place} belongs to Python's standard library, which builds no networks; "
             "name a function of yours or of a model library."
         )
 
 
-def _check_arguments(name: ModelName, target: Any) -> None:
+def _check_arguments(name: ModelName, target: Any, place: str) -> None:
     try:
         signature = inspect.signature(target)
     except (TypeError, ValueError):
@@ -160,41 +147,26 @@ def _check_arguments(name: ModelName, target: Any) -> None:
     try:
         signature.bind(*name.args, **name.kwargs)
     except TypeError as err:
-        shown = ", ".join(str(parameter) for parameter in signature.parameters.values())
+        takes = ", ".join(map(str, signature.parameters.values()))
+        call = f'"{name.module}:{name.attribute}(...)"'
         raise ConversionError(
-            f"model: '{name.module}:{name.attribute}' takes ({shown}): {err}; "
-            f'write the call with its arguments, "{name.module}:{name.attribute}(...)".'
+            f"model: {place} takes ({takes}): {err}; write the call with its arguments, {call}."
         ) from err
 
 
-def _call(name: ModelName, target: Any) -> Any:
-    try:
-        return target(*name.args, **name.kwargs)
-    except BensembleError:
-        raise
-    except (Exception, SystemExit) as err:
-        raise ConversionError(f"model: '{name.text}' raised {_place(err)}.") from err
-
-
-def _place(err: BaseException) -> str:
-    """What was raised, and the last line of the user's own code that it passed."""
+def _raised(err: BaseException) -> str:
+    """What was raised, and the last line that it passed of code that is not ours nor the import system's."""
     if isinstance(err, SyntaxError):
         return f"{type(err).__name__}: {err.msg} ({err.filename}, line {err.lineno})"
-    step, place = err.__traceback__, ""
-    while step is not None:
-        code = step.tb_frame.f_code
-        if (
-            not code.co_filename.startswith("<")
-            and code.co_filename != __file__
-            and "importlib" not in code.co_filename
-        ):
-            place = f" ({code.co_filename}, line {step.tb_lineno})"
-        step = step.tb_next
-    return f"{first_line(err)}{place}"
+    theirs = [
+        step
+        for step in traceback.extract_tb(err.__traceback__)
+        if step.filename != __file__ and "importlib" not in step.filename and not step.filename.startswith("<")
+    ]
+    return first_line(err) + (f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else "")
 
 
-def _describe(value: Any) -> str:
+def _described(value: Any) -> str:
     if isinstance(value, (tuple, list)):
-        inner = ", ".join(type(item).__name__ for item in value[:4])
-        return f"a {type(value).__name__} of ({inner})"
+        return f"a {type(value).__name__} of ({', '.join(type(item).__name__ for item in value[:4])})"
     return "None" if value is None else f"an object of type {type(value).__name__}"

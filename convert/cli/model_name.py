@@ -25,16 +25,7 @@ FORM = 'write "module:function(arguments)", for example "timm:create_model(\'res
 
 @dataclass(frozen=True)
 class ModelName:
-    """What a text names.
-
-    Attributes:
-        text: As the user wrote it.
-        module: Dotted name of the module to import.
-        attribute: Dotted name inside the module.
-        called: True if the text has parentheses.
-        args: Positional arguments of the call.
-        kwargs: Named arguments of the call.
-    """
+    """The text as the user wrote it, and its parts; ``called`` says whether there are parentheses."""
 
     text: str
     module: str
@@ -45,79 +36,71 @@ class ModelName:
 
 
 def parse_model_name(text: str) -> ModelName:
-    """Read ``module:attribute`` or ``module:attribute(literals)``.
-
-    Raises:
-        WrongUsage: The text is anything else; says what and what is allowed.
-    """
-    module, colon, target = text.strip().partition(":")
-    if not colon or not target.strip():
+    """Read ``module:attribute`` or ``module:attribute(literals)``; anything else is wrong usage."""
+    module, colon, target = (part.strip() for part in text.partition(":"))
+    if not colon or not target:
         raise WrongUsage(f"model: {text!r} does not say where the model comes from; {FORM}.")
-    _check_module(text, module)
+    _check_module(module, text)
     try:
-        node = ast.parse(target.strip(), mode="eval").body
+        node = ast.parse(target, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as err:
-        raise WrongUsage(f"model: {target.strip()!r} is not a call in Python's spelling; {FORM}.") from err
+        raise WrongUsage(f"model: {target!r} is not a call in Python's spelling; {FORM}.") from err
     if not isinstance(node, ast.Call):
         return ModelName(text, module, _dotted(node))
     args = tuple(_literal(argument) for argument in node.args)
-    kwargs: dict[str, Any] = {}
-    for keyword in node.keywords:
-        if keyword.arg is None or keyword.arg in kwargs:
-            fact = "cannot be unpacked with **" if keyword.arg is None else f"give {keyword.arg!r} twice"
-            raise WrongUsage(f"model: the arguments {fact} in {target.strip()!r}; write each once, as name=value.")
-        kwargs[keyword.arg] = _literal(keyword.value)
-    return ModelName(text, module, _dotted(node.func), True, args, kwargs)
+    return ModelName(text, module, _dotted(node.func), True, args, _named(node.keywords, target))
 
 
-def _check_module(text: str, module: str) -> None:
+def _check_module(module: str, text: str) -> None:
     if module.endswith(".py") or "/" in module or "\\" in module:
         name = ".".join(part for part in re.split(r"[/\\]", module.removesuffix(".py")) if part not in ("", "."))
         raise WrongUsage(
             f"model: {module!r} is a file, a module is wanted; in the folder that holds it write '{name}:...'."
         )
-    if not all(part.isidentifier() for part in module.split(".")):
-        raise WrongUsage(f"model: {module!r} in {text!r} is not the name of a module; {FORM}.")
-    _refuse_dunder(module)
+    for part in module.split("."):
+        if not part.isidentifier():
+            raise WrongUsage(f"model: {module!r} in {text!r} is not the name of a module; {FORM}.")
+        _check_public(part)
 
 
 def _dotted(node: ast.expr) -> str:
     """The dotted name that a node spells."""
     if isinstance(node, ast.Name):
-        _refuse_dunder(node.id)
-        return node.id
+        return _check_public(node.id)
     if isinstance(node, ast.Attribute):
-        _refuse_dunder(node.attr)
-        return f"{_dotted(node.value)}.{node.attr}"
+        return f"{_dotted(node.value)}.{_check_public(node.attr)}"
     raise WrongUsage(f"model: '{ast.unparse(node)}' is not a dotted name; {FORM}.")
 
 
-def _refuse_dunder(name: str) -> None:
-    for part in name.split("."):
-        if part.startswith("__"):
-            raise WrongUsage(
-                f"model: {part!r} is a name with two underscores, which none may be; name a public function."
-            )
+def _check_public(part: str) -> str:
+    if part.startswith("__"):
+        raise WrongUsage(f"model: {part!r} is a name with two underscores, which none may be; name a public function.")
+    return part
+
+
+def _named(keywords: list[ast.keyword], target: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for keyword in keywords:
+        if keyword.arg is None or keyword.arg in found:
+            fact = "cannot be unpacked with **" if keyword.arg is None else f"give {keyword.arg!r} twice"
+            raise WrongUsage(f"model: the arguments {fact} in {target!r}; write each once, as name=value.")
+        found[keyword.arg] = _literal(keyword.value)
+    return found
 
 
 def _literal(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as err:
-        raise WrongUsage(_why_not(node)) from err
+        raise WrongUsage(f"model: the argument '{ast.unparse(node)}' {_why_not(node)}") from err
 
 
 def _why_not(node: ast.expr) -> str:
-    """Say which part of an argument is not literal."""
-    spelled = ast.unparse(node)
+    """Which part of an argument is not literal."""
     for inner in ast.walk(node):
         if isinstance(inner, ast.Call):
-            return (
-                f"model: the argument '{spelled}' calls '{ast.unparse(inner.func)}', nothing is evaluated; {ALLOWED}."
-            )
+            return f"calls '{ast.unparse(inner.func)}', nothing is evaluated; {ALLOWED}."
         if isinstance(inner, ast.Name):
-            return (
-                f"model: the argument '{spelled}' uses the name '{inner.id}', nothing is looked up; {ALLOWED} "
-                f"(text: '{inner.id}' in quotes)."
-            )
-    return f"model: the argument '{spelled}' is not literal, nothing is evaluated; {ALLOWED}."
+            name = inner.id
+            return f"uses the name '{name}', nothing is looked up; {ALLOWED} (text: '{name}' in quotes)."
+    return f"is not literal, nothing is evaluated; {ALLOWED}."

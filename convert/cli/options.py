@@ -1,50 +1,100 @@
-"""The words of the command line that several commands share, with their help."""
+"""Every argument and option of every command, with its help. A command says which of them it takes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-__all__ = ["InputsOption", "JsonOption", "KeyOption", "LikelihoodOption", "ModelArgument", "WeightsOption"]
-
-ModelArgument = Annotated[
+# The network, its weights and what one call of it takes.
+Model = Annotated[
     str,
-    typer.Argument(
+    Argument(
         metavar="MODEL",
         help='Where the model comes from: [b]"module:function(arguments)"[/b], a class, or a network that a module '
         "holds. Arguments are literal: text in quotes, numbers, True, False, None, tuples, lists, dicts. "
         "Modules of the current folder can be named.",
-        show_default=False,
     ),
 ]
-WeightsOption = Annotated[
+Weights = Annotated[
     Path | None,
-    typer.Option(
-        "--weights", "-w", metavar="FILE", help="Trained weights: a .safetensors file, or a torch file of tensors."
-    ),
+    Option("--weights", "-w", metavar="FILE", help="Trained weights: a .safetensors file, or a torch file of tensors."),
 ]
-KeyOption = Annotated[
-    str | None,
-    typer.Option("--key", metavar="NAME", help="Where in the weights file the state dict is, such as ema."),
-]
-InputsOption = Annotated[
+BayesianWeights = Annotated[Path, Option("--weights", "-w", metavar="FILE", help="Bayesian weights of the model.")]
+Key = Annotated[str | None, Option(metavar="NAME", help="Where in the weights file the state dict is, such as ema.")]
+Inputs = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--input",
         "-i",
         metavar="SHAPE|FILE",
         help="What one call of the model takes: [b]1x3x224x224[/b], [b]input_ids=2x128:int64[/b] by the name of the "
         "argument, or an .npz file. Once for each argument.",
-        show_default=False,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-LikelihoodOption = Annotated[
+
+# What to convert.
+Include = Annotated[list[str] | None, Option(metavar="NAME", help="Only this: a dotted name or glob. Once for each.")]
+Exclude = Annotated[list[str] | None, Option(metavar="NAME", help="Not this; wins over --include. Once for each.")]
+
+# How small the network becomes.
+Threshold = Annotated[
+    float | None,
+    Option(metavar="SNR", help="Bayesian weights only: prune where |mu| / sigma is at most this, as 0.83."),
+]
+Sparsity = Annotated[float | None, Option(metavar="SHARE", help="Bayesian weights only: prune this share, as 0.9.")]
+Granularity = Annotated[
+    str,
+    Option(
+        metavar="UNIT",
+        help="What is pruned: each [b]weight[/b] by itself, or a [b]channel[/b], head or neuron as a whole.",
+    ),
+]
+Compact = Annotated[bool, Option("--compact", help="Cut out channels, heads and neurons that are zero as a whole.")]
+Int8 = Annotated[
+    Path | None, Option(metavar="FILE.npz", help="Round to eight-bit integers, calibrated with these inputs.")
+]
+Sparse = Annotated[
+    bool, Option("--sparse", help="Store mostly-zero weights by their nonzero entries where that is smaller.")
+]
+
+# What the exported file answers.
+Outputs = Annotated[str, Option(metavar="WHAT", help="[b]mean[/b], the model's own outputs, or [b]uncertainty[/b].")]
+Likelihood = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="NAME",
         help="What the outputs mean: categorical (logits of classes), bernoulli, gaussian_head; default raw numbers.",
     ),
 ]
+Samples = Annotated[int, Option(metavar="K", help="Weight draws in the file.")]
+CalibrationFile = Annotated[
+    Path | None,
+    Option(metavar="FILE", help="What Calibration.to_json wrote: its thresholds go into the file."),
+]
+Classes = Annotated[str | None, Option(metavar="NAMES", help="Names of the classes, as cat,dog.")]
+Opset = Annotated[int | None, Option(metavar="N", help="ONNX opset; the exporter's own by default.")]
+Verify = Annotated[bool, Option(help="Compare with the model in ONNX Runtime before writing.")]
+
+# What is good enough.
+Data = Annotated[
+    Path | None,
+    Option(metavar="FILE.npz", help="Held-out data: inputs, and class numbers under [b]labels[/b] for the accuracy."),
+]
+Evaluate = Annotated[
+    str | None,
+    Option(metavar="MODULE:FUNCTION", help="A function that takes a model and returns a score, not accuracy."),
+]
+MaxDrop = Annotated[float | None, Option(metavar="SCORE", help="Most that the score may fall.")]
+MaxLatency = Annotated[float | None, Option(metavar="MS", help="Most milliseconds of one run, one thread.")]
+MaxSize = Annotated[int | None, Option(metavar="BYTES", help="Most bytes of the file.")]
+
+# What is read and written.
+OnnxFile = Annotated[Path, Argument(metavar="FILE.onnx", help="Any ONNX file.")]
+OnnxFiles = Annotated[list[Path], Argument(metavar="FILE.onnx...", help="ONNX files of one network.")]
+Output = Annotated[Path, Option("--output", "-o", metavar="FILE", help="The .onnx file to write.")]
+Folder = Annotated[Path, Option("--output", "-o", metavar="FOLDER", help="Where to write the page and the files.")]
+Mnist = Annotated[Path | None, Option("--data", metavar="FILE", help="MNIST as an .npz file, not the built-in digits.")]
+Plot = Annotated[Path | None, Option(metavar="FILE.png", help="Draw the trade-off into this file.")]
+Json = Annotated[bool, Option("--json", help="Print JSON, for programs.")]

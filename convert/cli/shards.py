@@ -14,74 +14,61 @@ from typing import Any
 
 from torch import Tensor
 
-from bensemble.errors import CheckpointError
+from bensemble.errors import CheckpointError, shown
 
-__all__ = ["is_index", "read_shards"]
+__all__ = ["read_shards"]
 
 #: Bytes of an index; that of a model with 100,000 weights has about a tenth of this.
 LONGEST = 64 * 2**20
 
-
-def is_index(path: Path) -> bool:
-    """True for the name of an index, such as model.safetensors.index.json."""
-    return path.name.endswith(".index.json")
+#: What a shard may be; an index in an index would never end.
+ENDINGS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def read_shards(index: Path, read: Callable[[Path], Any]) -> dict[str, Tensor]:
-    """All weights that an index lists.
-
-    Args:
-        index: The index; its shards lie beside it.
-        read: Reads one shard.
-
-    Raises:
-        CheckpointError: It is no index, names a file elsewhere, or does not fit the files beside it.
-    """
+    """All weights that an index lists; ``read`` reads one of the files."""
+    shards: dict[str, Any] = {}
     state: dict[str, Tensor] = {}
-    for file, names in sorted(_files(index).items()):
-        shard = index.parent / file
-        if not shard.is_file():
-            raise CheckpointError(f"weights: '{index}' lists {file!r}, which is no file beside it; get all of them.")
-        held = read(shard)
-        wrong = sorted(names ^ set(held)) if isinstance(held, dict) else sorted(names)
-        if wrong or not all(isinstance(held[name], Tensor) for name in names):
-            what = f"such as {wrong[0][:80]!r}" if wrong else "which are no tensors"
+    for name, file in _weight_map(index).items():
+        if file not in shards:
+            if not (index.parent / file).is_file():
+                raise CheckpointError(
+                    f"weights: '{index}' lists {file!r}, which is no file beside it; get all of them."
+                )
+            shards[file] = read(index.parent / file)
+        held = shards[file].get(name) if isinstance(shards[file], dict) else None
+        if not isinstance(held, Tensor):
             raise CheckpointError(
-                f"weights: '{index}' and {file!r} must hold the same names, got {len(wrong) or len(names)} that "
-                f"differ, {what}; get both from one place."
+                f"weights: '{index}' lists '{shown(name)}' in {file!r}, which holds no such tensor; "
+                "get both from one place."
             )
-        state |= held
+        state[name] = held
     return state
 
 
-def _files(index: Path) -> dict[str, set[str]]:
-    """The files that an index lists, each with the names in it."""
+def _weight_map(index: Path) -> dict[str, str]:
+    """The file of every weight."""
     try:
         if index.stat().st_size > LONGEST:
             raise ValueError(f"it has {index.stat().st_size} bytes")
         listed = json.loads(index.read_bytes(), object_pairs_hook=_no_duplicates)["weight_map"]
         if not isinstance(listed, dict) or not listed:
             raise TypeError("weight_map is no map of names")
-        files: dict[str, set[str]] = {}
-        for name, file in listed.items():
-            if not isinstance(file, str) or not _is_plain(file):
-                raise ValueError(f"a shard is no file in its folder, {str(file)[:80]!r}")
-            files.setdefault(file, set()).add(name)
-        return files
+        elsewhere = [str(file)[:80] for file in listed.values() if not _is_plain(file)]
+        if elsewhere:
+            raise ValueError(f"a shard is no file in its folder, {elsewhere[0]!r}")
+        return listed
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as err:
-        what = "it has no weight_map" if isinstance(err, KeyError) else str(err).splitlines()[0][:200]
+        what = "it has no weight_map" if isinstance(err, KeyError) else shown(err, 200)
         raise CheckpointError(
             f"weights: '{index}' is no index of weights ({what}); get it again, or name one file of weights."
         ) from err
 
 
-def _is_plain(file: str) -> bool:
+def _is_plain(file: Any) -> bool:
     """True for a name without a folder and without anything that a file system or a terminal treats specially."""
-    return file.isprintable() and len(file) < 256 and not set(file) & set("/\\:") and file.endswith(_ENDINGS)
-
-
-#: What a shard may be; an index in an index would never end.
-_ENDINGS = (".safetensors", ".bin", ".pt", ".pth")
+    plain = isinstance(file, str) and file.isprintable() and len(file) < 256
+    return plain and not set(file) & set("/\\:") and file.endswith(ENDINGS)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

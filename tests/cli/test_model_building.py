@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -120,12 +119,12 @@ def test_an_error_of_ours_inside_the_users_code_stays_what_it_is(write: Write) -
         build("own:build")
 
 
-def test_the_current_folder_is_searched_only_when_a_module_in_it_is_named(nets: Path) -> None:
-    before = list(sys.meta_path), list(sys.path)
-    build("torch.nn:Linear(3, 2)")
-    assert (list(sys.meta_path), list(sys.path)) == before
+def test_the_current_folder_is_the_first_on_the_path_as_with_python_m(nets: Path) -> None:
+    finders, path = list(sys.meta_path), list(sys.path)
     build("nets:net")
-    assert str(nets.parent) in sys.path
+    build("torch.nn:Linear(3, 2)")
+    assert sys.path == [str(nets.parent), *path]
+    assert sys.meta_path == finders
 
 
 def test_modules_of_the_folder_find_each_other_and_packages_work(write: Write) -> None:
@@ -147,36 +146,6 @@ def test_a_folder_without_init_does_not_hide_an_installed_package(
     write("mine.py", "from installed import build")
     assert build("mine:build").out_features == 9
     assert build("installed:build").out_features == 9
-
-
-@pytest.mark.parametrize("name", ["convert", "queue", "onnx", "torch"])
-def test_a_file_with_a_taken_name_is_refused_when_it_is_named(name: str, write: Write) -> None:
-    write(f"{name}.py", "raise RuntimeError('must not run')")
-    with pytest.raises(ConversionError, match=rf"'{name}\.py' in this folder has the name .*'my_{name}\.py'"):
-        build(f"{name}:build")
-
-
-def test_files_with_taken_names_disturb_nothing(write: Write) -> None:
-    """In a fresh process, where neither torch nor onnx is loaded before the folder becomes importable."""
-    for name in ("onnx", "queue", "rich", "safetensors", "torch", "numpy"):
-        write(f"{name}.py", "raise RuntimeError('must not run')")
-    write("innocent.py", "import queue, numpy\nfrom torch import nn\ndef build(): return nn.Linear(2, 3)")
-    code = (
-        "import sys; del sys.path[0];"
-        "from convert.cli.model_building import build_model;"
-        "from convert.cli.model_name import parse_model_name;"
-        "assert build_model(parse_model_name('innocent:build')).out_features == 3; import onnx; onnx.ModelProto"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_names_the_file_of_the_user_that_hides_behind_ours(write: Write) -> None:
-    write("convert.py", "def thing(): ...")
-    write("wants.py", "from convert import thing")
-    with pytest.raises(
-        ConversionError, match=r"'convert\.py' here has the name of a package that bensemble uses itself"
-    ):
-        build("wants:build")
 
 
 def test_leaves_the_random_state_to_the_builder(nets: Path) -> None:

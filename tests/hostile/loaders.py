@@ -16,7 +16,7 @@ import torch
 
 import bensemble
 from bensemble.errors import BensembleError
-from convert.cli.calibration_file import read_calibration
+from convert.cli.exporting import read_calibration
 from convert.cli.failures import WrongUsage
 from convert.cli.labelled_data import read_data
 from convert.cli.weights import load_weights
@@ -89,8 +89,9 @@ def _calibration(path: Path) -> str:
 
 
 def _data(path: Path) -> str:
-    data = read_data(path, need_labels=True)
-    return _digest([*data.inputs.items(), ("labels", data.labels)])
+    inputs, labels = read_data(path, need_labels=True)
+    named = inputs if isinstance(inputs, dict) else dict(enumerate(inputs if isinstance(inputs, tuple) else [inputs]))
+    return _digest([*named.items(), ("labels", labels)])
 
 
 def _mnist(path: Path) -> str:

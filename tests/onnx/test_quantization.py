@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from bensemble import prune
 from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError
 from convert import OnnxModel, bayesify, export_onnx, inspect_onnx
-from convert.cli.reports import show_report
+from convert.cli.printing import show_summary
 from convert.onnx.shrinking.quantization import Quantization
 
 
@@ -51,7 +51,7 @@ def test_static_per_channel(tmp_path, caplog, capsys):
     assert report.tolerance is None
     assert "quantised   int8 static, per channel" in str(report)
     assert "same largest output for" in str(report)
-    show_report(report)
+    show_summary(report, json=False)
     assert "error" in (shown := capsys.readouterr().out)
     assert "int8 static, per channel" in shown
     assert OnnxModel(path)(x[:7]).shape == (7, 10)
