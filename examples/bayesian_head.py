@@ -1,4 +1,4 @@
-"""Choose what becomes Bayesian: here the head alone, on a trunk that stays as it is.
+"""Choose what becomes Bayesian. Here only the head is converted; the trunk stays deterministic.
 
 python examples/bayesian_head.py
 """
@@ -14,7 +14,7 @@ from convert import bayesify, plan, to_deterministic
 
 
 class Network(nn.Module):
-    """An ordinary network for images of 8x8 pixels."""
+    """A standard network for images of 8x8 pixels."""
 
     def __init__(self):
         super().__init__()
@@ -44,7 +44,7 @@ def main():
     train(network, loader, epochs=20)
     network.eval()
 
-    # A name means the module and everything below it. Globs, types, modules and callables work too:
+    # A name selects the module and all its submodules. Globs, types, modules and callables work too:
     #   include="head.2"   include="*.weight"   exclude=nn.Conv2d   include=network.head
     #   include=lambda name, module: isinstance(module, nn.Linear) and module.out_features == 10
     print(plan(network, include="head"))
@@ -57,10 +57,10 @@ def main():
     p = bensemble.predict(bnn, x[1197:], likelihood="categorical")
     right = p.probs.argmax(-1) == y[1197:]
     kept = ~p.reject(share=0.1)
-    print(f"{right.float().mean():.1%} right; {right[kept].float().mean():.1%} on the 90 % it is surest of.")
+    print(f"Accuracy {right.float().mean():.1%}; {right[kept].float().mean():.1%} on the 90 % with the lowest entropy.")
 
     back = to_deterministic(bnn)
-    assert torch.equal(back(x), network(x))  # the way back gives the network that it was
+    assert torch.equal(back(x), network(x))  # the conversion back restores the original network
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Training on two processes that survives the death of one: torchrun starts both again from the last checkpoint.
+"""Training on two processes that continues after one is killed: torchrun restarts both from the last checkpoint.
 
-    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # else torch 2.13 may look for processes where the dead ones were
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # else torch 2.13 may connect to dead processes
     torchrun --standalone --nproc-per-node 2 --max-restarts 3 examples/elastic_digits.py digits
 
-writes digits.pt after every epoch and digits.safetensors at the end. Kill a process meanwhile: the end is the same,
-because data order and noise follow from the epoch alone. Without torchrun the script starts itself under it.
+writes digits.pt after every epoch and digits.safetensors at the end. If you kill a process, the final result is the
+same, because data order and noise depend only on the epoch. Without torchrun the script starts itself under torchrun.
 """
 
 import os
@@ -27,7 +27,7 @@ EPOCHS = 20
 
 
 def write_whole(state, path):
-    """A reader sees the old file or the new one, whenever this process dies."""
+    """Replace a file atomically: if this process is killed, the file is either the old one or the new one."""
     with open(f"{path}.new", "wb") as file:
         torch.save(state, file)
         file.flush()
@@ -36,7 +36,7 @@ def write_whole(state, path):
 
 
 def main(name):
-    dist.init_process_group("gloo", timeout=timedelta(minutes=1))  # who hangs for longer counts as dead
+    dist.init_process_group("gloo", timeout=timedelta(minutes=1))  # a process that hangs longer counts as dead
     torch.set_num_threads(1)
     x, y = map(torch.tensor, load_digits(return_X_y=True))
     train = TensorDataset(x[:1297].float() / 16, y[:1297])
@@ -56,7 +56,7 @@ def main(name):
     ddp = DistributedDataParallel(bnn)
     for epoch in range(start, EPOCHS):
         sampler.set_epoch(epoch)
-        torch.manual_seed(1000 * epoch + dist.get_rank())  # each process has noise of its own
+        torch.manual_seed(1000 * epoch + dist.get_rank())  # each process draws its own noise
         for inputs, targets in loader:
             nll, kl = F.cross_entropy(ddp(inputs), targets), bensemble.kl_divergence(ddp)
             optimizer.zero_grad()
@@ -69,8 +69,8 @@ def main(name):
     if dist.get_rank() == 0:
         bensemble.save(bnn, f"{name}.safetensors")
         p = bensemble.predict(bnn, x[1297:].float() / 16, likelihood="categorical")
-        print(f"{(p.probs.argmax(-1) == y[1297:]).float().mean():.1%} right; entropy {p.entropy.mean():.3f} nats.")
-    dist.barrier()  # who left earlier would break the connections of the other one
+        print(f"{(p.probs.argmax(-1) == y[1297:]).float().mean():.1%} correct; entropy {p.entropy.mean():.3f} nats.")
+    dist.barrier()  # a process that left earlier would break the connections of the other
     dist.destroy_process_group()
 
 

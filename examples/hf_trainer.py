@@ -1,6 +1,6 @@
-"""A Bayesian transformer under Hugging Face's Trainer, with gradient accumulation: the KL once per optimizer step.
+"""A Bayesian transformer with Hugging Face's Trainer and gradient accumulation: the KL counts once per optimizer step.
 
-Needs `pip install transformers accelerate`; the configuration is tiny and nothing is downloaded.
+Needs `pip install transformers accelerate`. The configuration is tiny, and nothing is downloaded.
 """
 
 import tempfile
@@ -13,7 +13,7 @@ from convert import bayesify
 
 
 class KLCallback(TrainerCallback):
-    """Adds the gradient of the KL before each optimizer step: once, however many batches were accumulated."""
+    """Adds the gradient of the KL once before each optimizer step, for any number of accumulated batches."""
 
     def __init__(self, num_data, beta):
         self.weight = beta / num_data
@@ -23,7 +23,7 @@ class KLCallback(TrainerCallback):
 
 
 def make_sentences(count):
-    """Twelve words each; the class says which of the words 1 and 2 is more frequent."""
+    """Sentences of twelve words. The class says whether word 1 or word 2 occurs more often."""
     words = torch.randint(1, 30, (count, 12))
     words[:, ::2] = torch.randint(1, 3, (count, 6))
     labels = ((words == 1).sum(1) > (words == 2).sum(1)).long()
@@ -46,9 +46,9 @@ def main():
             folder, num_train_epochs=10, per_device_train_batch_size=16, gradient_accumulation_steps=2,
             logging_steps=16, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
-        kl = KLCallback(num_data=len(train), beta=0.01)  # 17,000 weights and 512 sentences: beta = 1 would be too much
+        kl = KLCallback(num_data=len(train), beta=0.01)  # 17,000 weights and 512 sentences: beta = 1 is too large
         trainer = Trainer(bnn, options, train_dataset=train, callbacks=[kl], optimizers=(optimizer, None))
-        trainer.model_accepts_loss_kwargs = False  # BERT's loss is the mean of a batch; let the Trainer average
+        trainer.model_accepts_loss_kwargs = False  # BERT's loss is a batch mean; the Trainer averages it
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     print(f"The NLL went from {losses[0]:.3f} to {losses[-1]:.3f} nats.")
@@ -56,7 +56,7 @@ def main():
     inputs = torch.stack([sentence["input_ids"] for sentence in test])
     p = bensemble.predict(bnn, {"input_ids": inputs}, likelihood="categorical")
     right = p.probs.argmax(-1) == torch.stack([sentence["labels"] for sentence in test])
-    print(f"{right.float().mean():.1%} right; entropy {p.entropy[right].mean():.3f} nats, and where wrong ", end="")
+    print(f"{right.float().mean():.1%} correct; entropy {p.entropy[right].mean():.3f} nats, for wrong answers ", end="")
     print(f"{p.entropy[~right].mean():.3f}; mutual information {p.mutual_information.mean():.4f}.")
 
 

