@@ -30,16 +30,21 @@ __all__ = [
     "callers",
     "children_of",
     "clear_forward_hooks",
+    "convolve",
     "default_store",
-    "flat_weights_to_attributes",
+    "flat_inputs",
+    "flat_weights_of",
+    "forget_tracer",
     "forward_pre_hooks",
     "has_forward_hooks",
     "is_compiled",
     "is_foreign_thread",
     "load_hooks_of",
+    "output_padding",
     "parameter_of",
     "parameters_of",
     "pytree",
+    "renew_flat_weights",
     "replace_parameters",
     "storage_key",
     "transforms_active",
@@ -104,14 +109,44 @@ def clear_forward_hooks(module: nn.Module) -> None:
     module._forward_pre_hooks.clear()
 
 
-def flat_weights_to_attributes(module: nn.RNNBase) -> None:
-    """Let a recurrent layer list its weights anew, which it keeps beside its Parameters."""
-    module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+def flat_weights_of(module: nn.RNNBase) -> list[Tensor]:
+    """The weights of a recurrent layer in the order in which its forward reads them."""
+    return [getattr(module, name) for name in module._flat_weights_names]
+
+
+def renew_flat_weights(module: nn.RNNBase) -> None:
+    """Let a recurrent layer list its weights anew: it keeps the list beside its Parameters."""
+    module._flat_weights = flat_weights_of(module)
+
+
+def convolve(module: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution that a module computes, padding mode included, with another weight and bias."""
+    return module._conv_forward(input, weight, bias)
+
+
+def output_padding(module: Any, input: Tensor, output_size: list[int] | None, ndim: int) -> list[int]:
+    """What a transposed convolution adds to one side of its output, so that it has the size asked for."""
+    return module._output_padding(
+        input, output_size, module.stride, module.padding, module.kernel_size, ndim, module.dilation
+    )
 
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether torch.compile runs the model or a module in it, so that its operations cannot be watched."""
     return any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules())
+
+
+# -- graphs
+
+
+def flat_inputs(exported: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments of a call as a module made by torch.export numbers them."""
+    return exported._in_spec.flatten_up_to((args, kwargs))
+
+
+def forget_tracer(graph: Any) -> None:
+    """Let a pickled torch.fx graph be traced again by torch's own tracer, the only one that is there everywhere."""
+    graph._tracer_cls = None
 
 
 # -- tensors

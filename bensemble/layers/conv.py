@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import ConvolutionOp, Operation
+from ..torch_internals import convolve
 from .linear_op import LinearOpLayer
 from .registry import register
 
@@ -43,8 +44,7 @@ class _BayesianConv(LinearOpLayer):
 
     def linear_op(self, weight: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:
         """The convolution, with the layer's stride, padding, padding mode, dilation and groups."""
-        module: Any = self
-        return module._conv_forward(input, weight, bias)
+        return convolve(self, input, weight, bias)
 
     def operation(self, input: Tensor) -> Operation | None:
         """The convolution of batched input with zero padding."""

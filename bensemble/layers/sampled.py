@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..noise.stack import active_frame, one_draw
 from ..posterior import Posterior
-from ..torch_internals import buffers_of, children_of, parameters_of
+from ..torch_internals import buffers_of, children_of, flat_weights_of, parameters_of
 from .nested import with_parameters
 from .swap import NewPosterior, make_bayesian, make_deterministic, restorer
 from .weights import PosteriorModule, weight_property
@@ -62,7 +62,7 @@ class _SampledRecurrent(SampledWeights):
 
     @property
     def _flat_weights(self) -> list[Tensor]:
-        return [getattr(self, name) for name in self._flat_weights_names]  # type: ignore[union-attr]
+        return flat_weights_of(self)  # type: ignore[arg-type]
 
     @_flat_weights.setter
     def _flat_weights(self, value: list[Tensor]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..torch_internals import buffers_of, flat_weights_to_attributes, parameters_of, replace_parameters
+from ..torch_internals import buffers_of, parameters_of, renew_flat_weights, replace_parameters
 from .sharing import forget, remember
 from .weights import PosteriorModule
 
@@ -109,7 +109,7 @@ def make_deterministic(layer: PosteriorModule, values: dict[str, nn.Parameter]) 
     module: nn.Module = layer
     _change_class(module, layer.deterministic_class)
     if isinstance(module, nn.RNNBase):
-        flat_weights_to_attributes(module)
+        renew_flat_weights(module)
     return module
 
 

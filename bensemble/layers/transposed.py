@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import ConvolutionOp, Operation
+from ..torch_internals import output_padding
 from .linear_op import LinearOpLayer
 from .registry import register
 
@@ -52,11 +53,7 @@ class _BayesianConvTranspose(LinearOpLayer):
 
     def _padding_behind(self, input: Tensor, output_size: list[int] | None) -> list[int]:
         """What is added to one side of the output, so that it has the size asked for."""
-        module: Any = self
-        behind: list[int] = module._output_padding(
-            input, output_size, self.stride, self.padding, self.kernel_size, module.w_mu.dim() - 2, self.dilation
-        )
-        return behind
+        return output_padding(self, input, output_size, self.w_mu.dim() - 2)
 
     def channel_rows(self, weight: Tensor) -> Tensor:
         """The weight (in, out / groups, *kernel) as one row per output channel."""

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, export
 
 from bensemble.models.outputs import tensor_paths
-from bensemble.torch_internals import clear_forward_hooks, has_forward_hooks, pytree, storage_key, version
+from bensemble.torch_internals import clear_forward_hooks, flat_inputs, has_forward_hooks, pytree, storage_key, version
 
 from .einsum import left_to_right
 
@@ -206,7 +206,7 @@ class _Observer(fx.Interpreter):
     def run_on(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The output of the graph."""
         if self.captured.source == "export":
-            leaves = self.captured.module._in_spec.flatten_up_to((args, kwargs))
+            leaves = flat_inputs(self.captured.module, args, kwargs)
             return self.run(*leaves, enable_io_processing=False)
         bound = inspect.signature(self.captured.module.forward).bind(*args, **kwargs)
         bound.apply_defaults()

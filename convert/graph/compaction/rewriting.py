@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from bensemble.torch_internals import forget_tracer
+
 from .atoms.domain import Value
 from .atoms.flow import Flow
 from .atoms.readers import Reader
@@ -47,7 +49,7 @@ def rewrite(flow: Flow, solution: Solution, cut: Cut) -> fx.GraphModule:
     install(root, cut, keep_class=False)
     _pass_biases(flow, cut)
     graph.lint()
-    graph._tracer_cls = None  # a pickled graph is traced again, where neither this package nor the model need be there
+    forget_tracer(graph)  # the pickle shall load where neither this package nor the model is there
     return fx.GraphModule(root, graph, type(root).__name__)
 
 
