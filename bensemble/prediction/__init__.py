@@ -1,8 +1,7 @@
-"""The predictive distribution of a model: by weight samples, by local noise where that is proven right, by moments.
+"""The predictive distribution of a model or an ensemble: by weight samples, or by the points of a moment model.
 
-``monte_carlo`` holds ``predict``; ``results`` what it returns, ``gathering`` how samples become it. ``members`` are
-the models that are asked: by ``weight_samples``, with the deterministic ``prefix`` computed once; by ``local_samples``,
-where ``rows`` shows that no example sees another; or a ``moment_model``.
+``monte_carlo`` holds ``predict``, ``results`` what it returns, ``gathering`` how samples become it. ``ensembles`` asks
+each model: by ``weight_samples``, with the deterministic ``prefix`` computed once, or a ``moment_model``.
 """
 
 from .monte_carlo import predict
