@@ -16,6 +16,7 @@ from torch import Tensor
 __all__ = [
     "RHO_MIN",
     "add_noise",
+    "draw_weight",
     "entropy",
     "kl_normal",
     "precise",
@@ -136,6 +137,11 @@ def add_noise(mean: Tensor, variance: Tensor) -> Tensor:
     """
     deviation = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
     return mean + (deviation * standard_normal_like(variance)).to(mean.dtype)
+
+
+def draw_weight(mean: Tensor, sigma: Tensor, noise: Tensor, out: Tensor | None = None) -> Tensor:
+    """A weight, ``mean + sigma * noise`` in float32 or float64, differentiable unless it is written into ``out``."""
+    return torch.addcmul(precise(mean), sigma, noise, out=out)
 
 
 def standard_normal_like(tensor: Tensor) -> Tensor:

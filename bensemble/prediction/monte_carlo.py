@@ -24,8 +24,8 @@ from ..modes import evaluating
 from ..outputs import OutputSelector, describe
 from ..posterior import named_posteriors
 from ..sharding import whole
-from .gathering import RunningMoments, assemble
 from .ensembles import Member
+from .gathering import RunningMoments, assemble
 from .results import ClassPrediction, Prediction, RegressionPrediction
 
 __all__ = ["ClassPrediction", "Prediction", "RegressionPrediction", "predict"]

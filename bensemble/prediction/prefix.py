@@ -72,19 +72,20 @@ class Prefix(TorchFunctionMode):
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.useful, self._device, self._random = True, device, random_state(device)
-        self._calls: list[tuple[Any, Any]] = []  # what was called with what, and what it gave; tensors by place
+        self._written: list[Any] = []  # functions, arguments and results, with places instead of tensors
+        self._calls: list[Any] = []  # the same with tensors, once the prefix of the first forward is over
+        self._sampled: set[int] = set()  # identities of the sampled weights
         self._places: dict[int, int] = {}  # the place of a tensor by its identity
         self._refs: list[weakref.ref[Tensor]] = []  # the tensor at a place
         self._answers: list[Tensor] = []  # what stands for it in an answer
         self._watched: list[tuple[Tensor, int]] = []  # tensors with the version that answers rely on
-        self._written = self._ended = False  # whether the memo is complete; whether the prefix of this forward is over
-        self._next = 0
+        self._ended, self._next = False, 0  # whether the prefix of this forward is over, and which call comes next
 
     def run(self, frame: WeightFrame, forward: Callable[[], T]) -> T:
         """One forward under a weight sample."""
         if not self.useful:
             return forward()
-        if self._written:
+        if self._calls:
             result = self._run_again(forward)
         else:
             self._sampled = {id(weight) for weight in frame.weights.values()}
@@ -113,19 +114,19 @@ class Prefix(TorchFunctionMode):
         if self._ended or func in _FORM:
             self.useful = self.useful and func not in _ESCAPES
             return func(*args, **kwargs)
-        return self._answer(func, args, kwargs) if self._written else self._write(func, args, kwargs)
+        return self._answer(func, args, kwargs) if self._calls else self._write(func, args, kwargs)
 
     def _write(self, func: Any, args: Any, kwargs: Any) -> Any:
         try:
             if func in _ESCAPES or torch.is_grad_enabled() or tracing():
                 raise _DepartedError
-            call = (func, _described(args, self._place), _described(kwargs, self._place))
+            arguments = _described((args, kwargs), self._place)
         except _DepartedError:
             self._end()
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
         try:
-            self._calls.append((call, _described(result, self._result_place)))
+            self._written.append((func, arguments, _described(result, self._result_place)))
         except _DepartedError:
             self._end()
         return result
@@ -134,21 +135,23 @@ class Prefix(TorchFunctionMode):
         """The prefix of the first forward is over; one without parameters is not worth remembering."""
         if self._ended:
             return
-        self._written = self._ended = True
+        self._ended = True
         drawn = not torch.equal(self._random, random_state(self._device))
         heavy = any(isinstance(tensor, nn.Parameter) for tensor, _ in self._watched)
-        self.useful = heavy and not drawn and self._unchanged()
+        self.useful = bool(self._written) and heavy and not drawn and self._unchanged()
         for place, ref in enumerate(self._refs):
             tensor = ref()
             if tensor is not None:
                 self._answers[place] = tensor
                 self._watched.append((tensor, version(tensor)))
-        self._refs = [weakref.ref(answer) for answer in self._answers]
-        self._places = {id(answer): place for place, answer in enumerate(self._answers)}
+        if self.useful:
+            self._calls = [(func, self._rebuilt(arguments), result) for func, arguments, result in self._written]
+        else:
+            self._answers, self._watched = [], []
 
     def _answer(self, func: Any, args: Any, kwargs: Any) -> Any:
-        call, result = self._calls[self._next]
-        if (func, _described(args, self._place), _described(kwargs, self._place)) != call:
+        expected, arguments, result = self._calls[self._next]
+        if func != expected or not _same((args, kwargs), arguments):
             raise _DepartedError
         self._next += 1
         self._ended = self._next == len(self._calls)
@@ -159,7 +162,7 @@ class Prefix(TorchFunctionMode):
         if place is not None and self._refs[place]() is tensor:  # another one may have had this identity
             return place
         plain = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_inference()
-        if self._written or not plain or id(tensor) in self._sampled:
+        if not plain or id(tensor) in self._sampled:
             raise _DepartedError
         place = self._places[id(tensor)] = len(self._refs)
         self._refs.append(weakref.ref(tensor))
@@ -183,11 +186,13 @@ class Prefix(TorchFunctionMode):
             return value
         if kind is dict:
             return {key: self._rebuilt(item) for key, item in value}
+        if kind is slice:
+            return slice(*(self._rebuilt(item) for item in value))
         return kind([self._rebuilt(item) for item in value])
 
 
 def _described(value: Any, place: Callable[[Tensor], int]) -> Any:
-    """Arguments or results so that they can be compared: a tensor by its place, the rest as (type, content)."""
+    """Arguments or results without holding a tensor: its place stands for it, (type, content) for the rest."""
     if isinstance(value, Tensor):
         return place(value)
     kind = type(value)
@@ -200,3 +205,17 @@ def _described(value: Any, place: Callable[[Tensor], int]) -> Any:
     if kind is slice:
         return (kind, [_described(part, place) for part in (value.start, value.stop, value.step)])
     raise _DepartedError
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether arguments are equal, with the very same tensors."""
+    kind = type(one)
+    if one is other or kind is not type(other):
+        return one is other
+    if kind in (tuple, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if kind is dict:
+        return list(one) == list(other) and all(map(_same, one.values(), other.values()))
+    if kind is slice:
+        return _same((one.start, one.stop, one.step), (other.start, other.stop, other.step))
+    return kind in _CONSTANTS and bool(one == other)

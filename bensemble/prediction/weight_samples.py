@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..batches import device_of
 from ..draws import read_only
 from ..frames import Frame, warn_where_not_held
-from ..gaussian import precise
+from ..gaussian import draw_weight, precise
 from ..posterior import Posterior, layer_posteriors
 
 __all__ = ["HELD_BYTES", "WeightFrame", "WeightSamples"]
@@ -94,7 +94,7 @@ class WeightSamples:
         for same, mean, sigma in self._mean_and_sigma():
             noise = same[0].draw_noise(self.generator)
             out = noise if noise.stride() == mean.stride() else None
-            weight = torch.addcmul(mean, sigma, noise, out=out).to(same[0].mu.dtype)
+            weight = draw_weight(mean, sigma, noise, out).to(same[0].mu.dtype)
             weights |= {(id(posterior.layer), posterior.stem): weight for posterior in same}
         return WeightFrame(self._layers, weights)
 
