@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..gaussian import tracing
 from ..kernels.blocks import version
-from ..modes import random_state
+from ..models.state import random_state
 from .weight_samples import WeightFrame
 
 __all__ = ["Prefix"]
