@@ -7,20 +7,21 @@ float32, or in float64 for float64 inputs, whatever the dtype of the weights: ha
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .torch_internals import transforms_active
+
 __all__ = [
     "RHO_MIN",
     "add_noise",
+    "draw_weight",
     "entropy",
     "kl_normal",
     "precise",
-    "quick_normal",
     "rho_from_sigma",
     "root_mean_square",
     "sigma_from_rho",
@@ -32,6 +33,7 @@ __all__ = [
 
 #: Below this rho a weight counts as pruned: softplus(-50) is 2e-22, far under the resolution of any mean.
 RHO_MIN = -50.0
+_EXP_OVERFLOWS = 80.0
 
 
 def precise(tensor: Tensor) -> Tensor:
@@ -139,6 +141,11 @@ def add_noise(mean: Tensor, variance: Tensor) -> Tensor:
     return mean + (deviation * standard_normal_like(variance)).to(mean.dtype)
 
 
+def draw_weight(mean: Tensor, sigma: Tensor, noise: Tensor, out: Tensor | None = None) -> Tensor:
+    """A weight, ``mean + sigma * noise`` in float32 or float64, differentiable unless it is written into ``out``."""
+    return torch.addcmul(precise(mean), sigma, noise, out=out)
+
+
 def standard_normal_like(tensor: Tensor) -> Tensor:
     """Standard normal noise with the shape, strides, dtype and device of ``tensor``.
 
@@ -151,40 +158,9 @@ def standard_normal_like(tensor: Tensor) -> Tensor:
     return flat.as_strided(tensor.shape, tensor.stride())
 
 
-def quick_normal(count: int, generator: torch.Generator) -> Tensor:
-    """Normal noise of 16 bits each, float32, on the generator's device; on the CPU at half the cost of ``randn``.
-
-    It takes the 65,536 equally likely values at the middles of the quantiles, scaled to variance 1; their kurtosis is
-    2.999, and the largest is 4.3. Enough for noise that is added to activations and averaged over.
-
-    Args:
-        count: How many.
-        generator: Their source.
-    """
-    if generator.device.type != "cpu":
-        return torch.randn(count, generator=generator, device=generator.device)
-    noise, bits = torch.empty(count), torch.empty(_NOISE_BLOCK // 4, dtype=torch.int64)
-    for part in noise.split(_NOISE_BLOCK):
-        bits.random_(-(2**63), None, generator=generator)
-        places = bits.view(torch.int16)[: len(part)].to(torch.int32).add_(2**15)
-        torch.index_select(_normal_quantiles(), 0, places, out=part)
-    return noise
-
-
-_NOISE_BLOCK = 2**16
-_EXP_OVERFLOWS = 80.0
-
-
-@functools.cache
-def _normal_quantiles() -> Tensor:
-    """The middles of 65,536 quantiles of the normal distribution, scaled to variance 1."""
-    middles = torch.special.ndtri((torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16)
-    return (middles / middles.square().mean().sqrt()).float()
-
-
 def tracing() -> bool:
     """True while torch.compile, torch.export or a functorch transform (vmap, grad, jvp) sees the operations.
 
     There only plain formulas work: no tensor subclasses, no custom autograd functions, no flat views.
     """
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    return torch.compiler.is_compiling() or transforms_active()

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from .checks import check_module, check_number
 from .errors import InvalidValueError
-from .gaussian import tracing
 from .layers.base import BaseBayesianLayer
 from .models.batches import device_of
 from .models.ranks import warn_of_equal_noise
@@ -48,7 +47,7 @@ def kl_divergence(model: nn.Module) -> Tensor:
     """
     check_module("kl_divergence", model)
     device = device_of(model)
-    if model.training and torch.is_grad_enabled() and not tracing():
+    if model.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         warn_of_equal_noise("kl_divergence", device)
     sums = PartialSums(device)
     counted: set[int] = set()

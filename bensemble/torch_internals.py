@@ -116,7 +116,7 @@ def flat_weights_of(module: nn.RNNBase) -> list[Tensor]:
 
 def renew_flat_weights(module: nn.RNNBase) -> None:
     """Let a recurrent layer list its weights anew: it keeps the list beside its Parameters."""
-    module._flat_weights = flat_weights_of(module)
+    module._flat_weights = list(flat_weights_of(module))
 
 
 def convolve(module: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

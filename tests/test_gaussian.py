@@ -16,7 +16,6 @@ from bensemble.gaussian import (
     entropy,
     kl_normal,
     precise,
-    quick_normal,
     rho_from_sigma,
     root_mean_square,
     sigma_from_rho,
@@ -182,23 +181,6 @@ def test_tracing_is_known_under_transforms_and_compilation():
     assert seen == [False, True, True]
     torch._dynamo.reset()
     assert torch.compile(lambda x: x + 1 if tracing() else x, backend="eager", fullgraph=True)(torch.zeros(1)) == 1
-
-
-def test_quick_normal_noise_is_normal():
-    noise = quick_normal(1_000_001, torch.Generator().manual_seed(0))
-    assert noise.shape == (1_000_001,)
-    ordered, n = noise.double().sort().values, len(noise)
-    steps = torch.special.ndtr(ordered) - (torch.arange(n) + 0.5) / n
-    assert float(steps.abs().max()) < 1.95 / n**0.5  # Kolmogorov-Smirnov, 0.1 %
-    assert abs(float(noise.mean())) < 5 / n**0.5
-    assert abs(float(noise.var()) - 1) < 5 * (2 / n) ** 0.5
-    assert abs(float(noise.pow(4).mean()) - 3) < 5 * (96 / n) ** 0.5
-    table = noise[: n // 4 * 4].view(-1, 4)
-    for lagged in (torch.corrcoef(table.T), torch.corrcoef(table.square().T)):
-        assert float((lagged - torch.eye(4)).abs().max()) < 5 / (n / 4) ** 0.5
-    again = quick_normal(1_000_001, torch.Generator().manual_seed(0))
-    assert torch.equal(noise, again)
-    assert quick_normal(0, torch.Generator()).shape == (0,)
 
 
 def test_the_variance_is_that_of_sigma():

@@ -106,10 +106,7 @@ WORDS = {"input_ids": torch.randint(0, 11, (2, 4)), "attention_mask": torch.tens
 #: Name -> network, inputs, options of predict, how samples are made, a weight whose sigma is wrong in one copy.
 CASES = {
     "mlp": (mlp, torch.randn(4, 4), {}, "weights", "2.weight"),
-    "mlp, by example": (mlp, torch.randn(4, 4), {"joint": False}, "local", "2.weight"),
-    "mlp, in chunks": (mlp, torch.randn(4, 4), {"joint": False, "chunk_size": 3}, "local", "0.weight"),
     "pooled": (pooled, IMAGES, {}, "weights", "0.weight"),
-    "pooled, by example": (pooled, IMAGES, {"joint": False}, "weights", "0.weight"),
     "head after a trunk": (trunk_and_head, IMAGES, {}, "weights", "4.weight"),
     "residual": (Residual, IMAGES, {"chunk_size": 2}, "weights", "head.weight"),
     "per pixel": (UNet, IMAGES[:1], {}, "weights", "up.weight"),

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from bensemble import named_posteriors, predict, sampling
 from bensemble.gaussian import rho_from_sigma
-from bensemble.prediction import members
+from bensemble.prediction import ensembles
 from convert import bayesify
 
 X = torch.randn(4, 3, 8, 8)
@@ -216,8 +216,8 @@ def test_every_batch_has_a_prefix_of_its_own():
 def test_a_network_that_is_bayesian_from_the_start_is_not_watched(monkeypatch):
     bnn = bayesify(nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(216, 2)))
     kept = []
-    original = members.Prefix
-    monkeypatch.setattr(members, "Prefix", lambda device: kept.append(original(device)) or kept[-1])
+    original = ensembles.Prefix
+    monkeypatch.setattr(ensembles, "Prefix", lambda device: kept.append(original(device)) or kept[-1])
     with pytest.warns(UserWarning, match="neither trained nor fitted"):
         predict(bnn, [X, X], 3)
     assert len(kept) == 1

@@ -82,7 +82,8 @@ class LinearOpLayer(BaseBayesianLayer):
             return self.linear_op(self._drawn("weight", known), self._drawn("bias", known), input, *args, **kwargs)  # type: ignore[arg-type]
         if frame is None or frame.is_mean:
             return self._evaluate(input, *args, **kwargs)
-        return frame.run(self, input, *args, **kwargs)
+        weight, bias = self._held(frame, "weight"), self._held(frame, "bias")
+        return self.linear_op(weight, bias, input, *args, **kwargs)  # type: ignore[arg-type]
 
     def _evaluate(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The operation with the means, taken past the properties: these ask again for the state, at 4 us a read."""

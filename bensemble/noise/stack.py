@@ -12,7 +12,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +22,6 @@ from .draws import random_draw, read_only
 from .recomputation import context_of_first_run, note_own_draw
 
 __all__ = ["Frame", "active_frame", "mean_mode", "one_draw", "open_frame"]
-
-
-class LinearLayer(Protocol):
-    """What a frame needs of a layer that is linear in its weights."""
-
-    def _held(self, frame: Frame, name: str) -> Tensor | None: ...
-
-    def linear_op(self, weight: Any, bias: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor: ...
 
 
 class Frame:
@@ -81,11 +72,6 @@ class Frame:
         if key not in self._values or self._values[key][0] != source:
             self._values[key] = (source, posterior.draw(noise))
         return self._values[key][1]
-
-    def run(self, layer: LinearLayer, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """What a layer that is linear in its weights makes of its input under this frame."""
-        weight, bias = (layer._held(self, name) for name in ("weight", "bias"))
-        return layer.linear_op(weight, bias, input, *args, **kwargs)
 
     def read(self, posterior: Posterior) -> Tensor:
         """The sample as ``.weight`` gives it: read-only."""

@@ -1,8 +1,7 @@
-"""The predictive distribution of a model: by weight samples, or by local noise where that is proven right.
+"""The predictive distribution of a model or an ensemble, by weight samples.
 
-``monte_carlo`` holds ``predict``; ``results`` what it returns, ``gathering`` how samples become it. ``members`` are
-the models that are asked: by ``weight_samples``, with the deterministic ``prefix`` computed once; by ``local_samples``,
-where ``rows`` shows that no example sees another.
+``contexts`` holds ``sampling``, ``monte_carlo`` holds ``predict``, ``results`` what it returns and ``gathering`` how
+samples become it. Decisions on a prediction, such as a temperature or a threshold, belong into ``calibration``.
 """
 
 from .contexts import sampling

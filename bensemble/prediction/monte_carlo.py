@@ -1,9 +1,8 @@
 """Predict by weight samples: each sample is one function, the same for every example of every batch.
 
 Local reparameterization would be cheaper and wrong in general: it draws the noise of a convolution or a sequence at
-every position anew, which averages it away. So prediction holds weights, and runs batch by batch, sample by sample;
-:mod:`bensemble.prediction.local_samples` says where the cheaper way is right. What comes before the first sampled
-weight is computed once (:mod:`bensemble.prediction.prefix`).
+every position anew, which averages it away. So prediction holds weights, and runs batch by batch, sample by sample.
+What comes before the first sampled weight is computed once (:mod:`bensemble.prediction.prefix`).
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from ..models.outputs import OutputSelector, describe
 from ..models.sharding import whole
 from ..models.state import evaluating
 from ..posteriors import named_posteriors
+from .ensembles import Member
 from .gathering import RunningMoments, assemble
-from .members import Member
 from .results import ClassPrediction, Prediction, RegressionPrediction
 
 __all__ = ["ClassPrediction", "Prediction", "RegressionPrediction", "predict"]
@@ -43,7 +42,6 @@ def predict(
     likelihood: Likelihood | str | None = None,
     output: OutputSelector | None = None,
     unpack: Unpack | None = None,
-    joint: bool = True,
     keep_samples: bool | None = None,
     chunk_size: int | None = None,
     generator: torch.Generator | None = None,
@@ -61,10 +59,6 @@ def predict(
         likelihood: What the outputs mean, such as ``"categorical"``; None for raw outputs.
         output: Which part of a structured output: a key, an index or a callable.
         unpack: ``callable(batch) -> (inputs, target)`` for a loader's batches.
-        joint: Whether a sample must be one function for all examples, as Thompson sampling and the uncertainty of
-            averages over examples need it. False allows noise of its own for every example where that is proven to
-            leave each example's distribution as it is (a multilayer perceptron, say) and is much cheaper there; the
-            prediction's ``method`` says what was used.
         keep_samples: Whether the prediction carries the samples; default for the inputs of one call, not for a loader.
         chunk_size: Most examples in one forward; default the whole input, or the loader's batch.
         generator: Source of the noise. With it, the same call gives the same samples, and torch's global random state
@@ -101,7 +95,7 @@ def predict(
             # A DataLoader draws a seed from the global generator whenever it starts.
             stack.enter_context(torch.random.fork_rng(devices=[]))
         several = loader or chunk_size is not None
-        members = [Member(member, num_samples, generator, several, joint) for member in models]
+        members = [Member(member, num_samples, generator, several) for member in models]
         if len({member.bayesian for member in members}) > 1:
             raise InvalidValueError(
                 "predict: an ensemble must be all Bayesian or all deterministic, got both; bayesify the rest."
@@ -112,8 +106,7 @@ def predict(
         for index, piece in enumerate(_pieces(inputs, loader, unpack, chunk_size)):
             part = _predict_piece(members, piece, index, resolved, output, keep, forwards)
             parts.append({name: tensor.cpu() for name, tensor in part.items()} if loader else part)
-    methods = sorted(member.method for member in members)  # "local" before "weights": what is promised least
-    return assemble(parts, resolved, num_samples, methods[0])
+    return assemble(parts, resolved, num_samples, min(member.method for member in members))
 
 
 class _Forwards:

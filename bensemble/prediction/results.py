@@ -32,8 +32,7 @@ class Prediction:
         num_samples: Number of samples S.
         samples: One value per weight sample, shape (S, B, ...), whose mean is ``mean``; None when they were not kept.
         likelihood: What the outputs were taken for.
-        method: How the samples were made: ``"weights"``, each one function for all examples; ``"local"``, with noise of
-            its own for every example, so that only each example by itself is right; ``"deterministic"``.
+        method: How the samples were made: ``"weights"``, each one function for all examples; ``"deterministic"``.
         temperature: At which :class:`bensemble.Calibration` tempered the prediction; 1 as ``predict`` returns it.
     """
 

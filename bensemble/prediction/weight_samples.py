@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..gaussian import precise
+from ..gaussian import draw_weight, precise
 from ..models.batches import device_of
 from ..noise.draws import read_only
 from ..noise.stack import Frame
@@ -98,7 +98,7 @@ class WeightSamples:
         for same, mean, sigma in self._mean_and_sigma():
             noise = same[0].draw_noise(self.generator)
             out = noise if noise.stride() == mean.stride() else None
-            weight = torch.addcmul(mean, sigma, noise, out=out).to(same[0].mu.dtype)
+            weight = draw_weight(mean, sigma, noise, out).to(same[0].mu.dtype)
             weights |= {(id(posterior.layer), posterior.stem): weight for posterior in same}
         return WeightFrame(self._layers, weights)
 

@@ -30,17 +30,16 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("joint", [True, False])
-def test_threads_that_predict_get_what_they_would_get_alone(joint):
+def test_threads_that_predict_get_what_they_would_get_alone():
     bnn, rounds, wrong = network(), 15, []
-    alone = [bensemble.predict(bnn, X, 5, joint=joint, generator=seeded(seed)).samples for seed in range(4)]
+    alone = [bensemble.predict(bnn, X, 5, generator=seeded(seed)).samples for seed in range(4)]
     assert not torch.equal(alone[0], alone[1])
     barrier = threading.Barrier(4, timeout=120)
 
     def work(seed):
         for _ in range(rounds):
             barrier.wait()
-            found = bensemble.predict(bnn, X, 5, joint=joint, generator=seeded(seed)).samples
+            found = bensemble.predict(bnn, X, 5, generator=seeded(seed)).samples
             if not torch.equal(found, alone[seed]):
                 wrong.append(seed)
 
