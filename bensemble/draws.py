@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map, tree_map_only
 
 from .errors import ReadOnlyError, SamplingError
 from .gaussian import precise, tracing
-from .kernels.blocks import version
+from .kernels import version
 from .posterior import Posterior
 
 __all__ = ["WeightDraw", "random_draw", "read_only"]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .checks import check_module
 from .draws import random_draw, read_only
-from .kernels.blocks import version
+from .kernels import version
 from .posterior import Posterior, layer_posteriors
 from .recomputation import frame_of_first_run, is_second_run, note_forward, noted, seed_of_first_run
 from .sharding import holds_shards
