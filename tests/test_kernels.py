@@ -336,8 +336,12 @@ def test_a_kl_without_gradients_is_not_taken_for_one_with_them():
 def test_the_kernels_leave_everything_else_to_the_plain_formula():
     x = torch.randn(2, 3)
     assert applies_to(x, None)
-    assert not applies_to(x.double())
-    assert not applies_to(x.to("meta"))
+    assert applies_to(x.double(), x.double())
+    assert applies_to(x.to("meta"))
+    assert not applies_to(x, x.double())
+    assert not applies_to(x, x.to("meta"))
+    assert not applies_to(x.half())
+    assert not applies_to(x.bfloat16(), x)
     with torch.no_grad():
         assert applies_to(x)
     with torch.inference_mode():
