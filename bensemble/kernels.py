@@ -26,7 +26,7 @@ from torch import Tensor
 from .gaussian import RHO_MIN, sigma_from_rho, standard_normal_like, tracing
 from .priors import ARD, Normal
 
-_BLOCK = 1 << 16  # elements; on the CPU, steps that take one block after another find it in the cache
+_BLOCK = 1 << 16  # elements; on the CPU, each step on a block finds it in the cache
 _LEAST = 1e-18  # a standard deviation that can still divide: its square is a normal float32
 
 
@@ -108,11 +108,6 @@ def _blocks(first: Tensor, *others: Tensor | None) -> Iterable[tuple[Any, ...]]:
     return zip(*(itertools.repeat(None) if t is None else t.split(rows) for t in (first, *others)), strict=False)
 
 
-def _room(block: Tensor, room: Tensor | None) -> Tensor:
-    """Memory for the steps on a block: that of the block before, unless the last one is smaller."""
-    return torch.empty_like(block) if room is None or room.shape != block.shape else room
-
-
 class _Moments(torch.autograd.Function):
     """(mu, rho) -> (mu, sigma^2, KL).
 
@@ -124,10 +119,9 @@ class _Moments(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         mu, rho, prior = args
         means, precision, offset = _constants(prior, rho)
-        variance, parts, sigma = torch.empty_like(rho), [], None
+        variance, parts = torch.empty_like(rho), []
         for m, r, v, center in _blocks(mu, rho, variance, means):
-            sigma = _room(r, sigma)
-            torch.clamp(r, RHO_MIN, 20.0, out=sigma).exp_().log1p_()
+            sigma = r.clamp(RHO_MIN, 20.0).exp_().log1p_()
             torch.maximum(sigma, r, out=sigma)  # softplus is the identity where exp would overflow
             torch.mul(sigma, sigma, out=v)
             if type(prior) is Normal:  # as kl_normal has it, with less memory
@@ -155,24 +149,21 @@ class _Moments(torch.autograd.Function):
         g_mu = torch.zeros_like(mu) if g_mu is None and g_kl is not None else g_mu
         g_rho = torch.zeros_like(variance) if g_rho is None else g_rho
         means, precision, _ = _constants(prior, rho)
-        scratch = None
         # In place of the gradients that come in: nobody else holds them. That of v becomes that of log sigma, then rho.
         for g, gm, m, r, v, center in _blocks(g_rho, g_mu, mu, rho, variance, means):
-            scratch = _room(r, scratch)
             if g_kl is None:
                 g.mul_(v).mul_(2.0)
             elif type(prior) is Normal:
                 pull = g_kl * precision
-                gm.addcmul_(m if center is None else torch.sub(m, center, out=scratch), pull)
+                gm.addcmul_(m if center is None else m - center, pull)
                 torch.addcmul(-g_kl, g.add_(0.5 * pull), v, value=2.0, out=g)
             else:
-                share = torch.addcmul(v, m, m, out=scratch).clamp_min_(_LEAST**2).reciprocal_().mul_(g_kl).mul_(m)
+                share = torch.addcmul(v, m, m).clamp_min_(_LEAST**2).reciprocal_().mul_(g_kl).mul_(m)
                 gm.add_(share)
                 g.mul_(v).mul_(2.0).sub_(share.mul_(m))
             # sigmoid(rho) / sigma is 1 where both are tiny, and nothing where rho is clamped.
-            g.div_(torch.clamp_min(v, _LEAST**2, out=scratch).sqrt_())
-            g.mul_(torch.sigmoid(r, out=scratch).clamp_min_(_LEAST))
-            torch.ops.aten.threshold_backward.grad_input(g, r, RHO_MIN - 1e-5, grad_input=g)
+            slope = torch.sigmoid(r).clamp_min_(_LEAST).mul_(g.div_(v.clamp_min(_LEAST**2).sqrt_()))
+            torch.ops.aten.threshold_backward.grad_input(slope, r, RHO_MIN - 1e-5, grad_input=g)
         return g_mu, g_rho, None
 
 
@@ -180,9 +171,9 @@ def _constants(prior: Normal | ARD | None, like: Tensor) -> tuple[Any, Any, Any]
     """Of a normal prior N(m, s^2): m unless it is zero, 1 / s^2, and log s - 1/2."""
     if not isinstance(prior, Normal):
         return None, None, None
-    mean, s = prior.mean, prior.sigma
-    if not isinstance(mean, Tensor):
-        mean = torch.full_like(like, mean) if mean else None
+    s, mean = prior.sigma, prior.mean if isinstance(prior.mean, Tensor) else None
+    if mean is None and prior.mean != 0:
+        mean = torch.full_like(like, prior.mean)
     if not isinstance(s, Tensor):
         return mean, s**-2, math.log(s) - 0.5
     s = s.to(like).reshape(())
@@ -193,7 +184,8 @@ def _differentiable(mu: Tensor, rho: Tensor, prior: Any, grads: tuple[Any, ...])
     """The gradients of mu and rho through the plain formulas, which autograd can differentiate again."""
     sigma = sigma_from_rho(rho)
     outputs = (mu.view_as(mu), sigma.square(), None if prior is None else prior.kl(mu, sigma))
-    used = [(out, g) for out, g in zip(outputs, grads, strict=True) if g is not None and out.requires_grad]
+    pairs = zip(outputs, grads, strict=True)
+    used = [(out, g) for out, g in pairs if out is not None and g is not None and out.requires_grad]
     wanted = [t for t in (mu, rho) if t.requires_grad]
     outs, slopes = zip(*used, strict=True)
     found = iter(torch.autograd.grad(outs, wanted, slopes, create_graph=True, allow_unused=True))
@@ -218,11 +210,11 @@ class _Draw(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         mean, variance, moments = args
-        weight, slope, scratch = torch.empty_like(variance), standard_normal_like(variance), None
+        weight, slope = torch.empty_like(variance), standard_normal_like(variance)
         for v, m, w, r in _blocks(variance, mean, weight, slope):
-            scratch = _room(v, scratch)
-            torch.addcmul(m, torch.sqrt(v, out=scratch), r, out=w)
-            r.div_(scratch.clamp_min_(_LEAST)).mul_(0.5)
+            deviation = v.sqrt()
+            torch.addcmul(m, deviation, r, out=w)
+            r.div_(deviation.clamp_min_(_LEAST)).mul_(0.5)
         ctx.moments = moments  # the KL of this step finds them for as long as they are held
         ctx.save_for_backward(variance, slope)
         return weight
@@ -294,14 +286,16 @@ class _Local(torch.autograd.Function):
 
 
 class LinearOp:
-    """``input @ weight.T + bias`` over the last axis, and the gradients of those three that are needed."""
+    """``input @ weight.T + bias`` over the last axis."""
 
-    precise_weight_gradient = False  # in float32 where the rest is in bfloat16
+    precise_weight_gradient = False  # whether it stays in float32 where the rest is in bfloat16
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply weight and bias."""
         return F.linear(input, weight, bias)
 
     def backward(self, grad: Tensor, input: Tensor, weight: Tensor, needs: tuple[bool, ...]) -> tuple[Any, ...]:
+        """Gradients with respect to input, weight and bias, as far as they are needed."""
         count = math.prod(input.shape[:-1])  # -1 says nothing where an axis is empty
         rows = grad.reshape(count, grad.shape[-1])
         g_input = (rows @ weight).view_as(input) if needs[0] else None
@@ -309,27 +303,30 @@ class LinearOp:
         return g_input, g_weight, rows.sum(0) if needs[2] else None
 
 
-@dataclass(frozen=True)
 class ConvolutionOp:
-    """A convolution of batched input with zero padding, transposed or not, and the gradients that are needed."""
+    """A convolution of batched input with zero padding, transposed or not: the arguments of ``torch.convolution``."""
 
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    transposed: bool = False
-    output_padding: tuple[int, ...] = (0,)
     precise_weight_gradient = True  # in bfloat16 oneDNN's takes ten times as long on more than one thread
 
+    def __init__(
+        self,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        groups: int,
+        transposed: bool = False,
+        output_padding: Any = (0,),
+    ) -> None:
+        self._options = (stride, padding, dilation, transposed, output_padding, groups)
+
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return torch.convolution(input, weight, bias, *self._options())
+        """Apply weight and bias."""
+        return torch.convolution(input, weight, bias, *self._options)
 
     def backward(self, grad: Tensor, input: Tensor, weight: Tensor, needs: tuple[bool, ...]) -> tuple[Any, ...]:
-        options = ([grad.shape[1]], *self._options(), needs)
+        """Gradients with respect to input, weight and bias, as far as they are needed."""
+        options = ([grad.shape[1]], *self._options, needs)
         return torch.ops.aten.convolution_backward(grad, input, weight, *options)
-
-    def _options(self) -> tuple[Any, ...]:
-        return (self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups)
 
 
 Operation = LinearOp | ConvolutionOp
