@@ -108,6 +108,12 @@ def _blocks(first: Tensor, *others: Tensor | None) -> Iterable[tuple[Any, ...]]:
     return zip(*(itertools.repeat(None) if t is None else t.split(rows) for t in (first, *others)), strict=False)
 
 
+def _sigma(rho: Tensor) -> Tensor:
+    """As sigma_from_rho, without gradients and in two thirds of the time."""
+    sigma = rho.clamp(RHO_MIN, 20.0).exp_().log1p_()
+    return torch.maximum(sigma, rho, out=sigma)  # softplus is the identity where exp would overflow
+
+
 class _Moments(torch.autograd.Function):
     """(mu, rho) -> (mu, sigma^2, KL).
 
@@ -121,8 +127,7 @@ class _Moments(torch.autograd.Function):
         means, precision, offset = _constants(prior, rho)
         variance, parts = torch.empty_like(rho), []
         for m, r, v, center in _blocks(mu, rho, variance, means):
-            sigma = r.clamp(RHO_MIN, 20.0).exp_().log1p_()
-            torch.maximum(sigma, r, out=sigma)  # softplus is the identity where exp would overflow
+            sigma = _sigma(r)
             torch.mul(sigma, sigma, out=v)
             if type(prior) is Normal:  # as kl_normal has it, with less memory
                 distance = (m if center is None else m - center).reshape(-1)
@@ -145,7 +150,7 @@ class _Moments(torch.autograd.Function):
         if g_rho is None and g_kl is None:
             return g_mu, None, None
         variance, ctx.variance = ctx.variance, None
-        variance = sigma_from_rho(rho).square() if variance is None else variance
+        variance = _sigma(rho.detach()).square_() if variance is None else variance
         g_mu = torch.zeros_like(mu) if g_mu is None and g_kl is not None else g_mu
         g_rho = torch.zeros_like(variance) if g_rho is None else g_rho
         means, precision, _ = _constants(prior, rho)

@@ -402,7 +402,7 @@ def test_the_defaults_of_the_moment_do_not_matter():
     assert torch.equal(torch.autograd.grad(layer.kl_divergence(), layer.w_rho)[0], expected)
 
 
-@pytest.mark.parametrize("shift", [-3.0, -12.0, 1.0])
+@pytest.mark.parametrize("shift", [-3.0, 1.0])
 @pytest.mark.parametrize("name", PRIORS)
 def test_second_derivatives_of_the_kl_agree_with_float64_autograd(name, shift):
     mu, rho = torch.randn(300, 500).requires_grad_(), (torch.randn(300, 500) + shift).requires_grad_()
