@@ -178,7 +178,7 @@ def _constants(prior: Normal | ARD | None, like: Tensor) -> tuple[Any, Any, Any]
         return None, None, None
     s, mean = prior.sigma, prior.mean if isinstance(prior.mean, Tensor) else None
     if mean is None and prior.mean != 0:
-        mean = torch.full_like(like, prior.mean)
+        mean = torch.full_like(like, float(prior.mean))
     if not isinstance(s, Tensor):
         return mean, s**-2, math.log(s) - 0.5
     s = s.to(like).reshape(())
