@@ -39,6 +39,7 @@ __all__ = [
     "has_forward_hooks",
     "is_compiled",
     "is_foreign_thread",
+    "is_view",
     "load_hooks_of",
     "output_padding",
     "parameter_of",
@@ -155,6 +156,11 @@ def forget_tracer(graph: Any) -> None:
 def version(tensor: Tensor) -> int:
     """A number that every write in place changes; inference tensors do not count their writes."""
     return -1 if tensor.is_inference() else tensor._version
+
+
+def is_view(tensor: Tensor) -> bool:
+    """Whether a tensor is a view of another one, which an autograd function may not hand out to be written to."""
+    return tensor._is_view()
 
 
 def storage_key(tensor: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""The hand-written gradients against float64 autograd of the plain formulas, and where they step aside."""
+"""The gradients in closed form against float64 autograd of the plain formulas, and where they step aside."""
 
 import copy
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from bensemble import BayesianConv2d, BayesianConvTranspose2d, BayesianLinear
+from bensemble import BayesianConv2d, BayesianConvTranspose2d, BayesianLinear, kernels
 from bensemble.gaussian import kl_normal, sigma_from_rho
-from bensemble.kernels import ConvolutionOp, LinearOp, applies_to, blocks, draw_weight, fused_kl, shared_moments
+from bensemble.kernels import ConvolutionOp, LinearOp, applies_to, draw_weight, fused_kl, shared_moments
 from bensemble.kernels import local_reparameterization as kernel
 from bensemble.priors import ARD, Normal
 
@@ -178,7 +178,7 @@ def test_the_kl_of_tensors_from_inference_mode():
 def test_large_weights_are_drawn_block_by_block():
     mu, rho = torch.zeros(700, 400), torch.full((700, 400), -2.0)
     draws = draw_weight(shared_moments(mu, rho, Normal())) / sigma_from_rho(rho)
-    assert draws.numel() > 2 * blocks.BLOCK
+    assert draws.numel() > 2 * kernels._BLOCK
     assert abs(float(draws.mean())) < 0.01
     assert abs(float(draws.std()) - 1) < 0.01
     assert len(draws.flatten().unique()) > 0.9 * draws.numel()
@@ -335,8 +335,12 @@ def test_a_kl_without_gradients_is_not_taken_for_one_with_them():
 def test_the_kernels_leave_everything_else_to_the_plain_formula():
     x = torch.randn(2, 3)
     assert applies_to(x, None)
-    assert not applies_to(x.double())
-    assert not applies_to(x.to("meta"))
+    assert applies_to(x.double(), x.double())
+    assert applies_to(x.to("meta"))
+    assert not applies_to(x, x.double())
+    assert not applies_to(x, x.to("meta"))
+    assert not applies_to(x.half())
+    assert not applies_to(x.bfloat16(), x)
     with torch.no_grad():
         assert applies_to(x)
     with torch.inference_mode():
@@ -390,10 +394,72 @@ def test_the_defaults_of_the_moment_do_not_matter():
     torch.set_default_dtype(torch.float64)
     try:
         with torch.device("meta"):
-            blocks._kept.__dict__.clear()
             kl = layer.kl_divergence()
             (layer.train()(x).sum() + kl).backward()
     finally:
         torch.set_default_dtype(torch.float32)
     assert kl.item() == pytest.approx(before.item())
     assert torch.equal(torch.autograd.grad(layer.kl_divergence(), layer.w_rho)[0], expected)
+
+
+@pytest.mark.parametrize("shift", [-3.0, 1.0])
+@pytest.mark.parametrize("name", PRIORS)
+def test_second_derivatives_of_the_kl_agree_with_float64_autograd(name, shift):
+    mu, rho = torch.randn(300, 500).requires_grad_(), (torch.randn(300, 500) + shift).requires_grad_()
+    doubles, prior = _doubles([mu, rho]), PRIORS[name]
+    wide = Normal(0.7, prior.mean.double()) if name == "prior means" else prior
+    penalties = []
+    for kl, leaves in (
+        (fused_kl(mu, rho, prior), [mu, rho]),
+        (wide.kl(doubles[0], sigma_from_rho(doubles[1])), doubles),
+    ):
+        slopes = torch.autograd.grad(kl, leaves, create_graph=True)
+        found = torch.autograd.grad(sum(slope.pow(3).mean() for slope in slopes), leaves)
+        penalties.append([*slopes, *found])
+    assert max(_relative(a, b) for a, b in zip(*penalties, strict=True)) < 1e-5
+
+
+@pytest.mark.parametrize("estimator", ["local", "weights"])
+def test_a_step_in_float64_has_first_and_second_derivatives(estimator):
+    """By finite differences of a whole step, noise held fixed."""
+    layer, x = BayesianLinear(5, 3, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
+    layer.train().estimator = estimator
+    assert applies_to(x, *layer.parameters())
+    names, values = zip(*layer.named_parameters(), strict=True)
+
+    def step(*tensors):
+        torch.manual_seed(0)
+        output = torch.func.functional_call(layer, dict(zip(names, tensors, strict=True)), x)
+        return output.square().sum() + layer_kl(dict(zip(names, tensors, strict=True)))
+
+    def layer_kl(tensors):
+        return sum(fused_kl(tensors[f"{stem}_mu"], tensors[f"{stem}_rho"], Normal()) for stem in "wb")
+
+    inputs = [value.detach().clone().requires_grad_() for value in values]
+    assert torch.autograd.gradcheck(step, inputs)
+    assert torch.autograd.gradgradcheck(step, inputs)
+
+
+@pytest.mark.parametrize("estimator", ["local", "weights"])
+@pytest.mark.parametrize("prior", ["normal", "ard", "pretrained"])
+def test_a_step_on_a_device_without_values(prior, estimator):
+    """The meta device has shapes only: a step that reads a number on its way would fail there."""
+    layer, x = BayesianConv2d(6, 8, 3, prior=prior), torch.randn(2, 6, 9, 9, device="meta", requires_grad=True)
+    layer = layer.to("meta").train()
+    layer.estimator = estimator
+    assert applies_to(x, *layer.parameters())
+    for create_graph in (False, True):
+        loss = layer(x).square().mean() + layer.kl_divergence()
+        found = torch.autograd.grad(loss, [x, *layer.parameters()], create_graph=create_graph)
+        assert [g.shape for g in found] == [t.shape for t in (x, *layer.parameters())]
+        assert all(g.is_meta for g in found)
+
+
+@pytest.mark.parametrize("rho", [-60.0, -50.0, -49.0, -43.0, 25.0, 95.0])
+def test_the_kl_at_extreme_rho_has_the_gradient_of_the_plain_formula(rho):
+    mu, rho = torch.ones(4, requires_grad=True), torch.full((4,), rho, requires_grad=True)
+    for prior in (Normal(0.7), Normal(torch.tensor(0.7), 2.0)):
+        kl, plain = fused_kl(mu, rho, prior), prior.kl(mu, sigma_from_rho(rho))
+        torch.testing.assert_close(kl, plain)
+        for found, right in zip(*(torch.autograd.grad(loss, (mu, rho)) for loss in (kl, plain)), strict=True):
+            torch.testing.assert_close(found, right)

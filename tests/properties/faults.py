@@ -17,13 +17,15 @@ import torch
 from torch import Tensor, nn
 
 import bensemble.checkpoint.saving
+import bensemble.kernels
+import bensemble.layers.linear_op
 import bensemble.objective
 import bensemble.posterior
 import convert.graph.compaction.cutting
 import convert.graph.compaction.rules.normalisation
 import convert.onnx.deployable
 import convert.surgery.converting
-from bensemble.kernels import moments
+from bensemble.kernels import Moments
 from bensemble.layers.parameters import PosteriorParameters
 from bensemble.layers.weights import PosteriorModule
 from bensemble.noise.draws import random_draw
@@ -101,10 +103,10 @@ def _no_masks(apply_masks: Any) -> Any:
     return lambda model, masks: None
 
 
-def _not_squared(forward_pass: Any) -> Any:
-    def wrong(mu: Tensor, rho: Tensor, divergence: Any) -> Any:
-        variance, kl = forward_pass(mu, rho, divergence)
-        return (None if variance is None else variance.sqrt_()), kl
+def _not_squared(shared_moments: Any) -> Any:
+    def wrong(mu: Tensor, rho: Tensor, prior: Any) -> Any:
+        right = shared_moments(mu, rho, prior)
+        return Moments(right.mean, right.variance.sqrt(), right.kl)
 
     return wrong
 
@@ -139,12 +141,12 @@ def _no_shift(scaled: Any) -> Any:
     return lambda x, affine, weight, bias: scaled(x, affine, weight, None)
 
 
-def _no_slope(backward_pass: Any) -> Any:
+def _no_slope(backward: Any) -> Any:
     def wrong(*args: Any) -> Any:
-        g_mu, g_rho = backward_pass(*args)
-        return g_mu, None if g_rho is None else torch.zeros_like(g_rho)
+        g_mu, g_rho, _ = backward(*args)
+        return g_mu, None if g_rho is None else torch.zeros_like(g_rho), None
 
-    return wrong
+    return staticmethod(wrong)
 
 
 def _always_drawn(read_weight: Any) -> Any:
@@ -183,8 +185,8 @@ def _one_draw(copy_of: Any) -> Any:
 FAULTS = (
     Fault("the KL has the wrong sign", bensemble.posterior, "_kl", _negative),
     Fault("a tied posterior counts twice in the KL", bensemble.objective, "named_posteriors", _ties_counted_twice),
-    Fault("sigma is not squared in the local noise", moments, "_forward_pass", _not_squared),
-    Fault("the gradient of rho is zero", moments, "_backward_pass", _no_slope),
+    Fault("sigma is not squared in the local noise", bensemble.layers.linear_op, "shared_moments", _not_squared),
+    Fault("the gradient of rho is zero", bensemble.kernels._Moments, "backward", _no_slope),
     Fault("weights are drawn in eval mode too", PosteriorModule, "_read_weight", _always_drawn),
     Fault("deepcopy loses ties", PosteriorParameters, "__reduce_ex__", _ties_forgotten),
     Fault("samples ignore the masks", Posterior, "draw", _unmasked),
