@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .compression import Compression, UnmetConstraintsError, compress
     from .graph import CompactionReport, channel_groups, compact, compaction_report
-    from .noise import NoiseReport, check_noise
     from .onnx import Comparison, ExportReport, OnnxModel, OnnxSummary, compare_onnx, export_onnx, inspect_onnx
-    from .planning import ConversionPlan, PlanRow, plan
-    from .surgery import bayesify, to_deterministic
-    from .zeros import SparsityReport, sparsity
+    from .planning.conversion import ConversionPlan, PlanRow, plan
+    from .reports.noise import NoiseReport, check_noise
+    from .reports.zeros import SparsityReport, sparsity
+    from .surgery.converting import bayesify, to_deterministic
 
 _HOMES = {
     "CompactionReport": "graph",

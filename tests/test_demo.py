@@ -239,7 +239,7 @@ def test_the_demo_uses_public_names_only():
         ("from .data import Images", []),
         ("from ..copying import copy_model", ["..copying"]),
         ("from bensemble.errors import shown", ["bensemble.errors.shown"]),
-        ("from convert import copying, plan", ["convert.copying"]),
+        ("from convert import copying, plan", ["convert.planning.copying"]),
         ("import convert.graph", ["convert.graph"]),
     ],
 )

@@ -1,0 +1,83 @@
+"""What an uncertainty file computes: K networks and the statistics of their outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from bensemble.models.batches import call
+from bensemble.models.outputs import OutputSelector, select_output
+
+from ..inputs.arguments import Arguments, FlatModel
+from .replication import members, replicate
+from .statistics import SCALES, Statistics
+
+__all__ = ["SampledModel"]
+
+
+class SampledModel(FlatModel):
+    """Networks and their statistics: to trace, each with a marker for its K draws; to run, draw after draw.
+
+    Args:
+        networks: The deterministic networks, more than one for an ensemble.
+        arguments: How their call is put together.
+        selector: Which of their outputs the uncertainty is about.
+        draws: For each network K weights for each posterior, by name; none for a network without.
+        statistics: What the file answers.
+
+    Attributes:
+        count: Number of networks in the file, over all draws.
+    """
+
+    scales = SCALES
+    rewrites = True
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        arguments: Arguments,
+        selector: OutputSelector | None,
+        draws: Sequence[Mapping[str, Sequence[Tensor]]],
+        statistics: Statistics,
+    ) -> None:
+        super().__init__(networks[0] if len(networks) == 1 else nn.ModuleList(networks).eval(), arguments, selector)
+        self.count = sum(len(next(iter(drawn.values()), [None])) for drawn in draws)
+        self._networks = tuple(networks)
+        self._draws = {
+            id(network.get_parameter(name)): values
+            for network, drawn in zip(networks, draws, strict=True)
+            for name, values in drawn.items()
+        }
+        self._counts = [len(next(iter(drawn.values()), [None])) for drawn in draws]
+        self._statistics = statistics
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """What is traced: each network once, for whose output :meth:`rewrite` puts those of its draws."""
+        stacks = [
+            members(self._output(network, tensors), count, index)
+            for index, (network, count) in enumerate(zip(self._networks, self._counts, strict=True))
+        ]
+        return tuple(self._statistics.of_samples(torch.cat(stacks) if len(stacks) > 1 else stacks[0]).values())
+
+    def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The outputs by name, from one run for each draw."""
+        outputs = []
+        for network, count in zip(self._networks, self._counts, strict=True):
+            for k in range(count):
+                with torch.no_grad():
+                    for parameter in network.parameters():
+                        if id(parameter) in self._draws:
+                            parameter.copy_(self._draws[id(parameter)][k])
+                outputs.append(self._output(network, [tensor.clone() for tensor in tensors]))
+        return self._statistics.of_samples(torch.stack(outputs))
+
+    def rewrite(self, proto: onnx.ModelProto) -> None:
+        """Put the networks of all draws into a freshly traced graph."""
+        parameters = self.named_parameters(remove_duplicate=False)
+        replicate(proto, {name: self._draws[id(p)] for name, p in parameters if id(p) in self._draws})
+
+    def _output(self, network: nn.Module, tensors: Sequence[Tensor]) -> Tensor:
+        return select_output(call(network, self.arguments.rebuild(tensors)), self.selector)
