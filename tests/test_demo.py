@@ -1,9 +1,11 @@
 """The demo from end to end on the digits of scikit-learn, and what its parts promise."""
 
+import ast
 import re
 import subprocess
 import sys
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -13,14 +15,13 @@ from rich.console import Console
 from torch import nn
 
 import bensemble
+import convert.demo
 from bensemble.errors import InvalidValueError
 from convert import bayesify
 from convert.demo import run_demo
-from convert.demo.curves import accuracy, by_size, by_snr
+from convert.demo.contest import accuracy, agreement, by_size, by_snr, entropy, score
 from convert.demo.data import load_digits, load_mnist
-from convert.demo.files import Draws, agreement
-from convert.demo.metrics import entropy, score
-from convert.demo.network import DigitNet
+from convert.demo.network import DigitNet, Draws
 from convert.demo.page import text
 
 
@@ -205,6 +206,45 @@ def test_curves_start_at_the_network_itself():
 
 def test_words_of_the_page_are_escaped():
     assert text("a < b, `x & y`") == "<p>a &lt; b, <code>x &amp; y</code></p>"
+
+
+PUBLIC = {"bensemble": {*bensemble.__all__, "plots"}, "convert": set(convert.__all__)}
+
+
+def private_imports(source):
+    """What a guest must not import: anything of the two packages but public names, from the package itself."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.split(".")[0] in PUBLIC]
+        elif isinstance(node, ast.ImportFrom) and node.level > 1:
+            found += [f"{'.' * node.level}{node.module or ''}"]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module.split(".")[0] in PUBLIC:
+            allowed = PUBLIC.get(node.module, set())
+            found += [f"{node.module}.{alias.name}" for alias in node.names if alias.name not in allowed]
+    return found
+
+
+def test_the_demo_uses_public_names_only():
+    folder = Path(convert.demo.__file__).parent
+    found = {path.name: private_imports(path.read_text()) for path in folder.glob("*.py")}
+    assert len(found) > 5
+    assert not any(found.values()), found
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("from bensemble import predict, plots", []),
+        ("from .data import Images", []),
+        ("from ..copying import copy_model", ["..copying"]),
+        ("from bensemble.errors import shown", ["bensemble.errors.shown"]),
+        ("from convert import copying, plan", ["convert.planning.copying"]),
+        ("import convert.graph", ["convert.graph"]),
+    ],
+)
+def test_private_imports_are_seen(line, found):
+    assert private_imports(line) == found
 
 
 def test_missing_packages_are_named():

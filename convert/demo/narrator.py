@@ -7,17 +7,13 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 __all__ = ["Narrator"]
 
 
 class Narrator:
-    """Tells the story on a rich console.
-
-    Args:
-        console: Where to write.
-    """
+    """Tells the story on a rich console."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -32,27 +28,17 @@ class Narrator:
         """Say a sentence, or print a report as it prints itself."""
         self.console.print(str(text), markup=False, highlight=False, soft_wrap=True)
 
-    def track(self, epochs: int, label: str) -> Iterator[int]:
-        """Count epochs under a progress bar."""
-        with self._progress() as progress:
-            yield from progress.track(range(epochs), description=label)
-
     @contextmanager
     def counting(self, label: str) -> Iterator[Callable[[int, int | None], None]]:
         """A progress bar for calls that report (done, total)."""
-        with self._progress() as progress:
+        columns = TextColumn("  {task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        with Progress(*columns, console=self.console) as progress:
             task = progress.add_task(label, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
 
     def table(self, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Print rows side by side; the first column names what is measured."""
-        table = Table(header_style="bold")
-        for number, name in enumerate(header):
-            table.add_column(name, justify="right" if number else "left")
+        table = Table(header[0], *(Column(name, justify="right") for name in header[1:]), header_style="bold")
         for row in rows:
             table.add_row(*row)
         self.console.print(table)
-
-    def _progress(self) -> Progress:
-        columns = TextColumn("  {task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        return Progress(*columns, console=self.console)

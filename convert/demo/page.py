@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Iterable, Sequence
+from html import escape
 from importlib.resources import files
 from string import Template
 
@@ -15,25 +15,19 @@ __all__ = ["chapter", "code", "page", "picture", "table", "text"]
 
 
 def page(title: str, lead: str, chapters: Iterable[str]) -> str:
-    """A complete HTML document.
-
-    Args:
-        title: Its title.
-        lead: A paragraph below the title, as HTML.
-        chapters: HTML made by :func:`chapter`.
-    """
+    """A complete HTML document; the lead below its title and the chapters are HTML."""
     template = Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
-    return template.substitute(title=html.escape(title), lead=lead, body="\n".join(chapters))
+    return template.substitute(title=escape(title), lead=lead, body="\n".join(chapters))
 
 
 def chapter(title: str, *parts: str) -> str:
     """A section of the page; parts are HTML."""
-    return f"<section><h2>{html.escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
+    return f"<section><h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
 
 
 def text(paragraph: str) -> str:
     """A paragraph of plain words; what stands between backquotes is code."""
-    pieces = html.escape(paragraph).split("`")
+    pieces = escape(paragraph).split("`")
     return "<p>" + "".join(f"<code>{p}</code>" if n % 2 else p for n, p in enumerate(pieces)) + "</p>"
 
 
@@ -41,25 +35,20 @@ def picture(figure: Figure, caption: str) -> str:
     """A figure as an embedded PNG with a caption, which is its description too."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    escaped = html.escape(caption, quote=True)
-    return (
-        f'<figure><img alt="{escaped}" src="data:image/png;base64,{data}"><figcaption>{escaped}</figcaption></figure>'
-    )
+    source, words = base64.b64encode(buffer.getvalue()).decode("ascii"), escape(caption)
+    return f'<figure><img alt="{words}" src="data:image/png;base64,{source}"><figcaption>{words}</figcaption></figure>'
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table; the first column names what is measured."""
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "\n".join(
-        f'<tr><th scope="row">{html.escape(row[0])}</th>'
-        + "".join(f"<td>{html.escape(c)}</td>" for c in row[1:])
-        + "</tr>"
-        for row in rows
+        f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+        for name, *cells in rows
     )
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
 def code(block: str) -> str:
     """Preformatted text, such as a plan."""
-    return f"<pre>{html.escape(block)}</pre>"
+    return f"<pre>{escape(block)}</pre>"

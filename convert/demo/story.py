@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader, TensorDataset
 
-from bensemble import fit_posterior, predict, save
-from bensemble.errors import InvalidValueError
+from bensemble import InvalidValueError, fit_posterior, predict, recipes, save
+from convert import ExportReport, bayesify, compact, export_onnx, plan, sparsity, to_deterministic
 
-from ..graph.compaction import compact
-from ..onnx import ExportReport, export_onnx
-from ..planning.conversion import plan
-from ..reports.zeros import sparsity
-from ..surgery.converting import bayesify
-from .contest import Contestant, side_by_side
-from .curves import by_size, by_snr
+from .contest import Contestant, agreement, by_size, by_snr, score, side_by_side
 from .data import Images, load_digits, load_mnist
-from .files import Draws, agreement
 from .narrator import Narrator
-from .network import DigitNet
-from .report import Findings, write_report
-from .training import learn_to_prune, learn_uncertainty, prune_and_settle, train
+from .network import DigitNet, Draws, train
+from .report import SAMPLES, THRESHOLD, write_report
 
 __all__ = ["run_demo"]
 
-#: Weight samples in a prediction, and in the Bayesian ONNX file.
-SAMPLES = 16
-#: Signal-to-noise ratio up to which a weight goes (Graves 2011).
-THRESHOLD = 0.83
 
-
-@dataclass(frozen=True)
-class Pace:
+class Pace(NamedTuple):
     """How long to train: images in a batch, epochs of each training, and the weight of the KL when pruning."""
 
     batch: int
@@ -49,8 +37,7 @@ def run_demo(output: Path, data: Path | None = None, console: Console | None = N
     """Train a network, make it Bayesian, prune it, export it, and show all of that on one page.
 
     Args:
-        output: Folder for ``index.html``, the pictures, the ONNX files and the Bayesian checkpoint; made when it
-            is not there.
+        output: Folder for ``index.html``, ``overview.png``, the ONNX files and the checkpoint; made if need be.
         data: MNIST as an ``.npz`` file; None for the digits of scikit-learn.
         console: Where to tell the story; default standard output.
 
@@ -79,8 +66,9 @@ def _tell(output: Path, images: Images, pace: Pace, narrator: Narrator) -> None:
     narrator.chapter("An ordinary network")
     narrator.say(images)
     network = DigitNet(images.side)
-    loader = images.loader(images.train, pace.batch, shuffle=True)
-    train(network, loader, pace.train, narrator)
+    loader = DataLoader(TensorDataset(*images.train), pace.batch, shuffle=True)
+    with narrator.counting("Training") as progress:
+        train(network, loader, pace.train, progress)
 
     narrator.chapter("What becomes Bayesian")
     conversion = plan(network)
@@ -88,16 +76,26 @@ def _tell(output: Path, images: Images, pace: Pace, narrator: Narrator) -> None:
 
     narrator.chapter("What it does not know")
     bnn = bayesify(network, plan=conversion)
+    val_loader = DataLoader(TensorDataset(*images.val), 500)
     with narrator.counting("Fitting sigma") as progress:
-        val_loader = images.loader(images.val, 500)
         fit = fit_posterior(bnn, loader, likelihood="categorical", val_loader=val_loader, progress=progress)
     narrator.say(fit)
-    learn_uncertainty(bnn, loader, pace.uncertainty, fit.beta, narrator)
+    with narrator.counting("Learning uncertainty") as progress:
+        recipes.fine_tune(
+            bnn, loader, likelihood="categorical", epochs=pace.uncertainty, beta=fit.beta,
+            after_epoch=lambda epoch: progress(epoch.number, pace.uncertainty),
+        )  # fmt: skip
+    update_bn(loader, bnn)
 
     narrator.chapter("What it does not need")
     sparse = bayesify(network, prior="ard", estimator="weights")
-    learn_to_prune(sparse, loader, pace.pruning, pace.beta, narrator)
-    pruned = prune_and_settle(sparse, loader, THRESHOLD)
+    with narrator.counting("Learning what can go") as progress:
+        recipes.learn_to_prune(
+            sparse, loader, likelihood="categorical", epochs=pace.pruning, beta=pace.beta,
+            after_epoch=lambda epoch: progress(epoch.number, pace.pruning),
+        )  # fmt: skip
+    pruned = to_deterministic(sparse, threshold=THRESHOLD)
+    update_bn(loader, pruned)
     zeros = sparsity(pruned)
     narrator.say(zeros)
     small = compact(pruned, images.test[0][:2])
@@ -109,55 +107,48 @@ def _tell(output: Path, images: Images, pace: Pace, narrator: Narrator) -> None:
     save(bnn, checkpoint)
     narrator.say(f"{checkpoint}: the Bayesian network itself, {checkpoint.stat().st_size / 1000:,.1f} kB")
     draws = Draws(bnn, SAMPLES, torch.Generator().manual_seed(0))
-    files = {
-        name: _export(network_, output / f"{name.lower()}.onnx", images, narrator)
-        for name, network_ in (("deterministic", network), ("Bayesian", draws), ("pruned", small))
-    }
+    files = [
+        _export(model, output / f"{name}.onnx", images.test[0], narrator)
+        for name, model in (("deterministic", network), ("bayesian", draws), ("pruned", small))
+    ]
 
     narrator.chapter("Side by side")
     weights = sparsity(network).total
     contestants = [
-        _measure("deterministic", network, images, weights, files, narrator),
-        _measure("Bayesian", bnn, images, 2 * weights, files, narrator),
-        _measure("pruned", pruned, images, zeros.nonzero, files, narrator),
+        _measure("deterministic", network, images, weights, files[0], narrator),
+        _measure("Bayesian", bnn, images, 2 * weights, files[1], narrator),
+        _measure("pruned", pruned, images, zeros.nonzero, files[2], narrator),
     ]
-    header, rows = side_by_side(contestants, images.test[1])
-    narrator.table(header, rows)
+    narrator.table(*side_by_side(contestants))
     curves = {
         "by signal to noise": by_snr(sparse, *images.test),
         "by size, untrained for it": by_size(network, *images.test),
     }
-    findings = Findings(images, conversion, fit, sparse, zeros, contestants, (header, rows), curves, THRESHOLD, SAMPLES)
-    narrator.say(f"All of this on one page: {write_report(findings, output)}")
+    page = write_report(output, images, conversion, fit, sparse, pruned, contestants, curves)
+    narrator.say(f"All of this on one page: {page}")
 
 
-def _export(network: nn.Module, path: Path, images: Images, narrator: Narrator) -> ExportReport:
+def _export(network: nn.Module, path: Path, images: Tensor, narrator: Narrator) -> ExportReport:
     """Write one network, and have ONNX Runtime confirm it on every test image."""
-    report = export_onnx(network, path, images.test[0][:1])
-    same, total = agreement(path, network, images.test[0]), len(images.test[0])
+    report = export_onnx(network, path, images[:1])
     narrator.say(report)
-    narrator.say(f"  agrees      on the digit of {same:,} of {total:,} test images")
+    same = agreement(path, network, images)
+    narrator.say(f"  agrees      on the digit of {same:,} of {len(images):,} test images")
     return report
 
 
 def _measure(
-    name: str, network: nn.Module, images: Images, weights: int, files: dict[str, ExportReport], narrator: Narrator
+    name: str, network: nn.Module, images: Images, weights: int, file: ExportReport, narrator: Narrator
 ) -> Contestant:
     """Predict the digits of the test images, and those that the network sees in photographs."""
 
     def probs(inputs: Tensor) -> Tensor:
         with narrator.counting(f"{name}, {len(inputs):,} images") as progress:
-            generator = torch.Generator().manual_seed(0)
-            p = predict(
-                network,
-                inputs,
-                SAMPLES,
-                likelihood="categorical",
-                keep_samples=False,
-                chunk_size=1000,
-                generator=generator,
-                progress=progress,
-            )
-        return p.mean
+            return predict(
+                network, inputs, SAMPLES, likelihood="categorical", keep_samples=False, chunk_size=1000,
+                generator=torch.Generator().manual_seed(0), progress=progress,
+            ).mean  # fmt: skip
 
-    return Contestant(name, probs(images.test[0]), probs(images.unfamiliar), weights, files[name])
+    inputs, digits = images.test
+    known, unfamiliar = probs(inputs), probs(images.unfamiliar)
+    return Contestant(name, known, unfamiliar, score(known, digits, unfamiliar), weights, file)
