@@ -75,8 +75,9 @@ def test_no_file_of_bensemble_names_what_it_must_not_import():
 def test_bensemble_imports_its_own_modules_relatively():
     for package in ("bensemble", "convert"):
         for name, path in module_names(package):
+            guest = name.startswith("convert.demo")  # which imports public names, as users do
             for imported, _ in imported_names(ast.parse(path.read_text())):
-                assert imported.split(".")[0] != package, f"{name} imports {imported}"
+                assert imported.split(".")[0] != package or guest, f"{name} imports {imported}"
 
 
 def test_a_fresh_process_that_imports_all_of_bensemble_loads_nothing_else():

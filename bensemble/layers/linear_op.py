@@ -6,8 +6,9 @@ Gaussian weights, ``y`` is Gaussian with
 .. math:: E[y] = op(x, \mu) \qquad Var[y] = op(x^2, \sigma^2)
 
 (local reparameterization; Kingma, Salimans & Welling 2015, "Variational Dropout and the Local Reparameterization
-Trick", section 2.3). It is exact for a layer that sees one vector per example once. For convolutions and sequences
-the noise of one weight should be shared between positions, and here it is not: prediction uses weight samples.
+Trick", section 2.3). It is exact where a layer is called once per forward, on one vector per example. In convolutions
+and sequences all positions share the noise of a weight, and local reparameterization draws it anew for each position.
+Prediction therefore uses weight samples.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class LinearOpLayer(BaseBayesianLayer):
         if frame is None and self.training:
             if self.estimator == "local":
                 return self._local_reparameterization(input, *args, **kwargs)
-            # Of an operation of ours it is known that the gradient of its weight belongs to nobody else.
+            # For our own operations, autograd hands the gradient of the weight to one node only, which may change it.
             known = self.operation(input, *args, **kwargs) is not None
             return self.linear_op(self._drawn("weight", known), self._drawn("bias", known), input, *args, **kwargs)  # type: ignore[arg-type]
         if frame is None or frame.is_mean:
@@ -86,7 +87,7 @@ class LinearOpLayer(BaseBayesianLayer):
         return self.linear_op(weight, bias, input, *args, **kwargs)  # type: ignore[arg-type]
 
     def _evaluate(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The operation with the means, taken past the properties: these ask again for the state, at 4 us a read."""
+        """The operation with the means, read past the properties, which would look up the state again (4 us a read)."""
         parameters, buffers = parameters_of(self), buffers_of(self)
         mean, offset = parameters.get("w_mu"), parameters.get("b_mu")
         pruned = "w_mask" in buffers or "b_mask" in buffers
@@ -107,7 +108,7 @@ class LinearOpLayer(BaseBayesianLayer):
             offset = shared_moments(bias.mu, bias.rho, bias.prior) if bias else plain_bias
             return local_reparameterization(input, moments, offset, operation, self.variance_dtype)
         mean = self.linear_op(weight.mean(), bias.mean() if bias else plain_bias, input, *args, **kwargs)
-        # Squares overflow and small variances vanish in half precision, so this path never runs in it.
+        # Squares overflow and small variances vanish in half precision, so the variance is never computed in it.
         with _no_autocast(input.device.type):
             variances = (weight.variance(), bias.variance() if bias else None, precise(input).square())
             low = (t if t is None or t.dtype != torch.float32 else t.to(self.variance_dtype) for t in variances)
