@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..likelihoods import Likelihood
 from ..models.batches import call, device_of, to_device
 from ..models.outputs import OutputSelector, select_output
-from ..noise.stack import open_frame
+from ..noise.stack import holding
 from ..prediction.weight_samples import WeightSamples
 
 __all__ = ["BETAS", "REACHES", "best_scale", "heldout_terms", "largest_scale", "standard_error"]
@@ -65,8 +65,8 @@ def heldout_terms(
         inputs, target = to_device(batch, samples.device)
         log_density: Tensor | None = None
         for index in range(max(num_samples, 1)):
-            frame = samples.frame(index) if num_samples else None
-            with open_frame(frame) if frame is not None else nullcontext():
+            held = samples.sample(index) if num_samples else None
+            with holding(held) if held is not None else nullcontext():
                 value = -likelihood.terms(select_output(call(model, inputs), output), target)
             log_density = value if log_density is None else torch.logaddexp(log_density, value)
         assert log_density is not None

@@ -23,7 +23,7 @@ from ..checks import check_number
 from ..errors import InvalidValueError
 from ..gaussian import add_noise, precise, rho_from_sigma
 from ..kernels import Operation, applies_to, draw_weight, local_reparameterization, shared_moments
-from ..noise.stack import Frame, active_frame, mean_mode
+from ..noise.stack import HeldSample, active_sample, mean_mode
 from ..priors import make_prior
 from ..torch_internals import buffers_of, parameters_of
 from .base import BaseBayesianLayer
@@ -74,16 +74,16 @@ class LinearOpLayer(BaseBayesianLayer):
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The operation by the state of the layer; see :mod:`bensemble.layers.base`."""
-        frame = active_frame(self)
-        if frame is None and self.training:
+        held = active_sample(self)
+        if held is None and self.training:
             if self.estimator == "local":
                 return self._local_reparameterization(input, *args, **kwargs)
             # For our own operations, autograd hands the gradient of the weight to one node only, which may change it.
             known = self.operation(input, *args, **kwargs) is not None
             return self.linear_op(self._drawn("weight", known), self._drawn("bias", known), input, *args, **kwargs)  # type: ignore[arg-type]
-        if frame is None or frame.is_mean:
+        if held is None or held.is_mean:
             return self._evaluate(input, *args, **kwargs)
-        weight, bias = self._held(frame, "weight"), self._held(frame, "bias")
+        weight, bias = self._held(held, "weight"), self._held(held, "bias")
         return self.linear_op(weight, bias, input, *args, **kwargs)  # type: ignore[arg-type]
 
     def _evaluate(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -125,10 +125,10 @@ class LinearOpLayer(BaseBayesianLayer):
             return draw_weight(shared_moments(mu, rho, posterior.prior))
         return posterior.draw(posterior.draw_noise())
 
-    def _held(self, frame: Frame, name: str) -> Tensor | None:
+    def _held(self, held: HeldSample, name: str) -> Tensor | None:
         """The weight that the open sampling context holds."""
         posterior = self._posterior(name)
-        return frame.sample(posterior) if posterior else parameters_of(self).get(name)
+        return held.weight(posterior) if posterior else parameters_of(self).get(name)
 
     def adopt(self, module: nn.Module, prior_sigma: float, init_sigma: float, prior: Any = None) -> None:
         """Turn this half-built layer into the Bayesian twin of a freshly built deterministic module.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..noise.draws import random_draw, read_only
 from ..noise.recomputation import refuse_part_of_forward
-from ..noise.stack import active_frame
+from ..noise.stack import active_sample
 from ..posterior import Posterior
 from ..torch_internals import buffers_of, parameter_of, parameters_of
 from .storage import PosteriorStorage
@@ -36,15 +36,15 @@ class WeightReading(PosteriorStorage):
             return parameters_of(self).get(name)
         if not isinstance(mu, Tensor):
             return _traced(mu, f"{stem}_mu", name)
-        frame = active_frame(self)
-        at_mean = not self.training if frame is None else frame.is_mean
+        held = active_sample(self)
+        at_mean = not self.training if held is None else held.is_mean
         if at_mean and f"{stem}_mask" not in buffers_of(self):
             return mu
         posterior = Posterior(self, name, stem)
         if at_mean:
             return read_only(posterior, posterior.mean)
-        if frame is not None:
-            return frame.read(posterior)
+        if held is not None:
+            return held.read(posterior)
         refuse_part_of_forward(self)
         return random_draw(posterior, posterior.draw_noise)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..noise.stack import active_frame, one_draw
+from ..noise.stack import active_sample, one_draw
 from ..posterior import Posterior
 from ..torch_internals import buffers_of, children_of, flat_weights_of, parameters_of
 from .nested import with_parameters
@@ -148,7 +148,7 @@ def _one_draw_per_forward(forward: Any) -> Any:
 
     @functools.wraps(forward)
     def drawn(self: SampledWeights, *args: Any, **kwargs: Any) -> Any:
-        if not self.training or torch.compiler.is_compiling() or active_frame(self) is not None:
+        if not self.training or torch.compiler.is_compiling() or active_sample(self) is not None:
             return forward(self, *args, **kwargs)
         with one_draw(self):
             return forward(self, *args, **kwargs)

@@ -21,15 +21,15 @@ from ..torch_internals import version
 from .draws import random_draw, read_only
 from .recomputation import context_of_first_run, note_own_draw
 
-__all__ = ["Frame", "active_frame", "mean_mode", "one_draw", "open_frame"]
+__all__ = ["HeldSample", "active_sample", "holding", "mean_mode", "one_draw"]
 
 
-class Frame:
-    """What one open context says about some layers.
+class HeldSample:
+    """One weight sample of some layers, or their mean, that a context holds.
 
     Attributes:
-        layers: The layers the frame speaks about, by identity. Holding them keeps the identities valid.
-        noise: Standard normal noise by layer identity and stem; None for a frame that asks for the mean.
+        layers: The layers that it holds a sample for, by identity. Holding them keeps the identities valid.
+        noise: Standard normal noise by layer identity and stem; None where the mean is held.
         keeps_values: Whether a sample may be kept for as long as its tensors are unchanged, as they say themselves.
         is_open: Whether it is on a stack.
     """
@@ -51,7 +51,7 @@ class Frame:
 
     @property
     def is_mean(self) -> bool:
-        """Whether the frame asks for the posterior mean instead of a sample."""
+        """Whether it is the posterior mean instead of a sample."""
         return self.noise is None
 
     def noise_of(self, posterior: Posterior) -> Tensor:
@@ -59,8 +59,8 @@ class Frame:
         assert self.noise is not None
         return self.noise[id(posterior.layer), posterior.stem]
 
-    def sample(self, posterior: Posterior) -> Tensor:
-        """The weight of this frame, ``mu + sigma * eps``, differentiable in mu and rho when grad is enabled."""
+    def weight(self, posterior: Posterior) -> Tensor:
+        """The weight of this sample, ``mu + sigma * eps``, differentiable in mu and rho when grad is enabled."""
         noise = self.noise_of(posterior)
         if not self.keeps_values or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return posterior.draw(noise)
@@ -77,7 +77,7 @@ class Frame:
         """The sample as ``.weight`` gives it: read-only."""
         if torch.is_grad_enabled():
             return random_draw(posterior, lambda: self.noise_of(posterior))
-        return read_only(posterior, lambda: self.sample(posterior))
+        return read_only(posterior, lambda: self.weight(posterior))
 
 
 class _Source:
@@ -93,7 +93,7 @@ class _Source:
         return all(mine is its for mine, its in zip(self.tensors, other.tensors, strict=True))
 
 
-class ForwardFrame(Frame):
+class ForwardSample(HeldSample):
     """One forward of one layer: every read of a weight sees the same draw, made when it is first read.
 
     Args:
@@ -124,43 +124,46 @@ class ForwardFrame(Frame):
 _local = threading.local()
 
 
-def active_frame(layer: nn.Module) -> Frame | None:
-    """The innermost open frame of this thread that speaks about the layer; of its first run where it runs again."""
+def active_sample(layer: nn.Module) -> HeldSample | None:
+    """What the innermost open context of this thread holds for the layer; None without one.
+
+    A forward that runs again during backward gets what it had in its first run.
+    """
     found = None
-    frames: list[Frame] | None = getattr(_local, "frames", None)
-    if frames:
+    samples: list[HeldSample] | None = getattr(_local, "samples", None)
+    if samples:
         key = id(layer)
-        found = next((frame for frame in reversed(frames) if key in frame.layers), None)
+        found = next((held for held in reversed(samples) if key in held.layers), None)
         if found is not None and not found.may_run_again:
             return found
     return found if torch.compiler.is_compiling() else context_of_first_run(layer, found)
 
 
 @contextmanager
-def open_frame(frame: Frame) -> Iterator[None]:
-    """Put a frame on this thread's stack until the context ends."""
-    frames: list[Frame] | None = getattr(_local, "frames", None)
-    if frames is None:
-        frames = _local.frames = []
-    frames.append(frame)
-    frame.is_open = True
+def holding(held: HeldSample) -> Iterator[None]:
+    """Hold a sample on the stack of this thread until the context ends."""
+    samples: list[HeldSample] | None = getattr(_local, "samples", None)
+    if samples is None:
+        samples = _local.samples = []
+    samples.append(held)
+    held.is_open = True
     try:
         yield
     finally:
-        frames.remove(frame)
-        frame.is_open = frame in frames
+        samples.remove(held)
+        held.is_open = held in samples
 
 
 @contextmanager
 def one_draw(layer: nn.Module) -> Iterator[None]:
     """All reads of a weight of the layer see one draw until the context ends."""
     note_own_draw(layer)
-    with open_frame(ForwardFrame(layer)):
+    with holding(ForwardSample(layer)):
         yield
 
 
 @contextmanager
 def mean_mode(model: nn.Module) -> Iterator[None]:
     """Every Bayesian layer in ``model`` computes with its posterior mean until the context ends, in train mode too."""
-    with open_frame(Frame({id(module): module for module in model.modules()}, None)):
+    with holding(HeldSample({id(module): module for module in model.modules()}, None)):
         yield

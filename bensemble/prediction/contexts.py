@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ..checks import check_module
 from ..models.sharding import holds_shards
-from ..noise.stack import Frame, open_frame
+from ..noise.stack import HeldSample, holding
 from ..posterior import Posterior
 from ..posteriors import bayesian_layers
 
-__all__ = ["draw_frame", "sampling", "warn_where_not_held"]
+__all__ = ["draw_sample", "sampling", "warn_where_not_held"]
 
 
 @contextmanager
@@ -40,11 +40,11 @@ def sampling(model: nn.Module, generator: torch.Generator | None = None) -> Iter
         >>> with bensemble.sampling(bnn, torch.Generator().manual_seed(0)):
         ...     first, again = bnn(x), bnn(x)  # equal
     """
-    with open_frame(draw_frame(model, generator)):
+    with holding(draw_sample(model, generator)):
         yield
 
 
-def draw_frame(model: nn.Module, generator: torch.Generator | None = None) -> Frame:
+def draw_sample(model: nn.Module, generator: torch.Generator | None = None) -> HeldSample:
     """One weight sample of a whole model, which may be held more than once; see :func:`sampling`."""
     check_module("sampling", model)
     layers: dict[int, nn.Module] = {}
@@ -58,7 +58,7 @@ def draw_frame(model: nn.Module, generator: torch.Generator | None = None) -> Fr
                 drawn[key] = posterior.draw_noise(generator)
             noise[id(layer), posterior.stem] = drawn[key]
             warn_where_not_held(posterior)
-    return Frame(layers, noise, keeps_values=not holds_shards(model))
+    return HeldSample(layers, noise, keeps_values=not holds_shards(model))
 
 
 def warn_where_not_held(posterior: Posterior) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import OutOfMemoryError
 from ..models.batches import Inputs, batch_size, call, to_device
 from ..models.outputs import OutputSelector, select_output
-from ..noise.stack import open_frame
+from ..noise.stack import holding
 from ..torch_internals import is_compiled
 from .prefix import Prefix
 from .weight_samples import WeightSamples
@@ -58,12 +58,12 @@ class Member:
 
         prefix = Prefix(self.device) if self._share_prefix else None
         for number in range(self.count):
-            frame = self._weights.frame(number)
-            if frame is None:
+            held = self._weights.sample(number)
+            if held is None:
                 yield forward()
                 continue
-            with open_frame(frame):
-                found = forward() if prefix is None else prefix.run(frame, forward)
+            with holding(held):
+                found = forward() if prefix is None else prefix.run(held, forward)
             self._share_prefix = prefix is not None and prefix.useful
             yield found
 

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from ..gaussian import tracing
 from ..models.state import random_state
 from ..torch_internals import version
-from .weight_samples import WeightFrame
+from .weight_samples import HeldWeights
 
 __all__ = ["Prefix"]
 
@@ -81,14 +81,14 @@ class Prefix(TorchFunctionMode):
         self._watched: list[tuple[Tensor, int]] = []  # tensors with the version that answers rely on
         self._ended, self._next = False, 0  # whether the prefix of this forward is over, and which call comes next
 
-    def run(self, frame: WeightFrame, forward: Callable[[], T]) -> T:
+    def run(self, held: HeldWeights, forward: Callable[[], T]) -> T:
         """One forward under a weight sample."""
         if not self.useful:
             return forward()
         if self._calls:
             result = self._run_again(forward)
         else:
-            self._sampled = {id(weight) for weight in frame.weights.values()}
+            self._sampled = {id(weight) for weight in held.weights.values()}
             with self:
                 result = forward()
             self._end()

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from ..gaussian import draw_weight, precise
 from ..models.batches import device_of
 from ..noise.draws import read_only
-from ..noise.stack import Frame
+from ..noise.stack import HeldSample
 from ..posterior import Posterior
 from ..posteriors import bayesian_layers
 from .contexts import warn_where_not_held
 
-__all__ = ["HELD_BYTES", "WeightFrame", "WeightSamples"]
+__all__ = ["HELD_BYTES", "HeldWeights", "WeightSamples"]
 
 #: Samples are held between batches up to this size; above it they are drawn anew for each batch, from the same state.
 HELD_BYTES = 2**30
 
 
-class WeightFrame(Frame):
+class HeldWeights(HeldSample):
     """One weight sample of a whole model, held as values: what prediction needs, without gradients.
 
     Args:
@@ -37,13 +37,13 @@ class WeightFrame(Frame):
         super().__init__(layers, {})
         self.weights = weights
 
-    def sample(self, posterior: Posterior) -> Tensor:
-        """The weight of this frame."""
+    def weight(self, posterior: Posterior) -> Tensor:
+        """The weight of this sample."""
         return self.weights[id(posterior.layer), posterior.stem]
 
     def read(self, posterior: Posterior) -> Tensor:
         """The sample as ``.weight`` gives it: read-only."""
-        return read_only(posterior, lambda: self.sample(posterior))
+        return read_only(posterior, lambda: self.weight(posterior))
 
 
 class WeightSamples:
@@ -73,34 +73,34 @@ class WeightSamples:
         size = sum(same[0].rho.numel() * same[0].rho.element_size() for same in self._posteriors.values())
         self._hold = several and num_samples * size <= HELD_BYTES
         self._states: list[Tensor] = []
-        self._frames: list[WeightFrame] = []
+        self._kept: list[HeldWeights] = []
         self._moments: list[tuple[list[Posterior], Tensor, Tensor]] | None = None
 
     @torch.no_grad()
-    def frame(self, index: int) -> WeightFrame | None:
+    def sample(self, index: int) -> HeldWeights | None:
         """The weight sample of an index, first asked for in order; None for a deterministic model."""
         if not self.bayesian or self.generator is None:
             return None
-        if index < len(self._frames):
-            return self._frames[index]
+        if index < len(self._kept):
+            return self._kept[index]
         if index < len(self._states):
             # Drawn again for a later batch; after the last index the generator is where the first batch left it.
             self.generator.set_state(self._states[index])
             return self._draw()
         self._states.append(self.generator.get_state())
-        frame = self._draw()
+        drawn = self._draw()
         if self._hold:
-            self._frames.append(frame)
-        return frame
+            self._kept.append(drawn)
+        return drawn
 
-    def _draw(self) -> WeightFrame:
+    def _draw(self) -> HeldWeights:
         weights: dict[tuple[int, str], Tensor] = {}
         for same, mean, sigma in self._mean_and_sigma():
             noise = same[0].draw_noise(self.generator)
             out = noise if noise.stride() == mean.stride() else None
             weight = draw_weight(mean, sigma, noise, out).to(same[0].mu.dtype)
             weights |= {(id(posterior.layer), posterior.stem): weight for posterior in same}
-        return WeightFrame(self._layers, weights)
+        return HeldWeights(self._layers, weights)
 
     def _mean_and_sigma(self) -> list[tuple[list[Posterior], Tensor, Tensor]]:
         """Every posterior under all its names, with mean and sigma, which are 0 where it is pruned."""

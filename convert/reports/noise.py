@@ -21,7 +21,7 @@ from bensemble.errors import ConversionError, InvalidValueError
 from bensemble.models.batches import call
 from bensemble.models.outputs import tensor_paths
 from bensemble.models.state import evaluating
-from bensemble.noise.stack import Frame, mean_mode, open_frame
+from bensemble.noise.stack import HeldSample, holding, mean_mode
 from bensemble.posterior import Posterior
 from bensemble.posteriors import named_posteriors
 
@@ -134,7 +134,7 @@ class _Trial:
         for place in places:
             for other in place.layer._posteriors():
                 held.setdefault((id(place.layer), other.stem), torch.zeros_like(other.rho))
-        with open_frame(Frame({id(place.layer): place.layer for place in places}, held)):
+        with holding(HeldSample({id(place.layer): place.layer for place in places}, held)):
             return _difference(self.mean, _outputs(self.bnn, self.inputs, self.seed))
 
     def depends_on(self, posterior: Posterior, noise: Tensor) -> bool:

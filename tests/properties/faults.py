@@ -29,7 +29,7 @@ from bensemble.kernels import Moments
 from bensemble.layers.parameters import PosteriorParameters
 from bensemble.layers.weights import PosteriorModule
 from bensemble.noise.draws import random_draw
-from bensemble.noise.stack import active_frame
+from bensemble.noise.stack import active_sample
 from bensemble.posterior import Posterior
 from bensemble.posteriors import bayesian_layers
 
@@ -152,7 +152,7 @@ def _no_slope(backward: Any) -> Any:
 def _always_drawn(read_weight: Any) -> Any:
     def wrong(self: PosteriorModule, name: str) -> Any:
         posterior = self._posterior(name)
-        if posterior is not None and isinstance(posterior.mu, Tensor) and active_frame(self) is None:
+        if posterior is not None and isinstance(posterior.mu, Tensor) and active_sample(self) is None:
             return random_draw(posterior, posterior.draw_noise)
         return read_weight(self, name)
 

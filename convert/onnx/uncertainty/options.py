@@ -170,10 +170,10 @@ def weight_draws(model: nn.Module, num_samples: int, generator: torch.Generator)
     samples = WeightSamples(model, num_samples, generator, several=False)
     with torch.no_grad():
         for k in range(num_samples):
-            frame = samples.frame(k)
+            drawn = samples.sample(k)
             for name, posterior in posteriors.items():
-                assert frame is not None  # the model has posteriors
-                draws[name].append(frame.sample(posterior).cpu())
+                assert drawn is not None  # the model has posteriors
+                draws[name].append(drawn.weight(posterior).cpu())
     return draws
 
 
