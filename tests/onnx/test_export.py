@@ -160,7 +160,9 @@ def test_a_fresh_process_prints_nothing(tmp_path):
     assert os.listdir(tmp_path) == ["m.onnx"]
 
 
-def test_nothing_is_printed_or_warned_and_everything_is_logged(tmp_path, capfd, caplog):
+def test_nothing_is_printed_or_warned_and_everything_is_logged(tmp_path, capfd, caplog, forget_operators):
+    forget_operators()
+
     class Chatty(nn.Linear):
         def forward(self, x):
             print("called")
