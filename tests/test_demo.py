@@ -23,6 +23,8 @@ from convert.demo.metrics import entropy, score
 from convert.demo.network import DigitNet
 from convert.demo.page import text
 
+pytestmark = pytest.mark.xdist_group("demo")  # its fixtures are made once
+
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):

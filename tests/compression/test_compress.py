@@ -24,6 +24,8 @@ from convert.compression.report import Constraints
 from .digits import accuracy, data, posterior
 from .recording import DROPS, recorded, replay
 
+pytestmark = pytest.mark.xdist_group("one search")  # its fixtures are made once
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):

@@ -17,7 +17,10 @@ from tests.hostile.pool import Case, run_cases
 from tests.hostile.sources import make_sources
 from tests.hostile.worker import damaged, mutations_of
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of memory")
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of memory"),
+    pytest.mark.xdist_group("damaged files"),
+]
 
 
 @pytest.fixture(scope="module")

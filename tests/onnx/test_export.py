@@ -18,6 +18,8 @@ import bensemble
 from convert import bayesify
 from convert.onnx import ExportReport, export_onnx, inspect_onnx
 
+pytestmark = pytest.mark.xdist_group("exported file")  # its fixtures are made once
+
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):

@@ -20,6 +20,8 @@ from convert import bayesify
 from convert.onnx import export_onnx
 from convert.runtime import EDGES, Answer, Monitor, UncertaintyFileError, UncertaintySession
 
+pytestmark = pytest.mark.xdist_group("uncertainty file")  # its fixtures are made once
+
 CLASSES = ("cat", "dog", "eel")
 
 

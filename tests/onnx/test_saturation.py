@@ -14,6 +14,8 @@ from torch import nn
 from convert import export_onnx
 from convert.onnx.quantization import Quantization
 
+pytestmark = pytest.mark.xdist_group("int8 files")  # its fixtures are made once
+
 FITS = np.iinfo(np.int16)
 
 
