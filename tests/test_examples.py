@@ -46,8 +46,8 @@ def skip_without(example):
         pytest.skip(f"{package} is not here: pip install --no-deps -r {requirements}")
 
 
-#: Run by a test of its own, which looks at what it draws.
-APART = ("unet",)
+#: Run by tests of their own: below, and in engines/test_elastic.py.
+APART = ("unet", "elastic_digits")
 
 
 @pytest.mark.slow

@@ -118,6 +118,7 @@ def relative_sigmas(model: nn.Module, names: list[str]) -> dict[str, float]:
     return {name: 0.1 * math.sqrt(float(parameters[name].detach().square().mean())) for name in names}
 
 
+@pytest.mark.slow
 @each_case
 def test_sampled_predictions_are_those_of_perturbed_weights(build: Build, name: str) -> None:
     model, x = build()
@@ -130,6 +131,7 @@ def test_sampled_predictions_are_those_of_perturbed_weights(build: Build, name: 
     assert_draws_have(moments_of_draws(bnn, means, 1000), means, sigmas)
 
 
+@pytest.mark.slow
 @each_case
 def test_one_sigma_is_exact_to_ten_percent(build: Build, name: str) -> None:
     model, x = build()

@@ -13,6 +13,7 @@ from .recipes import TRAITS, Block, Recipe
 from .strategy import recipes
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
 @given(recipe=recipes(), onnx=st.integers(0, 9).map(lambda number: number == 9))
