@@ -53,7 +53,7 @@ def main() -> None:
         run(*install, str(wheel))
         run(python, "-m", "pip", "check")
         # A folder without a source tree, so that only what was installed can be imported.
-        run(python, "-W", "ignore", "-c", SMOKE, cwd=work)
+        run(python, "-I", "-W", "ignore", "-c", SMOKE, cwd=work)
 
 
 def link(environment: Path, *packages: str) -> None:
