@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from bensemble.pruning import pruning_scores
+from bensemble.pruning.masks import pruning_scores
 from convert.compression import Point, search
 from convert.compression.candidates import SHARES, Candidate, Ladder
 from convert.compression.files import CandidateFiles

@@ -19,7 +19,7 @@ from convert.compression import Point
 from convert.compression import files as compression_files
 from convert.compression.candidates import SHARES, Candidate
 from convert.compression.files import CandidateFiles
-from convert.compression.report import Constraints
+from convert.compression.results import Constraints
 
 from .digits import accuracy, data, posterior
 from .recording import DROPS, recorded, replay

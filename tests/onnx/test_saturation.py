@@ -12,7 +12,7 @@ from onnxruntime import quantization
 from torch import nn
 
 from convert import export_onnx
-from convert.onnx.quantization import Quantization
+from convert.onnx.shrinking.quantization import Quantization
 
 pytestmark = pytest.mark.xdist_group("int8 files")  # its fixtures are made once
 
