@@ -10,10 +10,10 @@ demo: $(READY)          ## the whole story on one page: demo-output/index.html
 	$(BIN)/bensemble demo --output demo-output
 
 test: $(READY)          ## every test
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 quick: $(READY)         ## the tests that take seconds
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow"
 
 check: lint types test  ## what has to pass before a change lands
 

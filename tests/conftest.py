@@ -1,3 +1,6 @@
+import copy
+import functools
+
 import pytest
 import torch
 from hypothesis import settings
@@ -15,3 +18,28 @@ def _one_thread():
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forget_operators():
+    """Let torch.onnx parse the source of its 500 operators once, not for every file: two thirds of a small export.
+
+    Every export gets a copy. The value is a function that makes the next one parse them again. Where torch calls this
+    something else, the tests take longer.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        read = functools.cache(ONNXRegistry.from_torchlib)
+    except (ImportError, AttributeError):
+        yield lambda: None
+        return
+
+    def copied(cls, *args, **kwargs):
+        registry = copy.copy(read(*args, **kwargs))
+        registry.functions = {target: list(functions) for target, functions in registry.functions.items()}
+        return registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", classmethod(copied))
+        yield read.cache_clear

@@ -102,6 +102,7 @@ def test_conformal_sets_reach_their_coverage(kind, alpha):
     assert calibration.num_data == truth.numel()
 
 
+@pytest.mark.slow
 def test_coverage_holds_on_average_for_small_calibration_sets_too():
     # The temperature is fitted to the same 40 examples. The coverage of a set follows Beta(37, 4), 37 being the rank of
     # the threshold: mean 37/41, variance a b / ((a + b)^2 (a + b + 1)).

@@ -24,6 +24,8 @@ from convert.demo.data import load_digits, load_mnist
 from convert.demo.network import DigitNet, Draws
 from convert.demo.page import text
 
+pytestmark = pytest.mark.xdist_group("demo")  # its fixtures are made once
+
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):

@@ -46,8 +46,12 @@ def skip_without(example):
         pytest.skip(f"{package} is not here: pip install --no-deps -r {requirements}")
 
 
+#: Run by tests of their own: below, and in engines/test_elastic.py.
+APART = ("unet", "elastic_digits")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.stem not in APART], ids=lambda path: path.stem)
 def test_an_example_runs(example, tmp_path):
     skip_without(example.stem)
     assert run(example, folder=tmp_path).strip()

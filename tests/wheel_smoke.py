@@ -1,6 +1,7 @@
 """Build the wheel, install it into an empty environment with torch alone, and use it there.
 
-Run by `make wheel`, and by `make test` through test_wheel.py.
+Run by `make wheel`, and by `make test` through test_wheel.py: with ``--linked`` torch and what it needs are links to
+the packages of this environment, in place of a download.
 """
 
 from __future__ import annotations
@@ -8,7 +9,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,9 +46,31 @@ def main() -> None:
         (wheel,) = (work / "dist").glob("bensemble-*.whl")
         run(sys.executable, "-m", "venv", str(work / "venv"))
         python = str(work / "venv" / "bin" / "python")
-        run(python, "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt"), str(wheel))
+        install = [python, "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt")]
+        if "--linked" in sys.argv:
+            link(work / "venv", "torch")
+            install.append("--no-deps")
+        run(*install, str(wheel))
+        run(python, "-m", "pip", "check")
         # A folder without a source tree, so that only what was installed can be imported.
-        run(python, "-W", "ignore", "-c", SMOKE, cwd=work)
+        run(python, "-I", "-W", "ignore", "-c", SMOKE, cwd=work)
+
+
+def link(environment: Path, *packages: str) -> None:
+    """Put links to installed packages, and to all that they require, into a virtual environment."""
+    (site,) = environment.glob("lib/python*/site-packages")
+    todo, linked = list(packages), set[str]()
+    while todo:
+        name = todo.pop()
+        if name in linked:
+            continue
+        linked.add(name)
+        found = metadata.distribution(name)
+        required = map(Requirement, found.requires or [])
+        todo += [r.name for r in required if r.marker is None or r.marker.evaluate({"extra": ""})]
+        for top in {file.parts[0] for file in found.files or []} - {"..", "__pycache__"}:
+            if not (site / top).exists():
+                (site / top).symlink_to(found.locate_file(top))
 
 
 def run(*command: str, cwd: Path | None = None) -> None:

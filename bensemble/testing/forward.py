@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from ..gaussian import rho_from_sigma
-from ..layers import LinearOpLayer
+from ..layers import BaseBayesianLayer, LinearOpLayer
 from ..prediction.contexts import sampling
 from .case import Case, require, require_equal, seeded
 from .moments import Moments, require_same_moments
@@ -34,27 +36,33 @@ def mean(case: Case) -> None:
 
 @torch.no_grad()
 def noise(case: Case) -> None:
-    """A training forward has the mean and the variance of naive weight sampling, output by output."""
+    """A training forward has the mean and the variance of naive weight sampling, output by output.
+
+    These are exact where the module is linear in its weights, Var[y] = sum_i (dy/dw_i)^2 sigma_i^2, else sampled.
+    """
     layer, twin = case.pair()
     if twin is None:
         return
     x = _probes(case.make_input())
     center = twin(x)
+    variance = _variance_of_linear(layer, twin, x)
+    if variance is None:
+        count, size = case.num_samples, float(case.num_samples)
+        naive = _sampled(layer, twin, x, count)
+        mean, variance = naive.mean(), naive.variance()
+    else:
+        count, size = -(-case.num_samples // 2), math.inf  # as strict as two samples, each of which has errors
+        mean = torch.zeros_like(variance)
     # One draw of the weights per forward makes one sample; noise per activation makes as many as there are rows.
     is_local = isinstance(layer, LinearOpLayer) and layer.estimator == "local"
-    copies = max(1, min(case.num_samples, 1_000_000 // center.numel())) if is_local else 1
+    copies = max(1, min(count, 1_000_000 // center.numel())) if is_local else 1
     many = x.repeat(copies, *[1] * (x.dim() - 1))
-    trained, naive = Moments(), Moments()
-    while trained.count < case.num_samples:
+    trained = Moments()
+    while trained.count < count:
         with torch.enable_grad():  # as in training, where other code may run
             output = layer(many)
         trained.add(output.detach().unflatten(0, (copies, -1)) - center)
-    posteriors = [(getattr(twin, p.name), p.mu.clone(), p.sigma()) for p in layer.posteriors()]
-    for _ in range(case.num_samples):
-        for weight, mu, sigma in posteriors:
-            weight.copy_(mu + sigma * torch.randn(mu.shape))
-        naive.add((twin(x) - center)[None])
-    require_same_moments(trained, naive.mean(), naive.variance(), "a training forward", naive.count)
+    require_same_moments(trained, mean, variance, "a training forward", size)
 
 
 def samples(case: Case) -> None:
@@ -123,6 +131,43 @@ def gradients(case: Case) -> None:
             for name, p in layer.named_parameters():
                 finite = p.grad is not None and bool(p.grad.isfinite().all())
                 require(finite, f"the gradient of {name} at sigma {sigma:g} and inputs times {scale:g} is not finite")
+
+
+def _sampled(layer: BaseBayesianLayer, twin: nn.Module, x: Tensor, count: int) -> Moments:
+    """Moments of the module's outputs, less those at the means, while its weights are drawn."""
+    center, found = twin(x), Moments()
+    posteriors = [(getattr(twin, p.name), p.mu.clone(), p.sigma()) for p in layer.posteriors()]
+    for _ in range(count):
+        for weight, mu, sigma in posteriors:
+            weight.copy_(mu + sigma * torch.randn(mu.shape))
+        found.add((twin(x) - center)[None])
+    return found
+
+
+def _variance_of_linear(layer: BaseBayesianLayer, twin: nn.Module, x: Tensor) -> Tensor | None:
+    """Exact variance of the module's outputs, weight by weight in float64; None if they are not linear in the weights.
+
+    The column of a weight is what its output changes by while the weight changes by 1.
+    """
+    twin, x = copy.deepcopy(twin).double(), x.double()
+    center = twin(x)
+    variance, together = torch.zeros_like(center), torch.zeros_like(center)
+    step = {posterior.name: torch.randn_like(posterior.mu, dtype=torch.float64) for posterior in layer.posteriors()}
+    for posterior in layer.posteriors():
+        weight = getattr(twin, posterior.name)
+        before = weight.clone()
+        units = torch.eye(before.numel(), dtype=torch.float64)
+        for unit, sigma, length in zip(
+            units, posterior.sigma().double().flatten(), step[posterior.name].flatten(), strict=True
+        ):
+            weight.copy_(before + unit.view_as(before))
+            column = twin(x) - center
+            variance += (sigma * column).square()
+            together += length * column
+        weight.copy_(before)
+    for name, length in step.items():
+        getattr(twin, name).add_(length)
+    return variance if torch.allclose(twin(x), center + together, rtol=1e-6, atol=1e-9) else None
 
 
 def _probes(x: Tensor) -> Tensor:

@@ -1,23 +1,30 @@
-"""The search on a real, small classifier, with files that ONNX Runtime runs."""
+"""One search on a real, small classifier with files that ONNX Runtime runs; its decisions on recorded measurements."""
 
 from __future__ import annotations
 
 import math
 import tempfile
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from bensemble.errors import ConversionError, ExportError, InvalidTypeError, InvalidValueError
-from convert import OnnxModel, UnmetConstraintsError, bayesify, compress, export_onnx, to_deterministic
+from convert import OnnxModel, UnmetConstraintsError, bayesify, compress
 from convert.compression import Point
-from convert.compression.candidates import Candidate
+from convert.compression import files as compression_files
+from convert.compression.candidates import SHARES, Candidate
 from convert.compression.files import CandidateFiles
 from convert.compression.results import Constraints
 
 from .digits import accuracy, data, posterior
+from .recording import DROPS, recorded, replay
+
+pytestmark = pytest.mark.xdist_group("one search")  # its fixtures are made once
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +90,91 @@ def test_it_prints_the_front_and_draws_all(found):
     assert sum(len(part.get_offsets()) for part in axes.collections) == len(found.points) + 1
 
 
+# -- what the search decides, on recorded measurements
+
+
+def _replayed(monkeypatch, tmp_path, **constraints):
+    """The search among recorded files, and what it asked for in order."""
+    asked = replay(monkeypatch)
+    model, x = _mlp()
+    found = compress(model, lambda network: 1.0, x, tmp_path / "small.onnx", calibration_data=x, **constraints)
+    assert (tmp_path / "small.onnx").stat().st_size == found.chosen.size
+    return found, asked
+
+
+def test_without_a_bound_on_the_drop_the_best_metric_that_fits_is_chosen(monkeypatch, tmp_path):
+    size = recorded()["points"][Candidate()].size
+    found, _ = _replayed(monkeypatch, tmp_path, max_size=size // 2)
+    fitting = [point for point in found.points if point.size <= size // 2]
+    assert found.chosen.metric == max(point.metric for point in fitting)
+    assert (tmp_path / "small.onnx").stat().st_size <= size // 2
+
+
+@pytest.mark.parametrize("drop", [drop for drop in DROPS if drop is not None])
+def test_the_search_halves_the_gap_between_the_last_good_and_the_first_bad_threshold(monkeypatch, tmp_path, drop):
+    found, asked = _replayed(monkeypatch, tmp_path, max_drop=drop)
+    assert found.chosen.size == min(point.size for point in found.points if point.drop <= drop)
+    assert asked[:2] == [Candidate(), Candidate(quantize="int8")]
+    points = recorded()["points"]
+    for granularity, thresholds in recorded()["thresholds"].items():
+        shares = SHARES[granularity]
+        climbed = [c for c in asked if c.granularity == granularity and c.quantize is None]
+        first = [c for c in climbed if c.threshold in [thresholds[share] for share in shares]]
+        good = [points[c].drop <= drop for c in first]
+        assert [c.threshold for c in first] == [thresholds[share] for share in shares[: len(first)]]
+        assert (False, False) not in list(pairwise(good))[:-1]  # it stops at two bad ones in a row
+        last = max((k for k, holds in enumerate(good) if holds), default=-1)
+        low, high = shares[last] if last >= 0 else 0.0, shares[last + 1]
+        refined = []
+        for _ in range(3):
+            middle = (low + high) / 2
+            refined.append(Candidate(thresholds[middle], granularity))
+            low, high = (middle, high) if points[refined[-1]].drop <= drop else (low, middle)
+        assert climbed == list(dict.fromkeys([*first, *refined]))
+
+
+@pytest.mark.parametrize("drop", DROPS)
+def test_eight_bits_are_tried_where_the_float_file_is_good_and_unbeaten(monkeypatch, tmp_path, drop):
+    found, asked = _replayed(monkeypatch, tmp_path, **({"max_size": 10**9} if drop is None else {"max_drop": drop}))
+    untimed = [replace(point, latency_ms=math.nan) for point in found.points]
+    floats = [point for point in untimed if point.quantize is None]
+    wanted = {
+        (point.threshold, point.granularity)
+        for point in floats
+        if (drop is None or point.drop <= drop) and not any(other.beats(point) for other in floats)
+    }
+    rounded = {(c.threshold, c.granularity) for c in asked if c.quantize == "int8"}
+    assert rounded == wanted | {(None, None)}  # the mean network comes first, whatever it is like
+
+
+# -- repair, on networks in memory
+
+
+class _Files:
+    """Stands in for the exporter and ONNX Runtime: each path keeps the network itself."""
+
+    def __init__(self):
+        self.networks = {}
+
+    def export(self, model, path, example_inputs, **options):
+        self.networks[path] = model
+        path.write_bytes(b"file")
+        weights = sum(parameter.numel() for parameter in model.parameters())
+        return SimpleNamespace(parameters=weights, size=4 * weights, gzip_size=4 * weights)
+
+    def compare(self, paths, example_inputs, *, batch_sizes, rounds):
+        latency = {batch_sizes[0]: SimpleNamespace(ms=1.0, ratio=1.0)}
+        return {name: SimpleNamespace(latency=latency) for name in paths}
+
+
+@pytest.fixture
+def in_memory(monkeypatch):
+    files = _Files()
+    monkeypatch.setattr(compression_files, "export_onnx", files.export)
+    monkeypatch.setattr(compression_files, "OnnxModel", files.networks.__getitem__)
+    monkeypatch.setattr(compression_files, "compare_onnx", files.compare)
+
+
 def _mlp(width=32):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(16, width), nn.ReLU(), nn.Linear(width, 4))
@@ -90,22 +182,7 @@ def _mlp(width=32):
     return model.eval(), torch.randn(64, 16)
 
 
-@pytest.mark.slow
-def test_without_a_bound_on_the_drop_the_best_metric_that_fits_is_chosen(tmp_path):
-    model, x = _mlp()
-    wanted = model(x).detach()
-
-    def closeness(network):
-        return -float((network(x) - wanted).square().mean())
-
-    size = export_onnx(to_deterministic(model), tmp_path / "whole.onnx", x).size
-    found = compress(model, closeness, x, tmp_path / "small.onnx", max_size=size // 2, granularities=["channel"])
-    fitting = [point for point in found.points if point.size <= size // 2]
-    assert found.chosen.metric == max(point.metric for point in fitting)
-    assert (tmp_path / "small.onnx").stat().st_size <= size // 2
-
-
-@pytest.mark.slow
+@pytest.mark.usefixtures("in_memory")
 def test_repair_trains_the_pruned_network_and_its_zeros_stay(tmp_path):
     model, x = _mlp()
     wanted, seen = model(x).detach(), []
@@ -135,7 +212,7 @@ def test_repair_trains_the_pruned_network_and_its_zeros_stay(tmp_path):
         assert point.sparsity == pytest.approx(unrepaired[point.threshold].sparsity, abs=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("in_memory")
 def test_repair_runs_once_for_the_float_and_the_int8_file(tmp_path):
     model, x = _mlp()
     calls = []
@@ -213,11 +290,6 @@ def _interrupted(network):
             "evaluate failed on 'SNR > .*', got KeyError: 'labels'",
             {"evaluate": _fails_on_the_second()},
         ),
-        (
-            UnmetConstraintsError,
-            "no file meets max_drop=0.1, max_size=10, .* the least for max_size is",
-            {"max_size": 10},
-        ),
         (KeyboardInterrupt, "^$", {"evaluate": _interrupted}),
         (
             InvalidValueError,
@@ -230,6 +302,13 @@ def _interrupted(network):
 def test_refusals_leave_everything_as_it_was(tmp_path_factory, tmp_path, monkeypatch, error, match, changes):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
     _refused(tmp_path, error, match, **changes)
+
+
+@pytest.mark.usefixtures("in_memory")
+def test_constraints_that_no_file_meets_leave_everything_as_it_was(tmp_path_factory, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
+    match = "no file meets max_drop=0.1, max_size=10, .* the least for max_size is"
+    _refused(tmp_path, UnmetConstraintsError, match, max_size=10)
 
 
 class Sum(nn.Module):

@@ -249,7 +249,7 @@ def test_real_architectures_shrink():
     if not all(folder.is_dir() for folder in INSTALLED):
         pytest.skip(f"{' or '.join(map(str, INSTALLED))} does not exist; `make test` makes both")
     root = Path(__file__).parents[2]
-    names = ["resnet18", "mobilenet_v2", "densenet121", "vit_tiny_patch16_224", "bert", "gpt2"]
+    names = ["mobilenet_v2", "densenet121", "vit_tiny_patch16_224", "gpt2"]
     command = [sys.executable, "-m", "tests.graph.sweep", *names, "--mask", "posterior 50 %"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [root, *INSTALLED])), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)

@@ -86,6 +86,7 @@ def test_transformers_lose_heads_and_neurons(shrunk):
     assert_same(small, model, torch.randint(50, (5, 11)))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*deprecated:FutureWarning")  # torch pickles its own graphs that way
 def test_what_is_left_is_an_ordinary_model(shrunk, tmp_path):
     model, small = shrunk

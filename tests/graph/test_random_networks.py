@@ -17,7 +17,7 @@ from .programs import WITHOUT_ORACLE, Network, Program, fewest_channels, program
 MOST_NEW_BIASES = 20
 
 
-@settings(max_examples=100)
+@settings(max_examples=30)
 @given(programs(more=WITHOUT_ORACLE, most_steps=9))
 def test_outputs_do_not_change(program: Program):
     network = Network(program).eval()
@@ -29,7 +29,7 @@ def test_outputs_do_not_change(program: Program):
     assert _parameters(small) <= _parameters(network) + MOST_NEW_BIASES
 
 
-@settings(max_examples=100)
+@settings(max_examples=30)
 @given(programs())
 def test_as_few_channels_as_the_oracle(program: Program):
     network = Network(program).eval()
@@ -51,7 +51,7 @@ class Untraceable(Network):
         return super().forward(x)
 
 
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(programs(more=WITHOUT_ORACLE, most_steps=9))
 def test_exported_graphs_lose_as_much_as_traced_ones(program: Program):
     network, other = Network(program).eval(), Untraceable(program).eval()
@@ -63,7 +63,7 @@ def test_exported_graphs_lose_as_much_as_traced_ones(program: Program):
     assert _parameters(small) == _parameters(expected)
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(programs(more=WITHOUT_ORACLE, most_steps=9))
 def test_channels_that_go_together_are_found_and_cut_out(program: Program):
     network, x = Network(program).eval(), torch.randn(2, 2, 6, 6)

@@ -114,6 +114,7 @@ with replacing(Path(sys.argv[1])) as temporary, working_folder() as folder:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other locks")
 def test_the_next_run_removes_what_a_killed_one_left_and_nothing_else(tmp_path, monkeypatch):
     """Another process that is writing to the same file is left alone."""
@@ -255,6 +256,7 @@ print(bensemble.predict(bnn, x, 2, chunk_size=5000).mean.shape)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a limit of the address space")
 def test_too_little_memory_says_the_size_and_smaller_chunks_go_through():
     done = subprocess.run([sys.executable, "-c", SCARCE], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -17,7 +17,10 @@ from tests.hostile.pool import Case, run_cases
 from tests.hostile.sources import make_sources
 from tests.hostile.worker import damaged, mutations_of
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of memory")
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of memory"),
+    pytest.mark.xdist_group("damaged files"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +30,7 @@ def sources(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_damaged_file_gets_one_readable_line_or_loads(sources):
     wrong, outcomes = [], set()
     for case, answer in run_cases(sources, cases(400)):
@@ -36,6 +40,7 @@ def test_every_damaged_file_gets_one_readable_line_or_loads(sources):
     assert outcomes == {"refused", "loaded equal", "loaded different"}
 
 
+@pytest.mark.slow
 def test_what_we_wrote_is_never_read_otherwise(sources):
     """Checkpoints and exported files hold a digest: damage is refused, or was to the digest's own name."""
     kinds = [
@@ -74,6 +79,7 @@ MISDEEDS = [
     lambda path: os.kill(os.getpid(), signal.SIGSEGV),
     lambda path: [None for _ in iter(int, 1)],
 ]
+worker.SECONDS = 2
 todo = iter(MISDEEDS[int(sys.argv[3]) :])
 whole = (Path(sys.argv[1]) / "calibration.json").read_bytes()
 load = lambda path: None if path.read_bytes() == whole else next(todo)(path)
@@ -83,6 +89,7 @@ worker.main(Path(sys.argv[1]), Path(sys.argv[2]))
 CRASH, HANG = 6, 7
 
 
+@pytest.mark.slow
 def test_the_worker_sees_misbehaviour(sources, tmp_path):
     answers = _misbehave(0, sources, tmp_path, CRASH, code=-signal.SIGSEGV)
     assert len(answers) == CRASH, "the crash gives no answer"
@@ -92,6 +99,7 @@ def test_the_worker_sees_misbehaviour(sources, tmp_path):
         assert any(fault in found for found in faults(answer)), answer
 
 
+@pytest.mark.slow
 def test_a_hang_ends_the_worker(sources, tmp_path):
     assert _misbehave(HANG, sources, tmp_path, 0, code=-signal.SIGPROF) == []
 

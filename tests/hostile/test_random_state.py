@@ -16,6 +16,8 @@ import bensemble
 import convert
 from convert.runtime import UncertaintySession
 
+pytestmark = pytest.mark.xdist_group("random state")  # its fixtures are made once
+
 X, Y = torch.randn(24, 4), torch.arange(24) % 3
 
 

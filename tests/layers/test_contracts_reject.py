@@ -220,6 +220,41 @@ def test_all_broken_contracts_come_in_one_error():
         check_layer(lambda: Both(3, 4), lambda: torch.randn(5, 3), contracts=["held", "kl", "hooks"])
 
 
+class SquaredWeights(nn.Linear):
+    """A deterministic type that is not linear in its weights."""
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight.square(), self.bias)
+
+
+class BayesianSquaredWeights(BayesianLinear, SquaredWeights):
+    deterministic_class = SquaredWeights
+    estimator = "weights"
+
+    def linear_op(self, weight, bias, input):
+        return nn.functional.linear(input, weight.square(), bias)
+
+
+class TooNoisy(BayesianSquaredWeights):
+    def _drawn(self, name, *args):
+        drawn = super()._drawn(name, *args)
+        return self.w_mu + 1.5 * (drawn - self.w_mu) if name == "weight" else drawn
+
+
+@pytest.mark.parametrize("cls", [BayesianSquaredWeights, TooNoisy])
+def test_the_noise_of_a_layer_that_is_not_linear_in_its_weights_is_compared_by_sampling(cls, monkeypatch):
+    monkeypatch.setitem(registry._bayesian, SquaredWeights, cls)
+
+    def check():
+        check_layer(*(lambda: SquaredWeights(3, 4), lambda: torch.randn(5, 3)), contracts=["noise"], num_samples=1_000)
+
+    if cls is TooNoisy:
+        with pytest.raises(AssertionError, match=r"the mean of a training forward is .* 1000 samples"):
+            check()
+    else:
+        check()
+
+
 def test_what_cannot_be_checked_is_refused():
     with pytest.raises(InvalidTypeError, match=r"check_layer: make_layer must give .* got ReLU"):
         check_layer(nn.ReLU, lambda: torch.randn(5, 3))

@@ -32,7 +32,11 @@ class BayesianCausalConv1d(LinearOpLayer, CausalConv1d):
 
 @pytest.mark.parametrize("contract", CONTRACTS)
 def test_it_keeps_the_contracts(contract):
-    check_layer(lambda: CausalConv1d(2, 3, 2, dilation=2), lambda: torch.randn(4, 2, 3), contracts=[contract])
+    check_layer(
+        *(lambda: CausalConv1d(2, 3, 2, dilation=2), lambda: torch.randn(4, 2, 3)),
+        contracts=[contract],
+        num_samples=1_500,
+    )
 
 
 def test_whole_models_with_it_convert_there_and_back():

@@ -17,10 +17,14 @@ from bensemble.errors import InvalidTypeError, InvalidValueError
 from convert import OnnxModel, compare_onnx, export_onnx
 from convert.onnx.files.measuring import error_of, gzip_size, interleaved, resized_batch
 
+pytestmark = pytest.mark.xdist_group("compared files")  # its fixtures are made once
 
-@pytest.fixture
-def networks(tmp_path):
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
     """A wide network and its files: itself, and a version with other weights."""
+    tmp_path = tmp_path_factory.mktemp("networks")
+    torch.manual_seed(0)
     wide = nn.Sequential(nn.Linear(8, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 3))
     other = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     x = torch.randn(4, 8)

@@ -18,6 +18,8 @@ import bensemble
 from convert import bayesify
 from convert.onnx import ExportReport, export_onnx, inspect_onnx
 
+pytestmark = pytest.mark.xdist_group("exported file")  # its fixtures are made once
+
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
@@ -160,7 +162,9 @@ def test_a_fresh_process_prints_nothing(tmp_path):
     assert os.listdir(tmp_path) == ["m.onnx"]
 
 
-def test_nothing_is_printed_or_warned_and_everything_is_logged(tmp_path, capfd, caplog):
+def test_nothing_is_printed_or_warned_and_everything_is_logged(tmp_path, capfd, caplog, forget_operators):
+    forget_operators()
+
     class Chatty(nn.Linear):
         def forward(self, x):
             print("called")

@@ -57,6 +57,7 @@ def test_static_per_channel(tmp_path, caplog, capsys):
     assert OnnxModel(path)(x[:7]).shape == (7, 10)
 
 
+@pytest.mark.slow
 def test_all_forms_of_calibration_data_give_the_same_file(tmp_path):
     model, x = convolutional(), torch.randn(8, 1, 12, 12)
     found = []
@@ -161,6 +162,7 @@ def test_a_quantised_graph_is_refused(tmp_path):
         Quantization(IMAGE).apply(onnx.load(tmp_path / "a.onnx"), [])
 
 
+@pytest.mark.slow
 def test_sparse_weights_give_the_same_outputs(tmp_path):
     torch.manual_seed(1)
     model = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1600, 10))
@@ -184,6 +186,7 @@ def test_sparse_weights_give_the_same_outputs(tmp_path):
     assert both.size < alone.size
 
 
+@pytest.mark.slow
 def test_uncertainty_files_may_be_sparse(tmp_path):
     bnn = bayesify(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3)))
     x = torch.randn(4, 64)

@@ -20,6 +20,8 @@ from convert import bayesify
 from convert.onnx import export_onnx
 from convert.runtime import EDGES, Answer, Monitor, UncertaintyFileError, UncertaintySession
 
+pytestmark = pytest.mark.xdist_group("uncertainty file")  # its fixtures are made once
+
 CLASSES = ("cat", "dog", "eel")
 
 
@@ -202,6 +204,7 @@ def reference(values: np.ndarray) -> SimpleNamespace:
 POWERS = {"entropy": 1, "mutual_information": 2}
 
 
+@pytest.mark.slow
 def test_false_alarms_stay_within_the_promise_however_often_one_looks():
     """A new calibration set and a new stream each time, a look after every 20 examples, short windows."""
     rng, streams, rate = np.random.default_rng(0), 300, 0.1

@@ -1,8 +1,8 @@
-"""The spread of sampled predictions, against a plain copy whose weights are perturbed by hand.
+"""Sampled predictions are those of a plain copy whose weights are perturbed by hand.
 
-Two independent Monte Carlo estimates of the same variance, element by element. With n samples each, their difference
-has the standard error sqrt(sum of (m4 - s^4) / n), m4 the fourth central moment; the bound is Bonferroni's over all
-output elements at a family-wise error of 1e-3. Each comparison has to fail when one sigma is 10 % off.
+A forward inside ``sampling`` uses the weights that one reads there, and these are draws from N(mu, sigma^2): the two
+together say all about the spread of the outputs. The first is exact. The second compares moments of draws of each
+weight within standard errors, and has to fail when the sigma of one weight is 10 % off.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from statistics import NormalDist
 
 import pytest
 import torch
@@ -18,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from bensemble import named_posteriors, sampling
+from bensemble.testing.moments import Moments, require_same_moments
 from convert import bayesify
 
 from .tied import LanguageModel
 
-SAMPLES = 4000
-FAMILY_WISE_ERROR = 1e-3
+SAMPLES = 2500
 
 
 def encoder() -> tuple[nn.Module, Tensor]:
@@ -77,40 +76,41 @@ each_case = pytest.mark.parametrize(("build", "name"), CASES, ids=[build.__name_
 Build = Callable[[], tuple[nn.Module, Tensor]]
 
 
-def sampled(bnn: nn.Module, x: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    outputs = []
+def read(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
+    """Weights as the model hands them out."""
+    owners = ((name, *name.rpartition(".")[::2]) for name in names)
+    return {name: getattr(model.get_submodule(path), leaf).detach() for name, path, leaf in owners}
+
+
+def assert_forwards_use_what_is_read(bnn: nn.Module, model: nn.Module, names: list[str], x: Tensor) -> None:
+    """Each sample gives what a copy of the model gives with the weights of that sample, and no other sample does."""
+    plain = copy.deepcopy(model)
+    parameters, outputs = dict(plain.named_parameters()), []
     with torch.no_grad():
-        for _ in range(SAMPLES):
+        for seed in range(10):
+            with sampling(bnn, torch.Generator().manual_seed(seed)):
+                for name, weight in read(bnn, names).items():
+                    parameters[name].copy_(weight)
+                outputs.append(bnn(x))
+            torch.testing.assert_close(outputs[-1], plain(x))
+            assert not any(torch.equal(outputs[-1], other) for other in outputs[:-1])
+
+
+def moments_of_draws(bnn: nn.Module, means: dict[str, Tensor], count: int = SAMPLES) -> dict[str, Moments]:
+    generator, found = torch.Generator().manual_seed(1), {name: Moments() for name in means}
+    with torch.no_grad():
+        for _ in range(count):
             with sampling(bnn, generator):
-                outputs.append(bnn(x).flatten())
-    return torch.stack(outputs).double()
+                for name, weight in read(bnn, list(means)).items():
+                    found[name].add((weight - means[name])[None])
+    return found
 
 
-def perturbed(model: nn.Module, x: Tensor, sigmas: dict[str, float]) -> Tensor:
-    """Nothing of the library: w + sigma * noise, written into the Parameters of a copy."""
-    plain, generator = copy.deepcopy(model), torch.Generator().manual_seed(2)
-    parameters = dict(plain.named_parameters())
-    means = {name: parameters[name].detach().clone() for name in sigmas}
-    outputs = []
-    with torch.no_grad():
-        for _ in range(SAMPLES):
-            for name, sigma in sigmas.items():
-                noise = torch.randn(means[name].shape, generator=generator)
-                parameters[name].copy_(means[name] + sigma * noise)
-            outputs.append(plain(x).flatten())
-    return torch.stack(outputs).double()
-
-
-def agree(one: Tensor, other: Tensor) -> bool:
-    """Whether mean and variance of all elements agree within the family-wise bound."""
-    bound = NormalDist().inv_cdf(1 - FAMILY_WISE_ERROR / (4 * one.shape[1]))
-    mean_error = ((one.var(0) + other.var(0)) / SAMPLES).sqrt()
-    means = (one.mean(0) - other.mean(0)).abs() / mean_error
-    spread = [(s - s.mean(0)).square() for s in (one, other)]
-    variance_error = (sum(s.var(0) for s in spread) / SAMPLES).sqrt()
-    variances = (one.var(0) - other.var(0)).abs() / variance_error
-    return bool(means.max() < bound and variances.max() < bound)
+def assert_draws_have(found: dict[str, Moments], means: dict[str, Tensor], sigmas: dict[str, float]) -> None:
+    for name, moments in found.items():
+        require_same_moments(
+            moments, torch.zeros_like(means[name]), torch.full_like(means[name], sigmas[name] ** 2), name
+        )
 
 
 def relative_sigmas(model: nn.Module, names: list[str]) -> dict[str, float]:
@@ -120,14 +120,15 @@ def relative_sigmas(model: nn.Module, names: list[str]) -> dict[str, float]:
 
 @pytest.mark.slow
 @each_case
-def test_sampled_predictions_spread_as_perturbed_weights_do(build: Build, name: str) -> None:
+def test_sampled_predictions_are_those_of_perturbed_weights(build: Build, name: str) -> None:
     model, x = build()
     model.eval()
     wide = [n for n, p in model.named_parameters() if p.dim() > 1 and p.shape[-1] > 1]
-    sigmas = relative_sigmas(model, wide)
+    sigmas, means = relative_sigmas(model, wide), read(model, wide)
     bnn = bayesify(model, include=wide, init_sigma=lambda key, weight: sigmas[key])
     assert {key for key, _ in named_posteriors(bnn)} == set(wide) >= {name}
-    assert agree(sampled(bnn, x), perturbed(model, x, sigmas))
+    assert_forwards_use_what_is_read(bnn, model, wide, x)
+    assert_draws_have(moments_of_draws(bnn, means, 1000), means, sigmas)
 
 
 @pytest.mark.slow
@@ -135,10 +136,13 @@ def test_sampled_predictions_spread_as_perturbed_weights_do(build: Build, name: 
 def test_one_sigma_is_exact_to_ten_percent(build: Build, name: str) -> None:
     model, x = build()
     model.eval()
-    sigmas = relative_sigmas(model, [name])
-    by_hand = perturbed(model, x, sigmas)
-    assert agree(sampled(bayesify(model, include=name, init_sigma=sigmas[name]), x), by_hand)
-    assert not agree(sampled(bayesify(model, include=name, init_sigma=1.1 * sigmas[name]), x), by_hand)
+    sigmas, means = relative_sigmas(model, [name]), read(model, [name])
+    bnn = bayesify(model, include=name, init_sigma=sigmas[name])
+    assert_forwards_use_what_is_read(bnn, model, [name], x)
+    assert_draws_have(moments_of_draws(bnn, means), means, sigmas)
+    wrong = bayesify(model, include=name, init_sigma=1.1 * sigmas[name])
+    with pytest.raises(AssertionError, match=r"the variance of .* standard errors off"):
+        assert_draws_have(moments_of_draws(wrong, means), means, sigmas)
 
 
 def test_the_fused_path_is_kept_for_the_mean_and_left_for_samples(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,15 +13,16 @@ from .recipes import TRAITS, Block, Recipe
 from .strategy import recipes
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=16, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
 @given(recipe=recipes(), onnx=st.integers(0, 9).map(lambda number: number == 9))
 def test_random_networks_have_every_property(recipe: Recipe, onnx: bool) -> None:
     check_recipe(recipe, onnx)
 
 
 def test_random_networks_are_of_every_kind() -> None:
-    drawn = draw_recipes(300)
+    drawn = draw_recipes(100)
     for trait in REQUIRED:
         share = sum(map(TRAITS[trait], drawn)) / len(drawn)
         assert share >= LEAST_SHARE, f"{trait}: {share:.1%}"

@@ -23,6 +23,8 @@ from convert import bayesify
 
 from .networks import NETWORKS
 
+pytestmark = pytest.mark.xdist_group("conformal")  # its fixtures are made once
+
 SEEDS, LEVELS = (0, 1, 2), (0.9, 0.95)
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pretrained_digits.py"
 

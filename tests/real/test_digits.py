@@ -23,7 +23,7 @@ from convert import OnnxModel, bayesify, compress, export_onnx, sparsity, to_det
 
 from .networks import NETWORKS
 
-pytestmark = [pytest.mark.slow, pytest.mark.data]
+pytestmark = [pytest.mark.slow, pytest.mark.data, pytest.mark.xdist_group("MNIST")]
 
 EXAMPLE = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "pretrained_digits.py"))
 FASHION = Path("/usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz")  # Debian's dataset-fashion-mnist

@@ -33,15 +33,16 @@ SPREAD = frozenset(
 )
 
 
-def spread_agrees(subject: Subject, samples: int = 400, factor: float = 1.0) -> None:
+def spread_agrees(subject: Subject, samples: int = 400, factor: float = 1.0, drawn: Tensor | None = None) -> None:
     """Raise unless both ways to sample have the same spread.
 
     Args:
         subject: A converted model.
         samples: Number of draws each way.
         factor: What sigma is multiplied with in the copy; another value than 1 must raise.
+        drawn: What :func:`drawn_outputs` gave for as many samples; by default it is asked here.
     """
-    drawn = _collect(samples, lambda seed: _sampled(subject, seed))
+    drawn = drawn_outputs(subject, samples) if drawn is None else drawn
     plain = copy.deepcopy(subject.source)
     byhand = _collect(samples, lambda seed: _perturbed(subject, plain, factor, seed + samples))
     moving = (drawn.std(0) > 1e-6 * drawn.abs().amax().clamp_min(1e-30)) & (byhand.std(0) > 0)
@@ -55,6 +56,11 @@ def spread_agrees(subject: Subject, samples: int = 400, factor: float = 1.0) -> 
     subject.result.facts["spread"] = {"pooled": round(pooled, 3), "error": round(pooled_error, 3)}
     assert abs(pooled) <= 5 * pooled_error, f"all variances off by {pooled:.3f} +- {pooled_error:.3f} (log)"
     assert worst <= quantile, f"a variance is off by {worst:.1f} standard errors, more than {quantile:.1f}"
+
+
+def drawn_outputs(subject: Subject, samples: int) -> Tensor:
+    """Outputs of the Bayesian model, one row for each sample."""
+    return _collect(samples, lambda seed: _sampled(subject, seed))
 
 
 def _collect(samples: int, draw: Callable[[int], Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from .entries import Entry, Example
 from .fingerprint import Fingerprint
 from .perturbation import enliven
 from .result import Result
-from .spread import spread_agrees
+from .spread import drawn_outputs, spread_agrees
 from .subject import Subject
 
 
@@ -178,13 +178,15 @@ def test_enliven_leaves_no_constant_and_calibrates_norms() -> None:
     assert not any(module.training for module in model.modules())
 
 
+@pytest.mark.slow
 def test_wrong_sigma_is_seen_in_the_spread() -> None:
     subject = _subject()
-    spread_agrees(subject, samples=2000)
+    drawn = drawn_outputs(subject, 2000)
+    spread_agrees(subject, 2000, drawn=drawn)
     with pytest.raises(AssertionError, match="variance"):
-        spread_agrees(subject, samples=2000, factor=1.1)
+        spread_agrees(subject, 2000, factor=1.1, drawn=drawn)
     with pytest.raises(AssertionError, match="variance"):
-        spread_agrees(subject, samples=2000, factor=0.9)
+        spread_agrees(subject, 2000, factor=0.9, drawn=drawn)
 
 
 def _subject() -> Subject:

@@ -6,7 +6,11 @@ a graph of matrix products alone is quantised dynamically: weights per channel, 
 every call. Convolutions would get slower that way.
 
 Activations are unsigned because ONNX Runtime's kernels for uint8 times int8 are the fast ones on x86 (measured on a
-compacted ResNet-18: 0.16 of the dense latency, against 0.30 for int8 times int8).
+compacted ResNet-18: 0.16 of the dense latency, against 0.30 for int8 times int8). On x86 processors without VNNI these
+kernels add products in pairs in 16 bits, where two of 255 * 127 saturate. So weights have seven bits, at most 64 in
+size: 255 * 64 * 2 = 32640 fits, and a file gives the same outputs on every processor, up to rounding. Measured on
+three small CNNs of scikit-learn's digits, 900 images: the RMS error grows from 1.0 % to 1.3 %, the accuracy
+changes by at most one image.
 """
 
 from __future__ import annotations
@@ -133,7 +137,9 @@ class Quantization:
         from onnxruntime import quantization as ort  # not needed to export without quantization
 
         if not self.static:
-            ort.quantize_dynamic(proto, str(target), weight_type=ort.QuantType.QInt8, per_channel=True)
+            ort.quantize_dynamic(
+                proto, str(target), weight_type=ort.QuantType.QInt8, per_channel=True, reduce_range=True
+            )
             return
 
         names = [value.name for value in proto.graph.input]
@@ -152,6 +158,7 @@ class Quantization:
             Reader(),
             quant_format=ort.QuantFormat.QDQ,
             per_channel=True,
+            reduce_range=True,
             activation_type=ort.QuantType.QUInt8,
             weight_type=ort.QuantType.QInt8,
             op_types_to_quantize=[*CONVOLUTIONS, *PRODUCTS] if self._normalises(proto) else None,
