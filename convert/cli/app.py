@@ -52,8 +52,6 @@ def demo(output: options.Folder = Path("demo-output"), data: options.Mnist = Non
 
     [b]For example[/b]
 
-    bensemble demo
-
     bensemble demo --data mnist.npz --output mnist-demo
     """
     from rich.console import Console
@@ -77,8 +75,6 @@ def plan(
 
     [b]For example[/b]
 
-    bensemble plan "torchvision.models:resnet18(weights=None)"
-
     bensemble plan "timm:create_model('resnet18', num_classes=7)" -w best.pth
 
     bensemble plan mymodel:build --exclude head --input 1x3x224x224 --json
@@ -101,8 +97,6 @@ def inspect(file: options.OnnxFile, json: options.Json = False) -> None:
     """Show what an ONNX file holds: inputs, outputs, metadata, size, sparsity.
 
     [b]For example[/b]
-
-    bensemble inspect small.onnx
 
     bensemble inspect small.onnx --json
     """

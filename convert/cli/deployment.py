@@ -41,21 +41,14 @@ def compress(
     bensemble compress mymodel:build -w bayesian.pt --evaluate scores:f1 -i 1x64 --max-size 200000 -o small.onnx
     """
     name, texts = parse_model_name(model), parse_inputs(inputs)
-    if evaluate is None and data is None:
-        raise WrongUsage("compress: nothing says what is good; add --data val.npz, or --evaluate module:function.")
-    if data is None and not texts:
-        raise WrongUsage("compress: no example input is given; add its shape, for example --input 1x3x224x224.")
+    if data is None and (evaluate is None or not texts):
+        raise WrongUsage("compress: add --data val.npz, or --evaluate module:function and --input 1x3x224x224.")
     with working("Importing torch") as stage:
-        from ..compression import Point
         from ..compression import compress as search
         from .model_building import load_network
 
         network = load_network(name, weights, key, stage)
         held_out, labels = read_data(data, network, need_labels=evaluate is None) if data else (None, None)
-
-        def measured(point: Point) -> None:
-            stage(f"{point.name}: score {point.metric:.4g}, {point.size / 1e3:,.0f} kB")
-
         found = search(
             network,
             _score(evaluate, held_out, labels),
@@ -65,7 +58,7 @@ def compress(
             max_latency_ms=max_latency_ms,
             max_size=max_size,
             calibration_data=None if int8 is None else first_examples(read_data(int8, network)[0]),
-            progress=measured,
+            progress=lambda point: stage(f"{point.name}: score {point.metric:.4g}, {point.size / 1e3:,.0f} kB"),
         )
         if plot is not None:
             found.plot().figure.savefig(plot, dpi=150)
@@ -88,15 +81,13 @@ def report(
     """
     texts = parse_inputs(inputs)
     if data is None and not texts:
-        raise WrongUsage("report: nothing says what the files take; add --data val.npz, or --input 16x3x224x224.")
+        raise WrongUsage("report: add --data val.npz, or --input 16x3x224x224.")
     with working("Measuring"):
-        from ..onnx import OnnxModel, compare_onnx, inspect_onnx
+        from ..onnx import OnnxModel, compare_onnx
 
-        inspect_onnx(files[0])  # says what is wrong with a file that is none
         held_out, labels = read_data(data) if data else (None, None)
-        distinct = len({path.name for path in files}) == len(files)
         found = compare_onnx(
-            {path.name if distinct else str(path): path for path in files},
+            {str(path): path for path in files},
             make_inputs(texts, OnnxModel(files[0])) if held_out is None else first_examples(held_out),
             evaluate=_score(evaluate, held_out, labels),
         )
@@ -104,9 +95,12 @@ def report(
 
 
 def _score(evaluate: str | None, inputs: Any, labels: Any) -> Any:
-    """What is maximised: the user's function, or the accuracy on the data; None where there are no labels."""
+    """The user's function, or the accuracy on the data; None where there are no labels."""
     if evaluate is not None:
-        from .model_building import find_function
+        from .model_building import look_up
 
-        return find_function(parse_model_name(evaluate))
+        name = parse_model_name(evaluate)
+        if name.called:
+            raise WrongUsage(f"--evaluate: names a function without arguments, got {evaluate!r}.")
+        return look_up(name)
     return None if labels is None else accuracy(inputs, labels)

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 __all__ = ["export", "read_calibration"]
 
-#: Most bytes of a calibration file; one has about five thousand.
+#: Most bytes of a calibration file; a usual one has about five thousand.
 LONGEST = 2**20
 
 
 def export(
     model: options.Model,
     output: options.Output,
+    inputs: options.Inputs,
     weights: options.Weights = None,
     key: options.Key = None,
-    inputs: options.Inputs = None,
     threshold: options.Threshold = None,
     sparsity: options.Sparsity = None,
     granularity: options.Granularity = "weight",
@@ -42,14 +42,12 @@ def export(
     verify: options.Verify = True,
     json: options.Json = False,
 ) -> None:
-    """Write a model as one ONNX file, confirmed by ONNX Runtime at another batch size.
+    """Write a model as one ONNX file, compared with the model in ONNX Runtime at another batch size.
 
-    The weights may be those of the model, or those of its Bayesian version (names in _mu and _rho): then the network at
-    the posterior mean is written, or with --outputs uncertainty how sure it is as well.
+    The weights may also be those of its Bayesian version: then the network at the posterior mean is written, or with
+    --outputs uncertainty the uncertainty as well.
 
     [b]For example[/b]
-
-    bensemble export mymodel:build -w best.pth -i 1x3x224x224 -o mymodel.onnx
 
     bensemble export mymodel:build -w bayesian.pt -i 1x1x28x28 --threshold 0.83 --sparse -o small.onnx
 
@@ -63,11 +61,7 @@ def export(
     """
     name, texts = parse_model_name(model), parse_inputs(inputs)
     prunes = threshold is not None or sparsity is not None
-    if not texts:
-        raise WrongUsage("export: no example input is given; add its shape, for example --input 1x3x224x224.")
-    if granularity not in ("weight", "channel"):
-        raise WrongUsage(f"export: --granularity must be weight or channel, got {granularity!r}.")
-    if granularity == "channel" and not prunes:
+    if granularity != "weight" and not prunes:
         raise WrongUsage("export: --granularity says what to prune, not how much; add --threshold or --sparsity.")
     if compact and outputs == "uncertainty":
         raise WrongUsage("export: --compact takes the network at the posterior mean; leave out --outputs uncertainty.")
@@ -103,26 +97,17 @@ def export(
 def read_calibration(path: Path) -> Calibration:
     """The calibration that ``Calibration.to_json`` wrote to a file."""
     from bensemble import Calibration
-    from bensemble.errors import InvalidValueError, shown
+    from bensemble.errors import InvalidValueError
 
-    try:
-        if path.exists() and not path.is_file():
-            raise ValueError("no file")
-        with path.open("rb") as file:
-            text = file.read(LONGEST + 1)
-        if len(text) > LONGEST:
-            raise ValueError(f"more than {LONGEST} bytes")
-        return Calibration.from_json(text.decode())
-    except (OSError, ValueError) as err:
-        raise InvalidValueError(
-            f"calibration: '{path}' must hold what Calibration.to_json wrote, got {shown(err, 300)}"
-        ) from err
+    if not path.is_file() or path.stat().st_size > LONGEST:
+        raise InvalidValueError(f"calibration: '{path}' is not a file of at most {LONGEST} bytes; check the path.")
+    return Calibration.from_json(path.read_bytes().decode(errors="replace"))
 
 
 def _smaller(
     network: Any, example: Any, threshold: float | None, sparsity: float | None, granularity: str, compact: bool
 ) -> Any:
-    """The network without what its posterior is unsure of; compact, without channels that are zero as a whole."""
+    """The network, pruned by its posterior where a criterion is given, and compacted where asked."""
     from bensemble.errors import ConversionError
     from bensemble.posteriors import named_posteriors
     from bensemble.pruning.masks import prune
@@ -134,10 +119,7 @@ def _smaller(
     bayesian = any(True for _ in named_posteriors(network))
     if threshold is not None or sparsity is not None:
         if not bayesian:
-            raise ConversionError(
-                "export: --threshold and --sparsity prune by the posterior, and the model has none; leave them out, or "
-                "give the weights of its Bayesian version with --weights."
-            )
+            raise ConversionError("export: the model has no posterior to prune by; give its Bayesian --weights.")
         unit = channel_groups(network, example) if granularity == "channel" else granularity
         prune(network, threshold=threshold, sparsity=sparsity, granularity=unit)
     if not compact:

@@ -1,14 +1,9 @@
 """How a command ends: one readable line on stderr and an exit code.
 
-| code | meaning |
-|---|---|
-| 0 | done |
-| 1 | refused: the model, the weights or a path cannot be used; nothing was written |
-| 2 | wrong usage: the command line itself cannot be read |
-| 3 | the exported file does not reproduce the model; nothing was written |
-| 130 | stopped from the keyboard |
+1: the model, the weights or a path cannot be used. 2: the command line itself cannot be read. 3: the exported file does
+not reproduce the model. 130: stopped from the keyboard. In each case no file was written.
 
-Nothing here imports torch before something failed, so that a typing mistake is answered at once.
+torch is imported only after a command has failed, so that a typing mistake is answered at once.
 """
 
 from __future__ import annotations
@@ -32,8 +27,8 @@ DONE, REFUSED, WRONG_USAGE, UNVERIFIED, STOPPED = 0, 1, 2, 3, 130
 ParserError: Any = typer.BadParameter.__bases__[0]
 
 
-class WrongUsage(ValueError):  # noqa: N818  # it names the fact, and ends with exit code 2
-    """Text on the command line that cannot be read."""
+class WrongUsage(ValueError):  # noqa: N818  # it names the fact
+    """Text on the command line that cannot be read; exit code 2."""
 
 
 class OneLineErrors(TyperGroup):
@@ -60,9 +55,9 @@ class OneLineErrors(TyperGroup):
 
 
 def first_line(err: BaseException) -> str:
-    """What somebody else's exception says, its type and its first line, for the middle of a sentence."""
+    """The type of an exception and the first line of its text, as a part of a sentence."""
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    text = f"{type(err).__name__}: {lines[0].rstrip('.')}" if lines else type(err).__name__
+    text = ": ".join([type(err).__name__, *(line.rstrip(".") for line in lines[:1])])
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:300])
 
 
@@ -79,10 +74,8 @@ def _code_and_line(err: Any) -> tuple[int, str]:
         return REFUSED, str(err)
     from bensemble.errors import BensembleError, VerificationError
 
-    if isinstance(err, VerificationError):
-        return UNVERIFIED, str(err)
     if isinstance(err, BensembleError):
-        return REFUSED, str(err)
+        return UNVERIFIED if isinstance(err, VerificationError) else REFUSED, str(err)
     return REFUSED, f"{first_line(err)}; run again with --debug to see where."
 
 

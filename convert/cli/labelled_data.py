@@ -21,7 +21,7 @@ BATCH = 256
 def read_data(path: Path, model: Any = None, need_labels: bool = False) -> tuple[Any, Any]:
     """The inputs in a file, as one call of a model takes them, and the class numbers, None where there are none.
 
-    Two and more arrays go to forward by their names, unless they have none.
+    Several inputs go to forward by their names, or in order where they are arr_0, arr_1, ...
     """
     from bensemble.errors import shown
 
@@ -29,16 +29,14 @@ def read_data(path: Path, model: Any = None, need_labels: bool = False) -> tuple
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     found = next((name for name in LABELS if name in arrays), None)
     labels = None if found is None else arrays.pop(found)
-    if not arrays:
-        raise WrongUsage(f"data: '{path}' holds no inputs; write it with numpy.savez(path, inputs=x, labels=y).")
-    if labels is None and need_labels:
+    held = shown(", ".join(f"{size} in {name}" for name, size in lengths.items()), 300)
+    if not arrays or (labels is None and need_labels):
         raise WrongUsage(
-            f"data: '{path}' holds no labels, only {shown(', '.join(arrays), 300)}; add an array "
-            "'labels', or name a function of your own with --evaluate."
+            f"data: '{path}' must hold inputs and labels, got {held or 'nothing'}; write it with "
+            "numpy.savez(path, inputs=x, labels=y). Without labels, name a function of your own with --evaluate."
         )
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
-        held = shown(", ".join(f"{size} in {name}" for name, size in lengths.items()), 300)
-        raise WrongUsage(f"data: the arrays of '{path}' must have one example for each row, got {held}.")
+        raise WrongUsage(f"data: the arrays of '{path}' must have one row for each example, got {held}.")
     if labels is not None and (labels.ndim != 1 or labels.is_floating_point()):
         raise WrongUsage(
             f"data: labels of '{path}' must be class numbers, one for each example, got {labels.dtype} of shape "

@@ -13,8 +13,7 @@ Model = Annotated[
     Argument(
         metavar="MODEL",
         help='Where the model comes from: [b]"module:function(arguments)"[/b], a class, or a network that a module '
-        "holds. Arguments are literal: text in quotes, numbers, True, False, None, tuples, lists, dicts. "
-        "Modules of the current folder can be named.",
+        "holds. Arguments are literal. Modules of the current folder can be named.",
     ),
 ]
 Weights = Annotated[
@@ -46,45 +45,31 @@ Threshold = Annotated[
 Sparsity = Annotated[float | None, Option(metavar="SHARE", help="Bayesian weights only: prune this share, as 0.9.")]
 Granularity = Annotated[
     str,
-    Option(
-        metavar="UNIT",
-        help="What is pruned: each [b]weight[/b] by itself, or a [b]channel[/b], head or neuron as a whole.",
-    ),
+    Option(metavar="UNIT", help="Prune each [b]weight[/b] by itself, or a [b]channel[/b], head or neuron as a whole."),
 ]
 Compact = Annotated[bool, Option("--compact", help="Cut out channels, heads and neurons that are zero as a whole.")]
 Int8 = Annotated[
     Path | None, Option(metavar="FILE.npz", help="Round to eight-bit integers, calibrated with these inputs.")
 ]
-Sparse = Annotated[
-    bool, Option("--sparse", help="Store mostly-zero weights by their nonzero entries where that is smaller.")
-]
+Sparse = Annotated[bool, Option("--sparse", help="Store weights by their nonzero entries where that is smaller.")]
 
 # What the exported file answers.
 Outputs = Annotated[str, Option(metavar="WHAT", help="[b]mean[/b], the model's own outputs, or [b]uncertainty[/b].")]
 Likelihood = Annotated[
-    str | None,
-    Option(
-        metavar="NAME",
-        help="What the outputs mean: categorical (logits of classes), bernoulli, gaussian_head; default raw numbers.",
-    ),
+    str | None, Option(metavar="NAME", help="categorical (logits of classes), bernoulli, gaussian_head; default: none.")
 ]
 Samples = Annotated[int, Option(metavar="K", help="Weight draws in the file.")]
-CalibrationFile = Annotated[
-    Path | None,
-    Option(metavar="FILE", help="What Calibration.to_json wrote: its thresholds go into the file."),
-]
+CalibrationFile = Annotated[Path | None, Option(metavar="FILE", help="A calibration, by Calibration.to_json.")]
 Classes = Annotated[str | None, Option(metavar="NAMES", help="Names of the classes, as cat,dog.")]
 Opset = Annotated[int | None, Option(metavar="N", help="ONNX opset; the exporter's own by default.")]
 Verify = Annotated[bool, Option(help="Compare with the model in ONNX Runtime before writing.")]
 
 # What is good enough.
 Data = Annotated[
-    Path | None,
-    Option(metavar="FILE.npz", help="Held-out data: inputs, and class numbers under [b]labels[/b] for the accuracy."),
+    Path | None, Option(metavar="FILE.npz", help="Held-out inputs, and class numbers under [b]labels[/b] for accuracy.")
 ]
 Evaluate = Annotated[
-    str | None,
-    Option(metavar="MODULE:FUNCTION", help="A function that takes a model and returns a score, not accuracy."),
+    str | None, Option(metavar="MODULE:FUNCTION", help="A function of a model that returns a score, for accuracy.")
 ]
 MaxDrop = Annotated[float | None, Option(metavar="SCORE", help="Most that the score may fall.")]
 MaxLatency = Annotated[float | None, Option(metavar="MS", help="Most milliseconds of one run, one thread.")]

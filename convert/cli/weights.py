@@ -1,7 +1,7 @@
 """Weights from a file into a model.
 
-What wrappers put before every name (`module.` DataParallel, `_orig_mod.` torch.compile, `model.` Lightning) is taken
-away. A checkpoint of `bensemble.save`, or names in `_mu` and `_rho`, make the model Bayesian first.
+The prefix of a wrapper (`module.` DataParallel, `_orig_mod.` torch.compile, `model.` Lightning) is removed from the
+names. A checkpoint of `bensemble.save`, or names in `_mu` and `_rho`, make the model Bayesian first.
 """
 
 from __future__ import annotations
@@ -24,13 +24,10 @@ WRAPPERS = ("module.", "_orig_mod.", "model.")
 
 
 def load_weights(model: nn.Module, path: Path, key: str | None = None) -> tuple[nn.Module, list[str]]:
-    """Load a file into a model: each has all names of the other, in the same shapes.
+    """Load a file into a model; both must have the same names and shapes.
 
     Returns:
-        The model, Bayesian where the file holds posteriors; and what was chosen on the way, for the user to read.
-
-    Raises:
-        CheckpointError: The file cannot be read without running code, holds no state dict, or one of another model.
+        The model, Bayesian where the file holds posteriors; and notes about what was chosen, for the user to read.
     """
     if key is None and is_checkpoint(path):
         return load(path, model), ["made the model Bayesian as the header of the checkpoint says"]
@@ -59,15 +56,12 @@ def load_weights(model: nn.Module, path: Path, key: str | None = None) -> tuple[
 
 
 def _wrappers_prefix(state: dict[str, Any], model: nn.Module) -> str:
-    """The wrappers' names that all names of a file begin with, and none of the model's."""
+    """The prefixes of wrappers that all names of a file begin with, and no name of the model."""
+    own = list(model.state_dict())
+    wrappers = [wrapper for wrapper in WRAPPERS if not any(name.startswith(wrapper) for name in own)]
     # n_averaged is a counter that torch.optim.swa_utils.AveragedModel puts beside the weights
-    names, own, prefix = [name for name in state if name != "n_averaged"], list(model.state_dict()), ""
-
-    def is_common(wrapper: str) -> bool:
-        everywhere = all(name.startswith(prefix + wrapper) for name in names)
-        return everywhere and not any(name.startswith(wrapper) for name in own)
-
-    while names and (found := [wrapper for wrapper in WRAPPERS if is_common(wrapper)]):
+    names, prefix = [name for name in state if name != "n_averaged"], ""
+    while found := [w for w in wrappers if names and all(name.startswith(prefix + w) for name in names)]:
         prefix += found[0]
     return prefix
 

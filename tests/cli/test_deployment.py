@@ -121,11 +121,11 @@ def test_export_compacts_a_plain_network(files: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
-        (["--granularity", "head", "--sparsity", "0.5"], 2, "--granularity must be weight or channel, got 'head'"),
+        (["--granularity", "head", "--sparsity", "0.5"], 1, "prune: granularity must be 'weight', 'channel' or the"),
         (["--granularity", "channel"], 2, "not how much; add --threshold or --sparsity"),
         (["--compact", "--outputs", "uncertainty"], 2, "--compact takes the network at the posterior mean"),
         (["--int8", "val.npz", "--outputs", "uncertainty"], 1, "quantize='int8' needs outputs='mean'"),
-        (["--int8", "missing.npz"], 1, "there is no file 'missing.npz'; check the path"),
+        (["--int8", "missing.npz"], 1, "'missing.npz' is not a file of numeric arrays (FileNotFoundError: "),
         (["--int8", "other.npz"], 1, "calibration_data must be like example_inputs, a tensor of shape (2, 4)"),
         (["--sparsity", "1.5"], 1, "sparsity must be finite and at least 0 and below 1, got 1.5"),
     ],
@@ -144,12 +144,25 @@ def test_export_refuses(files: Path, wide: torch.nn.Module, words: list[str], co
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
-        (["--max-drop", "0.1"], 2, "nothing says what is good; add --data val.npz, or --evaluate"),
-        (["--evaluate", "scores:closeness", "--max-drop", "0.1"], 2, "no example input is given"),
-        (["--data", "unlabelled.npz", "--max-drop", "0.1"], 2, "holds no labels, only images"),
-        (["--data", "missing.npz", "--max-drop", "0.1"], 1, "there is no file 'missing.npz'; check the path"),
+        (["--max-drop", "0.1"], 2, "add --data val.npz, or --evaluate module:function and --input"),
+        (
+            ["--evaluate", "scores:closeness", "--max-drop", "0.1"],
+            2,
+            "add --data val.npz, or --evaluate module:function and",
+        ),
+        (["--data", "unlabelled.npz", "--max-drop", "0.1"], 2, "must hold inputs and labels, got 40 in images; write"),
+        (
+            ["--data", "missing.npz", "--max-drop", "0.1"],
+            1,
+            "'missing.npz' is not a file of numeric arrays (FileNotFoundError: ",
+        ),
         (["--data", "val.npz"], 1, "one of max_drop, max_latency_ms and max_size must be given"),
-        (["--evaluate", "scores:number", "-i", "8x4", "--max-drop", "0.1"], 1, "must name a function"),
+        (
+            ["--evaluate", "scores:number", "-i", "8x4", "--max-drop", "0.1"],
+            1,
+            "evaluate must be a callable that takes a model, got 7",
+        ),
+        (["--evaluate", "scores:closeness(2)", "-i", "8x4", "--max-drop", "0.1"], 2, "function without arguments, got"),
         (["--evaluate", "scores:closenes", "-i", "8x4", "--max-drop", "0.1"], 1, "did you mean 'closeness'?"),
     ],
 )
@@ -163,7 +176,7 @@ def test_compress_refuses(files: Path, words: list[str], code: int, part: str) -
 @pytest.mark.parametrize(
     ("arrays", "part"),
     [
-        ({"labels": np.zeros(4, np.int64)}, "holds no inputs"),
+        ({"labels": np.zeros(4, np.int64)}, "must hold inputs and labels, got 4 in labels"),
         ({"x": np.zeros((4, 4)), "labels": np.zeros(3, np.int64)}, "got 4 in x, 3 in labels"),
         ({"x": np.zeros((4, 4)), "labels": np.zeros((4, 3), np.float32)}, "labels of .* must be class numbers"),
     ],
@@ -195,6 +208,6 @@ def test_report_puts_files_side_by_side(exported: Path, words: list[str]) -> Non
 
 
 def test_report_refuses(exported: Path) -> None:
-    assert_one_line(run("report", "wide.onnx"), 2, "nothing says what the files take")
+    assert_one_line(run("report", "wide.onnx"), 2, "report: add --data val.npz, or --input")
     assert_one_line(run("report", "nets.py", "-i", "2x4"), 1, "nets.py")
     assert_one_line(run("report", "wide.onnx", "-i", "2x5"), 1, "rejects the inputs")

@@ -44,16 +44,16 @@ def test_reads_the_three_forms(text: str, expected: InputText) -> None:
     ("text", "message"),
     [
         ("1x3x", "'1x3x' is not a shape of positive sizes"),
-        ("1,3", "'1,3' is not a shape of positive sizes with 'x' between them; write 1x3x224x224"),
+        ("1,3", "'1,3' is not a shape of positive sizes; write 1x3x224x224, input_ids=2x128:int64 or batch"),
         ("0x3", "'0x3' is not a shape of positive sizes"),
         ("-1x3", "is not a shape"),
         ("", "'' is not a shape"),
-        ("x=", "'' is not a shape"),
-        ("x=1=2", "cannot be read"),
-        ("=1x2", "'' in '=1x2' is not the name of an argument"),
-        ("my-x=1x2", "'my-x' in 'my-x=1x2' is not the name of an argument"),
-        ("1x2:float", "'float' in '1x2:float' is not a dtype; choose one of float32"),
-        ("1x2:", "'' in '1x2:' is not a dtype"),
+        ("x=", "'x=' is not a shape"),
+        ("x=1=2", "'x=1=2' is not a shape"),
+        ("=1x2", "'=1x2' is not a shape"),
+        ("my-x=1x2", "'my-x=1x2' is not a shape"),
+        ("1x2:float", "'1x2:float' is not a shape of positive sizes; .*; dtypes are float32"),
+        ("1x2:", "'1x2:' is not a shape"),
     ],
 )
 def test_refuses_other_texts(text: str, message: str) -> None:
@@ -105,11 +105,10 @@ def test_reads_npz_by_name_or_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"there is no file '.*x\.npz'; write a shape"),
+        (None, r"'.*x\.npz' is not a file of numeric arrays \(FileNotFoundError: "),
         (b"nothing of the kind", "is not a file of numeric arrays"),
         ({"x": np.array([object()])}, "is not a file of numeric arrays"),
         ({"x": np.array(["text"])}, "is not a file of numeric arrays"),
-        ({}, "holds no arrays"),
     ],
 )
 def test_refuses_unreadable_npz(content: object, message: str, tmp_path: Path) -> None:
@@ -127,11 +126,8 @@ def test_refuses_unreadable_npz(content: object, message: str, tmp_path: Path) -
     [
         (["input_ids=2x3:int64", "2x3"], "some are named and some not"),
         (["input_ids=2x3:int64", "input_ids=2x3:int64"], "a name comes twice; write each once"),
-        (["ids=2x3:int64"], r"forward of Encoder takes \(input_ids, attention_mask\): .*'input_ids'"),
-        (["2x3", "2x3", "2x3"], r"forward of Encoder takes \(input_ids, attention_mask\): too many positional"),
-        (["attention_mask=2x3"], "missing a required argument: 'input_ids'"),
     ],
 )
-def test_refuses_inputs_that_forward_does_not_take(texts: list[str], message: str) -> None:
+def test_refuses_names_for_some_inputs_only(texts: list[str], message: str) -> None:
     with pytest.raises(WrongUsage, match=message):
         inputs(*texts, model=Encoder())

@@ -16,7 +16,6 @@ Write = Callable[[str, str], Path]
 
 NETS = """
 import functools
-from os import system
 from torch import nn
 
 def build(width=8, *, depth=1):
@@ -68,27 +67,22 @@ def test_builds_by_function_class_method_partial_and_instance(nets: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("not_there_at_all:build", "no module 'not_there_at_all' is installed or in this folder; install"),
-        ("netz:build", "no module 'netz' is installed or in this folder; did you mean 'nets'"),
-        ("torch.nnn:Linear(1, 1)", r"'torch' is there, 'torch\.nnn' is not"),
+        ("not_there_at_all:build", "No module named 'not_there_at_all'; install what is missing, or run bensemble in"),
+        ("torch.nnn:Linear(1, 1)", r"No module named 'torch\.nnn'; install what is missing"),
         ("nets:buidl", r"'nets' \(.*nets\.py\) has no 'buidl'; did you mean 'build'\?"),
-        ("nets:zzz", r"'nets' \(.*nets\.py\) has no 'zzz'; it defines Box, Net, build, fails"),
+        ("nets:zzz", r"'nets' \(.*nets\.py\) has no 'zzz'; did you mean another name\?"),
         ("nets:Net.smal", r"'nets\.Net' has no 'smal'; did you mean 'small'"),
-        ("nets:needs", r"'nets:needs' takes \(width, depth=2\): missing a required argument: 'width'; write the call"),
+        ("nets:needs", r"'nets:needs' raised TypeError: needs\(\) missing 1 required positional argument: 'width'"),
         ("nets:build(wdth=3)", "got an unexpected keyword argument 'wdth'"),
-        ("nets:build(1, 2)", "too many positional arguments"),
-        ("nets:net()", "'nets:net' is a network already; write it without the parentheses"),
-        ("nets:number", "'nets:number' is of type int; name a function, a class or a torch.nn.Module"),
-        ("nets:pair", r"'nets:pair' returns a tuple of \(Sequential, int\); name a function that returns"),
-        ("nets:nothing", "'nets:nothing' returns None; name a function"),
-        ("nets:Box()", "returns an object of type Box"),
-        ("nets:fails()", r"'nets:fails\(\)' raised RuntimeError: no data set at /data \(.*nets\.py, line 24\)\.$"),
+        ("nets:build(1, 2)", "takes from 0 to 1 positional arguments but 2 were given"),
+        ("nets:net()", r"'nets:net\(\)' calls a network; write its name without the parentheses"),
+        ("nets:number", "'nets:number' must give a torch.nn.Module, got an object of type int; name a network"),
+        ("nets:pair", "'nets:pair' must give a torch.nn.Module, got an object of type tuple; name a network"),
+        ("nets:nothing", "'nets:nothing' must give a torch.nn.Module, got an object of type NoneType"),
+        ("nets:Box()", "got an object of type Box"),
+        ("nets:fails()", r"'nets:fails\(\)' raised RuntimeError: no data set at /data \(.*nets\.py, line 23\)\.$"),
         ("nets:leaves", r"'nets:leaves' raised SystemExit: 4"),
         ("nets:late", "raised ModuleNotFoundError: No module named 'not_installed_at_all'"),
-        ("os:system('exit 1')", "'os:system' belongs to Python's standard library, which builds no networks"),
-        ("torch:os.system('exit 1')", "belongs to Python's standard library"),
-        ("nets:system('exit 1')", "belongs to Python's standard library"),
-        ("nets:functools.partial", "belongs to Python's standard library"),
         ("torch.nn:Linear(3, -4)", "raised RuntimeError: Trying to create tensor with negative dimension"),
     ],
 )
@@ -101,7 +95,7 @@ def test_says_what_is_wrong_and_what_to_do(text: str, message: str, nets: Path) 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("import not_installed_at_all", "'broken' imports 'not_installed_at_all', which is not installed"),
+        ("import not_installed_at_all", r"No module named 'not_installed_at_all' \(.*broken\.py, line 1\); install"),
         ("def f(:", r"importing 'broken' raised SyntaxError: invalid syntax \(.*broken\.py, line 1\)"),
         ("x = 1\nraise ValueError('bad file')", r"raised ValueError: bad file \(.*broken\.py, line 2\)"),
         ("raise SystemExit(3)", "importing 'broken' raised SystemExit: 3"),

@@ -77,7 +77,7 @@ def test_loads_safetensors_and_torch_files(path: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(load_weights(Net(), path)[0].state_dict(), state(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "net", "ema", "params"])
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
 def test_finds_the_usual_keys(key: str, path: Path) -> None:
     model = trained()
     optimizer = torch.optim.Adam(model.parameters())
@@ -87,12 +87,11 @@ def test_finds_the_usual_keys(key: str, path: Path) -> None:
     assert assert_loads(content, path) == [f"took '{key}'"]
 
 
-def test_says_what_else_there_was_and_takes_what_key_says(path: Path) -> None:
+def test_takes_what_key_says(path: Path) -> None:
     other = trained(2).state_dict()
     notes = assert_loads({"ema": other, "model": state()}, path)
-    assert notes == ["took 'model', not ema; choose with --key"]
+    assert notes == ["took 'model'"]
     assert assert_loads({"ema": state(), "model": other}, path, key="ema") == []
-    assert assert_loads({"a": {"b": state()}}, path) == ["took 'a.b'"]
     assert assert_loads({"a": {"b": state(), "c": other}}, path, key="a.b") == []
 
 
@@ -164,7 +163,7 @@ def test_a_pickle_with_code_is_refused_and_nothing_runs(legacy: bool, place: str
     with pytest.raises(CheckpointError, match=r"holds a pickled 'posix\.mkdir'.* nothing was executed.*If you trust"):
         load_weights(Net(), path)
     path.write_bytes(pickle.dumps(content))
-    with pytest.raises(CheckpointError, match="not a file of weights"):
+    with pytest.raises(CheckpointError, match="not a weights file"):
         load_weights(Net(), path)
     assert not (tmp_path / "ran").exists()
 
@@ -187,7 +186,7 @@ def test_truncated_files_are_refused(share: float, form: str, tmp_path: Path) ->
         torch.save(state(), path, _use_new_zipfile_serialization=form == "zip")
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(CheckpointError, match=r"is truncated or not|is empty; download or save it again"):
+    with pytest.raises(CheckpointError, match="is truncated or not a weights file"):
         load_weights(Net(), path)
 
 
@@ -197,18 +196,18 @@ Make = Callable[[Path], Any]
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: None, r"there is no file '.*best\.pth'; check the path"),
-        (lambda p: p.mkdir(), r"is a folder; name the \.safetensors or \.pt file in it"),
-        (lambda p: p.write_text("not weights at all"), "is truncated or not a file of weights"),
+        (lambda p: None, r"'.*best\.pth' cannot be read \(No such file or directory\); give the path"),
+        (lambda p: p.mkdir(), r"cannot be read \(it is a folder, a device or a pipe\); give the path"),
+        (lambda p: p.write_text("not weights at all"), "is truncated or not a weights file"),
         (
             lambda p: torch.save({"epoch": 3, "loss": 0.1}, p),
-            "holds no state dict, got 'epoch', 'loss'; write torch.save",
+            "no state dict at 'state_dict' or 'model_state_dict' or 'model', got 'epoch', 'loss'; name .* torch.save",
         ),
-        (lambda p: torch.save(torch.zeros(3), p), "holds no state dict, got Tensor"),
-        (lambda p: torch.save([1], p), "holds no state dict, got list"),
+        (lambda p: torch.save(torch.zeros(3), p), "holds no state dict at .*, got Tensor"),
+        (lambda p: torch.save([1], p), "holds no state dict at .*, got list"),
         (
             lambda p: torch.save({"a": state(), "b": state()}, p),
-            "holds several state dicts, got: a, b; choose one with",
+            "holds no state dict at .*, got 'a', 'b'; name the place with --key",
         ),
     ],
 )
@@ -227,16 +226,16 @@ def test_a_torchscript_program_is_refused(path: Path) -> None:
 
 def test_a_file_that_the_system_refuses_to_open(path: Path) -> None:
     path.write_text("a file, no folder")
-    with pytest.raises(CheckpointError, match=r"cannot be read \(Not a directory\); check its permissions"):
+    with pytest.raises(CheckpointError, match=r"cannot be read \(Not a directory\); give the path"):
         load_weights(Net(), path / "best.pth")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"model": {}}, "has no state dict at 'emma', got: none; choose one"),
-        ({"model": "state", "ema": "state"}, "has no state dict at 'emma', got: model, ema; choose one"),
-        ("state", "has no state dict at 'emma', got: none; leave --key out"),
+        ({"model": {}}, "holds no state dict at 'emma', got 'model'; name the place"),
+        ({"model": "state", "ema": "state"}, "holds no state dict at 'emma', got 'model', 'ema'; name the place"),
+        ("state", "holds no state dict at 'emma', got 'body.0.weight', 'body.0.bias', "),
     ],
 )
 def test_a_key_that_is_not_there(content: Any, message: str, path: Path) -> None:

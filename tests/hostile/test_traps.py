@@ -78,11 +78,11 @@ def test_shards_load_through_their_index(shards, tmp_path):
     ],
 )
 def test_a_shard_is_a_file_in_its_own_folder(name, shards, tmp_path):
-    refused(load_weights, net(), shards({"weight": name}), match="a shard is no file in its folder")
+    refused(load_weights, net(), shards({"weight": name}), match="is not the name of a weights file in its folder")
 
 
 def test_shards_that_are_not_there_or_not_the_right_ones(shards, tmp_path):
-    refused(load_weights, net(), shards({"weight": "none.bin"}), match=r"lists 'none\.bin', which is no file beside it")
+    refused(load_weights, net(), shards({"weight": "none.bin"}), match=r"none\.bin' cannot be read \(No such file")
     swapped = {"weight": "two.safetensors", "bias": "one.safetensors"}
     refused(
         load_weights, net(), shards(swapped), match=r"lists 'weight' in 'two\.safetensors', which holds no such tensor"
@@ -94,14 +94,12 @@ def test_shards_that_are_not_there_or_not_the_right_ones(shards, tmp_path):
         shards({"weight": "one.bin", "bias": "one.bin"}),
         match=r"lists 'weight' in 'one\.bin', which holds no such tensor",
     )
-    refused(load_weights, net(), shards({}), match="weight_map is no map of names")
+    refused(load_weights, net(), shards({}), match="it has no weight_map")
     path = shards()
     path.write_text("{}")
     refused(load_weights, net(), path, match="it has no weight_map")
-    path.write_text('{"weight_map": {"weight": "one.safetensors", "weight": "two.safetensors"}}')
-    refused(load_weights, net(), path, match="a key occurs twice")
     path.write_text("[" * 100_000)
-    refused(load_weights, net(), path, match="is no index of weights")
+    refused(load_weights, net(), path, match="is not an index of weights")
     with path.open("wb") as file:
         file.truncate(65 * 2**20)
     refused(load_weights, net(), path, match=f"it has {65 * 2**20} bytes")
@@ -109,13 +107,13 @@ def test_shards_that_are_not_there_or_not_the_right_ones(shards, tmp_path):
 
 def test_links_and_pipes_among_shards_neither_hang_nor_recurse(shards, tmp_path):
     (tmp_path / "zero.bin").symlink_to("/dev/zero")
-    refused(load_weights, net(), shards({"weight": "zero.bin"}), match="which is no file beside it")
+    refused(load_weights, net(), shards({"weight": "zero.bin"}), match="it is a folder, a device or a pipe")
     os.mkfifo(tmp_path / "pipe.bin")
-    refused(load_weights, net(), shards({"weight": "pipe.bin"}), match="which is no file beside it")
+    refused(load_weights, net(), shards({"weight": "pipe.bin"}), match="it is a folder, a device or a pipe")
     (tmp_path / "secret.bin").symlink_to("/etc/hostname")
-    refused(load_weights, net(), shards({"weight": "secret.bin"}), match="is truncated or not a file of weights")
+    refused(load_weights, net(), shards({"weight": "secret.bin"}), match="is truncated or not a weights file")
     (tmp_path / "round.bin").symlink_to(tmp_path / "model.safetensors.index.json")
-    refused(load_weights, net(), shards({"weight": "round.bin"}), match="is truncated or not a file of weights")
+    refused(load_weights, net(), shards({"weight": "round.bin"}), match="is truncated or not a weights file")
 
 
 @pytest.mark.parametrize("kind", ["weights.pt", "data.npz"])
@@ -124,7 +122,7 @@ def test_a_pipe_or_a_device_is_refused_at_once(kind, tmp_path):
     (tmp_path / f"zero-{kind}").symlink_to("/dev/zero")
     for path in (tmp_path / kind, tmp_path / f"zero-{kind}"):
         if kind == "weights.pt":
-            refused(load_weights, net(), path, match="is a device or a pipe, got no file")
+            refused(load_weights, net(), path, match="it is a folder, a device or a pipe")
         else:
             refused(read_data, path, match="it is no file")
 
@@ -270,11 +268,11 @@ def test_safetensors_headers_that_ask_for_everything(tmp_path):
     path = tmp_path / "weights.safetensors"
     for size, text in ((2**63 - 1, b"{}"), (2**27, b"{}"), (200_000, b"[" * 200_000), (9, b'{"a":1}\xff ')):
         path.write_bytes(struct.pack("<Q", size) + text)
-        refused(load_weights, net(), path, match="is truncated or not a safetensors file")
+        refused(load_weights, net(), path, match="is truncated or not a weights file")
     absurd = {"weight": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 48]}}
     text = json.dumps(absurd).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(48))
-    refused(load_weights, net(), path, match="is truncated or not a safetensors file")
+    refused(load_weights, net(), path, match="is truncated or not a weights file")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
