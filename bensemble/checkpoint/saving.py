@@ -11,10 +11,9 @@ from ..checks import check_module
 from ..errors import CheckpointError, refuse, shown
 from ..layers.linear_op import LinearOpLayer
 from ..layers.sampled import SampledWeights
-from ..layers.weights import PosteriorModule
 from ..models.sharding import is_sharded, once_for_all, whole
 from ..models.state import unwrapped
-from ..posterior import Posterior
+from ..posteriors import tied_posteriors
 from .finite import NOT_FINITE, is_finite
 from .header import Header, PosteriorEntry, describe_prior
 from .writing import checked_target, replacing
@@ -66,15 +65,9 @@ def save(bnn: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def _entries(bnn: nn.Module) -> list[PosteriorEntry]:
-    """Every distinct posterior with all its places, in the model's order."""
-    places: dict[int, list[tuple[str, Posterior]]] = {}
-    for path, module in bnn.named_modules():
-        if isinstance(module, PosteriorModule):
-            for posterior in module._posteriors():
-                name = f"{path}.{posterior.name}" if path else posterior.name
-                places.setdefault(id(posterior.mu), []).append((name, posterior))
+    """Every distinct posterior with all its places, in the order of the model."""
     found = []
-    for tied in places.values():
+    for tied in tied_posteriors(bnn):
         name, first = tied[0]
         found.append(
             PosteriorEntry(

@@ -124,14 +124,14 @@ def _smaller(
 ) -> Any:
     """The network without what its posterior is unsure of; compact, without channels that are zero as a whole."""
     from bensemble.errors import ConversionError
-    from bensemble.posteriors import named_posteriors
+    from bensemble.posteriors import is_bayesian
     from bensemble.pruning.masks import prune
 
     from ..graph.compaction import channel_groups
     from ..graph.compaction import compact as cut_out
     from ..surgery.converting import to_deterministic
 
-    bayesian = any(True for _ in named_posteriors(network))
+    bayesian = is_bayesian(network)
     if threshold is not None or sparsity is not None:
         if not bayesian:
             raise ConversionError(
