@@ -26,6 +26,7 @@ from .objective import elbo_loss, kl_divergence, kl_warmup, param_groups
 from .posteriors import check_bayesian, named_posteriors
 from .pruning.channels import ChannelGroups
 from .pruning.masks import prune, pruned_share, pruning_masks
+from .pruning.schedule import gradual_sparsity
 
 __all__ = ["Epoch", "fine_tune", "gradual_sparsity", "learn_to_prune"]
 
@@ -158,18 +159,27 @@ def learn_to_prune(
     ``to_deterministic(bnn, threshold=0.83)``, and ``update_bn`` if the network has BatchNorm.
 
     With ``sparsity``, weights are also pruned after every epoch, by :func:`gradual_sparsity`; masks stay in force while
-    the other weights train on. The remaining arguments and errors are those of :func:`fine_tune`.
+    the other weights train on.
 
     Args:
         bnn: A Bayesian model, ``bayesify(model, prior="ard", estimator="weights")``.
+        loader: Batches, as for :func:`fine_tune`.
+        likelihood: What the outputs mean.
+        epochs: Passes over the loader.
+        num_data: Number of terms of the likelihood in the training set, as for :func:`fine_tune`.
+        lr: Learning rate of everything but rho.
+        rho_lr: Learning rate of rho.
         beta: Weight of the KL after the warm-up: 1 for much data, less for little.
         warmup: Share of the training in which the weight of the KL rises from 0.
         sparsity: Share of the weights to prune during training; None prunes nothing.
         granularity: What is pruned during training, as for :func:`bensemble.prune`.
+        output: Which part of a structured output.
+        unpack: ``callable(batch) -> (inputs, target)`` for batches of another form.
         after_epoch: Called with an :class:`Epoch`, after the pruning of that epoch.
 
     Raises:
-        InvalidValueError: A prior is centred on trained weights, so that it keeps them from becoming zero.
+        InvalidTypeError, InvalidValueError: As for :func:`fine_tune`; or a prior is centred on trained weights and
+            keeps them from becoming zero.
 
     Example:
         >>> sparse = bayesify(model, prior="ard", estimator="weights")
@@ -197,34 +207,6 @@ def learn_to_prune(
         bnn, loader, likelihood=likelihood, epochs=epochs, num_data=num_data, lr=lr, rho_lr=rho_lr, beta=beta,
         warmup=warmup, output=output, unpack=unpack, after_epoch=end,
     )  # fmt: skip
-
-
-def gradual_sparsity(step: float, total: float, sparsity: float, begin: float = 0.3, end: float = 0.8) -> float:
-    r"""Share of the weights to have pruned by a step, :math:`s \, (1 - (1 - t)^3)`: it rises fast, then slowly.
-
-    t rises from 0 to 1 between two points of the training (Zhu & Gupta 2017, "To prune, or not to prune", equation 1).
-
-    Args:
-        step: Steps or epochs done.
-        total: Steps or epochs of the whole training.
-        sparsity: The final share s.
-        begin: Share of the training at which pruning begins.
-        end: Share of the training at which the final share is reached; the rest is recovery.
-
-    Raises:
-        InvalidValueError: A value is out of range.
-    """
-    check_number("gradual_sparsity", "step", step, least=0)
-    check_number("gradual_sparsity", "total", total, above=0)
-    check_number("gradual_sparsity", "sparsity", sparsity, least=0, below=1)
-    check_number("gradual_sparsity", "begin", begin, least=0, most=1)
-    check_number("gradual_sparsity", "end", end, least=0, most=1)
-    done = step / total
-    if done >= max(begin, end):
-        return sparsity
-    if done <= begin:
-        return 0.0
-    return sparsity * (1 - (1 - (done - begin) / (end - begin)) ** 3)
 
 
 def _checked(

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidValueError
+from ..errors import InvalidValueError, refuse
 from ..gaussian import precise
 from ..models.sharding import sharded_like, whole
-from ..posterior import Posterior, check_mask
+from ..posterior import Posterior, mask_problem
 from ..priors import Normal, PriorSlot
 from ..torch_internals import buffers_of, parameter_of, parameters_of, replace_parameters
 from .parameters import PosteriorParameters
@@ -100,7 +100,8 @@ class PosteriorStorage(nn.Module):
             buffers_of(self).pop(f"{stem}_mask", None)
             return
         mask = whole(mask)
-        check_mask("set_mask", f"{stem}_mu", mask, mu.shape)
+        problem = mask_problem(f"{stem}_mu", mask, mu.shape)
+        refuse("set_mask", [problem] if problem else [], InvalidValueError)
         nn.Module.register_buffer(self, f"{stem}_mask", mask.detach().to(mu.device, precise(mu).dtype, copy=True))
         with torch.no_grad():
             mu.mul_(sharded_like(mask.to(mu.device, mu.dtype), like=mu))
