@@ -15,11 +15,11 @@ from bensemble.models.batches import (
     device_of,
     is_loader,
     read_batches,
-    select_output,
     split_batch,
     split_inputs,
     to_device,
 )
+from bensemble.models.outputs import select_output
 
 X, Y = torch.arange(12.0).reshape(4, 3), torch.arange(4)
 Pair = namedtuple("Pair", ["left", "right"])

@@ -1,13 +1,11 @@
 r"""Calibration: a temperature, conformal sets and intervals, and reference quantiles to compare live data with.
 
-All of it is computed from predictions on held-out data that neither training nor :func:`fit_posterior` has used.
+All of it is computed from predictions on held-out data that neither training nor :func:`fit_posterior` has used. The
+formulas are in :mod:`bensemble.calibration.tempering` and :mod:`bensemble.calibration.conformal`.
 
-The temperature (Guo et al. 2017, "On Calibration of Modern Neural Networks"): the logits of every weight sample are
-divided by T, which minimises the negative log likelihood of the predictive mean
-
-.. math:: p(y) = \frac1S \sum_s \mathrm{softmax}(\log p_s / T)_y .
-
-In regression the variances are multiplied by T, with :math:`T = \overline{(y - m)^2 / \sigma^2}`.
+Temperature and threshold use the same data. One number fitted to n examples changes the coverage by far less than the
+choice of the calibration data does, :math:`1/\sqrt n`. For the exact guarantee of conformal sets, fit the temperature
+on other data and pass it.
 """
 
 from __future__ import annotations

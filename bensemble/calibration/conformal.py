@@ -1,10 +1,10 @@
-r"""Split conformal prediction (Vovk et al. 2005; Angelopoulos & Bates 2023, "Conformal Prediction: A Gentle
-Introduction", section 1): of n scores, the :math:`\lceil (n+1)(1-\alpha) \rceil`-th smallest is the threshold. A class
-belongs to the set if its score :math:`1 - p_k` is at most the threshold; in regression the score is
-:math:`|y - m| / \sigma`. For data exchangeable with the calibration data, the sets then contain the truth with
-probability at least :math:`1 - \alpha` on average over data, for any model. Temperature and threshold use the same
-data. One number fitted to n examples changes the coverage by far less than the choice of the calibration data does,
-:math:`1/\sqrt n`. For the exact guarantee fit the temperature on other data and pass it.
+r"""Split conformal prediction: the score of each term of the calibration data, and the threshold for alpha.
+
+Of n scores, the :math:`\lceil (n+1)(1-\alpha) \rceil`-th smallest is the threshold (Vovk et al. 2005; Angelopoulos &
+Bates 2023, "Conformal Prediction: A Gentle Introduction", section 1). A class belongs to the set if its score
+:math:`1 - p_k` is at most the threshold; in regression the score is :math:`|y - m| / \sigma`. For data exchangeable
+with the calibration data and for any model, the sets then contain the truth with probability at least
+:math:`1 - \alpha` on average over data.
 """
 
 from __future__ import annotations

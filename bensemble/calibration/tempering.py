@@ -1,7 +1,12 @@
 r"""A temperature for the weight samples of a prediction: applying and fitting it.
 
-The logits of each sample are divided by T, so probabilities become softmax(log p_s / T). The variances of Gaussians are
-multiplied by T. Both divide the log density by T, up to a constant.
+The logits of every weight sample are divided by T, which minimises the negative log likelihood of the predictive mean
+(Guo et al. 2017, "On Calibration of Modern Neural Networks"):
+
+.. math:: p(y) = \frac1S \sum_s \mathrm{softmax}(\log p_s / T)_y .
+
+In regression the variances are multiplied by T, with :math:`T = \overline{(y - m)^2 / \sigma^2}`. Both divide the log
+density by T, up to a constant.
 """
 
 from __future__ import annotations

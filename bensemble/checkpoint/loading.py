@@ -30,19 +30,19 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def load(path: str | os.PathLike[str], model: M) -> M:
-    """Read a checkpoint written by :func:`save`; the model is changed in place and given back.
+    """Read a checkpoint written by :func:`save` into a model, in place.
 
     Args:
         path: The file. It is never unpickled, and nothing in it is executed.
-        model: A fresh deterministic model, which is converted as the header says, or the Bayesian model itself, which
-            may be wrapped or sharded; every process reads the file then.
+        model: A new deterministic model, which becomes Bayesian as the header says, or the Bayesian model itself. The
+            Bayesian model may be wrapped or sharded; then every process reads the file.
 
     Returns:
         The same model, Bayesian, with everything that was saved.
 
     Raises:
-        CheckpointError: the file is missing, damaged or from a newer version, or does not fit the model; every
-            mismatch is listed, and the model is as it was.
+        CheckpointError: The file is missing, damaged, from a newer version, or does not fit the model. Mismatches are
+            listed, and the model is unchanged.
     """
     check_module("load", model)
     header, stored = _read(path)
@@ -74,7 +74,7 @@ def _read_into(
 
 
 def _too_late(header: Header, model: nn.Module, wrapped: bool) -> Iterator[str]:
-    """The weights that would become Bayesian only now, after the model was wrapped or sharded."""
+    """The weights of a wrapped or sharded model that would have to become Bayesian."""
     for entry in header.posteriors:
         module, name = _owner(model, entry.places[0])
         weight = None if module is None else _weight(module, name)
@@ -90,14 +90,14 @@ def _read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise CheckpointError(f"load: '{path}' is no file; check the path.")
+        raise CheckpointError(f"load: '{path}' is not a file; check the path.")
     try:
         with safe_open(path, framework="pt") as file:
             header = read_header(str(path), (file.metadata() or {}).get("bensemble"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     except (SafetensorError, OSError, UnicodeDecodeError) as err:
         raise CheckpointError(
-            f"load: '{path}' is damaged or no safetensors file ({shown(err, 200)}); get it again."
+            f"load: '{path}' is damaged or not a safetensors file ({shown(err, 200)}); get it again."
         ) from err
     if header.version > 1 and header.digest != header.digest_of(tensors):
         raise CheckpointError(f"load: '{path}' is damaged, got other bytes than were saved; get the file again.")

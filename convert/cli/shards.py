@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bensemble.checkpoint.header import unique_keys
 from bensemble.errors import CheckpointError, shown
 
 __all__ = ["read_shards"]
@@ -51,7 +52,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         if index.stat().st_size > LONGEST:
             raise ValueError(f"it has {index.stat().st_size} bytes")
-        listed = json.loads(index.read_bytes(), object_pairs_hook=_no_duplicates)["weight_map"]
+        listed = json.loads(index.read_bytes(), object_pairs_hook=unique_keys)["weight_map"]
         if not isinstance(listed, dict) or not listed:
             raise TypeError("weight_map is no map of names")
         elsewhere = [str(file)[:80] for file in listed.values() if not _is_plain(file)]
@@ -69,10 +70,3 @@ def _is_plain(file: Any) -> bool:
     """True for a name without a folder and without anything that a file system or a terminal treats specially."""
     plain = isinstance(file, str) and file.isprintable() and len(file) < 256
     return plain and not set(file) & set("/\\:") and file.endswith(ENDINGS)
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return found
