@@ -221,7 +221,7 @@ def test_select_output_finds_the_tensor(output, selector):
         ({"a": X}, "c", r"'c' is not in the model's output, which has 'a' \(4, 3\)"),
         ({"a": X}, 0, "0 is not in"),
         ({"a": {"b": X}}, "a.c", "'a.c' is not in"),
-        (X, "a", "'a' selects nothing, the model returns one tensor"),
+        (X, "a", "'a' selects nothing, because the model returns one tensor"),
         (X, 0, "0 selects nothing"),
         (X, lambda o: 3, "the callable must give a floating tensor, got int"),
         ((X, X), 1.5, "must be a key, an index or a callable, got 1.5"),

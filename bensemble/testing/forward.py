@@ -1,4 +1,4 @@
-"""Contracts about what a forward computes in the three states of a layer."""
+"""Contracts of the forward in the three states of a layer."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["CONTRACTS"]
 
 
 def mean(case: Case) -> None:
-    """In eval() the layer computes what the deterministic module does, bit for bit, and is an instance of its type."""
+    """In eval() the layer equals the deterministic module bit for bit, and it is an instance of the same type."""
     for dtype in case.dtypes:
         layer, twin = case.pair()
         if twin is None:
             return
         x = case.make_input().to(dtype)
         layer, twin = layer.to(dtype).eval(), twin.to(dtype).eval()
-        require(isinstance(layer, type(twin)), f"the layer is no {type(twin).__name__}")
+        require(isinstance(layer, type(twin)), f"the layer is not a {type(twin).__name__}")
         require_equal(layer(x), twin(x), f"outputs in eval() and {dtype}")
         for posterior in layer.posteriors():
             require(getattr(layer, posterior.name) is posterior.mu, f"{posterior.name} in eval() is not the mean")
@@ -40,13 +40,13 @@ def noise(case: Case) -> None:
         return
     x = _probes(case.make_input())
     center = twin(x)
-    # One draw of the weights per forward makes one sample; noise per activation makes as many as there are rows.
+    # Noise per activation gives one sample for each row; a draw of the weights gives one for each forward.
     is_local = isinstance(layer, LinearOpLayer) and layer.estimator == "local"
     copies = max(1, min(case.num_samples, 1_000_000 // center.numel())) if is_local else 1
     many = x.repeat(copies, *[1] * (x.dim() - 1))
     trained, naive = Moments(), Moments()
     while trained.count < case.num_samples:
-        with torch.enable_grad():  # as in training, where other code may run
+        with torch.enable_grad():  # as in training: with gradients a layer may take another path
             output = layer(many)
         trained.add(output.detach().unflatten(0, (copies, -1)) - center)
     posteriors = [(getattr(twin, p.name), p.mu.clone(), p.sigma()) for p in layer.posteriors()]
@@ -65,7 +65,7 @@ def samples(case: Case) -> None:
     for state in ("train()", "sampling"):
         found = {posterior.name: Moments() for posterior in layer.posteriors()}
         with torch.no_grad():
-            for _ in range(case.num_samples // 3):  # enough against exact values
+            for _ in range(case.num_samples // 3):  # enough for a comparison with exact values
                 with sampling(layer) if state == "sampling" else nullcontext():
                     for posterior in layer.posteriors():
                         found[posterior.name].add((getattr(layer, posterior.name) - posterior.mu)[None])
@@ -75,9 +75,9 @@ def samples(case: Case) -> None:
 
 
 def held(case: Case) -> None:
-    """Inside ``sampling`` every forward uses the same weights, as a deterministic module with them would.
+    """Inside ``sampling`` every forward equals that of a deterministic module with the same weights.
 
-    With a generator, the sample repeats with the seed, and torch's default generator stays where it is.
+    With a generator, the same seed gives the same sample, and torch's default generator does not change.
     """
     layer, twin = case.pair()
     x = case.make_input()
@@ -126,7 +126,7 @@ def gradients(case: Case) -> None:
 
 
 def _probes(x: Tensor) -> Tensor:
-    """The input, zeros, and inputs with a single element away from zero, which show the noise of few weights each."""
+    """The input, zeros, and inputs with one nonzero element, whose outputs depend on few weights each."""
     one = torch.zeros_like(x[:1])
     places = torch.randperm(one.numel())[:48]
     single = one.flatten(1).repeat(len(places), 1)
