@@ -1,7 +1,7 @@
-"""bensemble: Gaussian posteriors for the weights of PyTorch networks.
+"""Gaussian posteriors for the weights of PyTorch networks.
 
-Layers, priors, the variational objective, sampling, prediction, posterior fitting, pruning. ``convert`` turns whole
-networks Bayesian and back, and writes them as ONNX.
+Here live layers, priors, the variational objective, sampling, prediction, posterior fitting, calibration, pruning and
+checkpoints. What decides which weights of a network become Bayesian, and what writes ONNX, belongs in ``convert``.
 """
 
 from . import likelihoods, priors, recipes
@@ -19,8 +19,7 @@ from .errors import (
     SamplingError,
     VerificationError,
 )
-from .fitting import FitReport, fit_posterior, set_posterior
-from .fitting.prior_assignment import set_prior
+from .fitting import FitReport, fit_posterior, set_posterior, set_prior
 from .layers import (
     BaseBayesianLayer,
     BayesianConv1d,

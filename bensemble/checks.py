@@ -1,4 +1,4 @@
-"""Checks of single arguments, with one wording for all of them."""
+"""Checks of single arguments, with the same wording everywhere."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def check_number(
     below: float | None = None,
     most: float | None = None,
 ) -> float:
-    """The value, or an error unless it is a finite number within the given bounds.
+    """The value as a float, or an error unless it is a finite number within the given bounds.
 
     Args:
         verb: The public function that checks.
         name: The argument.
-        value: What the caller passed.
+        value: Its value.
         least: Lowest value allowed.
-        above: Bound that the value must exceed.
-        below: Bound that the value must stay under.
+        above: Exclusive lower bound.
+        below: Exclusive upper bound.
         most: Highest value allowed.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

@@ -1,6 +1,6 @@
-"""Every error of the toolkit has one root; each child is also the builtin that a caller would expect.
+"""The errors of the toolkit. All have one root, and each is also a builtin error such as ``ValueError``.
 
-Messages follow one form: ``<verb>: '<dotted.path>' <fact>, got <value>; <what to do>.``
+Messages have one form: ``<verb>: '<dotted.path>' <fact>, got <value>; <what to do>.``
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ __all__ = [
 
 
 class BensembleError(Exception):
-    """Root of every error that bensemble and convert raise on purpose."""
+    """Root of all errors of bensemble and convert."""
 
 
 class InvalidValueError(BensembleError, ValueError):
-    """An argument of the right type has a value that cannot work."""
+    """An argument has a value that cannot work."""
 
 
 class InvalidTypeError(BensembleError, TypeError):
@@ -36,23 +36,23 @@ class InvalidTypeError(BensembleError, TypeError):
 
 
 class ConversionError(BensembleError, ValueError):
-    """A model cannot be converted as asked; the model is left as it was."""
+    """A model cannot be converted as asked; the model is unchanged."""
 
 
 class ReadOnlyError(BensembleError, RuntimeError):
-    """Something tried to write into a posterior draw, or to replace a posterior weight."""
+    """A draw was written to, or a weight with a posterior was replaced."""
 
 
 class OutOfMemoryError(BensembleError, MemoryError):
-    """What was asked for at once does not fit into memory."""
+    """A request does not fit into memory."""
 
 
 class SamplingError(BensembleError, RuntimeError):
-    """A forward runs again during backward, and the sample that it ran with is not held any more."""
+    """A forward is recomputed during backward, but its weight sample is no longer held."""
 
 
 class CheckpointError(BensembleError, ValueError):
-    """A file or state dict does not fit the model, or is not what it claims to be."""
+    """A file or state dict is damaged or does not fit the model."""
 
 
 class ExportError(BensembleError, RuntimeError):
@@ -64,13 +64,13 @@ class VerificationError(ExportError):
 
 
 def refuse(verb: str, problems: Iterable[str], error: type[BensembleError] = ConversionError, most: int = 10) -> None:
-    """Raise one error that lists all problems, sorted, at most ``most`` of them. Does nothing without problems.
+    """Raise one error that lists the problems, sorted; do nothing without problems.
 
     Args:
-        verb: The public function that refuses.
+        verb: The public function that raises.
         problems: One sentence each, without the verb.
         error: The class to raise.
-        most: How many problems to print.
+        most: Number of problems to print.
     """
     found = sorted({shown(problem, 900) for problem in problems})
     if not found:
@@ -83,11 +83,11 @@ def refuse(verb: str, problems: Iterable[str], error: type[BensembleError] = Con
 
 
 def shown(text: object, most: int = 80) -> str:
-    """Text from outside as a part of one line: short, without control characters or line ends.
+    """Text from a file or a foreign exception for a message: on one line, short, without control characters.
 
     Args:
-        text: A name in a file, or what somebody else's exception says.
-        most: Length from which on it is cut.
+        text: The text.
+        most: Largest length; longer text is cut.
     """
     words = " ".join(str(text).split())
     safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words[: most + 1])

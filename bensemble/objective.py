@@ -1,4 +1,4 @@
-r"""The variational objective of a whole model, and what goes around it in a training loop.
+r"""The variational objective of a whole model, and further parts of a training loop.
 
 The evidence lower bound per term (Blundell et al. 2015, equation 2, over the number of terms):
 
@@ -30,14 +30,13 @@ __all__ = ["elbo_loss", "kl_divergence", "kl_warmup", "param_groups", "posterior
 
 
 def kl_divergence(model: nn.Module) -> Tensor:
-    """KL(q || p) of every posterior in the model, in nats, each counted once however many layers share it.
+    """KL(q || p) of the whole model, in nats, summed over all posteriors; a shared posterior counts once.
 
-    Of a model sharded by ``fully_shard`` too it is one plain number, equal in all processes, which must all ask for it;
-    DistributedDataParallel and FSDP2 average gradients over processes, so that it counts once there. Warns when all
-    processes draw the same noise.
+    For a model sharded by ``fully_shard`` all processes must call it, and the result is equal in all of them.
+    DistributedDataParallel and FSDP2 average gradients over processes, so the KL counts once. Warns if all processes
+    draw the same noise.
 
-    A subclass of BaseBayesianLayer that overrides ``kl_divergence`` is asked for its own value, which speaks of that
-    layer's weights alone.
+    A layer that overrides ``BaseBayesianLayer.kl_divergence`` contributes the result of its own method.
 
     Args:
         model: Any module.
@@ -51,7 +50,7 @@ def kl_divergence(model: nn.Module) -> Tensor:
         warn_of_equal_noise("kl_divergence", device)
     sums = PartialSums(device)
     counted: set[int] = set()
-    # Layers with a KL of their own come first: theirs cannot leave out a posterior that was counted elsewhere.
+    # Layers that override kl_divergence come first: their result cannot leave out a posterior counted before.
     for layer in model.modules():
         if isinstance(layer, BaseBayesianLayer) and type(layer).kl_divergence is not BaseBayesianLayer.kl_divergence:
             means = {id(posterior.mu) for posterior in layer.posteriors()}
@@ -70,9 +69,9 @@ def elbo_loss(nll: Tensor, kl: Tensor, num_data: int, beta: float = 1.0) -> Tens
     Args:
         nll: Negative log likelihood, the mean over the terms of a batch.
         kl: ``kl_divergence(model)``, a sum.
-        num_data: Number of terms in the training set, of the kind that the mean of ``nll`` runs over: examples, tokens
-            or pixels. With gradient accumulation, still of the whole set.
-        beta: Weight of the KL: 1 is the bound itself, less tempers the posterior.
+        num_data: Number of terms in the whole training set, also with gradient accumulation. A term is what the mean of
+            ``nll`` runs over: an example, a token or a pixel.
+        beta: Weight of the KL: 1 for the bound itself, less to temper the posterior.
 
     Raises:
         InvalidValueError: ``num_data`` is not above 0, ``beta`` is negative or not finite, or a term is not a scalar.
@@ -91,15 +90,15 @@ def elbo_loss(nll: Tensor, kl: Tensor, num_data: int, beta: float = 1.0) -> Tens
 
 
 def kl_warmup(step: int, total: int, fraction: float = 0.3) -> float:
-    """Weight of the KL that rises linearly from 0 to 1 over the first part of training and stays there.
+    """Weight of the KL that rises linearly from 0 to 1 in the first part of the training and then stays 1.
 
     Args:
-        step: Steps taken so far.
+        step: Steps done.
         total: Steps of the whole training.
-        fraction: Share of the training over which the weight rises; 0 gives 1 throughout.
+        fraction: Share of the training in which the weight rises; with 0 the weight is always 1.
 
     Raises:
-        InvalidValueError: A negative step, a total that is not above 0, or a fraction outside [0, 1].
+        InvalidValueError: ``step`` is negative, ``total`` is not above 0, or ``fraction`` is outside [0, 1].
     """
     check_number("kl_warmup", "step", step, least=0)
     check_number("kl_warmup", "total", total, above=0)
@@ -112,20 +111,20 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Optimizer groups in which every parameter of the model occurs once.
 
-    The posterior's rho has a rate of its own. Neither rho nor the posterior means are decayed: decay on rho inflates
-    sigma, and what pulls the means is the prior. Everything else is decayed as asked.
+    rho has a learning rate of its own. Weight decay applies to deterministic parameters only: on rho it would change
+    sigma, and the means are regularised by the prior.
 
     Args:
         model: The model to train.
         lr: Learning rate of everything but rho.
-        rho_lr: Learning rate of rho; default ``lr``. Ten times ``lr`` is a good start when sigma should move far.
+        rho_lr: Learning rate of rho; default ``lr``. Try ten times ``lr`` if sigma should change much.
         weight_decay: Decay of the deterministic parameters.
 
     Returns:
         Groups for any torch.optim optimizer, each with a ``name``: ``"mean"``, ``"rho"``, ``"deterministic"``.
 
     Raises:
-        InvalidValueError: A rate or the decay is negative or not finite.
+        InvalidValueError: A learning rate or the decay is negative or not finite.
     """
     check_module("param_groups", model)
     rho_lr = lr if rho_lr is None else rho_lr
@@ -144,12 +143,12 @@ def param_groups(
 
 @torch.no_grad()
 def posterior_summary(model: nn.Module) -> dict[str, float]:
-    """The posterior in a few numbers, for a log or an experiment tracker.
+    """Statistics of the posterior, for a log or an experiment tracker.
 
     Returns:
-        ``weights`` (how many have a posterior), ``kl`` in nats, ``kl_per_weight``, the quantiles ``snr_q05``,
-        ``snr_q50``, ``snr_q95`` and ``sigma_q05``, ``sigma_q50``, ``sigma_q95`` over the weights that are not pruned,
-        and ``sparsity``, the share that is pruned. Only ``weights`` and ``kl`` (both 0) without Bayesian layers.
+        ``weights`` (the number of weights with a posterior), ``kl`` in nats, ``kl_per_weight``, the quantiles
+        ``snr_q05``, ``snr_q50``, ``snr_q95`` and ``sigma_q05``, ``sigma_q50``, ``sigma_q95`` over the weights that are
+        not pruned, and ``sparsity``, the share that is pruned. Without posteriors only ``weights`` and ``kl``, both 0.
     """
     posteriors = [posterior for _, posterior in named_posteriors(check_module("posterior_summary", model))]
     kl, count = float(kl_divergence(model)), sum(posterior.mu.numel() for posterior in posteriors)

@@ -1,8 +1,7 @@
-"""Pictures of uncertainty, drawn into matplotlib axes, which is imported when one is drawn.
+"""Plots of uncertainty with matplotlib, which is imported when a plot is drawn.
 
-Each function takes ``axes=`` to draw into, makes a figure of its own without it, and returns the axes;
-``axes.figure.savefig("picture.png")`` writes it. Colours come from matplotlib's cycle, so a second call into the same
-axes looks different from the first.
+Each function draws into ``axes=``, or into a new figure, and returns the axes; ``axes.figure.savefig("picture.png")``
+writes the picture. Colours come from matplotlib's cycle, so a second call with the same axes uses other colours.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ def reliability(
     colours: Mapping[str, str] | None = None,
     axes: Axes | None = None,
 ) -> Axes:
-    """How often a model is right when it says how sure it is; on the diagonal it keeps its word.
+    """Reliability diagram: accuracy over confidence; a calibrated model is on the diagonal.
 
     Args:
         probs: Probabilities (N, C) by the name of the model.
         targets: The classes, shape (N,).
-        bins: Number of equally wide bins of confidence.
-        least: Bins with fewer examples are left out; their share says little.
+        bins: Number of bins of confidence, all of the same width.
+        least: Bins with fewer examples are left out, because their accuracy is too uncertain.
         colours: A colour by the name of the model.
-        axes: Where to draw.
+        axes: Axes to draw into.
     """
     axes = _axes(axes)
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
@@ -53,7 +52,7 @@ def reliability(
         full = counts >= max(least, 1)
         colour = None if colours is None else colours[name]
         axes.plot(said[full] / counts[full], right[full] / counts[full], "o-", ms=4, color=colour, label=name)
-    return _labelled(axes, "confidence", "share that is right")
+    return _labelled(axes, "confidence", "accuracy")
 
 
 def rejection(curves: Mapping[str, RejectionCurve], *, axes: Axes | None = None) -> Axes:
@@ -67,13 +66,13 @@ def rejection(curves: Mapping[str, RejectionCurve], *, axes: Axes | None = None)
 def uncertainties(
     predictions: Mapping[str, Prediction], *, by: str = "entropy", bins: int = 30, axes: Axes | None = None
 ) -> Axes:
-    """Histograms of one uncertainty, as of familiar and unfamiliar data, by the name of the data.
+    """Histograms of one uncertainty by the name of the data, such as familiar and unfamiliar data.
 
     Args:
         predictions: Predictions of the same model.
         by: ``"entropy"``, ``"mutual_information"``, ``"total_std"`` or any other attribute of a prediction.
-        bins: Number of bins over the range of all of them.
-        axes: Where to draw.
+        bins: Number of bins over the range of all data.
+        axes: Axes to draw into.
     """
     axes = _axes(axes)
     values = {name: getattr(prediction, by).flatten().cpu() for name, prediction in predictions.items()}
@@ -85,7 +84,7 @@ def uncertainties(
 
 
 def set_sizes(sets: Mapping[str, Tensor], *, axes: Axes | None = None) -> Axes:
-    """How many classes conformal sets hold, from ``Calibration.prediction_set`` (.., C), by the name of the data."""
+    """Sizes of conformal sets, from ``Calibration.prediction_set`` (.., C), by the name of the data."""
     axes = _axes(axes)
     for number, (name, members) in enumerate(sets.items()):
         sizes = members.sum(-1).flatten().cpu()
@@ -99,13 +98,13 @@ def set_sizes(sets: Mapping[str, Tensor], *, axes: Axes | None = None) -> Axes:
 def coverage(
     predictions: Mapping[str, RegressionPrediction], targets: Tensor, *, points: int = 19, axes: Axes | None = None
 ) -> Axes:
-    """How many targets lie in the interval of a nominal level; on the diagonal as many as it says.
+    """Share of targets inside the interval of a nominal level; a calibrated model is on the diagonal.
 
     Args:
         predictions: Predictions of the same data by the name of the model.
         targets: The truth, in the shape of ``mean``.
         points: Number of levels between 0 and 1.
-        axes: Where to draw.
+        axes: Axes to draw into.
     """
     axes = _axes(axes)
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
@@ -125,7 +124,7 @@ def coverage(
 
 
 def _axes(axes: Axes | None) -> Axes:
-    """The axes to draw into; new ones in a figure without pyplot, so that no global state is involved."""
+    """The given axes, or those of a new figure; without pyplot, which has global state."""
     if axes is not None:
         return axes
     from matplotlib.figure import Figure

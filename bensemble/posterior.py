@@ -1,47 +1,25 @@
-"""A handle on one Gaussian weight.
+"""The posterior of one weight tensor: a handle that reads its tensors from the layer.
 
-The tensors live on the layer, as ``<stem>_mu``, ``<stem>_rho``, ``<stem>_mask`` and the tensors of the prior. The
-handle reads them afresh each time, so it stays right under ``.to()``, ``functional_call`` and deepcopy.
+The layer holds the tensors, as ``<stem>_mu``, ``<stem>_rho``, ``<stem>_mask`` and the tensors of the prior. The handle
+reads them again at each access, so it is still valid after ``.to()``, ``functional_call`` and deepcopy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .errors import ConversionError, InvalidValueError
+from .errors import ConversionError
 from .gaussian import draw_weight, precise, sigma_from_rho, snr, standard_normal_like
 from .kernels import applies_to, fused_kl
 from .models.sharding import PartialSums, is_sharded, part_here, part_of, whole
 from .priors import ARD, Normal, kl_to
 from .torch_internals import buffers_of, parameter_of
 
-__all__ = ["Holder", "Posterior", "check_mask"]
-
-
-class Holder(Protocol):
-    """What a handle needs of the module that holds the tensors; see :mod:`bensemble.layers.storage`."""
-
-    #: Original parameter name -> stem of its posterior.
-    _stems: ClassVar[dict[str, str]]
-
-    def _posteriors(self) -> Iterator[Posterior]: ...
-
-    def _posterior(self, name: str) -> Posterior | None: ...
-
-    def _prior_of(self, stem: str, cut: Callable[[Tensor], Tensor] | None = None) -> Any: ...
-
-    def _set_prior(self, stem: str, prior: Any) -> None: ...
-
-    def _is_prunable(self, stem: str) -> bool: ...
-
-    def _forbid_pruning(self, stem: str) -> None: ...
-
-    def _set_mask(self, stem: str, mask: Tensor | None) -> None: ...
+__all__ = ["Posterior", "mask_problem"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,12 +28,12 @@ class Posterior:
 
     Attributes:
         layer: The layer that holds the tensors.
-        name: The parameter's name in the deterministic module, such as ``weight``.
+        name: Name of the parameter in the deterministic module, such as ``weight``.
         stem: Prefix of its tensors on the layer, such as ``w`` for ``w_mu`` and ``w_rho``.
-        ties: The same posterior as other layers hold it; filled in by :func:`named_posteriors`.
+        ties: Handles on the same posterior in other layers, as :func:`bensemble.named_posteriors` finds them.
     """
 
-    layer: Any  # a module that is a Holder; typing has no word for both
+    layer: Any  # a bensemble.layers.storage.PosteriorStorage, which imports this module
     name: str
     stem: str
     ties: tuple[Posterior, ...] = ()
@@ -67,12 +45,12 @@ class Posterior:
 
     @property
     def rho(self) -> Tensor:
-        """Sigma = softplus(rho); float32 unless the weights are float64."""
+        """The Parameter that sigma = softplus(rho) is computed from; float32 unless the weights are float64."""
         return parameter_of(self.layer, f"{self.stem}_rho")
 
     @property
     def mask(self) -> Tensor | None:
-        """1 where a weight is kept and 0 where it is pruned, shape of mu; None when nothing is pruned."""
+        """1 where a weight is kept and 0 where it is pruned, in the shape of mu; None without pruning."""
         key = f"{self.stem}_mask"
         mask = buffers_of(self.layer).get(key)
         return getattr(self.layer, key, None) if mask is None else mask
@@ -84,20 +62,20 @@ class Posterior:
 
     @property
     def prunable(self) -> bool:
-        """Whether a zero mean is a zero in the weight that reaches the operation."""
+        """Whether a zero in the mean is a zero in the weight that the layer uses."""
         return self.layer._is_prunable(self.stem)
 
     def sigma(self) -> Tensor:
-        """Posterior standard deviation in float32 or float64, differentiable; pruned entries keep theirs."""
+        """Posterior standard deviation in float32 or float64, differentiable; not masked."""
         return sigma_from_rho(whole(self.rho))
 
     def mean(self) -> Tensor:
-        """Mean weight as the network uses it: mu, and zero where it is pruned."""
+        """Mean weight: mu, and zero where it is pruned."""
         mu, mask = whole(self.mu), self.mask
         return mu if mask is None else mu * mask.to(mu.dtype)
 
     def variance(self) -> Tensor:
-        """sigma^2 in the precise dtype, zero where the weight is pruned."""
+        """sigma^2 in float32 or float64, zero where the weight is pruned."""
         variance, mask = self.sigma().square(), self.mask
         return variance if mask is None else variance * mask
 
@@ -107,13 +85,13 @@ class Posterior:
         return ratio if mask is None else ratio * mask
 
     def kl(self) -> Tensor:
-        """KL to the prior in nats, summed over the weights that are not pruned; scalar in the precise dtype."""
+        """KL to the prior in nats, summed over the weights that are not pruned; a scalar in float32 or float64."""
         sums = PartialSums(self.mu.device)
         self.add_kl(sums)
         return sums.total()
 
     def add_kl(self, sums: PartialSums) -> None:
-        """Add the KL to a sum; of a sharded weight that of the part here, if its prior is known to sum over weights."""
+        """Add the KL to ``sums``: of a sharded weight only the local part, if its prior is a sum over weights."""
         self._check_shapes()
         mu, prior, mask = self.mu, self.prior, self.mask
         by_parts = is_sharded(mu) and type(prior) in (Normal, ARD)
@@ -131,7 +109,7 @@ class Posterior:
         sums.add(_kl(prior, own_mu, own_rho, keep), of=mu if by_parts else None)
 
     def draw_noise(self, generator: torch.Generator | None = None) -> Tensor:
-        """Standard normal noise in the shape and precise dtype of mu."""
+        """Standard normal noise in the shape and dtype of rho."""
         self._check_shapes()
         rho = self.rho
         if generator is None and is_sharded(rho):
@@ -148,16 +126,16 @@ class Posterior:
         return weight if mask is None else weight * mask.to(mu.dtype)
 
     def set_mask(self, mask: Tensor | None) -> None:
-        """Prune where ``mask`` is 0: the weight reads as zero from here on, and mu is set to zero there.
+        """Prune where ``mask`` is 0: the weight reads as zero there, and mu is set to zero.
 
         Args:
-            mask: Zeros and ones in the shape of mu, or None to lift the mask.
+            mask: Zeros and ones in the shape of mu, or None to remove the mask.
         """
         for posterior in (self, *self.ties):
             posterior.layer._set_mask(posterior.stem, mask)
 
     def _check_shapes(self) -> None:
-        """Raise where code for deterministic models has resized the mean alone, past the layer's own assignment."""
+        """Raise if mu and rho differ in shape, because code for deterministic models has resized the mean alone."""
         mu, rho = self.mu, self.rho
         if mu.shape != rho.shape:
             raise ConversionError(
@@ -177,12 +155,12 @@ def _kl(prior: Any, mu: Tensor, rho: Tensor, keep: Tensor | None) -> Tensor:
     return kl_to(prior, precise(mu), sigma_from_rho(rho)) if fused is None else fused
 
 
-def check_mask(verb: str, name: str, mask: Tensor, shape: torch.Size) -> None:
-    """Raise unless the mask has the given shape and holds zeros and ones only."""
+def mask_problem(name: str, mask: Any, shape: torch.Size) -> str | None:
+    """What is wrong with a pruning mask for a weight of this shape; None if nothing is."""
+    if not isinstance(mask, Tensor):
+        return f"mask of '{name}' must be a tensor, got {type(mask).__name__}."
     if mask.shape != shape:
-        raise InvalidValueError(
-            f"{verb}: mask of '{name}' must have shape {tuple(shape)}, got {tuple(mask.shape)}; "
-            "pass one entry per weight."
-        )
+        return f"mask of '{name}' must have shape {tuple(shape)}, got {tuple(mask.shape)}; pass one entry per weight."
     if not bool(((mask == 0) | (mask == 1)).all()):
-        raise InvalidValueError(f"{verb}: mask of '{name}' must hold zeros and ones only; pass 1 to keep, 0 to prune.")
+        return f"mask of '{name}' must hold zeros and ones only; pass 1 to keep, 0 to prune."
+    return None

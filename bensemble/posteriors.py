@@ -1,6 +1,6 @@
-"""The walk over all posteriors of a model, and the posteriors that a user's names mean.
+"""The posteriors of a whole model, and how a user names them.
 
-Names are the original ones of the weights, such as ``fc.weight``; a tied weight goes by each of its names.
+Names are the original names of the weights, such as ``fc.weight``. A tied weight may be called by each of its names.
 """
 
 from __future__ import annotations
@@ -13,35 +13,63 @@ from typing import Any
 
 from torch import nn
 
+from .checks import check_module
 from .errors import InvalidTypeError, InvalidValueError
 from .layers.weights import PosteriorModule
 from .posterior import Posterior
 
-__all__ = ["all_names", "bayesian_layers", "by_canonical_name", "first_match", "named_posteriors"]
+__all__ = [
+    "all_names",
+    "bayesian_layers",
+    "by_canonical_name",
+    "check_bayesian",
+    "first_match",
+    "is_bayesian",
+    "named_posteriors",
+    "tied_posteriors",
+]
 
 
 def bayesian_layers(model: nn.Module, every_name: bool = False) -> Iterator[tuple[str, PosteriorModule]]:
-    """Every module of the model that holds posteriors, with its path; once, or under every name it has."""
+    """Every module that holds posteriors, with its path; once, or under each of its names."""
     for path, module in model.named_modules(remove_duplicate=not every_name):
         if isinstance(module, PosteriorModule):
             yield path, module
 
 
 def named_posteriors(model: nn.Module) -> Iterator[tuple[str, Posterior]]:
-    """Every distinct posterior of the model, under the original name of its weight, such as ``fc.weight``.
+    """Every distinct posterior of the model, with the original name of its weight, such as ``fc.weight``.
 
-    A posterior that several layers share comes once, under the first name.
+    A posterior that several layers share occurs once, under its first name.
     """
+    for (name, first), *others in tied_posteriors(model):
+        yield name, replace(first, ties=tuple(other for _, other in others)) if others else first
+
+
+def tied_posteriors(model: nn.Module) -> list[list[tuple[str, Posterior]]]:
+    """Every distinct posterior of the model as its holders have it: the original name and the handle at each place."""
     found: dict[int, list[tuple[str, Posterior]]] = {}
     for path, layer in bayesian_layers(model):
         for posterior in layer._posteriors():
             found.setdefault(id(posterior.mu), []).append((_full_name(path, posterior), posterior))
-    for (name, first), *others in found.values():
-        yield name, replace(first, ties=tuple(other for _, other in others)) if others else first
+    return list(found.values())
+
+
+def is_bayesian(model: nn.Module) -> bool:
+    """Whether at least one weight of the model has a posterior."""
+    return any(True for _, layer in bayesian_layers(model) for _ in layer._posteriors())
+
+
+def check_bayesian(verb: str, model: Any) -> None:
+    """Raise unless the model is a module with posteriors."""
+    if not is_bayesian(check_module(verb, model)):
+        raise InvalidValueError(
+            f"{verb}: {type(model).__name__} has no posteriors, got a deterministic model; call convert.bayesify."
+        )
 
 
 def all_names(model: nn.Module) -> dict[str, str]:
-    """Every original name of a posterior weight -> the name under which ``named_posteriors`` gives it."""
+    """For every original name of a posterior weight the name that :func:`named_posteriors` gives it."""
     canonical = {id(posterior.mu): name for name, posterior in named_posteriors(model)}
     return {
         _full_name(path, posterior): canonical[id(posterior.mu)]
@@ -67,7 +95,7 @@ def by_canonical_name(
 
     Raises:
         InvalidTypeError: ``values`` is not a mapping.
-        InvalidValueError: A name that no posterior has, or two names of one tied weight.
+        InvalidValueError: A name belongs to no posterior, or two names belong to one tied weight.
     """
     if not isinstance(values, Mapping):
         raise InvalidTypeError(f"{verb}: {what} must map parameter names to values, got {type(values).__name__}.")
@@ -85,12 +113,12 @@ def by_canonical_name(
 
 
 def first_match(verb: str, what: str, model: nn.Module, patterns: Iterable[str]) -> dict[str, str]:
-    """For each posterior that a pattern matches, by canonical name, the first such pattern.
+    """The first pattern that matches each posterior, by canonical name; posteriors without a match are left out.
 
-    A pattern is the name of a parameter, that of a module above it, or a glob on the full name.
+    A pattern is the name of a parameter, the name of a module above it, or a glob on the full name.
 
     Raises:
-        InvalidValueError: A pattern that matches nothing.
+        InvalidValueError: A pattern matches nothing.
     """
     names, found = all_names(model), dict[str, str]()
     for pattern in patterns:

@@ -1,12 +1,12 @@
 r"""Priors over the weights, and the KL divergence of a Gaussian posterior to each.
 
-A prior is any object with ``kl(mu, sigma) -> Tensor``, the summed KL in nats, or with ``log_prob(w) -> Tensor``,
-the summed log density, from which the KL is estimated by one reparameterized draw. The built-in ones are frozen
-dataclasses; fields that are tensors become buffers of the layer, so they move, save and load with it.
+A prior is any object with ``kl(mu, sigma) -> Tensor``, the summed KL in nats, or with ``log_prob(w) -> Tensor``, the
+summed log density; from the density the KL is estimated by one reparameterized draw. The built-in priors are frozen
+dataclasses. Tensors in their fields become buffers of the layer, so they are moved, saved and loaded with it.
 
-Which to take: ``empirical`` or ``pretrained`` to learn uncertainty around a trained network, ``ard`` to prune it,
-``normal`` for networks trained from scratch. A prior centred on the trained weights holds them where they are and
-so blocks pruning; a zero-mean prior at beta = 1 on a large network with little data pulls it apart.
+Use ``empirical`` or ``pretrained`` for uncertainty around a trained network, ``ard`` for pruning, and ``normal`` for
+networks trained from scratch. A prior centred on the trained weights keeps them from becoming zero, so it prevents
+pruning. A zero-mean prior at beta = 1 destroys a large network that is trained on little data.
 """
 
 from __future__ import annotations
@@ -36,16 +36,15 @@ __all__ = [
     "pretrained",
 ]
 
-#: The priors that a string can name.
+#: The names of the built-in priors.
 PRIOR_NAMES = ("normal", "empirical", "pretrained", "ard")
 
 
 @runtime_checkable
 class Prior(Protocol):
-    """A prior with a KL of its own.
+    """A prior with a closed form of the KL.
 
-    Where weights are pruned, ``mu`` and ``sigma`` hold the others only, as one vector, and so do the prior's tensors
-    in the shape of the weight.
+    If weights are pruned, ``mu``, ``sigma`` and the tensors of the prior hold the other weights only, as vectors.
     """
 
     def kl(self, mu: Tensor, sigma: Tensor) -> Tensor:
@@ -55,7 +54,7 @@ class Prior(Protocol):
 
 @runtime_checkable
 class DensityPrior(Protocol):
-    """A prior known by its log density only."""
+    """A prior with a log density only."""
 
     def log_prob(self, w: Tensor) -> Tensor:
         """Log density of the weights in nats, summed to a scalar or one value per weight."""
@@ -82,7 +81,7 @@ class Normal:
 
     @property
     def is_constant(self) -> bool:
-        """Whether the prior has one standard deviation for all weights, and nothing in it is learnt."""
+        """Whether the prior has one standard deviation for all weights and no learnable tensors."""
         parts = [part for part in (self.sigma, self.mean) if isinstance(part, Tensor)]
         one_sigma = not isinstance(self.sigma, Tensor) or self.sigma.numel() == 1
         return one_sigma and not any(part.requires_grad for part in parts)
@@ -97,8 +96,8 @@ class ARD:
     r"""Automatic relevance determination: a zero-mean normal with a variance per weight, set to its optimum.
 
     With the prior variance at :math:`\mu^2 + \sigma^2` the KL is :math:`\frac12\sum\log(1 + \mu^2/\sigma^2)`
-    (Kharitonov, Molchanov & Vetrov 2018, "Variational Dropout via Empirical Bayes", equation 12). It has no scale
-    to choose and drives the signal-to-noise ratio of useless weights to zero: the prior for pruning.
+    (Kharitonov, Molchanov & Vetrov 2018, "Variational Dropout via Empirical Bayes", equation 12). It has no scale to
+    choose, and it drives the signal-to-noise ratio of unnecessary weights to zero, which pruning needs.
     """
 
     def kl(self, mu: Tensor, sigma: Tensor) -> Tensor:
@@ -110,12 +109,12 @@ class ARD:
 def empirical(mu: Tensor, sigma: Tensor, scale: Tensor | None = None) -> Normal:
     """The zero-mean normal that maximises the evidence lower bound for this tensor.
 
-    Setting the derivative of the KL with respect to the prior variance to zero gives s^2 = mean(mu^2 + sigma^2).
+    The derivative of the KL with respect to the prior variance is zero at s^2 = mean(mu^2 + sigma^2).
 
     Args:
         mu: Posterior means.
         sigma: Posterior standard deviations, a tensor that broadcasts against ``mu``.
-        scale: Root mean square of ``mu``, where that is known already.
+        scale: Root mean square of ``mu``, if it is known.
     """
     scale = root_mean_square(mu.detach()) if scale is None else scale
     return Normal(sigma=torch.hypot(scale, root_mean_square(sigma.detach())))
@@ -134,19 +133,19 @@ def pretrained(mu: Tensor, sigma: float | Tensor) -> Normal:
 def make_prior(
     verb: str, prior: Any, prior_sigma: float | None, mu: Tensor, sigma: Tensor, scale: Tensor | None = None
 ) -> Any:
-    """The prior that a user's words ask for, for one weight tensor.
+    """The prior for one weight tensor, by the arguments ``prior`` and ``prior_sigma`` of a public function.
 
     Args:
-        verb: The public function that asks, for errors.
+        verb: The public function, for errors.
         prior: One of ``PRIOR_NAMES``, or a prior.
         prior_sigma: Standard deviation for ``"normal"`` (None: 1) and ``"pretrained"`` (None: ``sigma``).
         mu: Posterior means.
         sigma: Posterior standard deviations, 0-dimensional or in the shape of ``mu``.
-        scale: Root mean square of ``mu``, where that is known already.
+        scale: Root mean square of ``mu``, if it is known.
 
     Raises:
         InvalidTypeError: ``prior`` is neither a name nor a prior.
-        InvalidValueError: an unknown name, or a ``prior_sigma`` that is not positive, or that the prior fits itself.
+        InvalidValueError: The name is unknown, or ``prior_sigma`` is not positive or does not belong to the prior.
     """
     if prior_sigma is not None:
         check_number(verb, "prior_sigma", prior_sigma, above=0)
@@ -169,9 +168,10 @@ def make_prior(
 
 
 def kl_to(prior: Prior | DensityPrior, mu: Tensor, sigma: Tensor) -> Tensor:
-    """KL of the posterior to any prior, in nats; by one draw for priors that only know their density.
+    """KL of the posterior to any prior, in nats.
 
-    The Monte Carlo form uses the exact entropy of the posterior: ``-H[q] - log p(mu + sigma * eps)``.
+    For priors with a density only it is estimated by one draw and the exact entropy of the posterior,
+    ``-H[q] - log p(mu + sigma * eps)``.
     """
     if isinstance(prior, Prior):
         return prior.kl(mu, sigma)
@@ -188,7 +188,7 @@ def check_prior(verb: str, prior: Any, shape: torch.Size) -> Any:
         )
     for name, value in (("sigma", prior.sigma), ("mean", prior.mean)) if isinstance(prior, Normal) else ():
         if isinstance(value, Tensor) and value.dim() and value.shape != shape:
-            # Masks pick entries out of it, so it must not rely on broadcasting.
+            # Masks select entries of it, so it is not broadcast.
             raise InvalidValueError(
                 f"{verb}: {name} of the prior must be one number or one per weight, {tuple(shape)}, got shape "
                 f"{tuple(value.shape)}; expand it to the shape of the weight."
@@ -198,11 +198,11 @@ def check_prior(verb: str, prior: Any, shape: torch.Size) -> Any:
 
 @dataclass(frozen=True)
 class PriorSlot:
-    """A prior taken apart: its tensor fields live as buffers on a layer, the rest stays here.
+    """A prior without its tensors, which are stored as buffers of a layer.
 
     Attributes:
         prior: The prior with its tensor fields replaced by None.
-        fields: Names of the fields that are buffers.
+        fields: Names of the tensor fields.
     """
 
     prior: Any
@@ -210,7 +210,7 @@ class PriorSlot:
 
     @classmethod
     def take_apart(cls, prior: Any) -> tuple[PriorSlot, dict[str, Tensor]]:
-        """Split a prior into its slot and its tensors."""
+        """The slot of a prior, and its tensors by field name."""
         if not dataclasses.is_dataclass(prior):
             return cls(prior), {}
         values = {field.name: getattr(prior, field.name) for field in dataclasses.fields(prior)}
@@ -218,7 +218,7 @@ class PriorSlot:
         return cls(_with_fields(prior, dict.fromkeys(tensors)), tuple(tensors)), tensors
 
     def put_together(self, tensors: dict[str, Tensor]) -> Any:
-        """The prior with its tensors back in place."""
+        """The prior with its tensors."""
         return _with_fields(self.prior, tensors) if self.fields else self.prior
 
 

@@ -1,11 +1,11 @@
-r"""Fine-tuning by the evidence lower bound, with the settings that work: what a recipe in the documents comes down to.
+r"""Training by the evidence lower bound, with settings that work: fine-tuning, and learning what to prune.
 
 Both functions minimise the negative bound per term,
 
 .. math:: L = E_q[-\log p(y | x, w)] + \frac{\beta_t}{N} KL(q \,\|\, p)
 
-with Adam, rates that fall to 0 in a straight line, and a rate of its own for rho. For another optimizer, a scheduler or
-mixed precision, write the loop; it is a dozen lines over :func:`~bensemble.elbo_loss`, as in the README.
+with Adam, learning rates that fall linearly to 0, and a separate rate for rho. For another optimizer, a scheduler or
+mixed precision write your own loop with :func:`~bensemble.elbo_loss`, as in the README.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_count, check_module, check_number
+from .checks import check_count, check_number
 from .errors import InvalidTypeError, InvalidValueError
-from .likelihoods import Likelihood, resolve
+from .likelihoods import Likelihood, required
 from .models.batches import Unpack, batch_size, call, device_of, read_batches
 from .models.outputs import OutputSelector, select_output
 from .objective import elbo_loss, kl_divergence, kl_warmup, param_groups
-from .posteriors import named_posteriors
+from .posteriors import check_bayesian, named_posteriors
 from .pruning.channels import ChannelGroups
 from .pruning.masks import prune, pruned_share, pruning_masks
+from .pruning.schedule import gradual_sparsity
 
 __all__ = ["Epoch", "fine_tune", "gradual_sparsity", "learn_to_prune"]
 
@@ -35,8 +36,8 @@ class Epoch:
     """One pass over the training data.
 
     Attributes:
-        number: From 1.
-        nll: Mean negative log likelihood of a term under the noise, in nats.
+        number: Number of the epoch, from 1.
+        nll: Mean negative log likelihood per term, measured with noise, in nats.
         kl: KL of the whole model at the end, in nats.
         beta: Weight of the KL at the end.
         sparsity: Share of the posterior's weights that are pruned at the end.
@@ -70,29 +71,29 @@ def fine_tune(
     unpack: Unpack | None = None,
     after_epoch: Callable[[Epoch], Any] | None = None,
 ) -> None:
-    """Train a Bayesian model, all of its parameters, in place; it is in evaluation mode afterwards.
+    """Train all parameters of a Bayesian model in place; afterwards the model is in evaluation mode.
 
-    For uncertainty around a trained network: the defaults, with the beta that ``fit_posterior`` has chosen. BatchNorm
-    statistics move under the noise; follow with ``torch.optim.swa_utils.update_bn(loader, bnn)``.
+    For uncertainty around a trained network use the defaults, with the beta that ``fit_posterior`` has chosen. Noise
+    changes BatchNorm statistics: call ``torch.optim.swa_utils.update_bn(loader, bnn)`` afterwards.
 
     Args:
         bnn: A model with Bayesian layers.
-        loader: Batches ``(inputs, target)`` of a length that is known: a DataLoader, or a list.
+        loader: Batches ``(inputs, target)`` with a known length: a DataLoader, or a list.
         likelihood: What the outputs mean, such as ``"categorical"``.
         epochs: Passes over the loader.
-        num_data: Number of terms of the likelihood in the whole training set. Default: examples of the loader's data
-            set times the terms that an example of the first batch has (pixels, tokens).
+        num_data: Number of terms of the likelihood in the whole training set. Default: the number of examples times
+            the terms per example (pixels, tokens) of the first batch.
         lr: Learning rate of everything but rho.
         rho_lr: Learning rate of rho.
         beta: Weight of the KL after the warm-up.
-        warmup: Share of the training over which the weight of the KL rises from 0.
+        warmup: Share of the training in which the weight of the KL rises from 0.
         output: Which part of a structured output.
         unpack: ``callable(batch) -> (inputs, target)`` for batches of another form.
-        after_epoch: Called with an :class:`Epoch`; ``print`` will do. What it does to the model stays.
+        after_epoch: Called with an :class:`Epoch`, such as ``print``; it may change the model.
 
     Raises:
-        InvalidTypeError, InvalidValueError: An argument that cannot work, a model without posteriors, batches without
-            targets, or a loss that is not finite.
+        InvalidTypeError, InvalidValueError: An argument cannot work, the model has no posteriors, batches have no
+            targets, or the loss is not finite.
 
     Example:
         >>> fit = bensemble.fit_posterior(bnn, loader, likelihood="categorical", val_loader=val_loader)
@@ -151,34 +152,34 @@ def learn_to_prune(
     unpack: Unpack | None = None,
     after_epoch: Callable[[Epoch], Any] | None = None,
 ) -> None:
-    """Let the data say which weights it needs: the signal-to-noise ratio of the others falls to nothing.
+    """Train a Bayesian model so that the signal-to-noise ratio of weights that the data does not need falls to 0.
 
-    The recipe is the prior ``"ard"``, which has no scale to choose; a KL that comes in over the first 30 % of the
-    steps, so that sigma grows where it may before anything is pulled to zero; and ten times the learning rate for rho.
-    Then ``to_deterministic(bnn, threshold=0.83)``, and ``update_bn`` where the network has BatchNorm.
+    The recipe is the prior ``"ard"``, which has no scale to choose; a KL that rises over the first 30 % of the steps,
+    so that sigma grows before means are pulled to zero; and ten times the learning rate for rho. Afterwards call
+    ``to_deterministic(bnn, threshold=0.83)``, and ``update_bn`` if the network has BatchNorm.
 
-    With ``sparsity`` the weights go on the way, after every epoch by :func:`gradual_sparsity`, and those that are left
-    learn to do without; the masks hold.
+    With ``sparsity``, weights are also pruned after every epoch, by :func:`gradual_sparsity`; masks stay in force while
+    the other weights train on.
 
     Args:
         bnn: A Bayesian model, ``bayesify(model, prior="ard", estimator="weights")``.
-        loader: Batches ``(inputs, target)``, as for :func:`fine_tune`.
+        loader: Batches, as for :func:`fine_tune`.
         likelihood: What the outputs mean.
         epochs: Passes over the loader.
-        num_data: Number of terms of the likelihood in the whole training set, as for :func:`fine_tune`.
+        num_data: Number of terms of the likelihood in the training set, as for :func:`fine_tune`.
         lr: Learning rate of everything but rho.
         rho_lr: Learning rate of rho.
-        beta: Weight of the KL after the warm-up: 1 where there is much data, less where there is little.
-        warmup: Share of the training over which the KL comes in.
-        sparsity: Share of the weights to prune on the way; None leaves pruning to the end.
-        granularity: What is pruned on the way, as for :func:`bensemble.prune`.
+        beta: Weight of the KL after the warm-up: 1 for much data, less for little.
+        warmup: Share of the training in which the weight of the KL rises from 0.
+        sparsity: Share of the weights to prune during training; None prunes nothing.
+        granularity: What is pruned during training, as for :func:`bensemble.prune`.
         output: Which part of a structured output.
         unpack: ``callable(batch) -> (inputs, target)`` for batches of another form.
-        after_epoch: Called with an :class:`Epoch`, after it was pruned.
+        after_epoch: Called with an :class:`Epoch`, after the pruning of that epoch.
 
     Raises:
-        InvalidTypeError, InvalidValueError: As for :func:`fine_tune`; or a prior that is centred on trained weights,
-            which holds them where they are.
+        InvalidTypeError, InvalidValueError: As for :func:`fine_tune`; or a prior is centred on trained weights and
+            keeps them from becoming zero.
 
     Example:
         >>> sparse = bayesify(model, prior="ard", estimator="weights")
@@ -187,13 +188,13 @@ def learn_to_prune(
     """
     _checked("learn_to_prune", bnn, loader, likelihood, epochs)
     if sparsity is not None:
-        pruning_masks(bnn, sparsity=sparsity, granularity=granularity)  # refuses what cannot work, before the training
+        pruning_masks(bnn, sparsity=sparsity, granularity=granularity)  # raises before the training if it must
     for name, posterior in named_posteriors(bnn):
         mean = getattr(posterior.prior, "mean", 0.0)
         if isinstance(mean, Tensor) and bool(mean.any()):
             raise InvalidValueError(
-                f"learn_to_prune: '{name}' must have a prior around zero, got one centred on other weights, which "
-                "holds them; use bayesify(model, prior='ard'), or bensemble.set_prior."
+                f"learn_to_prune: '{name}' must have a prior around zero, got one centred on other values; "
+                "use bayesify(model, prior='ard'), or bensemble.set_prior."
             )
 
     def end(epoch: Epoch) -> None:
@@ -208,50 +209,16 @@ def learn_to_prune(
     )  # fmt: skip
 
 
-def gradual_sparsity(step: float, total: float, sparsity: float, begin: float = 0.3, end: float = 0.8) -> float:
-    r"""Share to be pruned by now, fast while there is much to spare: :math:`s \, (1 - (1 - t)^3)`.
-
-    t rises from 0 to 1 between two points of the training (Zhu & Gupta 2017, "To prune, or not to prune", equation 1).
-
-    Args:
-        step: Steps or epochs done.
-        total: Of the whole training.
-        sparsity: The final share.
-        begin: Share of the training before the first weight goes.
-        end: Share of the training after which the final share is reached; what follows is recovery.
-
-    Raises:
-        InvalidValueError: A value out of range.
-    """
-    check_number("gradual_sparsity", "step", step, least=0)
-    check_number("gradual_sparsity", "total", total, above=0)
-    check_number("gradual_sparsity", "sparsity", sparsity, least=0, below=1)
-    check_number("gradual_sparsity", "begin", begin, least=0, most=1)
-    check_number("gradual_sparsity", "end", end, least=0, most=1)
-    done = step / total
-    if done >= max(begin, end):
-        return sparsity
-    if done <= begin:
-        return 0.0
-    return sparsity * (1 - (1 - (done - begin) / (end - begin)) ** 3)
-
-
 def _checked(
     verb: str, bnn: nn.Module, loader: Any, likelihood: Likelihood | str, epochs: int
 ) -> tuple[Likelihood, int]:
-    """The likelihood and the number of batches, after everything else was looked at."""
-    check_module(verb, bnn)
-    if next(iter(named_posteriors(bnn)), None) is None:
-        raise InvalidValueError(
-            f"{verb}: {type(bnn).__name__} has no posteriors, got a deterministic model; call convert.bayesify."
-        )
-    resolved = resolve(likelihood)
-    if resolved is None:
-        raise InvalidValueError(f"{verb}: likelihood must say what the outputs mean, got None.")
+    """The likelihood and the number of batches, after the other arguments are checked."""
+    check_bayesian(verb, bnn)
+    resolved = required(verb, likelihood)
     check_count(verb, "epochs", epochs)
     if isinstance(loader, (Tensor, tuple, Mapping, Iterator)) or not isinstance(loader, Sized):
         raise InvalidTypeError(
-            f"{verb}: loader must give batches and know how many, got {type(loader).__name__}; pass a DataLoader or a "
+            f"{verb}: loader must give batches and have a length, got {type(loader).__name__}; pass a DataLoader or a "
             "list of batches."
         )
     if not len(loader):
@@ -260,7 +227,7 @@ def _checked(
 
 
 def _num_terms(loader: Any, likelihood: Likelihood, inputs: Any, target: Any) -> int:
-    """Terms of the likelihood in the training set, as many for each example as in this batch."""
+    """Terms of the likelihood in the training set, with as many per example as in this batch."""
     terms, size = likelihood.num_terms(target), batch_size(inputs)
     try:
         examples = len(loader.dataset)

@@ -15,11 +15,11 @@ from bensemble.models.batches import (
     device_of,
     is_loader,
     read_batches,
-    select_output,
     split_batch,
     split_inputs,
     to_device,
 )
+from bensemble.models.outputs import select_output
 
 X, Y = torch.arange(12.0).reshape(4, 3), torch.arange(4)
 Pair = namedtuple("Pair", ["left", "right"])
@@ -221,7 +221,7 @@ def test_select_output_finds_the_tensor(output, selector):
         ({"a": X}, "c", r"'c' is not in the model's output, which has 'a' \(4, 3\)"),
         ({"a": X}, 0, "0 is not in"),
         ({"a": {"b": X}}, "a.c", "'a.c' is not in"),
-        (X, "a", "'a' selects nothing, the model returns one tensor"),
+        (X, "a", "'a' selects nothing, because the model returns one tensor"),
         (X, 0, "0 selects nothing"),
         (X, lambda o: 3, "the callable must give a floating tensor, got int"),
         ((X, X), 1.5, "must be a key, an index or a callable, got 1.5"),

@@ -135,7 +135,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(path, tmp_path):
             return (open, (str(tmp_path / "exploded"), "w"))
 
     path.write_bytes(pickle.dumps({"weight": Bomb()}))
-    _refused(path, Network(), "damaged or no safetensors file")
+    _refused(path, Network(), "damaged or not a safetensors file")
     assert not (tmp_path / "exploded").exists()
 
 
@@ -209,11 +209,11 @@ def test_weights_that_are_no_numbers_are_neither_saved_nor_loaded(path, value, n
         (lambda text: text.replace('"version":2', '"version":2,"version":2'), "a key occurs twice"),
         (lambda text: text.replace('"normal"', '"os.system"'), "a prior of unknown type"),
         (lambda text: text.replace('"local"', '"magic"'), "bad tiers"),
-        (lambda text: text.replace("embedding.weight", "embedding..weight"), "no parameter name"),
+        (lambda text: text.replace("embedding.weight", "embedding..weight"), "not a parameter name"),
         (lambda text: text.replace("embedding.weight", "encoder.weight"), "other bytes than were saved"),
         (lambda text: _first_version(text).replace("embedding.weight", "my.weight"), "no weight 'my.weight'"),
         (lambda text: text.replace('"digest":"', '"digest":"0'), "other bytes than were saved"),
-        (lambda text: re.sub('"digest":"[^"]*"', '"digest":7', text), "digest is no text"),
+        (lambda text: re.sub('"digest":"[^"]*"', '"digest":7', text), "digest is not a text"),
         (lambda text: json.dumps({"version": 1}), "its fields are not those"),
         (lambda text: "null", "has no version"),
     ],
@@ -229,7 +229,7 @@ def test_a_plain_safetensors_file_names_the_cure(path):
 
     save_file({"weight": torch.zeros(2)}, path)
     _refused(path, Network(), "load_state_dict")
-    _refused(path.with_name("missing"), Network(), "is no file")
+    _refused(path.with_name("missing"), Network(), "is not a file")
 
 
 def test_saving_refuses_what_it_cannot_keep_and_leaves_the_old_file(path):

@@ -161,8 +161,8 @@ def test_saturated_logits_stay_finite():
         (Categorical(), torch.randn(2, 3), torch.tensor([0, 3]), r"must lie in 0\.\.2, or be -100.* got 0\.\.3"),
         (Categorical(), torch.randn(2, 3), torch.tensor([0, -1]), r"got -1\.\.0"),
         (Categorical(), torch.randn(2, 3), [0, 1], "target must be a tensor, got list"),
-        (Categorical(), torch.randn(2, 3, 4), torch.zeros(2, 3).long(), r"dim must be written.*\(2, 3, 4\)"),
-        (Categorical(), torch.randn(3), torch.tensor(0), "dim must be written for outputs of 1 axes"),
+        (Categorical(), torch.randn(2, 3, 4), torch.zeros(2, 3).long(), r"dim must be given.*\(2, 3, 4\)"),
+        (Categorical(), torch.randn(3), torch.tensor(0), "dim must be given for outputs of 1 axes"),
         (Categorical(dim=0), torch.randn(2, 3), torch.zeros(3).long(), r"\(dim\) must not be the batch axis, got 0"),
         (Categorical(dim=-2), torch.randn(2, 3), torch.zeros(3).long(), "must not be the batch axis, got -2"),
         (Categorical(dim=3), torch.randn(2, 3), torch.zeros(2).long(), "must be an axis of the outputs, got 3"),
@@ -175,7 +175,7 @@ def test_saturated_logits_stay_finite():
         (Gaussian(1.0), torch.randn(2), torch.tensor([0.0, math.nan]), "Gaussian: target must hold finite"),
         (GaussianHead(), torch.randn(2, 4), torch.randn(2, 4), r"shape \(2, 2\) of the predictions, got \(2, 4\)"),
         (GaussianHead(), torch.randn(2, 3), torch.randn(2, 1), "as many log variances, got 3"),
-        (GaussianHead(), torch.randn(2, 3, 2), torch.randn(2, 1), r"split must be written.*\(2, 3, 2\)"),
+        (GaussianHead(), torch.randn(2, 3, 2), torch.randn(2, 1), r"split must be given.*\(2, 3, 2\)"),
         (GaussianHead(0), torch.randn(2, 4), torch.randn(1, 4), r"\(split\) must not be the batch axis, got 0"),
         (GaussianHead(lambda o: o), torch.randn(2, 4), torch.randn(2, 4), "must return a pair .* got a tensor"),
         (GaussianHead(), torch.randn(2, 2), torch.tensor([[math.inf], [0]]), "GaussianHead: target must hold finite"),
@@ -205,11 +205,11 @@ def test_probabilities_are_not_taken_for_logits():
     Bernoulli().check(logits)
     Gaussian(1.0).check(logits.softmax(1))
     for dtype in [torch.float32, torch.float16, torch.bfloat16]:
-        with pytest.raises(InvalidValueError, match=r"Categorical: outputs must be logits.*take the softmax off"):
+        with pytest.raises(InvalidValueError, match=r"Categorical: outputs must be logits.*remove the softmax"):
             Categorical().check(logits.softmax(1).to(dtype))
     with pytest.raises(InvalidValueError, match=r"Categorical: outputs must be logits"):
         Categorical(dim=1).check(torch.randn(2, 3, 4, 4).softmax(1))
-    with pytest.raises(InvalidValueError, match=r"Bernoulli: outputs must be logits.*take the sigmoid off"):
+    with pytest.raises(InvalidValueError, match=r"Bernoulli: outputs must be logits.*remove the sigmoid"):
         Bernoulli().check(logits.sigmoid())
 
 

@@ -123,8 +123,8 @@ def test_gradual_sparsity_is_zhu_and_gupta():
         ({"bnn": "model"}, InvalidTypeError, r"model must be a torch\.nn\.Module, got str"),
         ({"likelihood": None}, InvalidValueError, "likelihood must say what the outputs mean, got None"),
         ({"epochs": 0}, InvalidValueError, "epochs must be at least 1, got 0"),
-        ({"loader": (X, Y)}, InvalidTypeError, "loader must give batches and know how many, got tuple"),
-        ({"loader": iter(LOADER)}, InvalidTypeError, "loader must give batches and know how many, got _Single"),
+        ({"loader": (X, Y)}, InvalidTypeError, "loader must give batches and have a length, got tuple"),
+        ({"loader": iter(LOADER)}, InvalidTypeError, "loader must give batches and have a length, got _Single"),
         ({"loader": []}, InvalidValueError, "loader must give at least one batch, got none"),
         ({"loader": [X]}, InvalidValueError, "loader must give targets, got a batch without; pass unpack="),
         ({"loader": [(X * math.inf, Y)]}, InvalidValueError, "the loss must be finite, got nan in step 1 of 1"),
@@ -143,7 +143,7 @@ def test_refusals(function, arguments, error, message):
 @pytest.mark.parametrize(
     ("prior", "options", "message"),
     [
-        ("pretrained", {}, r"'0\.weight' must have a prior around zero, got one centred on other weights"),
+        ("pretrained", {}, r"'0\.weight' must have a prior around zero, got one centred on other values"),
         ("ard", {"sparsity": 1.0}, "sparsity must be finite and at least 0 and below 1, got 1"),
         ("ard", {"sparsity": 0.5, "granularity": "row"}, "granularity must be 'weight', 'channel' or .* got 'row'"),
     ],

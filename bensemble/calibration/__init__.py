@@ -1,4 +1,7 @@
-"""Decisions on a prediction: temperature and conformal sets by held-out data, and when to say "I don't know"."""
+"""Decisions on predictions: temperature, conformal sets and intervals from held-out data, and rejection curves.
+
+Everything here takes a finished prediction and targets. What runs a model belongs in ``prediction``.
+"""
 
 from .calibrating import Calibration, calibrate
 from .rejection import RejectionCurve, rejection_curve

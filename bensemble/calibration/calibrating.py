@@ -1,21 +1,11 @@
-r"""Calibration after the fact: a temperature, conformal sets and intervals, and a reference to compare live data with.
+r"""Calibration: a temperature, conformal sets and intervals, and reference quantiles to compare live data with.
 
-All of it comes from predictions on held-out data that neither training nor :func:`fit_posterior` saw.
+All of it is computed from predictions on held-out data that neither training nor :func:`fit_posterior` has used. The
+formulas are in :mod:`bensemble.calibration.tempering` and :mod:`bensemble.calibration.conformal`.
 
-*Temperature* (Guo et al. 2017, "On Calibration of Modern Neural Networks"): the logits of every weight sample are
-divided by T, which minimises the negative log likelihood of the predictive mean
-
-.. math:: p(y) = \frac1S \sum_s \mathrm{softmax}(\log p_s / T)_y .
-
-In regression the variances are multiplied by T, with :math:`T = \overline{(y - m)^2 / \sigma^2}`.
-
-*Split conformal prediction* (Vovk et al. 2005; Angelopoulos & Bates 2023, "Conformal Prediction: A Gentle
-Introduction", section 1): of n scores, the :math:`\lceil (n+1)(1-\alpha) \rceil`-th smallest is the threshold. A class
-belongs to the set where its score :math:`1 - p_k` is at most the threshold; in regression the score is
-:math:`|y - m| / \sigma`. For data exchangeable with the calibration data, sets then hold the truth with probability at
-least :math:`1 - \alpha` on average over data, whatever the model. Temperature and threshold use the same data: one
-number fitted to n examples moves the coverage by far less than the :math:`1/\sqrt n` that the draw of the calibration
-data does. For the exact statement fit the temperature on other data and pass it.
+Temperature and threshold use the same data. One number fitted to n examples changes the coverage by far less than the
+choice of the calibration data does, :math:`1/\sqrt n`. For the exact guarantee of conformal sets, fit the temperature
+on other data and pass it.
 """
 
 from __future__ import annotations
@@ -32,33 +22,34 @@ from torch import Tensor
 from ..checks import check_number
 from ..errors import InvalidTypeError, InvalidValueError, shown
 from ..likelihoods import DiscreteLikelihood
-from ..likelihoods.base import check_finite, check_same_shape, check_tensor
+from ..likelihoods.base import check_tensor
 from ..prediction.results import ClassPrediction, Prediction, RegressionPrediction
+from .conformal import conformal_scores, conformal_threshold
 from .tempering import fitted_temperature, temper
 
 __all__ = ["Calibration", "calibrate"]
 
 #: Version of what :meth:`Calibration.to_json` writes.
 VERSION = 1
-#: Levels at which the reference holds quantiles: 0, 0.01 .. 1.
+#: Number of levels of the reference quantiles: 0, 0.01 .. 1.
 LEVELS = 101
-#: What the reference of a prediction is made of.
+#: The uncertainties whose quantiles are the reference.
 CLASS_MEASURES = ("entropy", "mutual_information")
 REGRESSION_MEASURES = ("total_std", "epistemic_std")
 
 
 @dataclass(frozen=True, repr=False)
 class Calibration:
-    """What held-out data says about the predictions of a model.
+    """A temperature, a conformal threshold and reference quantiles, computed on held-out data.
 
     Attributes:
         temperature: Divides the logits of every weight sample; in regression it multiplies the variances.
-        conformal_threshold: Score up to which a class belongs to the set, 1 - probability; in regression how many
-            ``total_std`` an interval reaches to each side. 1 (regression: inf) where n is too small for alpha.
-        alpha: Share of examples whose truth the sets may miss.
+        conformal_threshold: Score 1 - probability up to which a class belongs to the set. In regression: half the width
+            of an interval in units of ``total_std``. 1 (regression: inf) if there are too few data for alpha.
+        alpha: Share of examples whose sets may miss the truth.
         num_data: Number of terms: examples, tokens, pixels.
-        reference: Quantiles of the calibration data at evenly spaced levels from 0 to 1, after tempering: of
-            ``entropy`` and ``mutual_information``, in regression of ``total_std`` and ``epistemic_std``.
+        reference: Quantiles at evenly spaced levels from 0 to 1, after tempering: of ``entropy`` and
+            ``mutual_information``, in regression of ``total_std`` and ``epistemic_std``.
     """
 
     temperature: float
@@ -68,35 +59,31 @@ class Calibration:
     reference: dict[str, tuple[float, ...]]
 
     def apply(self, prediction: Prediction) -> Prediction:
-        """The prediction at this temperature; one that was tempered by it before comes back as it is.
+        """The prediction at this temperature; unchanged if it has this temperature already.
 
         Raises:
-            InvalidTypeError: Not the kind of prediction that was calibrated.
-            InvalidValueError: The samples were not kept, or the prediction has another temperature already.
+            InvalidTypeError: Another kind of prediction was calibrated.
+            InvalidValueError: The samples were not kept, or the prediction has another temperature.
         """
         if tuple(self.reference) != _measures("apply", prediction):
             raise InvalidTypeError(
                 f"apply: prediction must have {' and '.join(self.reference)}, got {type(prediction).__name__}; "
-                "calibrate each kind of prediction by itself."
+                "calibrate each kind of prediction separately."
             )
-        if prediction.temperature not in (1.0, self.temperature):
-            raise InvalidValueError(
-                f"apply: prediction must not be tempered yet, got temperature {prediction.temperature:g}; "
-                "pass what predict returned."
-            )
-        return (
-            prediction if prediction.temperature == self.temperature else temper("apply", prediction, self.temperature)
-        )
+        if prediction.temperature == self.temperature:
+            return prediction
+        _check_untempered("apply", prediction)
+        return temper("apply", prediction, self.temperature)
 
     def prediction_set(self, prediction: Prediction) -> Tensor:
         """Which classes belong to the conformal set of each prediction.
 
         Returns:
-            Boolean tensor in the shape of ``probs``; for Bernoulli with a last axis (no, yes) more. A set may be
-            empty: no class is as probable as the truth was in the calibration data.
+            Boolean tensor in the shape of ``probs``, for Bernoulli with an additional last axis (no, yes). A set is
+            empty if no class is as probable as the truth was in the calibration data.
 
         Raises:
-            InvalidTypeError: Not the kind of prediction that was calibrated.
+            InvalidTypeError: Another kind of prediction was calibrated.
         """
         tempered = self.apply(prediction)
         if not isinstance(tempered.likelihood, DiscreteLikelihood):
@@ -109,7 +96,7 @@ class Calibration:
         """Lower and upper end of the conformal interval, ``mean`` -/+ threshold x tempered ``total_std``.
 
         Raises:
-            InvalidTypeError: Not a prediction of a regression, or the calibration of one.
+            InvalidTypeError: The prediction or the calibration is not of a regression.
         """
         tempered = self.apply(prediction)
         if not isinstance(tempered, RegressionPrediction):
@@ -128,10 +115,10 @@ class Calibration:
 
     @classmethod
     def from_json(cls, text: str) -> Calibration:
-        """What :meth:`to_json` wrote.
+        """The calibration that :meth:`to_json` wrote.
 
         Raises:
-            InvalidValueError: The text is something else, or of a newer version.
+            InvalidValueError: The text is not a calibration, or its version is newer.
         """
         try:
             fields = json.loads(text)
@@ -150,7 +137,7 @@ class Calibration:
         lines += [f"  conformal_threshold  {self.conformal_threshold:.4g} (alpha {self.alpha:g})"]
         for name, found in self.reference.items():
             shown = " .. ".join(f"{found[i]:.3g}" for i in (0, len(found) // 2, -1))
-            lines += [f"  {name:<20} {shown} (least, median, most)"]
+            lines += [f"  {name:<20} {shown} (minimum, median, maximum)"]
         return "\n".join(lines)
 
 
@@ -158,18 +145,18 @@ class Calibration:
 def calibrate(
     prediction: Prediction, targets: Tensor, alpha: float = 0.1, *, temperature: float | None = None
 ) -> Calibration:
-    """Temperature, conformal threshold and reference distribution from a prediction on held-out data.
+    """Temperature, conformal threshold and reference quantiles from a prediction on held-out data.
 
     Args:
-        prediction: What ``predict`` returned for the held-out inputs, with ``keep_samples=True`` for a loader.
-        targets: The truth, as the likelihood takes it: class indices, 0 and 1, or numbers. Terms that the likelihood
+        prediction: The result of ``predict`` for the held-out inputs, with ``keep_samples=True`` for a loader.
+        targets: The truth: class indices, 0 and 1, or numbers, as the likelihood takes them. Terms that the likelihood
             ignores are left out.
-        alpha: Share of examples whose truth the conformal sets may miss; 0.1 for sets that hold it in 90 %.
-        temperature: A temperature that was fitted on other data, or 1.0 for none; default fits it.
+        alpha: Share of examples whose conformal sets may miss the truth; 0.1 for sets that contain it in 90 % of cases.
+        temperature: A temperature that was fitted on other data, or 1.0 for none. Default: fit it.
 
     Raises:
-        InvalidTypeError: A prediction without a likelihood, or targets of the wrong type.
-        InvalidValueError: Targets that do not fit the prediction, none of them, or samples that were not kept.
+        InvalidTypeError: The prediction has no likelihood, or the targets have the wrong type.
+        InvalidValueError: The targets are empty or do not fit the prediction, or the samples were not kept.
 
     Example:
         >>> p = bensemble.predict(bnn, x_val, likelihood="categorical")
@@ -179,33 +166,39 @@ def calibrate(
     check_number("calibrate", "alpha", alpha, above=0, below=1)
     names = _measures("calibrate", prediction)
     check_tensor("calibrate", targets)
-    if prediction.temperature != 1.0:
-        raise InvalidValueError(
-            f"calibrate: prediction must not be tempered yet, got temperature {prediction.temperature:g}; "
-            "pass what predict returned."
-        )
+    _check_untempered("calibrate", prediction)
     targets = targets.to(prediction.mean.device)
-    _scores(prediction, targets)  # looks at the targets before they are used
+    conformal_scores(prediction, targets)  # checks the targets
     if temperature is None:
         temperature = fitted_temperature(prediction, targets)
     else:
         check_number("calibrate", "temperature", temperature, above=0)
     tempered = prediction if temperature == 1.0 else temper("calibrate", prediction, temperature)
-    scores = _scores(tempered, targets)
+    scores = conformal_scores(tempered, targets)
     reference = {name: _quantiles(getattr(tempered, name)) for name in names}
-    return Calibration(float(temperature), _threshold(tempered, scores, alpha), float(alpha), len(scores), reference)
+    return Calibration(
+        float(temperature), conformal_threshold(tempered, scores, alpha), float(alpha), len(scores), reference
+    )
+
+
+def _check_untempered(verb: str, prediction: Prediction) -> None:
+    if prediction.temperature != 1.0:
+        raise InvalidValueError(
+            f"{verb}: prediction must not be tempered yet, got temperature {prediction.temperature:g}; "
+            "pass what predict returned."
+        )
 
 
 def _checked(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a calibration in a file, every one looked at: anybody may have written it."""
+    """The fields of a calibration from a file, each one checked: the file may be damaged or made by hand."""
     reference, threshold = fields["reference"], fields["conformal_threshold"]
     if tuple(reference) not in (CLASS_MEASURES, REGRESSION_MEASURES):
-        raise ValueError("reference is of other measures")
+        raise ValueError("reference names other uncertainties")
     fields["conformal_threshold"] = math.inf if threshold is None else threshold
     numbers = [fields["temperature"], fields["alpha"], fields["num_data"], *([] if threshold is None else [threshold])]
     numbers += [value for quantiles in reference.values() for value in quantiles]
     if not all(type(value) in (int, float) and math.isfinite(value) for value in numbers):
-        raise ValueError("a value is no number")
+        raise ValueError("a value is not a finite number")
     if not (fields["temperature"] > 0 < fields["alpha"] < 1 and type(fields["num_data"]) is int):
         raise ValueError("temperature, alpha or num_data")
     if fields["num_data"] < 1 or fields["conformal_threshold"] < 0:
@@ -217,7 +210,7 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measures(verb: str, prediction: Any) -> tuple[str, str]:
-    """What the reference of a prediction is made of."""
+    """The uncertainties whose quantiles are the reference for this kind of prediction."""
     if isinstance(prediction, ClassPrediction):
         return CLASS_MEASURES
     if isinstance(prediction, RegressionPrediction):
@@ -226,30 +219,6 @@ def _measures(verb: str, prediction: Any) -> tuple[str, str]:
         f"{verb}: prediction must be of classes or of a regression, got {type(prediction).__name__}; "
         "call predict with a likelihood."
     )
-
-
-def _scores(prediction: Prediction, targets: Tensor) -> Tensor:
-    """How badly each target fits the prediction, one axis."""
-    if isinstance(prediction, RegressionPrediction):
-        check_same_shape("calibrate", prediction.mean, targets)
-        check_finite("calibrate", targets)
-        scores = ((targets - prediction.mean).abs() / prediction.total_std).flatten()
-    else:
-        assert isinstance(prediction.likelihood, DiscreteLikelihood)
-        scores = 1 - prediction.likelihood.probability(prediction.mean, targets)
-    if not len(scores):
-        raise InvalidValueError("calibrate: targets must hold at least one that counts, got none.")
-    return scores
-
-
-def _threshold(prediction: Prediction, scores: Tensor, alpha: float) -> float:
-    """The ceil((n + 1)(1 - alpha))-th smallest score; everything where there are fewer scores."""
-    most = math.inf if isinstance(prediction, RegressionPrediction) else 1.0
-    rank = len(scores) + 1 - math.floor((len(scores) + 1) * alpha + 1e-9)
-    if rank > len(scores):
-        return most
-    # A little more, so that a class whose probability another program rounds otherwise does not fall out of its set.
-    return min(float(scores.double().kthvalue(rank).values) + 1e-6, most)
 
 
 def _quantiles(values: Tensor) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""What is gained by handing the most uncertain predictions to somebody who knows better."""
+"""Rejection: the risk of the remaining predictions if an expert takes the most uncertain ones."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["RejectionCurve", "rejection_curve"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RejectionCurve:
-    """Risk over the share of predictions that are kept, the surest first (El-Yaniv & Wiener 2010).
+    """Risk over the share of predictions that are kept, the least uncertain first (El-Yaniv & Wiener 2010).
 
     Attributes:
         kept: Share kept, 1/n .. 1, shape (n,).
-        risk: Mean loss of those kept: the share that is wrong, or the squared error of a regression.
-        threshold: Uncertainty of the least sure prediction kept.
-        by: The uncertainty that decides.
+        risk: Mean loss of the predictions kept: the share of errors, or the squared error of a regression.
+        threshold: Largest uncertainty among the predictions kept.
+        by: Name of the uncertainty.
     """
 
     kept: Tensor
@@ -39,7 +39,7 @@ class RejectionCurve:
         return float(self.risk.mean())
 
     def at(self, share: float) -> tuple[float, float]:
-        """Risk and threshold when at most this share is kept."""
+        """Risk and threshold if this share is kept, rounded to whole predictions."""
         check_number("at", "share", share, above=0, most=1)
         place = max(round(share * len(self.kept)), 1) - 1
         return float(self.risk[place]), float(self.threshold[place])
@@ -56,12 +56,12 @@ def rejection_curve(prediction: Prediction, targets: Tensor, by: str | None = No
     Args:
         prediction: A prediction of classes or of a regression.
         targets: The truth, as the likelihood takes it; ignored terms are left out.
-        by: The uncertainty that decides: for classes ``"entropy"`` (default), ``"mutual_information"`` or
+        by: The uncertainty to reject by: for classes ``"entropy"`` (default), ``"mutual_information"`` or
             ``"expected_entropy"``; for a regression ``"total_std"`` (default), ``"epistemic_std"`` or ``"noise_std"``.
 
     Raises:
-        InvalidTypeError: A prediction without a likelihood.
-        InvalidValueError: ``by`` is no uncertainty of the prediction, or the targets do not fit.
+        InvalidTypeError: The prediction has no likelihood.
+        InvalidValueError: The prediction has no uncertainty ``by``, or the targets do not fit.
 
     Example:
         >>> curve = bensemble.rejection_curve(bensemble.predict(bnn, x, likelihood="categorical"), y)
@@ -80,7 +80,7 @@ def rejection_curve(prediction: Prediction, targets: Tensor, by: str | None = No
 
 
 def _loss(prediction: Any, targets: Tensor) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """The loss of each term, which terms count, and the uncertainties there are."""
+    """The loss of each term, which terms count, and the names of the uncertainties."""
     mean = prediction.mean
     if isinstance(prediction, RegressionPrediction):
         check_same_shape("rejection_curve", mean, targets)
@@ -88,7 +88,7 @@ def _loss(prediction: Any, targets: Tensor) -> tuple[Tensor, Tensor, tuple[str, 
         return (targets - mean).square(), torch.ones_like(mean, dtype=torch.bool), _REGRESSION
     likelihood = prediction.likelihood
     if isinstance(prediction, ClassPrediction) and isinstance(likelihood, (Categorical, Bernoulli)):
-        likelihood.probability(mean, targets)  # looks at the targets
+        likelihood.probability(mean, targets)  # checks the targets
         if isinstance(likelihood, Categorical):
             guess = mean.argmax(likelihood.axis(mean))
             return guess != targets, targets != likelihood.ignore_index, _CLASSES

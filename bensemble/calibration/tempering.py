@@ -1,7 +1,12 @@
-r"""One temperature for every weight sample of a prediction: how it is applied, and how it is fitted.
+r"""A temperature for the weight samples of a prediction: applying and fitting it.
 
-Logits are divided by T, for each sample: probabilities become softmax(log p_s / T). Of Gaussians the variances are
-multiplied by T; that is the same thing, since both divide the log density, up to its constant, by T.
+The logits of every weight sample are divided by T, which minimises the negative log likelihood of the predictive mean
+(Guo et al. 2017, "On Calibration of Modern Neural Networks"):
+
+.. math:: p(y) = \frac1S \sum_s \mathrm{softmax}(\log p_s / T)_y .
+
+In regression the variances are multiplied by T, with :math:`T = \overline{(y - m)^2 / \sigma^2}`. Both divide the log
+density by T, up to a constant.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from ..prediction.results import ClassPrediction, Prediction, RegressionPredicti
 
 __all__ = ["fitted_temperature", "temper"]
 
-#: Where temperatures are looked for.
+#: The range in which temperatures are searched.
 COLDEST, HOTTEST = 0.01, 100.0
 
 
@@ -58,13 +63,13 @@ def _samples(verb: str, prediction: Prediction) -> Tensor:
     if prediction.num_samples == 1:
         return prediction.mean.unsqueeze(0)
     raise InvalidValueError(
-        f"{verb}: prediction must hold its samples, which a temperature changes one by one, got none; "
+        f"{verb}: prediction must hold its samples, got none; a temperature changes each of them: "
         "call predict with keep_samples=True, or calibrate with temperature=1.0."
     )
 
 
 def fitted_temperature(prediction: Prediction, targets: Tensor) -> float:
-    """The temperature of the highest likelihood."""
+    """The temperature with the highest likelihood."""
     if isinstance(prediction, RegressionPrediction):
         return float(((targets - prediction.mean) / prediction.total_std).double().square().mean())
     likelihood, kept = prediction.likelihood, _samples("calibrate", prediction)
@@ -79,14 +84,14 @@ def fitted_temperature(prediction: Prediction, targets: Tensor) -> float:
     if not 1.01 * COLDEST < found < HOTTEST / 1.01:
         warnings.warn(
             f"calibrate: the temperature is at the end of its range, {found:.3g}: the calibration data does not "
-            "determine it (no mistakes, or nothing but chance); collect more, or pass temperature=1.0.",
+            "determine it (no errors, or random predictions); use more data, or pass temperature=1.0.",
             stacklevel=4,
         )
     return found
 
 
 def _lowest(value: Callable[[float], float], low: float, high: float, points: int = 25, steps: int = 18) -> float:
-    """Where a function of one number is lowest: the best point of a grid, then golden sections around it."""
+    """The minimum of a function of one number: the best point of a grid, refined by golden-section search."""
     width = (high - low) / (points - 1)
     best = min((low + i * width for i in range(points)), key=value)
     low, high = max(low, best - width), min(high, best + width)

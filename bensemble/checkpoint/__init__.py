@@ -1,6 +1,7 @@
-"""Checkpoints that describe themselves: tensors as safetensors, and how to make the model Bayesian again as JSON.
+"""Checkpoints: tensors as safetensors, and a JSON header that says how to make a deterministic model Bayesian again.
 
-Nothing in them is ever unpickled or executed. A fresh deterministic model is enough to load one::
+Reading, writing and checking files belongs here; ONNX files belong in ``convert``. Loading a checkpoint never unpickles
+or executes anything in it. It needs a new deterministic model only::
 
     bensemble.save(bnn, "model.safetensors")
     bnn = bensemble.load("model.safetensors", build_model())

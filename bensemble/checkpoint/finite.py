@@ -1,4 +1,4 @@
-"""Weights that are no numbers: training diverged, or a file is damaged. Buffers may hold infinities, as masks do."""
+"""Weights with NaN or infinity, from a diverged training or a damaged file. Buffers may hold infinities."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from torch import Tensor
 
 __all__ = ["NOT_FINITE", "is_finite"]
 
-#: What is said about a weight.
+#: The message about such a weight.
 NOT_FINITE = "not finite, got NaN or infinity among its values; go back to a checkpoint from before."
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether every value is a number; integers are."""
+    """Whether every value is finite."""
     return not tensor.is_floating_point() or bool(tensor.isfinite().all())

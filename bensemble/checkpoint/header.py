@@ -1,6 +1,6 @@
 """The JSON header of a checkpoint: which weights are Bayesian, how, and with which priors.
 
-It is read from files that strangers may have sent, so every field is checked before anything is done with it.
+Files may come from untrusted sources, so every field is checked before it is used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from ..errors import CheckpointError, shown
 from ..posterior import Posterior
 from ..priors import ARD, Normal
 
-__all__ = ["FORMAT_VERSION", "Header", "PosteriorEntry", "describe_prior", "read_header", "restore_prior"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Header",
+    "PosteriorEntry",
+    "describe_prior",
+    "read_header",
+    "restore_prior",
+    "unique_keys",
+]
 
 FORMAT_VERSION = 2  # 1 has no digest
 _LONGEST = 64 * 1024 * 1024  # characters; a header of a model with 100,000 posteriors has about a third of this
@@ -29,13 +37,13 @@ class PosteriorEntry:
     """One posterior of a checkpoint.
 
     Attributes:
-        places: Original names of the weight, the first one its own; more than one when it is shared.
+        places: Original names of the weight; more than one if it is shared.
         tiers: For each place "local" (a registered twin) or "sampled".
         shape: Shape of the weight.
-        prior: What :func:`describe_prior` said.
+        prior: The result of :func:`describe_prior`.
         mask: Whether the weight has a pruning mask.
-        prunable: For each place, whether pruning may touch it.
-        estimators: For each place, how a training forward draws noise.
+        prunable: For each place, whether the weight may be pruned.
+        estimators: For each place, the estimator of the layer.
     """
 
     places: tuple[str, ...]
@@ -49,12 +57,12 @@ class PosteriorEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """All posteriors of a checkpoint, and the names under which shared tensors were left out.
+    """All posteriors of a checkpoint, and the names of shared tensors.
 
     Attributes:
-        posteriors: One entry for each.
-        shared: For each name that was left out the one that holds its tensor.
-        version: Of the format.
+        posteriors: One entry for each posterior.
+        shared: A shared tensor is stored under its first name; this maps each other name to the first.
+        version: Version of the format.
         digest: SHA-256 of the rest of the header and of every tensor; empty in version 1.
     """
 
@@ -68,7 +76,7 @@ class Header:
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
 
     def digest_of(self, tensors: dict[str, Tensor]) -> str:
-        """What the digest of this header must be with these tensors, which are contiguous and on the CPU."""
+        """The digest of this header with these tensors, which must be contiguous and on the CPU."""
         digest = hashlib.sha256(replace(self, digest="").to_json().encode())
         for name in sorted(tensors):
             tensor = tensors[name]
@@ -79,10 +87,10 @@ class Header:
 
 
 def describe_prior(name: str, posterior: Posterior) -> dict[str, Any]:
-    """A built-in prior as JSON; its tensors are in the state dict already.
+    """A built-in prior as JSON, without its tensors, which are in the state dict.
 
     Raises:
-        CheckpointError: the prior is a user's own, which a header cannot rebuild.
+        CheckpointError: The prior is not one of the built-in ones.
     """
     prior = posterior.prior
     if type(prior) is ARD:
@@ -100,12 +108,7 @@ def describe_prior(name: str, posterior: Posterior) -> dict[str, Any]:
 
 
 def restore_prior(described: dict[str, Any], tensors: dict[str, Tensor]) -> Normal | ARD:
-    """The prior that a header describes.
-
-    Args:
-        described: Its entry in a checked header.
-        tensors: The tensors of its fields.
-    """
+    """The prior that :func:`describe_prior` described, with the tensors of its fields."""
     if described["type"] == "ard":
         return ARD()
     parts = {part: tensors[part] if described[part] == "tensor" else described[part] for part in ("sigma", "mean")}
@@ -116,7 +119,7 @@ def read_header(path: str, text: str | None) -> Header:
     """The header of a file, every field checked.
 
     Raises:
-        CheckpointError: it is missing, malformed, or from a newer version.
+        CheckpointError: The header is missing, malformed, or from a newer version.
     """
     if text is None:
         raise CheckpointError(
@@ -126,7 +129,7 @@ def read_header(path: str, text: str | None) -> Header:
     try:
         if len(text) > _LONGEST:
             raise ValueError(f"it has {len(text)} characters")
-        raw = json.loads(text, object_pairs_hook=_no_duplicates)
+        raw = json.loads(text, object_pairs_hook=unique_keys)
         if not isinstance(raw, dict) or type(raw.get("version")) is not int:
             raise ValueError("it has no version")
         if raw["version"] > FORMAT_VERSION:
@@ -141,7 +144,8 @@ def read_header(path: str, text: str | None) -> Header:
         ) from err
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys must differ, as the ``object_pairs_hook`` of ``json.loads``."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key occurs twice")
@@ -151,10 +155,10 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _checked(raw: dict[str, Any]) -> Header:
     wanted = {"posteriors", "shared", "version"} | ({"digest"} if raw["version"] > 1 else set())
     _require(set(raw) == wanted and raw["version"] > 0, "its fields are not those of a header")
-    _require(isinstance(raw.get("digest", ""), str), "digest is no text")
-    _require(isinstance(raw["posteriors"], list), "posteriors is no list")
+    _require(isinstance(raw.get("digest", ""), str), "digest is not a text")
+    _require(isinstance(raw["posteriors"], list), "posteriors is not a list")
     shared = raw["shared"]
-    _require(isinstance(shared, dict) and all(isinstance(v, str) for v in shared.values()), "shared is no map of names")
+    _require(isinstance(shared, dict) and all(isinstance(v, str) for v in shared.values()), "shared does not map names")
     entries = tuple(_checked_entry(entry) for entry in raw["posteriors"])
     return Header(entries, dict(shared), raw["version"], raw.get("digest", ""))
 
@@ -164,7 +168,7 @@ def _checked_entry(entry: Any) -> PosteriorEntry:
     _require(isinstance(entry, dict) and set(entry) == wanted, "an entry has other fields than a posterior")
     places, count = entry["places"], len(entry["places"])
     _require(isinstance(places, list) and count > 0, "a posterior has no place")
-    _require(all(isinstance(p, str) and p and ".." not in p for p in places), "a place is no parameter name")
+    _require(all(isinstance(p, str) and p and ".." not in p for p in places), "a place is not a parameter name")
     for key, allowed in (("tiers", ("local", "sampled")), ("estimators", ("local", "weights"))):
         values = entry[key]
         _require(isinstance(values, list) and len(values) == count and all(v in allowed for v in values), f"bad {key}")
@@ -178,14 +182,14 @@ def _checked_entry(entry: Any) -> PosteriorEntry:
 
 
 def _check_prior(prior: Any) -> None:
-    _require(isinstance(prior, dict), "a prior is no object")
+    _require(isinstance(prior, dict), "a prior is not an object")
     if prior.get("type") == "ard":
         _require(set(prior) == {"type"}, "an ard prior has parameters")
         return
     _require(prior.get("type") == "normal" and set(prior) == {"type", "sigma", "mean"}, "a prior of unknown type")
     sigma, mean = prior["sigma"], prior["mean"]
     _require(sigma == "tensor" or (_is_number(sigma) and sigma > 0), "a prior sigma is not positive")
-    _require(mean == "tensor" or _is_number(mean), "a prior mean is no number")
+    _require(mean == "tensor" or _is_number(mean), "a prior mean is not a number")
 
 
 def _is_number(value: Any) -> bool:

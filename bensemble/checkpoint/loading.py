@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,39 +30,38 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def load(path: str | os.PathLike[str], model: M) -> M:
-    """Read a checkpoint written by :func:`save`; the model is changed in place and given back.
+    """Read a checkpoint written by :func:`save` into a model, in place.
 
     Args:
         path: The file. It is never unpickled, and nothing in it is executed.
-        model: A fresh deterministic model, which is converted as the header says, or the Bayesian model itself, which
-            may be wrapped or sharded; every process reads the file then.
+        model: A new deterministic model, which becomes Bayesian as the header says, or the Bayesian model itself. The
+            Bayesian model may be wrapped or sharded; then every process reads the file.
 
     Returns:
         The same model, Bayesian, with everything that was saved.
 
     Raises:
-        CheckpointError: the file is missing, damaged or from a newer version, or does not fit the model; every
-            mismatch is listed, and the model is as it was.
+        CheckpointError: The file is missing, damaged, from a newer version, or does not fit the model. Mismatches are
+            listed, and the model is unchanged.
     """
     check_module("load", model)
-    header, tensors = _read(path)
+    header, stored = _read(path)
     inner = unwrapped(model)
-    _read_into(inner, header, tensors, path, wrapped=inner is not model)
+    _read_into(inner, header, stored, path, wrapped=inner is not model)
     return model
 
 
 def _read_into(
-    model: nn.Module, header: Header, tensors: dict[str, Tensor], path: str | os.PathLike[str], wrapped: bool
+    model: nn.Module, header: Header, stored: dict[str, Tensor], path: str | os.PathLike[str], wrapped: bool
 ) -> None:
-    """Convert the model where it has no posteriors yet, and fill it; as it was where anything fails."""
-    problems = list(_too_late(header, model, wrapped)) or list(_mismatches(header, tensors, model))
+    """Convert the model where it has no posteriors yet, and load the tensors. If this fails, the model is unchanged."""
+    problems = list(_too_late(header, model, wrapped)) or list(_mismatches(header, stored, model))
     refuse(f"load: '{path}' does not fit {type(model).__name__}", problems, CheckpointError)
     undo = [restorer(module) for module in model.modules()]
     try:
-        _convert(header, tensors, model)
-        state = {**tensors, **{name: tensors[first] for name, first in header.shared.items()}}
+        _convert(header, stored, model)
         present = model.state_dict(keep_vars=True)
-        model.load_state_dict({key: sharded_like(t, like=present.get(key, t)) for key, t in state.items()}, strict=True)
+        model.load_state_dict({key: sharded_like(t, like=present.get(key, t)) for key, t in stored.items()})
     except BaseException as err:
         for restore in reversed(undo):
             restore()
@@ -75,7 +74,7 @@ def _read_into(
 
 
 def _too_late(header: Header, model: nn.Module, wrapped: bool) -> Iterator[str]:
-    """The weights that would become Bayesian only now, after the model was wrapped or sharded."""
+    """The weights of a wrapped or sharded model that would have to become Bayesian."""
     for entry in header.posteriors:
         module, name = _owner(model, entry.places[0])
         weight = None if module is None else _weight(module, name)
@@ -87,81 +86,92 @@ def _too_late(header: Header, model: nn.Module, wrapped: bool) -> Iterator[str]:
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor]]:
+    """The header, and every tensor of the file under each of its names."""
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise CheckpointError(f"load: '{path}' is no file; check the path.")
+        raise CheckpointError(f"load: '{path}' is not a file; check the path.")
     try:
         with safe_open(path, framework="pt") as file:
             header = read_header(str(path), (file.metadata() or {}).get("bensemble"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     except (SafetensorError, OSError, UnicodeDecodeError) as err:
         raise CheckpointError(
-            f"load: '{path}' is damaged or no safetensors file ({shown(err, 200)}); get it again."
+            f"load: '{path}' is damaged or not a safetensors file ({shown(err, 200)}); get it again."
         ) from err
     if header.version > 1 and header.digest != header.digest_of(tensors):
         raise CheckpointError(f"load: '{path}' is damaged, got other bytes than were saved; get the file again.")
-    return header, tensors
+    return header, {**tensors, **{name: tensors[first] for name, first in header.shared.items() if first in tensors}}
 
 
-def _mismatches(header: Header, tensors: dict[str, Tensor], model: nn.Module) -> Iterator[str]:
-    """Everything about the model that the checkpoint does not fit, one sentence each."""
-    state = model.state_dict(keep_vars=True)
-    left = dict(state)
-    available = set(tensors) | set(header.shared)
+def _mismatches(header: Header, stored: dict[str, Tensor], model: nn.Module) -> Iterator[str]:
+    """Every reason why the checkpoint does not fit the model, one sentence each."""
+    rest = model.state_dict(keep_vars=True)
+    prefixes: set[str] = set()
     for entry in header.posteriors:
-        found = {}
+        found: dict[int, str] = {}
         for place, tier in zip(entry.places, entry.tiers, strict=True):
             module, name = _owner(model, place)
+            prefix = _prefix(module, place, tier)
+            prefixes.add(prefix)
             weight = None if module is None else _weight(module, name)
             if module is None or weight is None:
                 yield f"the model has no weight '{place}'."
                 continue
             found[id(weight)] = place
-            for key in [key for key in left if left[key] is weight]:
-                left.pop(key)
-            if tuple(weight.shape) != entry.shape:
-                yield f"'{place}' has shape {tuple(weight.shape)} in the model, got {entry.shape} in the file."
             if tier == "local" and not isinstance(module, PosteriorModule) and bayesian_type(type(module)) is None:
                 yield f"'{place}' belongs to {type(module).__name__}, which has no Bayesian twin here; register one."
-            for part in ("mu", "rho", "mask") if entry.mask else ("mu", "rho"):
-                key = f"{_prefix(module, place, tier)}{part}"
-                stored = tensors.get(header.shared.get(key, key))
-                if stored is None or tuple(stored.shape) != entry.shape:
-                    got = "none" if stored is None else f"shape {tuple(stored.shape)}"
-                    yield f"'{place}' needs '{key}' of shape {entry.shape} in the file, got {got}."
-                elif not is_finite(stored):
-                    yield f"'{key}' is {NOT_FINITE}"
+            yield from _posterior_mismatches(entry, place, prefix, weight, stored)
         if len(found) > 1:
             yield f"{', '.join(map(repr, found.values()))} are one shared weight in the file, but not in the model."
-    prefixes = {
-        _prefix(_owner(model, place)[0], place, tier)
-        for entry in header.posteriors
-        for place, tier in zip(entry.places, entry.tiers, strict=True)
-    }
+        rest = {key: tensor for key, tensor in rest.items() if id(tensor) not in found}
     posterior_keys = {
-        key for key in available | set(left) if any(key.startswith(p) and "." not in key[len(p) :] for p in prefixes)
+        key
+        for key in stored.keys() | rest.keys()
+        if any(key.startswith(p) and "." not in key[len(p) :] for p in prefixes)
     }
     # A module that the model holds under several names has its tensors in the file under each of them.
     posterior_keys |= {key for key, first in header.shared.items() if first in posterior_keys}
-    for key, tensor in left.items():
-        if key in posterior_keys:
-            continue
-        stored = tensors.get(header.shared.get(key, key))
-        if stored is None:
+    yield from _other_mismatches(
+        {key: tensor for key, tensor in rest.items() if key not in posterior_keys},
+        {key: tensor for key, tensor in stored.items() if key not in posterior_keys},
+    )
+
+
+def _posterior_mismatches(
+    entry: PosteriorEntry, place: str, prefix: str, weight: Tensor, stored: dict[str, Tensor]
+) -> Iterator[str]:
+    """What is wrong with the posterior of one weight, in the model and in the file."""
+    if tuple(weight.shape) != entry.shape:
+        yield f"'{place}' has shape {tuple(weight.shape)} in the model, got {entry.shape} in the file."
+    for part in ("mu", "rho", "mask") if entry.mask else ("mu", "rho"):
+        key = prefix + part
+        if key not in stored or tuple(stored[key].shape) != entry.shape:
+            got = f"shape {tuple(stored[key].shape)}" if key in stored else "none"
+            yield f"'{place}' needs '{key}' of shape {entry.shape} in the file, got {got}."
+        elif not is_finite(stored[key]):
+            yield f"'{key}' is {NOT_FINITE}"
+
+
+def _other_mismatches(expected: dict[str, Any], stored: dict[str, Tensor]) -> Iterator[str]:
+    """What is wrong with the Parameters and buffers that belong to no posterior."""
+    for key, tensor in expected.items():
+        found = stored.get(key)
+        if found is None:
             yield f"'{key}' is in the model but not in the file."
-        elif isinstance(tensor, Tensor) and (stored.shape != tensor.shape or stored.dtype != tensor.dtype):
+        elif isinstance(tensor, Tensor) and (found.shape != tensor.shape or found.dtype != tensor.dtype):
             yield (
                 f"'{key}' is {tuple(tensor.shape)} {tensor.dtype} in the model, "
-                f"got {tuple(stored.shape)} {stored.dtype} in the file."
+                f"got {tuple(found.shape)} {found.dtype} in the file."
             )
-        elif isinstance(tensor, nn.Parameter) and not is_finite(stored):
+        elif isinstance(tensor, nn.Parameter) and not is_finite(found):
             yield f"'{key}' is {NOT_FINITE}"
-    for key in sorted(available - posterior_keys - set(left)):
+    for key in sorted(stored.keys() - expected.keys()):
         yield f"'{key}' is in the file but not in the model."
 
 
 def _owner(model: nn.Module, place: str) -> tuple[nn.Module | None, str]:
+    """The module that has the weight of this name, None without one, and the weight's name there."""
     path, _, name = place.rpartition(".")
     try:
         return model.get_submodule(path), name
@@ -170,57 +180,51 @@ def _owner(model: nn.Module, place: str) -> tuple[nn.Module | None, str]:
 
 
 def _weight(module: nn.Module, name: str) -> Tensor | None:
-    """The Parameter of that original name: itself, or the mean of its posterior."""
-    if isinstance(module, PosteriorModule):
-        posterior = module._posterior(name)
-        if posterior is not None:
-            return posterior.mu
-    return parameters_of(module).get(name)
+    """The Parameter of that original name, or the mean of its posterior."""
+    posterior = module._posterior(name) if isinstance(module, PosteriorModule) else None
+    return parameters_of(module).get(name) if posterior is None else posterior.mu
 
 
 def _prefix(module: nn.Module | None, place: str, tier: str) -> str:
-    """What the names of the posterior tensors of one place start with, such as ``fc.w_``."""
+    """The start of the names of one posterior's tensors, such as ``fc.w_``."""
     name = place.rpartition(".")[2]
     twin = bayesian_type(type(module)) if module is not None and tier == "local" else None
     stems = module._stems if isinstance(module, PosteriorModule) else twin._stems if twin is not None else {}
     return f"{place.removesuffix(name)}{stems.get(name, name)}_"
 
 
-def _convert(header: Header, tensors: dict[str, Tensor], model: nn.Module) -> None:
-    """Give every weight in the header its posterior, with priors and masks ready to be loaded into."""
+def _convert(header: Header, stored: dict[str, Tensor], model: nn.Module) -> None:
+    """Give every weight in the header its posterior, with the priors and masks to load into."""
     modules: dict[int, tuple[nn.Module, dict[str, NewPosterior], bool]] = {}
     for entry in header.posteriors:
         rho: nn.Parameter | None = None
         for place, tier, prunable in zip(entry.places, entry.tiers, entry.prunable, strict=True):
             module, name = _owner(model, place)
             assert module is not None
-            weight = _weight(module, name)
-            assert isinstance(weight, nn.Parameter)
             if isinstance(module, PosteriorModule) and module._posterior(name) is not None:
                 continue
+            weight = parameters_of(module)[name]
             if rho is None:
                 dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
                 rho = nn.Parameter(torch.empty_like(weight, dtype=dtype), requires_grad=weight.requires_grad)
-            kept = modules.setdefault(id(module), (module, {}, tier == "local"))
-            kept[1][name] = NewPosterior(weight, rho, Normal(), prunable)
+            _, posteriors, _ = modules.setdefault(id(module), (module, {}, tier == "local"))
+            posteriors[name] = NewPosterior(weight, rho, Normal(), prunable)
     for module, posteriors, local in modules.values():
         make_bayesian(module, bayesian_class(module, posteriors, local), posteriors)
     for entry in header.posteriors:
         for place, estimator in zip(entry.places, entry.estimators, strict=True):
-            _prepare(entry, place, estimator, tensors, header, model)
+            _prepare(entry, place, estimator, stored, model)
 
 
-def _prepare(
-    entry: PosteriorEntry, place: str, estimator: str, tensors: dict[str, Tensor], header: Header, model: nn.Module
-) -> None:
+def _prepare(entry: PosteriorEntry, place: str, estimator: str, stored: dict[str, Tensor], model: nn.Module) -> None:
+    """Give a layer the prior and the estimator of one posterior in the file."""
     layer, name = _owner(model, place)
     assert isinstance(layer, PosteriorModule)
     stem = layer._stems.get(name, name)
-    path = place.rpartition(".")[0]
-    prefix = f"{path}.{stem}" if path else stem
-    keys = {part: f"{prefix}_prior_{part}" for part in ("sigma", "mean") if entry.prior.get(part) == "tensor"}
-    held = {part: tensors[header.shared.get(key, key)] for part, key in keys.items()}
     device = getattr(layer, f"{stem}_mu").device
-    layer._set_prior(stem, restore_prior(entry.prior, {part: t.clone().to(device) for part, t in held.items()}))
+    parts = [part for part in ("sigma", "mean") if entry.prior.get(part) == "tensor"]
+    prefix = place.removesuffix(name) + stem
+    tensors = {part: stored[f"{prefix}_prior_{part}"].clone().to(device) for part in parts}
+    layer._set_prior(stem, restore_prior(entry.prior, tensors))
     if isinstance(layer, LinearOpLayer):
         layer.estimator = estimator

@@ -1,4 +1,4 @@
-"""Writing a checkpoint: whole or not at all, the same bytes for the same model."""
+"""Writing a checkpoint. The same model always gives the same bytes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from ..checks import check_module
 from ..errors import CheckpointError, refuse, shown
 from ..layers.linear_op import LinearOpLayer
 from ..layers.sampled import SampledWeights
-from ..layers.weights import PosteriorModule
 from ..models.sharding import is_sharded, once_for_all, whole
 from ..models.state import unwrapped
-from ..posterior import Posterior
+from ..posteriors import tied_posteriors
 from .finite import NOT_FINITE, is_finite
 from .header import Header, PosteriorEntry, describe_prior
 from .writing import checked_target, replacing
@@ -25,17 +24,17 @@ __all__ = ["save"]
 def save(bnn: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a Bayesian model as safetensors with everything that is needed to rebuild it.
 
-    Means, rho, masks, priors, ties and every other parameter and buffer go in. Needs the ``io`` extra. What wraps the
-    model, DistributedDataParallel or torch.compile, stays out. A model sharded by ``fully_shard`` is in no process as a
-    whole: all of them must call, one writes, and the file is there when the call returns.
+    The file holds means, rho, masks, priors, ties and all other parameters and buffers, but no wrapper such as
+    DistributedDataParallel or torch.compile. Needs the ``io`` extra. For a model sharded by ``fully_shard``, all
+    processes must call ``save``; one of them writes, and the file is complete when the call returns.
 
     Args:
         bnn: A model with posteriors.
-        path: The file; an existing one is replaced when the new one is complete.
+        path: The file; an existing file is replaced when the new one is complete.
 
     Raises:
-        CheckpointError: the model has no posteriors, a prior of its own making, or weights that are not finite.
-        InvalidValueError: the path cannot be written.
+        CheckpointError: The model has no posteriors, a prior that is not built in, or weights that are not finite.
+        InvalidValueError: The path cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -43,7 +42,7 @@ def save(bnn: nn.Module, path: str | os.PathLike[str]) -> None:
     bnn = unwrapped(check_module("save", bnn))
     entries = _entries(bnn)
     if not entries:
-        raise CheckpointError(f"save: {type(bnn).__name__} has no posteriors; save its state_dict as you always do.")
+        raise CheckpointError(f"save: {type(bnn).__name__} has no posteriors; save its state_dict instead.")
     state = bnn.state_dict(keep_vars=True)
     tensors, shared = _distinct(state)
     weights = [name for name in tensors if isinstance(state[name], nn.Parameter)]
@@ -59,22 +58,16 @@ def save(bnn: nn.Module, path: str | os.PathLike[str]) -> None:
                 save_file(tensors, temporary, metadata={"bensemble": header.to_json()})
         except (OSError, SafetensorError) as err:
             raise CheckpointError(
-                f"save: '{target}' cannot be written, got {shown(err, 200)}; the old file is as it was."
+                f"save: '{target}' cannot be written, got {shown(err, 200)}; the old file is unchanged."
             ) from err
 
     once_for_all("save", write, of=next(filter(is_sharded, bnn.parameters()), None))
 
 
 def _entries(bnn: nn.Module) -> list[PosteriorEntry]:
-    """Every distinct posterior with all its places, in the model's order."""
-    places: dict[int, list[tuple[str, Posterior]]] = {}
-    for path, module in bnn.named_modules():
-        if isinstance(module, PosteriorModule):
-            for posterior in module._posteriors():
-                name = f"{path}.{posterior.name}" if path else posterior.name
-                places.setdefault(id(posterior.mu), []).append((name, posterior))
+    """Every distinct posterior with all its places, in the order of the model."""
     found = []
-    for tied in places.values():
+    for tied in tied_posteriors(bnn):
         name, first = tied[0]
         found.append(
             PosteriorEntry(
@@ -91,7 +84,7 @@ def _entries(bnn: nn.Module) -> list[PosteriorEntry]:
 
 
 def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Every tensor once, dense and on the CPU, and which names stand for a tensor of another name."""
+    """Every tensor once, dense and on the CPU, and for each further name of a shared tensor its first name."""
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     first: dict[int, str] = {}

@@ -1,7 +1,7 @@
-"""Files are written whole or not at all: beside the target, flushed to the disk, then renamed over it.
+"""Writing files completely or not at all: to a temporary folder beside the target, then renamed over the target.
 
-What a process was writing when it was killed stays behind. A lock that the system takes away with the process tells it
-from what another process is writing now, and the next run removes it.
+A killed process leaves its temporary folder behind, and the next run removes it. A file lock, which the system releases
+when a process ends, distinguishes such a folder from one that another process is using.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from ..errors import InvalidTypeError, InvalidValueError
 
 try:
     import fcntl
-except ImportError:  # Windows: what was left behind stays
+except ImportError:  # Windows: folders of killed processes are not removed
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["checked_target", "replacing", "working_folder"]
 
-#: Seconds in which a new file takes its lock.
+#: Seconds after its creation in which a file may still be without its lock.
 YOUNG = 1.0
-#: The file in a temporary folder that its process holds.
+#: The locked file in a temporary folder.
 LOCK = ".bensemble-working"
 
 
 def checked_target(path: str | os.PathLike[str], verb: str) -> Path:
-    """The path to write to, with links followed, after making sure that a file can be written there.
+    """The path to write to, with links resolved, after a check that a file can be written there.
 
     Raises:
         InvalidTypeError: ``path`` is not a path.
@@ -56,10 +56,10 @@ def checked_target(path: str | os.PathLike[str], verb: str) -> Path:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A path to write a file to that takes the place of ``target`` when the block ends well.
+    """A temporary path for a file that replaces ``target`` if the block ends without an exception.
 
-    On any exception, Ctrl-C included, the new file is removed and ``target`` stays as it was. The new file has the
-    permissions of the old one, or those that a plain ``open`` would give it, whatever a library gave it.
+    On any exception, also Ctrl-C, the new file is removed and ``target`` is unchanged. The new file gets the
+    permissions of the old one, or those of a file made by ``open``.
     """
     with _beside(target) as folder:
         new = folder / target.name
@@ -72,7 +72,7 @@ def replacing(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def working_folder() -> Iterator[Path]:
-    """A folder for files in between; those of processes that were killed are removed."""
+    """A folder for temporary files; folders of killed processes are removed."""
     _clear(Path(tempfile.gettempdir()), "bensemble-working-*")
     with tempfile.TemporaryDirectory(prefix="bensemble-working-") as folder, _locked(Path(folder) / LOCK):
         yield Path(folder)
@@ -80,7 +80,7 @@ def working_folder() -> Iterator[Path]:
 
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """A new folder in that of ``target``: libraries leave files of their own beside the one that they write."""
+    """A new temporary folder beside ``target``; a folder, because some libraries write several files."""
     _clear(target.parent, f".{glob.escape(target.name)}.*.tmp")
     folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     folder.mkdir()
@@ -92,22 +92,22 @@ def _beside(target: Path) -> Iterator[Path]:
 
 
 def _clear(parent: Path, pattern: str) -> None:
-    """Remove the folders that killed processes left."""
+    """Remove the temporary folders of killed processes."""
     for left in parent.glob(pattern):
-        with suppress(OSError):  # somebody else's
+        with suppress(OSError):  # it belongs to another user
             if (left / LOCK).exists():
                 if _abandoned(left / LOCK):
                     shutil.rmtree(left)
             elif time.time() - left.stat().st_mtime > YOUNG:
-                left.rmdir()  # killed before it had a lock; only an empty folder goes
+                left.rmdir()  # its process was killed before it made the lock file; removes an empty folder only
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """A new empty file that is locked as long as the block, or this process, lives."""
+    """Create an empty file and lock it until the block or this process ends."""
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
-        if fcntl is None:  # an open file could not be renamed there
+        if fcntl is None:  # Windows cannot rename the folder of an open file
             os.close(descriptor)
         else:
             with suppress(OSError):  # file systems without locks
@@ -119,13 +119,13 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _abandoned(path: Path) -> bool:
-    """Whether no process holds the lock of a file; a young one may be about to take it."""
+    """Whether no process holds the lock of a file that is older than ``YOUNG``."""
     if fcntl is None or time.time() - path.stat().st_mtime < YOUNG:
         return False
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held, or there are no locks
+    except OSError:  # the lock is held, or the file system has no locks
         return False
     finally:
         os.close(descriptor)
@@ -133,7 +133,7 @@ def _abandoned(path: Path) -> bool:
 
 
 def _flush(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+    if path.is_dir() and os.name == "nt":  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:

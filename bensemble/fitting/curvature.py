@@ -1,20 +1,20 @@
 r"""The diagonal of the curvature of the negative log likelihood, for every posterior mean, in one pass.
 
 With J the Jacobian of the outputs of one example and F the Fisher information of the likelihood at those outputs,
-the generalised Gauss-Newton matrix is :math:`\sum_n J_n^T F_n J_n`. A random vector with :math:`E[v v^T] = F` gives
-:math:`E[(J^T v)_i^2] = (J^T F J)_{ii}` from one backward pass (Hutchinson 1990; Martens, Sutskever & Swersky 2012,
-"Estimating the Hessian by Back-propagating Curvature"). Because the signs in v are independent between examples too,
-cross terms vanish on average, and one backward serves a whole chunk of examples: any module that has a backward
-will do, nothing is stored per example, and the cost is that of one epoch without an optimizer.
+the generalised Gauss-Newton matrix (GGN) is :math:`\sum_n J_n^T F_n J_n`. A random vector with
+:math:`E[v v^T] = F` gives :math:`E[(J^T v)_i^2] = (J^T F J)_{ii}` from one backward pass (Hutchinson 1990; Martens,
+Sutskever & Swersky 2012, "Estimating the Hessian by Back-propagating Curvature"). The signs in v are also
+independent between examples, so cross terms vanish on average and one backward pass serves a whole chunk of examples.
+This works for any module with a backward pass, stores nothing per example, and costs one epoch without an optimizer.
 
 The empirical Fisher takes :math:`v = \pm\nabla_{output}(-\log p(y | output))` at the given targets instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,28 +25,20 @@ from ..models.batches import batch_size, call, device_of, split_inputs, to_devic
 from ..models.outputs import OutputSelector, select_output
 from ..posteriors import named_posteriors
 
-__all__ = ["Curvature", "Pairs", "diagonal_curvature"]
+__all__ = ["Curvature", "diagonal_curvature"]
 
-#: Backward passes to aim for: the relative error of a curvature from P passes is about sqrt(2 / P), of a sigma half.
+#: Backward passes to aim for. From P passes the relative error of a curvature is about sqrt(2 / P), of a sigma half.
 PASSES = 512
 #: Examples in one backward pass when the length of the loader is unknown.
 CHUNK = 8
 
 
-class Pairs(Protocol):
-    """Batches as pairs of inputs and target, None where there is none."""
-
-    num_batches: int | None
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]: ...
-
-
 @dataclass(frozen=True)
 class Curvature:
-    """Sum over the data of the diagonal curvature.
+    """The diagonal curvature, summed over the data.
 
     Attributes:
-        values: By posterior name, in the shape and precise dtype of rho; not negative.
+        values: By posterior name, in the shape and dtype of rho; not negative.
         num_terms: Terms of the likelihood that were summed.
         num_passes: Backward passes.
     """
@@ -58,10 +50,11 @@ class Curvature:
 
 def diagonal_curvature(
     model: nn.Module,
-    pairs: Pairs,
+    pairs: Iterable[tuple[Any, Any]],
     likelihood: Likelihood,
     kind: str,
     *,
+    num_batches: int | None,
     output: OutputSelector | None = None,
     generator: torch.Generator,
     progress: Callable[[int, int | None], None] | None = None,
@@ -70,9 +63,11 @@ def diagonal_curvature(
 
     Args:
         model: A model in evaluation mode, whose means require gradients.
-        pairs: Inputs and targets; targets are needed for the Fisher, and say for the GGN which terms are ignored.
+        pairs: Batches as inputs and target. ``"fisher"`` needs targets; for ``"ggn"`` they say which terms are ignored
+            and may be None.
         likelihood: What the outputs mean.
         kind: ``"ggn"`` or ``"fisher"``.
+        num_batches: Number of batches; None if it is unknown.
         output: Which part of a structured output.
         generator: Source of the random signs.
         progress: Called with (batches done, batches in all or None).
@@ -80,13 +75,13 @@ def diagonal_curvature(
     posteriors = dict(named_posteriors(model))
     means = [posterior.mu for posterior in posteriors.values()]
     sums = [torch.zeros_like(posterior.rho, requires_grad=False) for posterior in posteriors.values()]
-    batches, device = pairs.num_batches, device_of(model)
+    device = device_of(model)
     num_terms = num_passes = 0
     for index, pair in enumerate(pairs):
         inputs, target = to_device(pair, device)
         if kind == "fisher" and target is None:
             raise InvalidValueError("fit_posterior: curvature='fisher' needs targets, got a batch without; use 'ggn'.")
-        for part, wanted in _chunks(inputs, target, batches):
+        for part, wanted in _chunks(inputs, target, num_batches):
             raw = select_output(call(model, part), output)
             if not index:
                 likelihood.check(raw.detach())
@@ -98,7 +93,7 @@ def diagonal_curvature(
             num_terms += likelihood.num_terms(likelihood.spread(raw.detach()) if wanted is None else wanted)
             num_passes += 1
         if progress is not None:
-            progress(index + 1, batches)
+            progress(index + 1, num_batches)
     if not num_passes:
         raise InvalidValueError("fit_posterior: loader must give at least one batch, got none.")
     values = dict(zip(posteriors, sums, strict=True))
@@ -112,7 +107,7 @@ def diagonal_curvature(
 
 
 def _probe(likelihood: Likelihood, kind: str, raw: Tensor, target: Any, generator: torch.Generator) -> Tensor:
-    """The vector whose pull-back squares to the curvature."""
+    """A random vector whose gradient, squared, is an unbiased estimate of the diagonal curvature."""
 
     def signs(like: Tensor) -> Tensor:
         bits = torch.randint(0, 2, like.shape, generator=generator, device=generator.device)
@@ -126,12 +121,12 @@ def _probe(likelihood: Likelihood, kind: str, raw: Tensor, target: Any, generato
 
 
 def _chunks(inputs: Any, target: Any, batches: int | None) -> Iterator[tuple[Any, Any]]:
-    """The batch in pieces, so small that the whole loader gives enough backward passes."""
+    """The batch in pieces, small enough that the whole loader gives ``PASSES`` backward passes."""
     size = CHUNK if batches is None else max(1, batches * batch_size(inputs) // PASSES)
     pair = (inputs,) if target is None else (inputs, target)
     try:
         pieces = list(split_inputs(pair, size))
-    except InvalidValueError:  # tensors without a common batch axis: one pass for the whole batch, still unbiased
+    except InvalidValueError:  # the tensors have no common batch axis: one pass for the whole batch is unbiased too
         pieces = [pair]
     for piece in pieces:
         assert isinstance(piece, tuple)

@@ -1,4 +1,4 @@
-"""What a fit did, for reading."""
+"""The result of a fit, printed as a table."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class FitRow:
 
     Attributes:
         name: Original parameter name.
-        shape: Its shape.
-        width: Standard deviation that a weight gets about which the data says nothing.
-        sigma: Median standard deviation after the fit.
+        shape: Shape of the weight.
+        width: Sigma of a weight about which the data says nothing.
+        sigma: Median sigma after the fit.
         snr: Median signal-to-noise ratio |mu| / sigma after the fit.
     """
 
@@ -34,13 +34,12 @@ class FitReport:
         curvature: ``"ggn"`` or ``"fisher"``.
         num_terms: Terms of the likelihood that the curvature sums over: examples, tokens or pixels.
         num_passes: Backward passes of the curvature.
-        beta: Tempering that was chosen, or given: the weight of the KL whose optimum this posterior is.
-        reach: Standard deviation that a weight gets about which the data says nothing, over the root mean square of its
-            tensor.
-        nll: Held-out negative log likelihood per term, in nats, of the predictive distribution; None if not measured.
+        beta: Tempering that was chosen or given: the posterior is optimal for this weight of the KL.
+        reach: Sigma of a weight about which the data says nothing, divided by the root mean square of its tensor.
+        nll: Held-out negative log likelihood per term of the predictive distribution, in nats; None if not measured.
         mean_nll: The same for the network at the posterior mean.
-        tried: Every ``(beta, reach)`` that was tried, with its held-out NLL.
-        heldout: Which data decided, and how many terms of it.
+        tried: Every candidate ``(beta, reach)`` with its held-out NLL.
+        heldout: The data that beta and reach were chosen on, and its number of terms.
         rows: One row for each posterior.
     """
 

@@ -1,11 +1,11 @@
-r"""How much noise the data allows: the held-out negative log likelihood of the predictive distribution.
+r"""The choice of beta and reach by the held-out negative log likelihood (NLL) of the predictive distribution.
 
-For the targets of held-out data, :math:`-\log\frac1S\sum_s p(y | x, w_s)` per term. The same noise serves every
-candidate, so that candidates differ by their sigma alone.
+The NLL of a term is :math:`-\log\frac1S\sum_s p(y | x, w_s)`. Every candidate is measured with the same noise, so
+candidates differ in sigma only.
 
-A candidate has two numbers. ``beta`` scales what the data says about a weight; ``reach`` limits a weight about which it
-says nothing. The second matters where units are dead: nothing flows through them, so their curvature is 0 whatever
-beta is, yet a large enough step of their weights would wake them.
+A candidate is a pair of beta and reach. ``beta`` scales the curvature of the data; ``reach`` limits sigma for weights
+without curvature. The reach matters for dead units: their curvature is 0 at every beta, but a large enough step of
+their weights would activate them.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ __all__ = ["BETAS", "REACHES", "best_scale", "heldout_terms", "largest_scale", "
 BETAS = tuple(10 ** (exponent / 2) for exponent in range(-14, 3))
 #: Candidates for reach, half a decade apart.
 REACHES = tuple(10 ** (-exponent / 2) for exponent in range(7))
-#: Place where the search starts: beta = 1e-3, the widest reach.
+#: Index in ``BETAS`` where the search starts, beta = 1e-3, with the widest reach.
 START = 8
 
 #: beta, reach -> NLL of each term.
 Evaluate: TypeAlias = Callable[[float, float], Tensor]
-#: beta and reach, and the mean NLL of every pair of them that was tried.
+#: The chosen beta and reach, and the mean NLL of every candidate.
 Choice: TypeAlias = tuple[float, float, dict[tuple[float, float], float]]
 
 
@@ -56,8 +56,8 @@ def heldout_terms(
         batches: Pairs of inputs and target.
         likelihood: What the outputs mean.
         output: Which part of a structured output.
-        num_samples: Weight samples; 0 for the mean network.
-        seed: Of the noise.
+        num_samples: Number of weight samples; 0 for the mean network.
+        seed: Seed of the noise.
     """
     samples = WeightSamples(model, max(num_samples, 1), torch.Generator(device_of(model)).manual_seed(seed), True)
     found = []
@@ -75,12 +75,12 @@ def heldout_terms(
 
 
 def best_scale(evaluate: Evaluate, mean_terms: Tensor) -> Choice:
-    """The candidate with the lowest NLL on data that the network has not seen.
+    """The candidate with the lowest NLL on data that the network was not trained on.
 
-    It is found by walking downhill, over ``BETAS``, over ``REACHES``, and over ``BETAS`` again where the reach moved.
-    Of candidates that are equal within a hundredth of the standard error of the NLL the one with more noise is taken.
-    Where no candidate beats the mean network, noise of any size costs likelihood; then the largest beta is taken whose
-    NLL is at most one standard error of the difference above that of the mean network, or the smallest tried.
+    The search goes downhill over ``BETAS``, then over ``REACHES``, and again over ``BETAS`` if the reach changed. Of
+    candidates whose NLL is equal within a hundredth of its standard error, the one with more noise is chosen. If no
+    candidate beats the mean network, the choice is the largest beta whose NLL is at most one standard error of the
+    difference above that of the mean network, or the smallest beta tried.
 
     Args:
         evaluate: beta, reach -> NLL of each term.
@@ -103,8 +103,8 @@ def best_scale(evaluate: Evaluate, mean_terms: Tensor) -> Choice:
 def largest_scale(evaluate: Evaluate, mean_terms: Tensor, allowance: float) -> Choice:
     """The largest beta whose NLL is at most ``allowance`` above that of the mean network, with the widest reach.
 
-    The rule for data that the network was trained on, where noise always costs likelihood. Arguments as for
-    :func:`best_scale`.
+    This is the rule for data that the network was trained on, where noise always costs likelihood. The other arguments
+    are those of :func:`best_scale`.
     """
     tried, limit, place, reach = _Tried(evaluate), float(mean_terms.mean()) + allowance, START, 0
     while place > 0 and tried.nll(place) > limit:
@@ -122,21 +122,21 @@ def standard_error(terms: Tensor) -> float:
 
 
 class _Tried:
-    """The candidates that were evaluated, by place in ``BETAS`` and ``REACHES``."""
+    """The candidates evaluated so far, by index in ``BETAS`` and ``REACHES``."""
 
     def __init__(self, evaluate: Evaluate, margin: float = 0.0) -> None:
         self._evaluate, self.margin = evaluate, margin
         self.terms: dict[tuple[int, int], Tensor] = {}
 
     def nll(self, place: int, reach: int = 0) -> float:
-        """Mean NLL of a candidate; infinite where it is not a number."""
+        """Mean NLL of a candidate; infinite if it is not finite."""
         if (place, reach) not in self.terms:
             self.terms[place, reach] = self._evaluate(BETAS[place], REACHES[reach])
         value = float(self.terms[place, reach].mean())
         return value if math.isfinite(value) else math.inf
 
     def downhill(self, place: int, reach: int) -> int:
-        """Walk over ``BETAS``, up while that costs nothing, else down while that pays."""
+        """Go to larger betas while the NLL does not rise; otherwise to smaller betas while it falls."""
         start, lowest = place, self.nll(place, reach)
         while place + 1 < len(BETAS) and self.nll(place + 1, reach) <= min(lowest + self.margin, sys.float_info.max):
             place += 1

@@ -1,4 +1,4 @@
-"""Posteriors that come from elsewhere: from laplace-torch, from IVON, from a file of one's own."""
+"""Posteriors that were computed elsewhere, such as by laplace-torch or IVON, or read from a file."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ __all__ = ["set_posterior"]
 def set_posterior(
     bnn: nn.Module, sigma: Mapping[str, Tensor | float], mean: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Set the standard deviations, and on request the means, of some posteriors in place.
+    """Set the standard deviations of some posteriors in place, and optionally the means.
 
     Args:
         bnn: A Bayesian model.
-        sigma: Standard deviations by original parameter name: a tensor in the shape of the weight, or one number for
-            all of it. Posteriors that are not named stay as they are.
+        sigma: Standard deviations by original parameter name: a tensor in the shape of the weight, or one number.
+            Posteriors that are not named do not change.
         mean: Means by original parameter name, in the shape of the weights.
 
     Raises:
-        InvalidTypeError, InvalidValueError: A name that has no posterior, a wrong shape, a sigma that is not positive
-            and finite, a mean that is not finite. Everything is checked first; nothing has changed then.
+        InvalidTypeError, InvalidValueError: A name has no posterior, a shape is wrong, a sigma is not positive and
+            finite, or a mean is not finite. Everything is checked before anything is changed.
 
     Example:
         >>> sigma = [torch.empty_like(p) for p in model.parameters()]
@@ -61,7 +61,7 @@ def set_posterior(
 
 
 def _problems(what: str, posterior: Posterior, value: Any, positive: bool) -> list[str]:
-    """What is wrong with one value."""
+    """What is wrong with one value; empty if nothing is."""
     if positive and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = torch.tensor(float(value)).expand(posterior.mu.shape)
     if not isinstance(value, Tensor):

@@ -6,10 +6,10 @@ second order and for fixed means,
 .. math:: \sigma_i^2 = \Big(\frac{1}{\beta}\sum_n h_{n,i} + \frac{1}{s^2}\Big)^{-1}
 
 with :math:`h_{n,i}` the diagonal curvature of term n (the Laplace approximation; MacKay 1992, Daxberger et al. 2021).
-s is the root mean square of each tensor times a reach of at most 1, so a weight that the data says nothing about
-spreads at most over the size of its peers. beta and reach are what the data allows: a diagonal posterior leaves out
-the correlations that hold a network together, so at beta = 1 it is far too wide; and the weights of a dead unit have no
-curvature, though a step of their size would wake it. The values with the best held-out likelihood are taken.
+s is the root mean square of each tensor times the reach, a factor of at most 1: it limits sigma for weights about which
+the data says nothing. beta and reach are chosen by held-out likelihood. At beta = 1 a diagonal posterior is far too
+wide, because it leaves out the correlations between weights. The weights of a dead unit have no curvature, but a step
+of their own size would activate the unit: that is what the reach is for.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..checks import check_count, check_module, check_number
+from ..checks import check_count, check_number
 from ..errors import InvalidTypeError, InvalidValueError
 from ..gaussian import precise, rho_from_sigma
-from ..likelihoods import Likelihood, resolve
+from ..likelihoods import Likelihood, required
 from ..models.batches import Unpack, batch_size, device_of, split_batch
 from ..models.outputs import OutputSelector
 from ..models.sharding import check_in_one_process
 from ..models.state import evaluating
 from ..posterior import Posterior
-from ..posteriors import named_posteriors
+from ..posteriors import check_bayesian, named_posteriors
 from .curvature import diagonal_curvature
 from .fit_report import FitReport, FitRow
 from .heldout import best_scale, heldout_terms, largest_scale
 
 __all__ = ["fit_posterior"]
 
-#: Examples of the training loader that choose beta and reach where no held-out loader is given, and the likelihood in
-#: nats per term that the noise may cost there.
+#: Number of training examples that choose beta and reach if no held-out loader is given.
 OWN_EXAMPLES = 1000
+#: Likelihood that the noise may cost on these examples, in nats per term.
 ALLOWANCE = 0.002
 
 _log = logging.getLogger("bensemble")
@@ -61,34 +61,33 @@ def fit_posterior(
     generator: torch.Generator | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> FitReport:
-    """Fit every sigma of a Bayesian model to data in one pass; the means stay where they are.
+    """Fit every sigma of a Bayesian model to data in one pass; the means do not change.
 
-    The model is in evaluation mode meanwhile and gets every training flag back. If anything fails, its sigmas are what
-    they were. See the text above for the formula.
+    The model is in evaluation mode during the fit; every training flag is restored. If the fit fails, the sigmas are
+    unchanged. The formula is at the top of this module.
 
     Args:
         bnn: A Bayesian model at trained weights.
         loader: The training data, read once.
         likelihood: What the outputs mean, such as ``"categorical"``.
-        curvature: ``"ggn"``, the generalised Gauss-Newton matrix, which needs no targets; or ``"fisher"``, the
-            empirical Fisher, which takes the targets as they are and gets small where the network fits them well.
-        val_loader: Held-out data with targets, held in memory, that chooses ``beta`` and reach. Without it the first
-            examples of ``loader`` do; the network has seen those, so the noise comes out rather too small than too
-            large.
-        beta: Take this tempering, with a reach of 1, and look at no targets; smaller gives a narrower posterior.
+        curvature: ``"ggn"``, the generalised Gauss-Newton matrix, needs no targets. ``"fisher"``, the empirical
+            Fisher, uses the targets and becomes small where the network fits them well.
+        val_loader: Held-out data with targets, kept in memory, to choose ``beta`` and reach. Default: the first
+            examples of ``loader``. The network was trained on these, so sigma is more likely too small than too large.
+        beta: Use this tempering with a reach of 1 and ignore the targets. A smaller beta gives a narrower posterior.
         num_samples: Weight samples for each candidate of ``beta`` and reach.
         output: Which part of a structured output.
         unpack: ``callable(batch) -> (inputs, target)`` for the batches of both loaders.
-        generator: Source of all randomness. With it, torch's global random state is left as it was; without it the
-            fit follows ``torch.manual_seed``.
-        progress: Called with (batches done, batches in all or None) during the pass over the data.
+        generator: Source of all randomness; torch's global random state then stays unchanged. Default: a generator
+            seeded from torch's global random state.
+        progress: Called with (batches done, total number of batches or None) during the pass over the data.
 
     Returns:
         A :class:`FitReport`, which prints as a table.
 
     Raises:
-        InvalidTypeError, InvalidValueError: An argument that cannot work, a model without posteriors, an empty loader,
-            targets that are missing or do not fit, or values that are not finite.
+        InvalidTypeError, InvalidValueError: An argument cannot work, the model has no posteriors, a loader is empty,
+            targets are missing or do not fit, or values are not finite.
 
     Example:
         >>> report = bensemble.fit_posterior(bnn, train_loader, likelihood="categorical", val_loader=val_loader)
@@ -105,20 +104,22 @@ def fit_posterior(
     widths = {name: _width(posterior) for name, posterior in posteriors.items()}
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))  # a DataLoader draws a seed whenever it starts
+        stack.enter_context(torch.random.fork_rng(devices=[]))  # a DataLoader draws a seed when it starts
         stack.enter_context(evaluating(bnn))
         stack.enter_context(_restored_on_failure(posteriors))
-        batches = _Recorder(loader, unpack, OWN_EXAMPLES if val_loader is None and beta is None else 0)
+        recorded: list[tuple[Any, Any]] = []
+        batches = _recording(loader, unpack, OWN_EXAMPLES if val_loader is None and beta is None else 0, recorded)
         with _means_require_grad(posteriors), torch.enable_grad():
             found = diagonal_curvature(
-                bnn, batches, resolved, curvature, output=output, generator=generator, progress=progress
-            )
+                bnn, batches, resolved, curvature, num_batches=len(loader) if isinstance(loader, Sized) else None,
+                output=output, generator=generator, progress=progress,
+            )  # fmt: skip
         nll = mean_nll = None
         tried: dict[tuple[float, float], float] = {}
         reach = 1.0
         heldout = "nothing, beta was given"
         if beta is None:
-            pairs = batches.recorded if val_loader is None else [split_batch(batch, unpack) for batch in val_loader]
+            pairs = recorded if val_loader is None else [split_batch(batch, unpack) for batch in val_loader]
             _check_pairs(pairs)
             mean_terms = heldout_terms(bnn, pairs, resolved, output)
 
@@ -143,21 +144,16 @@ def fit_posterior(
     )
 
 
-class _Recorder:
-    """The pairs of a loader, of which the first examples are kept while they pass by."""
-
-    def __init__(self, loader: Iterable[Any], unpack: Unpack | None, examples: int) -> None:
-        self._loader, self._unpack, self._room = loader, unpack, examples
-        self.recorded: list[tuple[Any, Any]] = []
-        self.num_batches = len(loader) if isinstance(loader, Sized) else None
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        for batch in self._loader:
-            pair = split_batch(batch, self._unpack)
-            if self._room > 0:
-                self.recorded.append(pair)
-                self._room -= batch_size(pair[0])
-            yield pair
+def _recording(
+    loader: Iterable[Any], unpack: Unpack | None, examples: int, recorded: list[tuple[Any, Any]]
+) -> Iterator[tuple[Any, Any]]:
+    """The batches of a loader as inputs and target; batches with the first examples are also added to ``recorded``."""
+    for batch in loader:
+        pair = split_batch(batch, unpack)
+        if examples > 0:
+            recorded.append(pair)
+            examples -= batch_size(pair[0])
+        yield pair
 
 
 def _checked(
@@ -168,16 +164,10 @@ def _checked(
     num_samples: int,
     generator: torch.Generator | None,
 ) -> tuple[Likelihood, torch.Generator]:
-    """The likelihood and the source of randomness, after every argument was looked at."""
-    check_module("fit_posterior", bnn)
-    if next(iter(named_posteriors(bnn)), None) is None:
-        raise InvalidValueError(
-            f"fit_posterior: {type(bnn).__name__} has no posteriors, got a deterministic model; call convert.bayesify."
-        )
+    """The likelihood and the source of randomness, after all arguments are checked."""
+    check_bayesian("fit_posterior", bnn)
     check_in_one_process("fit_posterior", bnn)
-    resolved = resolve(likelihood)
-    if resolved is None:
-        raise InvalidValueError("fit_posterior: likelihood must say what the outputs mean, got None.")
+    resolved = required("fit_posterior", likelihood)
     if curvature not in ("ggn", "fisher"):
         raise InvalidValueError(f"fit_posterior: curvature must be 'ggn' or 'fisher', got {curvature!r}.")
     if beta is not None:
@@ -191,7 +181,7 @@ def _checked(
 
 
 def _check_pairs(pairs: list[tuple[Any, Any]]) -> None:
-    """Raise unless there is held-out data, with targets."""
+    """Raise unless there is held-out data with targets."""
     if not pairs:
         raise InvalidValueError("fit_posterior: val_loader must give at least one batch, got none.")
     if any(target is None for _, target in pairs):
@@ -202,7 +192,7 @@ def _check_pairs(pairs: list[tuple[Any, Any]]) -> None:
 
 @torch.no_grad()
 def _width(posterior: Posterior) -> float:
-    """Root mean square of the weights that are kept; where all are 0 the largest of the layer, else 1e-3."""
+    """Root mean square of the weights that are kept. If all are 0: the largest of the layer, or 1e-3."""
 
     def root_mean_square(p: Posterior) -> float:
         kept = p.mu.numel() if p.mask is None else max(int(p.mask.sum()), 1)
@@ -223,7 +213,7 @@ def _set_sigmas(
 
 @contextmanager
 def _means_require_grad(posteriors: dict[str, Posterior]) -> Iterator[None]:
-    """Frozen means take part in the curvature too."""
+    """Let all means require gradients, also frozen ones; the flags are restored."""
     flags = [(posterior.mu, posterior.mu.requires_grad) for posterior in posteriors.values()]
     try:
         for mu, _ in flags:
@@ -236,7 +226,7 @@ def _means_require_grad(posteriors: dict[str, Posterior]) -> Iterator[None]:
 
 @contextmanager
 def _restored_on_failure(posteriors: dict[str, Posterior]) -> Iterator[None]:
-    """Put every rho back when the body fails."""
+    """Restore every rho if the block fails."""
     before = {name: posterior.rho.detach().clone() for name, posterior in posteriors.items()}
     try:
         yield

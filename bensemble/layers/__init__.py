@@ -1,4 +1,7 @@
-"""Bayesian layers, and the registry that says which stands for which torch.nn module."""
+"""Bayesian layers, what they share, and the registry of the torch.nn type that each is the twin of.
+
+What looks at a whole model, or decides which of its layers become Bayesian, does not belong here.
+"""
 
 from .base import BaseBayesianLayer
 from .conv import BayesianConv1d, BayesianConv2d, BayesianConv3d

@@ -1,7 +1,7 @@
-"""What may be assigned, deleted or registered under the original name of a weight.
+"""Assigning, deleting and registering under the original name of a weight.
 
-Code written for deterministic models ties, prunes and reparametrizes weights by their names. A tie is kept; what would
-lose the posterior is refused, with the order that works.
+Code for deterministic models ties, prunes and reparametrizes weights by their names. Tying a Bayesian weight ties its
+posterior. What would lose the posterior raises an error that names the order of calls that works.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ __all__ = ["WeightAssignment"]
 
 
 class WeightAssignment(PosteriorStorage):
-    """The part of a module with posteriors that answers to assignments."""
+    """Assigning: the part of a module with posteriors that controls changes under the original names."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # nn.Module registers Parameters before it looks at properties, so the public names are answered here.
+        # nn.Module registers Parameters before it looks at properties, so the original names are handled here.
         if name not in self._stems:
             super().__setattr__(name, value)
             return
         if called_from("torch.nn.utils.fusion"):
-            # Looks like any other assignment of a Parameter, but sigma would have to be scaled along.
+            # Fusion assigns a scaled Parameter; sigma would have to be scaled too.
             raise ConversionError(order_message("fuse", name))
         if isinstance(value, Tensor) and not isinstance(value, (nn.Parameter, WeightDraw)):
             raise InvalidTypeError(
                 f"assign: '{name}' of {type(self).__name__} must be an nn.Parameter, got a plain tensor; "
                 f"copy it into `{self._stems[name]}_mu` under torch.no_grad()."
             )
-        # A Parameter of the mean's shape becomes the mean, as tie_weights wants it; a draw stands for its mean.
+        # A Parameter of the same shape becomes the mean, as tie_weights expects; a draw is replaced by its mean.
         mean = value.source.mu if isinstance(value, WeightDraw) else value
         source = posterior_of_mean(mean) if isinstance(mean, nn.Parameter) else None
         parameters_of(self)[name] = mean
@@ -54,7 +54,7 @@ class WeightAssignment(PosteriorStorage):
         super().__delattr__(name)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As ``nn.Module.register_parameter``, but a posterior weight keeps its name."""
+        """As ``nn.Module.register_parameter``; a weight with a posterior cannot be registered under another name."""
         taken = [key for key, value in self.__dict__.get("_parameters", {}).items() if value is param is not None]
         own = self._posterior_keys()
         renamed = name not in own and any(key in own for key in taken)

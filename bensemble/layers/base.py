@@ -1,8 +1,8 @@
-"""The base class of Bayesian layers, and its published contract: KL, signal-to-noise masks, pruning.
+"""The base class of Bayesian layers, with its published interface: KL, signal-to-noise masks, pruning.
 
-A subclass only has to declare Parameters in pairs ``<stem>_mu``, ``<stem>_rho``; KL, signal-to-noise ratios and masks
-come with them. Read through a ``weight_property``, the weight is a draw, the mean or the held sample by the state of
-the layer, and zero where it is pruned::
+A subclass declares Parameters in pairs ``<stem>_mu``, ``<stem>_rho``, and gets KL, signal-to-noise ratios and masks. A
+``weight_property`` reads the weight: a draw, the mean or the held sample, by the state of the layer; zero where it is
+pruned::
 
     class BayesianScale(BaseBayesianLayer):
         scale = weight_property("scale")  # from scale_mu and scale_rho
@@ -15,8 +15,9 @@ the layer, and zero where it is pruned::
         def forward(self, x):
             return x * self.scale
 
-What a forward of the built-in layers does: in ``train()`` noise by local reparameterization, in ``eval()`` the
-posterior mean, bit for bit the numbers of the deterministic layer, inside ``bensemble.sampling`` the held sample.
+A forward of a built-in layer draws noise by local reparameterization in ``train()``, uses the held sample inside
+``bensemble.sampling``, and uses the posterior mean in ``eval()``, with results equal to the deterministic layer's bit
+for bit.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class BaseBayesianLayer(PosteriorModule):
     """Base of every Bayesian layer.
 
     Args:
-        prior_sigma: Standard deviation of the zero-mean normal prior of every pair that has no prior of its own.
+        prior_sigma: Standard deviation of the zero-mean normal prior of every pair without another prior.
 
     Raises:
         InvalidValueError: ``prior_sigma`` is not positive and finite.
@@ -56,7 +57,7 @@ class BaseBayesianLayer(PosteriorModule):
 
     @property
     def prior_sigma(self) -> float | Tensor | None:
-        """Standard deviation of the normal prior of the first weight; None where its prior is of another kind.
+        """Standard deviation of the normal prior of the first weight; None if its prior is not normal.
 
         Setting it gives every weight of the layer the prior N(0, prior_sigma^2).
         """
@@ -74,7 +75,7 @@ class BaseBayesianLayer(PosteriorModule):
             self._set_prior(posterior.stem, Normal(value))
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As in ``nn.Module``; a subclass may learn its prior_sigma."""
+        """As in ``nn.Module``; a subclass may register a learnable ``prior_sigma``."""
         if name == "prior_sigma":
             parameters_of(self)[name] = param
         else:
@@ -85,23 +86,23 @@ class BaseBayesianLayer(PosteriorModule):
         return self._posteriors()
 
     def kl_divergence(self) -> Tensor:
-        """KL(q || p) in nats, summed over every posterior of the layer; a scalar, 0 without posteriors."""
+        """KL(q || p) in nats, summed over all posteriors of the layer; a scalar, 0 without posteriors."""
         sums = PartialSums(next((p.device for p in self.parameters()), None))
         for posterior in self.posteriors():
             posterior.add_kl(sums)
         return sums.total()
 
     def get_pruning_masks(self, threshold: float = 0.83) -> dict[str, Tensor]:
-        """Masks that keep a weight where its signal-to-noise ratio ``|mu| / sigma`` exceeds the threshold.
+        """Masks that keep a weight if its signal-to-noise ratio ``|mu| / sigma`` exceeds the threshold.
 
-        The rule is Graves' (2011, "Practical Variational Inference for Neural Networks", section 6); his 0.83 is
-        sqrt(ln 2), where the posterior density at zero is 1/sqrt(2) of its peak.
+        The rule comes from Graves (2011, "Practical Variational Inference for Neural Networks", section 6). His
+        threshold 0.83 is sqrt(ln 2), where the posterior density at zero is 1/sqrt(2) of its maximum.
 
         Args:
-            threshold: A plain ratio, 0 or above.
+            threshold: A plain ratio, at least 0.
 
         Returns:
-            ``{"w_mu": mask, "b_mu": mask}``: 1.0 keep, 0.0 prune, in the shape of the mean. What is pruned stays so.
+            ``{"w_mu": mask, "b_mu": mask}``: 1.0 keep, 0.0 prune, in the shape of the mean. Pruned weights stay pruned.
         """
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not threshold >= 0:
             raise InvalidValueError(f"get_pruning_masks: threshold must be 0 or above, got {threshold!r}.")
@@ -109,10 +110,10 @@ class BaseBayesianLayer(PosteriorModule):
             return {f"{p.stem}_mu": (p.snr() > threshold).float() for p in self.posteriors()}
 
     def apply_pruning(self, threshold: float = 0.83) -> float:
-        """Prune in place by :meth:`get_pruning_masks`; the masks hold while training goes on.
+        """Prune in place by :meth:`get_pruning_masks`; the masks stay in force during training.
 
-        Weights that are not prunable stay. Where a weight is shared by several layers, prune the whole model instead
-        (:func:`bensemble.prune`), which masks it at every place.
+        Weights that are not prunable are left out. If layers share a weight, use :func:`bensemble.prune` on the whole
+        model, which masks it in each of them.
 
         Returns:
             Sparsity of the layer: the share of its weights and biases that are pruned, between 0 and 1.

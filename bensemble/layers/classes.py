@@ -1,4 +1,4 @@
-"""Which class a module gets when its weights become posteriors: the registered twin, or one with sampled weights."""
+"""The class that a module gets when its weights become posteriors: the registered twin, or one with sampled weights."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["bayesian_class"]
 def bayesian_class(
     module: nn.Module, names: Iterable[str], local: bool, aliases: Sequence[Alias] = ()
 ) -> type[PosteriorModule]:
-    """The class for a module.
+    """The class for a module with posteriors.
 
     Args:
         module: The module.
         names: The parameters that get posteriors.
-        local: Whether the registered twin takes over; otherwise the weights are sampled.
-        aliases: Attributes to read as the posteriors of other modules, of a module that no twin takes over.
+        local: Whether to use the registered twin if there is one; otherwise the weights are sampled.
+        aliases: For a module without a twin: attributes that are read as posteriors of other modules.
     """
     twin = bayesian_type(type(module)) if local else None
     if twin is not None:

@@ -16,7 +16,7 @@ __all__ = ["BayesianConv1d", "BayesianConv2d", "BayesianConv3d"]
 
 
 class _BayesianConv(LinearOpLayer):
-    """What the convolutions share: the published constructor, and how weights are applied."""
+    """The shared part of the convolutions: the published constructor and the operation."""
 
     def __init__(
         self,
@@ -68,19 +68,19 @@ class BayesianConv2d(_BayesianConv, nn.Conv2d):
     """A Conv2d whose weights (out, in / groups, *kernel) and biases (out,) have Gaussian posteriors.
 
     Args:
-        in_channels: As in the torch.nn convolution, and so are the following arguments.
+        in_channels: Number of input channels.
         out_channels: Number of output channels.
         kernel_size: Size of the kernel.
         stride: Stride.
-        padding: Padding, numbers or ``"same"`` / ``"valid"``.
+        padding: Padding: numbers, ``"same"`` or ``"valid"``.
         dilation: Dilation.
         groups: Number of groups.
         prior_sigma: Standard deviation of the zero-mean normal prior.
-        init_sigma: Standard deviation that every weight starts with. Weight means start normal with variance
-            2 / fan_in (He et al. 2015), bias means at 0.
+        init_sigma: Initial standard deviation of every weight. Initial weight means are normal with variance
+            2 / fan_in (He et al. 2015), initial bias means are 0.
         bias: Whether the layer has a bias.
         padding_mode: As in the torch.nn convolution.
-        prior: A prior for weights and biases instead of ``prior_sigma``.
+        prior: A prior for weights and biases, instead of ``prior_sigma``.
         device: As in the torch.nn convolution.
         dtype: As in the torch.nn convolution; rho is float32 unless this is float64.
     """

@@ -1,6 +1,6 @@
-"""The Bayesian twin of Hugging Face's ``Conv1D``, a Linear with a transposed weight (GPT-2 and its kin).
+"""The Bayesian twin of Hugging Face's ``Conv1D``, a Linear with a transposed weight, as in GPT-2.
 
-Imported only when a model that holds one is converted, so transformers is never needed otherwise.
+This module is imported only when a model with a ``Conv1D`` is converted, so transformers is optional.
 """
 
 from __future__ import annotations

@@ -27,18 +27,17 @@ class BayesianLinear(LinearOpLayer, nn.Linear):
         in_features: Size of the last input axis.
         out_features: Size of the last output axis.
         prior_sigma: Standard deviation of the zero-mean normal prior.
-        init_sigma: Standard deviation that every weight starts with.
-        weight_init: How the weight means start: ``"kaiming"`` is normal with variance 2 / in_features (He et al.
-            2015), ``"xavier"`` is normal with variance 2 / (in_features + out_features) (Glorot & Bengio 2010),
-            ``"normal"`` is what ``torch.nn.Linear`` normally does, uniform within 1 / sqrt(in_features). Bias means
-            start at 0.
+        init_sigma: Initial standard deviation of every weight.
+        weight_init: Initial weight means: ``"kaiming"`` is normal with variance 2 / in_features (He et al. 2015),
+            ``"xavier"`` is normal with variance 2 / (in_features + out_features) (Glorot & Bengio 2010), ``"normal"``
+            is the default of ``torch.nn.Linear``, uniform within 1 / sqrt(in_features). Initial bias means are 0.
         bias: Whether the layer has a bias.
-        prior: A prior for weights and biases instead of ``prior_sigma``.
+        prior: A prior for weights and biases, instead of ``prior_sigma``.
         device: As in ``torch.nn.Linear``.
         dtype: As in ``torch.nn.Linear``; rho is float32 unless this is float64.
 
     Raises:
-        InvalidValueError: a sigma that is not positive and finite, or an unknown ``weight_init``.
+        InvalidValueError: A sigma is not positive and finite, or ``weight_init`` is unknown.
 
     Example:
         >>> layer = BayesianLinear(784, 10)
@@ -77,7 +76,7 @@ class BayesianLinear(LinearOpLayer, nn.Linear):
         return LinearOp()
 
     def initialise_means(self) -> None:
-        """Weight means by ``weight_init``, bias means 0."""
+        """Initialise weight means by ``weight_init`` and bias means with 0."""
         super().initialise_means()
         if self.weight_init == "xavier":
             nn.init.xavier_normal_(self.w_mu)

@@ -1,4 +1,4 @@
-"""Parameters inside of plain values: lists, tuples, dictionaries, dataclasses, namespaces and partial functions."""
+"""Parameters inside plain values: lists, tuples, dictionaries, dataclasses, namespaces and partial functions."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _CONTAINERS = (list, tuple, dict, functools.partial, types.SimpleNamespace)
 
 
 def may_hold(value: Any) -> bool:
-    """Whether a value is of a kind that is looked into."""
+    """Whether a value is a container that may hold Parameters."""
     if isinstance(value, (type, nn.Module)):
         return False
     return isinstance(value, _CONTAINERS) or dataclasses.is_dataclass(value)
 
 
 def with_parameters(value: Any, read: Callable[[nn.Parameter], Any], above: tuple[int, ...] = ()) -> Any:
-    """The value with every Parameter in it replaced by what ``read`` gives.
+    """The value with every Parameter in it replaced by the result of ``read``.
 
     Args:
-        value: Anything.
-        read: Gives the replacement, or the Parameter itself.
-        above: Identities of the values that this one is inside of.
+        value: Any value.
+        read: Returns the replacement of a Parameter, or the Parameter itself.
+        above: Identities of the containers around the value.
 
     Returns:
-        The value itself where nothing is replaced, else a shallow copy of every container on the way.
+        The value itself if nothing is replaced, otherwise a copy in which the containers around a replacement are new.
     """
     if isinstance(value, nn.Parameter):
         return read(value)

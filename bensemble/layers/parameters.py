@@ -1,8 +1,8 @@
-"""The dictionary of a layer's Parameters, in which an original name stands for the posterior mean.
+"""The dictionary of a layer's Parameters, in which an original name means the posterior mean.
 
-torch reaches past attributes into ``module._parameters``, by the names that it knows: functional_call swaps tensors
-there and puts them back, weight_norm and pruning take them out. Here ``"weight"`` finds and swaps ``w_mu``, and
-nothing is taken out. Listing shows the names of the posterior only.
+Parts of torch use ``module._parameters`` directly, by original names: functional_call swaps tensors there and puts them
+back, weight_norm and pruning remove them. In this dictionary ``"weight"`` finds and replaces ``w_mu``, and removing it
+is an error. Iteration gives the names ``w_mu`` and ``w_rho`` only.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class PosteriorParameters(dict[str, Any]):
         if name not in self.means:
             return False
         if called_from("torch.nn.utils.parametrize"):
-            # It would write into the mean before it comes to take the weight away.
+            # It would write into the mean before the removal of the weight fails.
             raise ConversionError(order_message("register_parametrization", str(name)))
         return super().__contains__(self.means[str(name)])
 
@@ -69,7 +69,7 @@ class PosteriorParameters(dict[str, Any]):
 
 
 def called_from(module: str) -> bool:
-    """Whether the function that asks was called by code of the named module."""
+    """Whether the caller of this function was called from the named module."""
     if torch.compiler.is_compiling():
         return False
     _, caller, *_ = itertools.islice(callers(), 2)
@@ -77,7 +77,7 @@ def called_from(module: str) -> bool:
 
 
 def order_message(verb: str, name: str) -> str:
-    """Why something cannot be done to a posterior weight, and the order in which it can."""
+    """The error for an operation on a weight with a posterior, with the order of calls that works."""
     return (
         f"{verb}: '{name}' belongs to a posterior; pruning, parametrization and norm fusion take the deterministic "
         "model: apply them before bayesify, or after to_deterministic."

@@ -1,10 +1,9 @@
-"""What ``save_pretrained`` of transformers and diffusers gets when it asks a Bayesian model for its state.
+"""``save_pretrained`` of transformers and diffusers on a Bayesian model: an error, except within the Trainer.
 
-``from_pretrained`` builds the deterministic model and takes what the file does not have for new: it would give random
-weights, and say so in the log at best. So a user who calls ``save_pretrained`` is told what to call instead.
-transformers' Trainer calls it as well, for checkpoints that it reads back with ``load_state_dict``: it gets the state,
-with a tensor of its own for every tie, because safetensors holds no shared ones and transformers knows their old names
-only.
+``from_pretrained`` builds the deterministic model and initialises weights that it does not find in the file, so it
+would return random weights. A user who calls ``save_pretrained`` gets an error that names the alternatives. The Trainer
+of transformers also calls it, for checkpoints that it reads with ``load_state_dict``. It gets the state, with a copy of
+every tied tensor: safetensors cannot store shared tensors, and transformers knows ties by their original names only.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ __all__ = ["adapt_to_save_pretrained"]
 
 
 def adapt_to_save_pretrained(destination: dict[str, Any], own: set[str]) -> None:
-    """Do what the text above says; nothing where no ``save_pretrained`` asks.
+    """Raise or copy ties if ``save_pretrained`` asks for the state dict; otherwise do nothing.
 
     Args:
-        destination: The state so far.
-        own: The keys in it that belong to the posteriors of the layer that is saved now.
+        destination: The state dict so far.
+        own: The keys in it that belong to the posteriors of the layer being saved.
 
     Raises:
         CheckpointError: A user called ``save_pretrained``.
@@ -45,7 +44,7 @@ def adapt_to_save_pretrained(destination: dict[str, Any], own: set[str]) -> None
 
 
 def _who_asks() -> FrameType | None:
-    """The first caller outside of this package that is no part of ``nn.Module``."""
+    """The first caller outside of this package and of ``torch.nn.modules``."""
     own = (__package__, "torch.nn.modules.")
     return next((frame for frame in callers() if not _module(frame).startswith(own)), None)
 

@@ -1,12 +1,12 @@
-"""How a weight is read under its original name: the mean, a draw or the held sample, by the state of the layer.
+"""Reading a weight under its original name. The state of the layer decides what is returned.
 
-========================  =======================================================================
-state                     reading ``.weight``
-========================  =======================================================================
+========================  ===========================================================================
+state                     ``layer.weight``
+========================  ===========================================================================
 ``train()``               one reparameterized draw, read-only; gradients reach mu and rho
-``eval()``                the posterior mean: the Parameter itself, or read-only where pruned
+``eval()``                the posterior mean: the Parameter itself, or a read-only copy if it is pruned
 inside ``sampling``       the held sample
-========================  =======================================================================
+========================  ===========================================================================
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["WeightReading", "weight_property"]
 
 
 class WeightReading(PosteriorStorage):
-    """The part of a module with posteriors that hands out weights."""
+    """Reading: the part of a module with posteriors that gives out weights."""
 
     def _read_weight(self, name: str) -> Tensor | None:
         """The weight under its original name, by the state of the layer; see the table of this module."""
@@ -49,7 +49,7 @@ class WeightReading(PosteriorStorage):
         return random_draw(posterior, posterior.draw_noise)
 
     def get_parameter(self, target: str) -> Any:
-        """As ``nn.Module.get_parameter``; a posterior weight is what its layer hands out, not a Parameter."""
+        """As ``nn.Module.get_parameter``; for a weight with a posterior, the same as reading the attribute."""
         path, _, name = target.rpartition(".")
         module = self.get_submodule(path)
         if isinstance(module, WeightReading) and name in module._stems:
@@ -58,7 +58,7 @@ class WeightReading(PosteriorStorage):
 
 
 class _WeightProperty(property):
-    """A property that its class also lists among the names of its posteriors."""
+    """A property that also enters its name into ``_stems`` of its class."""
 
     def __init__(self, name: str, stem: str) -> None:
         super().__init__(lambda layer: layer._read_weight(name), doc=f"The {name}: mean, draw, or held sample.")
@@ -70,16 +70,16 @@ class _WeightProperty(property):
 
 
 def weight_property(name: str, stem: str | None = None) -> property:
-    """A property that reads one posterior weight by the state of the layer: mean, draw, or held sample.
+    """A property that reads one weight with a posterior: mean, draw, or held sample, by the state of the layer.
 
     Args:
-        name: The name of the attribute.
-        stem: Its tensors are ``<stem>_mu`` and ``<stem>_rho``; default is the name.
+        name: Name of the attribute.
+        stem: Prefix of its tensors ``<stem>_mu`` and ``<stem>_rho``; default ``name``.
     """
     return _WeightProperty(name, name if stem is None else stem)
 
 
 def _traced(mean: Any, key: str, name: str) -> Any:
-    """What torch.fx gets to record: a read under the original name, so that its graph asks the layer in every run."""
+    """The read that torch.fx records while it traces: of the original name, so that the layer answers in each run."""
     path = str(mean.node.target).removesuffix(key) + name
     return mean.tracer.create_proxy("get_attr", path, (), {})

@@ -1,6 +1,6 @@
-"""Which Bayesian layer stands for which deterministic type.
+"""The registry of twins: which Bayesian layer type belongs to which deterministic type.
 
-Types match exactly: a subclass may have a forward of its own, which a twin would bypass.
+Types must match exactly: a subclass may have its own forward, which the twin would not run.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def register(nn_type: type[nn.Module]) -> Callable[[type[Layer]], type[Layer]]:
         nn_type: A torch.nn.Module type; the decorated class must subclass it and :class:`BaseBayesianLayer`.
 
     Raises:
-        InvalidTypeError: the class is not a subclass of both.
-        InvalidValueError: the type has another twin already.
+        InvalidTypeError: The class is not a subclass of both.
+        InvalidValueError: The type already has another twin.
     """
 
     def add(cls: type[Layer]) -> type[Layer]:
@@ -50,18 +50,18 @@ def register(nn_type: type[nn.Module]) -> Callable[[type[Layer]], type[Layer]]:
 
 
 def register_lazily(module: str, name: str, twin_module: str) -> None:
-    """Register the twin of a type from a package that may never be imported.
+    """Register the twin of a type from a package that is optional.
 
     Args:
-        module: Where the deterministic type is defined.
-        name: Its qualified name there.
+        module: Module that defines the deterministic type.
+        name: Qualified name of the type.
         twin_module: Module that registers the twin when it is imported.
     """
     _lazy[module, name] = twin_module
 
 
 def bayesian_type(nn_type: type[nn.Module]) -> type[BaseBayesianLayer] | None:
-    """The twin of exactly this type, or None."""
+    """The twin of this type, or None; subclasses do not count."""
     if nn_type not in _bayesian:
         twin_module = _lazy.get((nn_type.__module__, nn_type.__qualname__))
         if twin_module is not None and getattr(sys.modules.get(nn_type.__module__), nn_type.__name__, None) is nn_type:

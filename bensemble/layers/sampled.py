@@ -1,9 +1,8 @@
-"""A posterior for the weights of any other module: attention, recurrent layers, subclasses with their own forward.
+"""Sampled layers: posteriors for modules without a twin, such as attention, recurrent layers and users' own modules.
 
-The module's class becomes a subclass of its own class, with the same name, whose parameters are read through
-properties. Nothing is known about what its forward does with them, so noise enters through the weights: one draw per
-forward in training, the mean in evaluation, the held sample inside ``bensemble.sampling``. Plain attributes that hold
-a Parameter of another module, alone or inside of plain values, are read in the same way.
+The module gets a subclass of its class, with the same name, that reads parameters through properties. Its forward is
+unknown, so noise enters through the weights: one draw per forward in training, the mean in evaluation, the held sample
+inside ``bensemble.sampling``. Plain attributes that hold Parameters of other modules are read in the same way.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from .weights import PosteriorModule, weight_property
 
 __all__ = ["SampledWeights", "free_stems", "sampled_type"]
 
-#: What a sampled class is made from: the class, (name, stem) of its posteriors, and the attributes that are aliases.
+#: What defines a sampled class: the original class, (name, stem) of each posterior, and the aliased attributes.
 Recipe = tuple[type[nn.Module], tuple[tuple[str, str], ...], tuple[str, ...]]
 
 _types: dict[Recipe, type[SampledWeights]] = {}
@@ -38,17 +37,17 @@ class SampledWeights(PosteriorModule):
     _aliases: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Nothing: a user's own hook hears of the user's subclasses, not of the classes made here."""
+        """Do nothing: a hook of the user's class must not see the classes made here."""
 
     def _posteriors(self) -> Iterator[Posterior]:
-        """The posteriors made here; parameters that the module itself calls ``*_mu`` and ``*_rho`` are its own."""
+        """The posteriors made here, without parameters that the user's module itself calls ``*_mu`` and ``*_rho``."""
         names = {stem: name for name, stem in self._stems.items()}
         for posterior in super()._posteriors():
             if posterior.stem in names:
                 yield posterior
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # The class is not importable by its name, which is that of the original, so pickles rebuild it.
+        # The class cannot be imported by its name, which is that of the original, so unpickling makes it again.
         cls, base = type(self), self.deterministic_class
         if base.__reduce__ is not object.__reduce__ or base.__reduce_ex__ is not object.__reduce_ex__:
             return _pickled_by_base(self)
@@ -58,7 +57,7 @@ class SampledWeights(PosteriorModule):
 
 
 class _SampledRecurrent(SampledWeights):
-    """For RNN, LSTM and GRU, whose forward reads a list of weights that torch keeps beside the parameters."""
+    """For RNN, LSTM and GRU: their forward reads the weights from a list of its own."""
 
     @property
     def _flat_weights(self) -> list[Tensor]:
@@ -66,18 +65,18 @@ class _SampledRecurrent(SampledWeights):
 
     @_flat_weights.setter
     def _flat_weights(self, value: list[Tensor]) -> None:
-        """Ignored: the list follows the posteriors."""
+        """Ignored: the list is computed from the posteriors."""
 
     def flatten_parameters(self) -> None:
-        """Nothing to flatten: the weights are computed."""
+        """Do nothing: the weights are computed at each read."""
 
 
 def sampled_type(base: type[nn.Module], stems: dict[str, str], aliases: Iterable[str] = ()) -> type[SampledWeights]:
-    """The subclass of ``base`` that reads parameters from posteriors; one class for each combination.
+    """The subclass of ``base`` that reads parameters from posteriors; the same class for the same arguments.
 
     Args:
         base: The class of the module.
-        stems: Parameter name to the prefix of its posterior's tensors.
+        stems: Parameter name -> stem of its posterior.
         aliases: Attributes that hold Parameters of other modules.
     """
     recipe = (base, tuple(sorted(stems.items())), tuple(sorted(aliases)))
@@ -96,13 +95,13 @@ def sampled_type(base: type[nn.Module], stems: dict[str, str], aliases: Iterable
         }
         if hasattr(base, "__deepcopy__"):
             body["__deepcopy__"] = _copied_by_base
-        make: Any = type(base)  # the metaclass, which need not be `type`
+        make: Any = type(base)  # the metaclass, which may differ from `type`
         _types[recipe] = make(base.__name__, (mixin, base), body)
     return _types[recipe]
 
 
 def free_stems(module: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """A stem for each parameter, its own name where the module does not use the names made from it already."""
+    """A stem for each parameter: its name, with underscores added while the module already uses a resulting name."""
     owners = (module.__dict__, parameters_of(module), buffers_of(module), children_of(module))
     stems: dict[str, str] = {}
     for name in names:
@@ -117,7 +116,7 @@ def free_stems(module: nn.Module, names: Iterable[str]) -> dict[str, str]:
 
 
 def _alias_property(attribute: str) -> property:
-    """Reads a plain attribute with every converted Parameter in it replaced by what its owner hands out."""
+    """A property that reads a plain attribute, with each converted Parameter in it as its owner reads it."""
 
     def read(self: SampledWeights) -> Any:
         if attribute not in self.__dict__:
@@ -135,7 +134,7 @@ def _alias_property(attribute: str) -> property:
 
 
 def _as_read(parameter: nn.Parameter, owners: Iterable[tuple[PosteriorModule, str]]) -> Any:
-    """What the layer that has this Parameter as a mean hands out for it."""
+    """The weight as the layer reads it that has this Parameter as a posterior mean; or the Parameter itself."""
     for layer, name in owners:
         posterior = layer._posterior(name)
         if posterior is not None and posterior.mu is parameter:
@@ -144,7 +143,7 @@ def _as_read(parameter: nn.Parameter, owners: Iterable[tuple[PosteriorModule, st
 
 
 def _one_draw_per_forward(forward: Any) -> Any:
-    """The forward of the original class, reading the same draw throughout."""
+    """The forward of the original class, with one draw of each weight in training."""
 
     @functools.wraps(forward)
     def drawn(self: SampledWeights, *args: Any, **kwargs: Any) -> Any:
@@ -157,15 +156,15 @@ def _one_draw_per_forward(forward: Any) -> Any:
 
 
 def _rebuild(recipe: Recipe, make: Any, args: Iterable[Any]) -> Any:
-    """An empty instance of the sampled class, made as the original class makes its own."""
+    """An empty instance of the sampled class, for unpickling; ``make`` and ``args`` come from the original class."""
     base, stems, aliases = recipe
     return make(sampled_type(base, dict(stems), aliases), *args)
 
 
-# -- copies and pickles of modules that make them by rules of their own, such as a torch.fx GraphModule: the rules know
-#    nothing of posteriors, so they are applied to the deterministic module, and the posteriors travel beside it
+# -- Copies and pickles of modules whose class defines its own, such as a torch.fx GraphModule. That code does not know
+#    posteriors, so it runs on the deterministic module, and the posteriors are copied separately.
 
-#: What travels beside the module for each posterior: its name, rho, prior, mask, and whether it may be pruned.
+#: One posterior without its mean: name, rho, prior, mask, prunable.
 Carried = tuple[str, nn.Parameter, Any, Tensor | None, bool]
 
 

@@ -1,8 +1,7 @@
-"""Ties that are made or broken after the conversion: assigning the mean of one posterior shares the whole of it.
+"""Ties that are made or broken after the conversion: assigning a posterior mean shares the whole posterior.
 
-``head.weight = embedding.weight`` is all that code written for deterministic models does, and all it hands over is a
-Parameter. A tie is a posterior, though: mean, rho, prior and mask together. So the posterior that a Parameter is the
-mean of is looked up among the layers that are alive.
+Code for deterministic models ties weights by ``head.weight = embedding.weight``, which passes a Parameter only. A tie
+of posteriors shares mean, rho, prior and mask. So the posterior of that Parameter is looked up among all living layers.
 """
 
 from __future__ import annotations
@@ -18,29 +17,29 @@ from ..torch_internals import parameters_of
 
 __all__ = ["forget", "posterior_of_mean", "remember", "share", "stop_sharing"]
 
-#: The layers that are alive and hold posteriors, by identity.
+#: The living layers that hold posteriors, by identity.
 _alive: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
 def remember(layer: nn.Module) -> None:
-    """Count a layer among those that hold posteriors."""
+    """Add a layer to those that hold posteriors."""
     _alive[id(layer)] = layer
 
 
 def forget(module: nn.Module) -> None:
-    """Count a module out, because it is deterministic again."""
+    """Remove a module that is deterministic again."""
     _alive.pop(id(module), None)
 
 
 def posterior_of_mean(mean: Tensor) -> Posterior | None:
-    """The posterior that a tensor is the mean of, None when it is nobody's."""
+    """The posterior with this mean; None if there is none."""
     return next((posterior for posterior in _posteriors_with(mean) if posterior.mu is mean), None)
 
 
 def share(posterior: Posterior, source: Posterior) -> None:
-    """Make a posterior that has the mean of another one the same posterior.
+    """Give a posterior that has the mean of another one the rho, prior and mask of that one too.
 
-    It may be pruned from now on only if that is right at every place.
+    The shared posterior is prunable only if both were.
     """
     layer, stem = posterior.layer, posterior.stem
     parameters_of(layer)[f"{stem}_rho"] = source.rho
@@ -52,7 +51,7 @@ def share(posterior: Posterior, source: Posterior) -> None:
 
 
 def stop_sharing(posterior: Posterior) -> None:
-    """Give a posterior with a mean of its own a rho of its own, of the same values, where others use that rho too."""
+    """Copy the rho of a posterior whose mean is no longer shared, if another posterior uses the same rho."""
     rho = posterior.rho
     if any(other.rho is rho and other.mu is not posterior.mu for other in _posteriors_with(rho)):
         own = nn.Parameter(rho.detach().clone(), requires_grad=rho.requires_grad)
@@ -60,7 +59,7 @@ def stop_sharing(posterior: Posterior) -> None:
 
 
 def _posteriors_with(tensor: Tensor) -> Iterator[Posterior]:
-    """Those of every layer alive that has the tensor."""
+    """All posteriors of the living layers that have the tensor as a Parameter."""
     for reference in _alive.valuerefs():
         layer = reference()
         if layer is not None and any(p is tensor for p in parameters_of(layer).values()):

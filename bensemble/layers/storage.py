@@ -1,10 +1,10 @@
-"""Where the tensors of posteriors live: on the module, under names made from a stem.
+"""How a module stores posteriors: Parameters and buffers with names made from a stem.
 
-A posterior is a pair of Parameters ``<stem>_mu`` and ``<stem>_rho`` of one module, with an optional buffer
-``<stem>_mask`` and the tensors of its prior in buffers ``<stem>_prior_<field>``. A module that stands for a
-deterministic one also maps that module's parameter names to stems.
+A posterior is a pair of Parameters ``<stem>_mu`` and ``<stem>_rho`` of one module. It may have a mask, the buffer
+``<stem>_mask``, and tensors of its prior, the buffers ``<stem>_prior_<field>``. If the module is the twin of a
+deterministic one, ``_stems`` maps the original parameter names to stems.
 
-Everything here has a private name, because this class is mixed into modules of any type, whose names come first.
+All methods have private names, because this class is mixed into modules of any type and must not hide their names.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidValueError
+from ..errors import InvalidValueError, refuse
 from ..gaussian import precise
 from ..models.sharding import sharded_like, whole
-from ..posterior import Posterior, check_mask
+from ..posterior import Posterior, mask_problem
 from ..priors import Normal, PriorSlot
 from ..torch_internals import buffers_of, parameter_of, parameters_of, replace_parameters
 from .parameters import PosteriorParameters
 from .sharing import remember
 
-__all__ = ["PosteriorStorage"]
+__all__ = ["PosteriorStorage", "is_posterior_buffer"]
 
 
 class PosteriorStorage(nn.Module):
-    """A module that holds posteriors; see the text above."""
+    """A module that stores posteriors."""
 
-    #: Original parameter name -> stem of its posterior. Empty for a layer that is no twin of a deterministic one.
+    #: Original parameter name -> stem of its posterior. Empty for a layer that is not a twin.
     _stems: ClassVar[dict[str, str]] = {}
-    #: The type this module had, or would have, without posteriors.
+    #: The type of this module without posteriors.
     deterministic_class: ClassVar[type[nn.Module]]
-    #: Instance attributes that the way back to that type takes away.
+    #: Instance attributes that are deleted when the module becomes deterministic.
     _twin_attributes: ClassVar[tuple[str, ...]] = ()
 
     def _posteriors(self) -> Iterator[Posterior]:
@@ -46,7 +46,7 @@ class PosteriorStorage(nn.Module):
                 yield Posterior(self, names.get(stem, stem), stem)
 
     def _answer_original_names(self) -> None:
-        """Let torch find the posterior means under the names of the parameters they stand for."""
+        """Let torch find the posterior means under the original parameter names."""
         means = {name: f"{stem}_mu" for name, stem in self._stems.items()}
         replace_parameters(self, PosteriorParameters(parameters_of(self), means))
         remember(self)
@@ -56,12 +56,12 @@ class PosteriorStorage(nn.Module):
         remember(self)
 
     def _posterior(self, name: str) -> Posterior | None:
-        """The posterior of a parameter by its original name, or None when that parameter has none."""
+        """The posterior of a parameter by its original name; None if it has none."""
         stem = self._stems.get(name, name)
         return None if parameter_of(self, f"{stem}_mu") is None else Posterior(self, name, stem)
 
     def _prior_of(self, stem: str, cut: Callable[[Tensor], Tensor] | None = None) -> Any:
-        """The prior of one posterior; ``cut`` picks entries out of the fields that are per weight."""
+        """The prior of one posterior; ``cut`` is applied to its fields that have one entry per weight."""
         slot: PriorSlot | None = self.__dict__.get("_prior_slots", {}).get(stem)
         if slot is None:
             return Normal(self.__dict__.get("prior_sigma", 1.0))
@@ -72,26 +72,26 @@ class PosteriorStorage(nn.Module):
         return slot.put_together(tensors)
 
     def _set_prior(self, stem: str, prior: Any) -> None:
-        """Give one posterior a prior of its own; tensors of the prior become buffers ``<stem>_prior_<field>``."""
+        """Set the prior of one posterior; its tensors become buffers ``<stem>_prior_<field>``."""
         slot, tensors = PriorSlot.take_apart(prior)
         old: PriorSlot | None = self.__dict__.get("_prior_slots", {}).get(stem)
         for field in old.fields if old else ():
             del buffers_of(self)[f"{stem}_prior_{field}"]
         for field, tensor in tensors.items():
-            nn.Module.register_buffer(self, f"{stem}_prior_{field}", tensor)  # past an override of the user's own
+            nn.Module.register_buffer(self, f"{stem}_prior_{field}", tensor)  # not a user's override
         self.__dict__["_prior_slots"] = {**self.__dict__.get("_prior_slots", {}), stem: slot}
 
     def _is_prunable(self, stem: str) -> bool:
-        """Whether a zero in the mean is a zero in the weight that reaches the operation."""
+        """Whether a zero in the mean is a zero in the weight that the layer uses."""
         return stem not in self.__dict__.get("_not_prunable", ())
 
     def _forbid_pruning(self, stem: str) -> None:
-        """Say that a zero in the mean is no zero in the weight that reaches the operation."""
+        """Mark a posterior as not prunable: a zero in its mean is not a zero in the weight that the layer uses."""
         if self._is_prunable(stem):
             self.__dict__["_not_prunable"] = (*self.__dict__.get("_not_prunable", ()), stem)
 
     def _set_mask(self, stem: str, mask: Tensor | None) -> None:
-        """Set or lift the pruning mask of one posterior; see :meth:`Posterior.set_mask`."""
+        """Set or remove the pruning mask of one posterior; see :meth:`Posterior.set_mask`."""
         mu = getattr(self, f"{stem}_mu", None)
         if mu is None:
             known = ", ".join(repr(p.stem) for p in self._posteriors())
@@ -100,40 +100,46 @@ class PosteriorStorage(nn.Module):
             buffers_of(self).pop(f"{stem}_mask", None)
             return
         mask = whole(mask)
-        check_mask("set_mask", f"{stem}_mu", mask, mu.shape)
+        problem = mask_problem(f"{stem}_mu", mask, mu.shape)
+        refuse("set_mask", [problem] if problem else [], InvalidValueError)
         nn.Module.register_buffer(self, f"{stem}_mask", mask.detach().to(mu.device, precise(mu).dtype, copy=True))
         with torch.no_grad():
             mu.mul_(sharded_like(mask.to(mu.device, mu.dtype), like=mu))
 
     def _posterior_keys(self) -> set[str]:
-        """The names of the Parameters that make up the posteriors."""
+        """The names of all ``<stem>_mu`` and ``<stem>_rho``."""
         return {f"{p.stem}_{part}" for p in self._posteriors() for part in ("mu", "rho")}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PosteriorStorage:
-        """Move or cast; rho, masks and prior scales stay in float32 when the weights become half precision.
+        """Move or cast; rho, masks and priors stay in float32 if the weights become half precision.
 
-        A bfloat16 rho does not move under Adam: its steps are smaller than its resolution.
+        A bfloat16 rho does not change under Adam: the steps are smaller than its resolution.
         """
-        owners: tuple[dict[str, Any], ...] = (parameters_of(self), buffers_of(self))
-        kept = {
-            (i, key): tensor.data
-            for i, owner in enumerate(owners)
+        kept = [
+            (owner, key, tensor.data)
+            for owner in (parameters_of(self), buffers_of(self))
             for key, tensor in owner.items()
             if tensor is not None and tensor.dtype in (torch.float32, torch.float64) and self._stays_precise(key)
-        }
+        ]
         super()._apply(fn, recurse)
-        for (i, key), before in kept.items():
-            after = owners[i][key]
-            assert after is not None
+        for owner, key, before in kept:
+            after = owner[key]
             if after.dtype in (torch.float16, torch.bfloat16):
                 after.data = before.to(after.device, torch.float32)
         return self
 
     def _belongs_to_posterior(self, key: str) -> bool:
+        """Whether a Parameter or buffer is a part of a posterior."""
         return key in self._posterior_keys() or self._stays_precise(key)
 
     def _stays_precise(self, key: str) -> bool:
-        # Not every name that starts with a stem: the user's own `weight_scale` is none of ours.
-        return any(
-            key in (f"{p.stem}_rho", f"{p.stem}_mask") or key.startswith(f"{p.stem}_prior_") for p in self._posteriors()
-        )
+        """Whether a Parameter or buffer is a rho, a mask or a part of a prior."""
+        return any(key == f"{p.stem}_rho" or is_posterior_buffer(p.stem, key) for p in self._posteriors())
+
+
+def is_posterior_buffer(stem: str, key: str) -> bool:
+    """Whether a buffer is the mask or a part of the prior of the posterior with this stem.
+
+    A name such as ``weight_scale``, which also starts with a stem, may belong to the user.
+    """
+    return key == f"{stem}_mask" or key.startswith(f"{stem}_prior_")

@@ -1,7 +1,7 @@
-"""The class change, there and back: the only place that touches a user's module.
+"""The change of a module's class, to Bayesian and back. No other file changes a class.
 
-The object keeps its identity, so aliases, hooks, bound methods and lists that hold it keep working. Its Parameters
-become the posterior means, as the same objects and at the same place in the order of parameters.
+The module stays the same object, so aliases, hooks, bound methods and lists that hold it keep working. Its Parameters
+become the posterior means: the same objects, at the same place in the order of parameters.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from torch import nn
 
 from ..torch_internals import buffers_of, parameters_of, renew_flat_weights, replace_parameters
 from .sharing import forget, remember
+from .storage import is_posterior_buffer
 from .weights import PosteriorModule
 
 __all__ = ["Alias", "NewPosterior", "make_bayesian", "make_deterministic", "restorer"]
 
-#: Instance attributes that come and go with the posteriors.
+#: Instance attributes that a module has only while it has posteriors.
 _OWN = ("_prior_slots", "_not_prunable", "_alias_owners")
 
 
@@ -30,7 +31,7 @@ class NewPosterior:
         mu: The Parameter itself.
         rho: Its new rho, the same object wherever the Parameter is shared.
         prior: Its prior.
-        prunable: Whether a zero mean is a zero in the weight that reaches the operation.
+        prunable: Whether a zero in the mean is a zero in the weight that the layer uses.
     """
 
     mu: nn.Parameter
@@ -44,8 +45,8 @@ class Alias:
     """A plain attribute that holds Parameters of other modules.
 
     Attributes:
-        attribute: Its name.
-        owners: The modules that those Parameters belong to, with their names there.
+        attribute: Name of the attribute.
+        owners: The modules that own these Parameters, with the names of the Parameters there.
     """
 
     attribute: str
@@ -58,10 +59,10 @@ def make_bayesian(
     """Give the named parameters of a module posteriors, in place.
 
     Args:
-        module: The module; it keeps its identity and changes its class.
+        module: The module; it stays the same object and changes its class.
         cls: Its new class; see :func:`bensemble.layers.classes.bayesian_class`.
-        posteriors: By parameter name.
-        aliases: Attributes to read as the posteriors of other modules, of a module that no twin takes over.
+        posteriors: The posteriors by parameter name.
+        aliases: For a module without a twin: attributes that are read as posteriors of other modules.
     """
     parameters: dict[str, Any] = {}
     for name, parameter in parameters_of(module).items():
@@ -90,8 +91,8 @@ def make_deterministic(layer: PosteriorModule, values: dict[str, nn.Parameter]) 
     """Turn a Bayesian layer back into the module it stands for, in place.
 
     Args:
-        layer: The layer; it keeps its identity and changes its class.
-        values: What becomes of each posterior, by original parameter name.
+        layer: The layer; it stays the same object and changes its class.
+        values: The Parameter that replaces each posterior, by original parameter name.
     """
     names = {stem: name for name, stem in layer._stems.items()}
     parameters: dict[str, Any] = {}
@@ -101,7 +102,11 @@ def make_deterministic(layer: PosteriorModule, values: dict[str, nn.Parameter]) 
             parameters[key] = parameter
         elif part == "mu":
             parameters[names[stem]] = values.get(names[stem]) if parameter is not None else None
-    kept = {key: b for key, b in buffers_of(layer).items() if not _belongs_to_posterior(key, names)}
+    kept = {
+        key: buffer
+        for key, buffer in buffers_of(layer).items()
+        if not any(is_posterior_buffer(stem, key) for stem in names)
+    }
     replace_parameters(layer, parameters)
     _replace(buffers_of(layer), kept)
     for attribute in (*_OWN, *layer._twin_attributes):
@@ -114,7 +119,7 @@ def make_deterministic(layer: PosteriorModule, values: dict[str, nn.Parameter]) 
 
 
 def restorer(module: nn.Module) -> Callable[[], None]:
-    """A function that puts the module back into the state it has now, for when a conversion fails half-way."""
+    """A function that restores the present state of the module, for a conversion that fails half-way."""
     cls, attributes, buffers = type(module), dict(module.__dict__), dict(buffers_of(module))
 
     def restore() -> None:
@@ -127,18 +132,14 @@ def restorer(module: nn.Module) -> Callable[[], None]:
 
 
 def _change_class(module: nn.Module, cls: type[nn.Module]) -> None:
-    object.__setattr__(module, "__class__", cls)  # past a ``__setattr__`` of the user's own
+    object.__setattr__(module, "__class__", cls)  # not a user's ``__setattr__``
     if isinstance(module, PosteriorModule):
         remember(module)
     else:
         forget(module)
 
 
-def _belongs_to_posterior(key: str, names: dict[str, str]) -> bool:
-    return any(key == f"{stem}_mask" or key.startswith(f"{stem}_prior_") for stem in names)
-
-
 def _replace(mapping: dict[str, Any], content: Mapping[str, Any]) -> None:
-    """Make a dictionary hold exactly ``content``, as the same object."""
+    """Replace the content of a dictionary; the dictionary stays the same object."""
     mapping.clear()
     mapping.update(content)

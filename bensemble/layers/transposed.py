@@ -17,14 +17,14 @@ __all__ = ["BayesianConvTranspose1d", "BayesianConvTranspose2d", "BayesianConvTr
 
 
 class _BayesianConvTranspose(LinearOpLayer):
-    """What the transposed convolutions share: the constructor, and how weights are applied.
+    """The shared part of the transposed convolutions: the constructor and the operation.
 
     Args:
-        args: The arguments of the torch.nn module, positional or by name, ``bias``, ``device`` and ``dtype`` included.
+        args: The positional arguments of the torch.nn module.
         prior_sigma: Standard deviation of the zero-mean normal prior.
-        init_sigma: Standard deviation that every weight starts with.
-        prior: A prior for weights and biases instead of ``prior_sigma``.
-        kwargs: See ``args``.
+        init_sigma: Initial standard deviation of every weight.
+        prior: A prior for weights and biases, instead of ``prior_sigma``.
+        kwargs: The keyword arguments of the torch.nn module.
     """
 
     transposed_convolution: ClassVar[Callable[..., Tensor]]
@@ -52,7 +52,7 @@ class _BayesianConvTranspose(LinearOpLayer):
         return ConvolutionOp(module.stride, module.padding, module.dilation, module.groups, True, behind)
 
     def _padding_behind(self, input: Tensor, output_size: list[int] | None) -> list[int]:
-        """What is added to one side of the output, so that it has the size asked for."""
+        """The output padding that gives the requested output size."""
         return output_padding(self, input, output_size, self.w_mu.dim() - 2)
 
     def channel_rows(self, weight: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""A module whose weights have posteriors, put together: storage, reading, assigning, state dicts."""
+"""The class of every module with posteriors, put together from its four parts.
+
+``storage`` holds the tensors, ``reading`` gives out weights, ``assigning`` answers assignments to their names, and
+``state_dicts`` saves and loads.
+"""
 
 from __future__ import annotations
 
@@ -10,4 +14,4 @@ __all__ = ["PosteriorModule", "weight_property"]
 
 
 class PosteriorModule(WeightReading, WeightAssignment, PosteriorStateDict):
-    """A module that holds posteriors. Every Bayesian layer is one, and every module with sampled weights."""
+    """A module with posteriors: the base of every Bayesian layer and of every module with sampled weights."""

@@ -1,11 +1,13 @@
-r"""Likelihoods p(y | output): what a model's outputs mean.
+"""Likelihoods p(y | output): what the outputs of a model mean, one class for each kind of data.
 
-Each says, for the outputs of one weight sample w: the negative log likelihood of a target per term, the expected
-observation E[y | w], the uncertainty that is in the data itself, and the Fisher information of the outputs. A term is
-one prediction: an example, a token, a pixel, one entry of a vector of targets. Everything is in nats and computed in
-float32, or float64 for float64 outputs.
+What a prediction, a fit or a calibration does with a likelihood belongs into their own folders.
 
-Strings are shortcuts: ``"categorical"``, ``"bernoulli"``, ``"gaussian_head"``; None stands for raw outputs.
+For the outputs of one weight sample w a likelihood gives the negative log likelihood of each term of a target, the
+expected observation E[y | w], the uncertainty of the data itself, and a probe of the Fisher information. A term is one
+prediction: an example, a token, a pixel, or one entry of a vector of targets. Everything is in nats and computed in
+float32, or in float64 for float64 outputs.
+
+Strings are shortcuts: ``"categorical"``, ``"bernoulli"``, ``"gaussian_head"``. None stands for raw outputs.
 """
 
 from __future__ import annotations
@@ -15,15 +17,32 @@ from .base import DiscreteLikelihood, Likelihood
 from .continuous import Gaussian, GaussianHead
 from .discrete import Bernoulli, Categorical
 
-__all__ = ["Bernoulli", "Categorical", "DiscreteLikelihood", "Gaussian", "GaussianHead", "Likelihood", "resolve"]
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "DiscreteLikelihood",
+    "Gaussian",
+    "GaussianHead",
+    "Likelihood",
+    "required",
+    "resolve",
+]
+
+
+def required(verb: str, likelihood: Likelihood | str | None) -> Likelihood:
+    """The likelihood as :func:`resolve` gives it, or an error for None."""
+    resolved = resolve(likelihood)
+    if resolved is None:
+        raise InvalidValueError(f"{verb}: likelihood must say what the outputs mean, got None.")
+    return resolved
 
 
 def resolve(likelihood: Likelihood | str | None) -> Likelihood | None:
-    """The likelihood that a string stands for; a likelihood or None as it is.
+    """The likelihood that a string stands for. A likelihood, or None for raw outputs, is returned unchanged.
 
     Raises:
-        InvalidValueError: An unknown string, or ``"gaussian"``, whose noise has to be said.
-        InvalidTypeError: Something else.
+        InvalidValueError: The string is unknown, or it is ``"gaussian"``, which needs the noise as a number.
+        InvalidTypeError: ``likelihood`` is something else.
     """
     if likelihood is None or isinstance(likelihood, Likelihood):
         return likelihood

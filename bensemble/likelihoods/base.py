@@ -1,4 +1,4 @@
-"""The base of the likelihoods, and the checks they share."""
+"""The base classes of the likelihoods, and the checks of targets that they share."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ __all__ = [
     "check_finite",
     "check_same_shape",
     "check_tensor",
-    "dtype_name",
-    "tracing",
 ]
 
 #: Gives independent random signs in the shape, dtype and device of a tensor.
@@ -28,7 +26,7 @@ Signs: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Likelihood(ABC):
-    """Base of the likelihoods. A new one defines the three abstract methods; GGN curvature needs :meth:`probe` too."""
+    """Base of the likelihoods. A subclass defines the three abstract methods, and :meth:`probe` for GGN curvature."""
 
     @abstractmethod
     def terms(self, output: Tensor, target: Tensor) -> Tensor:
@@ -40,43 +38,46 @@ class Likelihood(ABC):
 
     @abstractmethod
     def spread(self, output: Tensor) -> Tensor:
-        """The uncertainty in the data given w: an entropy in nats, or the variance of the noise."""
+        """The uncertainty of the data given w: an entropy in nats, or the variance of the noise."""
 
     def probe(self, output: Tensor, signs: Signs, target: Tensor | None = None) -> Tensor:
         r"""A vector v in the shape of ``output`` with :math:`E[v v^T] = F`, the Fisher information of the output.
 
         Args:
-            output: The model's outputs.
-            signs: Gives independent random signs like a tensor.
-            target: Where given, says which terms are ignored; v is 0 there.
+            output: The outputs of the model.
+            signs: Returns independent random signs in the shape of a tensor.
+            target: Says which terms are ignored; v is 0 there. May be None.
         """
         raise InvalidTypeError(
             f"fit_posterior: {type(self).__name__} does not define probe(output, signs), which curvature='ggn' needs; "
             "use curvature='fisher'."
         )
 
-    def check(self, output: Tensor) -> None:  # noqa: B027  # a hook; most outputs may have any value
-        """Raise when the outputs cannot be what this likelihood takes them for."""
+    def check(self, output: Tensor) -> None:  # noqa: B027  # a hook; most likelihoods accept any output
+        """Raise if the outputs cannot be those of this likelihood, such as probabilities instead of logits."""
 
     def nll(self, output: Tensor, target: Tensor) -> Tensor:
-        """Negative log likelihood in nats, the mean over the terms; a scalar, 0 where every term is ignored."""
+        """Negative log likelihood in nats, the mean over the terms; a scalar, 0 if every term is ignored."""
         terms = self.terms(output, target)
         return terms.sum() / max(terms.numel(), 1)
 
     def num_terms(self, target: Tensor) -> int:
-        """Number of terms of :meth:`nll` in this target; over the training set, the ``num_data`` of the ELBO."""
+        """Number of terms in this target; the ``num_data`` of the ELBO if the target is the whole training set."""
         return target.numel()
 
 
 class DiscreteLikelihood(Likelihood):
-    """Base of likelihoods whose expected observation is a distribution over finitely many values."""
+    """Base of likelihoods whose expected observation is a distribution over finitely many values.
+
+    Calibration needs the last three methods.
+    """
 
     @abstractmethod
     def entropy(self, probs: Tensor) -> Tensor:
         """Entropy in nats of expected observations, in the shape of :meth:`spread`."""
 
     def logits(self, probs: Tensor) -> Tensor:
-        """Outputs that :meth:`expect` turns into the given probabilities; needed to calibrate, as are the next two."""
+        """Outputs for which :meth:`expect` returns the given probabilities."""
         raise self._cannot("logits(probs)")
 
     def probability(self, probs: Tensor, target: Tensor) -> Tensor:
@@ -84,23 +85,13 @@ class DiscreteLikelihood(Likelihood):
         raise self._cannot("probability(probs, target)")
 
     def class_probs(self, probs: Tensor) -> Tensor:
-        """A probability for each value that an observation can take, along one axis."""
+        """The probability of each value of an observation, along one axis."""
         raise self._cannot("class_probs(probs)")
 
     def _cannot(self, method: str) -> InvalidTypeError:
         return InvalidTypeError(
             f"calibrate: {type(self).__name__} does not define {method}; define it in the subclass."
         )
-
-
-def tracing() -> bool:
-    """Whether torch.compile traces; values cannot be looked at then."""
-    return torch.compiler.is_compiling()
-
-
-def dtype_name(tensor: Tensor) -> str:
-    """The dtype as users write it, without ``torch.``."""
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def check_tensor(verb: str, target: Any) -> None:
@@ -110,7 +101,7 @@ def check_tensor(verb: str, target: Any) -> None:
 
 
 def check_axis(what: str, axis: int, output: Tensor) -> int:
-    """The axis counted from the front, or an error unless it is one of the outputs and not the batch."""
+    """The axis counted from the front, or an error if the outputs have no such axis or it is the batch axis."""
     if isinstance(axis, bool) or not isinstance(axis, int) or not -output.ndim <= axis < output.ndim:
         raise InvalidValueError(f"{what} must be an axis of the outputs, got {axis!r} for shape {tuple(output.shape)}.")
     if axis % output.ndim == 0:
@@ -119,16 +110,16 @@ def check_axis(what: str, axis: int, output: Tensor) -> int:
 
 
 def check_same_shape(verb: str, output: Tensor, target: Any) -> None:
-    """Raise unless the target is a tensor in the shape of the predictions: nothing is broadcast."""
+    """Raise unless the target is a tensor in the shape of the predictions; it is not broadcast."""
     check_tensor(verb, target)
     if target.shape != output.shape:
         raise InvalidValueError(
             f"{verb}: target must have the shape {tuple(output.shape)} of the predictions, got {tuple(target.shape)}; "
-            "reshape it, nothing is broadcast."
+            "reshape it, targets are not broadcast."
         )
 
 
 def check_finite(verb: str, target: Tensor) -> None:
     """Raise unless the target holds finite real numbers."""
-    if target.is_complex() or not (tracing() or bool(target.isfinite().all())):
+    if target.is_complex() or not (torch.compiler.is_compiling() or bool(target.isfinite().all())):
         raise InvalidValueError(f"{verb}: target must hold finite real numbers; leave out the examples that do not.")

@@ -1,4 +1,4 @@
-"""Likelihoods of real numbers: a Gaussian with known noise, or one whose noise the network predicts."""
+"""Likelihoods of real numbers: a Gaussian with known noise, or with noise that the network predicts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Gaussian", "GaussianHead"]
 
 @dataclass(frozen=True, eq=False)
 class Gaussian(Likelihood):
-    """The output is the mean of a Gaussian whose noise is known; every element is a term.
+    """A Gaussian with known noise, whose mean is the output; every element is a term.
 
     Attributes:
         sigma: Standard deviation of the noise, a number or a tensor that broadcasts against the outputs.
@@ -49,7 +49,7 @@ class Gaussian(Likelihood):
         return self._sigma(output).square().expand_as(output)
 
     def probe(self, output: Tensor, signs: Signs, target: Tensor | None = None) -> Tensor:
-        """Signs over sigma."""
+        """Random signs divided by sigma: the Fisher information is 1 / sigma^2."""
         return signs(precise(output)) / self._sigma(output)
 
     def _sigma(self, output: Tensor) -> Tensor:
@@ -58,11 +58,11 @@ class Gaussian(Likelihood):
 
 @dataclass(frozen=True)
 class GaussianHead(Likelihood):
-    """The output holds mean and noise of a Gaussian (Kendall & Gal 2017); every element of the mean is a term.
+    """A Gaussian whose mean and noise are the output (Kendall & Gal 2017); every element of the mean is a term.
 
     Attributes:
-        split: Axis on which the first half of the output is the mean and the second the logarithm of the noise
-            variance, or a callable ``output -> (mean, sigma)``. May be left out where outputs have two axes.
+        split: Axis of the output whose first half is the mean and whose second half is the logarithm of the noise
+            variance, or a callable ``output -> (mean, sigma)``. Default: axis 1 of outputs with two axes.
     """
 
     split: int | Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
@@ -83,7 +83,7 @@ class GaussianHead(Likelihood):
         return (2 * self._take_apart(output)[1]).exp()
 
     def probe(self, output: Tensor, signs: Signs, target: Tensor | None = None) -> Tensor:
-        """The Fisher information of (mean, log sigma) is diag(1 / sigma^2, 2); the split carries it to the output."""
+        """From the Fisher information of (mean, log sigma), diag(1 / sigma^2, 2), by the gradient of the split."""
         with torch.enable_grad():
             leaf = precise(output).detach().requires_grad_()
             mean, log_sigma = self._take_apart(leaf)
@@ -99,7 +99,7 @@ class GaussianHead(Likelihood):
             return pair[0], pair[1].log().expand_as(pair[0])
         if self.split is None and output.ndim != 2:
             raise InvalidValueError(
-                f"GaussianHead: split must be written for outputs of {output.ndim} axes, got shape "
+                f"GaussianHead: split must be given for outputs of {output.ndim} axes, got shape "
                 f"{tuple(output.shape)}; name the axis that holds mean and log variance."
             )
         axis = check_axis("GaussianHead(split)", 1 if self.split is None else self.split, output)

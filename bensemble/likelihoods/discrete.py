@@ -1,4 +1,4 @@
-"""Likelihoods of classes and of yes or no, from logits."""
+"""Likelihoods of classes and of binary outcomes, from logits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..errors import InvalidTypeError, InvalidValueError
 from ..gaussian import precise
-from .base import DiscreteLikelihood, Signs, check_axis, check_same_shape, check_tensor, dtype_name, tracing
+from .base import DiscreteLikelihood, Signs, check_axis, check_same_shape, check_tensor
 
 __all__ = ["Bernoulli", "Categorical"]
 
-#: How many values it takes to tell that outputs are probabilities; a lone pair of logits may sum to one by chance.
+#: Number of values needed to decide that outputs are probabilities; two logits may sum to 1 by chance.
 ENOUGH_CLASS_VALUES = 8
 ENOUGH_VALUES = 32
 
@@ -24,15 +24,15 @@ class Categorical(DiscreteLikelihood):
     """Classes from logits; a term is one position of the target.
 
     Attributes:
-        dim: Axis of the classes. May be left out where outputs have two axes (B, C).
-        ignore_index: Target value of positions that do not count, such as padding.
+        dim: Axis of the classes. Default: axis 1 of outputs with two axes (B, C).
+        ignore_index: Target value of positions to ignore, such as padding.
     """
 
     dim: int | None = None
     ignore_index: int = -100
 
     def terms(self, output: Tensor, target: Tensor) -> Tensor:
-        """Cross entropy of each position that counts.
+        """Cross entropy of each position that is not ignored.
 
         Args:
             output: Logits.
@@ -62,7 +62,7 @@ class Categorical(DiscreteLikelihood):
         return probe if target is None else probe * (target != self.ignore_index).unsqueeze(self.axis(output))
 
     def check(self, output: Tensor) -> None:
-        """Raise when ``output`` holds probabilities; log probabilities are logits too."""
+        """Raise if ``output`` holds probabilities; log probabilities are valid logits."""
         values, dim = precise(output), self.axis(output)
         if values.numel() - values.numel() // values.shape[dim] < ENOUGH_CLASS_VALUES:
             return
@@ -70,20 +70,20 @@ class Categorical(DiscreteLikelihood):
         if error < (1e-4 if output.dtype == values.dtype else 1e-2) and bool((values >= 0).all()):
             raise InvalidValueError(
                 "Categorical: outputs must be logits, got values that are probabilities (not negative, sum 1 over the "
-                "classes); take the softmax off the model, or select its input with output=."
+                "classes); remove the softmax from the model, or select its input with output=."
             )
 
     def logits(self, probs: Tensor) -> Tensor:
-        """The logarithm; of 0 that of the smallest normal number."""
+        """The logarithm; 0 counts as the smallest normal number."""
         return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
 
     def probability(self, probs: Tensor, target: Tensor) -> Tensor:
-        """The probability of the class at each position that counts."""
+        """The probability of the class at each position that is not ignored."""
         rows, target = self._rows(probs, target)
         return rows.gather(-1, target.unsqueeze(-1)).squeeze(-1)
 
     def class_probs(self, probs: Tensor) -> Tensor:
-        """The probabilities as they are."""
+        """The probabilities unchanged."""
         return probs
 
     def num_terms(self, target: Tensor) -> int:
@@ -91,13 +91,14 @@ class Categorical(DiscreteLikelihood):
         return int((target != self.ignore_index).sum())
 
     def _rows(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """A row of classes and an index for each position that counts."""
+        """A row of classes and a class index for each position that is not ignored."""
         dim = self.axis(output)
         check_tensor("Categorical", target)
         shape = output.shape[:dim] + output.shape[dim + 1 :]
         if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
             raise InvalidTypeError(
-                f"Categorical: target must hold class indices, got {dtype_name(target)}; use .long()."
+                f"Categorical: target must hold class indices, got {str(target.dtype).removeprefix('torch.')}; "
+                "use .long()."
             )
         if target.shape != shape:
             raise InvalidValueError(
@@ -106,7 +107,11 @@ class Categorical(DiscreteLikelihood):
             )
         kept = target != self.ignore_index
         target, rows = target[kept].long(), precise(output).movedim(dim, -1)[kept]
-        if not tracing() and target.numel() and not 0 <= int(target.min()) <= int(target.max()) < rows.shape[-1]:
+        if (
+            not torch.compiler.is_compiling()
+            and target.numel()
+            and not 0 <= int(target.min()) <= int(target.max()) < rows.shape[-1]
+        ):
             raise InvalidValueError(
                 f"Categorical: target must lie in 0..{rows.shape[-1] - 1}, or be {self.ignore_index} to be ignored, "
                 f"got {int(target.min())}..{int(target.max())}; renumber the classes."
@@ -117,7 +122,7 @@ class Categorical(DiscreteLikelihood):
         """The class axis of ``output``, counted from the front."""
         if self.dim is None and output.ndim != 2:
             raise InvalidValueError(
-                f"Categorical: dim must be written for outputs of {output.ndim} axes, got shape {tuple(output.shape)}; "
+                f"Categorical: dim must be given for outputs of {output.ndim} axes, got shape {tuple(output.shape)}; "
                 "use Categorical(dim=1) for (B, C, H, W), Categorical(dim=-1) for (B, T, C)."
             )
         axis = check_axis("Categorical(dim)", 1 if self.dim is None else self.dim, output)
@@ -131,21 +136,21 @@ class Categorical(DiscreteLikelihood):
 
 @dataclass(frozen=True)
 class Bernoulli(DiscreteLikelihood):
-    """Independent yes or no from logits; every element is a term."""
+    """Independent binary outcomes from logits; every element is a term."""
 
     def terms(self, output: Tensor, target: Tensor) -> Tensor:
         """Binary cross entropy of each element.
 
         Args:
             output: Logits.
-            target: 0 and 1, bool, or probabilities between them, in the shape of ``output``.
+            target: 0 and 1, bool, or probabilities, in the shape of ``output``.
         """
         return F.binary_cross_entropy_with_logits(
             precise(output), self._checked(output, target), reduction="none"
         ).flatten()
 
     def expect(self, output: Tensor) -> Tensor:
-        """Probability of yes."""
+        """Probability of the outcome 1."""
         return precise(output).sigmoid()
 
     def spread(self, output: Tensor) -> Tensor:
@@ -158,45 +163,45 @@ class Bernoulli(DiscreteLikelihood):
         return torch.special.entr(probs) + torch.special.entr(1 - probs)
 
     def probe(self, output: Tensor, signs: Signs, target: Tensor | None = None) -> Tensor:
-        """Signs times sqrt(p (1 - p))."""
+        """Random signs times sqrt(p (1 - p))."""
         logits = precise(output)
         return signs(logits) * (logits.sigmoid() * (-logits).sigmoid()).sqrt()
 
     def logits(self, probs: Tensor) -> Tensor:
-        """The logarithm of p / (1 - p), within what the dtype tells from 0 and 1."""
+        """log(p / (1 - p)), with p clamped to values that the dtype distinguishes from 0 and 1."""
         limits = torch.finfo(probs.dtype)
         return probs.clamp(limits.tiny, 1 - limits.eps / 2).logit()
 
     def probability(self, probs: Tensor, target: Tensor) -> Tensor:
-        """The probability of each yes or no."""
+        """The probability of each outcome."""
         wide = self._checked(probs, target)
         if not bool(((wide == 0) | (wide == 1)).all()):
             raise InvalidValueError(
-                "calibrate: target must hold 0 and 1 for Bernoulli, got values between; decide them first."
+                "calibrate: target must hold 0 and 1 for Bernoulli, got values between; round them first."
             )
         return torch.where(wide == 1, probs, 1 - probs).flatten()
 
     def class_probs(self, probs: Tensor) -> Tensor:
-        """(1 - p, p) along a last axis."""
+        """(1 - p, p) along an additional last axis."""
         return torch.stack((1 - probs, probs), -1)
 
     def _checked(self, output: Tensor, target: Tensor) -> Tensor:
         """The target as numbers from 0 to 1."""
         check_same_shape("Bernoulli", output, target)
         wide = target.to(precise(output).dtype)
-        if not tracing() and not bool(((wide >= 0) & (wide <= 1)).all()):
+        if not torch.compiler.is_compiling() and not bool(((wide >= 0) & (wide <= 1)).all()):
             raise InvalidValueError(
                 f"Bernoulli: target must lie in 0..1, got {float(wide.min()):g}..{float(wide.max()):g}; rescale it."
             )
         return wide
 
     def check(self, output: Tensor) -> None:
-        """Raise when enough values lie in [0, 1] and nearly fill it: then they are probabilities."""
+        """Raise if ``output`` holds probabilities: many values, all in [0, 1], over a range of at least 0.9."""
         if output.numel() < ENOUGH_VALUES:
             return
         low, high = float(output.min()), float(output.max())
         if low >= 0 and high <= 1 and high - low > 0.9:
             raise InvalidValueError(
                 f"Bernoulli: outputs must be logits, got {output.numel()} values between {low:.3g} and {high:.3g}, "
-                "which are probabilities; take the sigmoid off the model, or select its input with output=."
+                "which are probabilities; remove the sigmoid from the model, or select its input with output=."
             )

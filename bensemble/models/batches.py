@@ -1,8 +1,8 @@
-"""How inputs, loader batches and outputs are read: once, for every call that runs a model.
+"""How the inputs of a model and the batches of a loader are read, everywhere in the toolkit.
 
-Inputs: a tensor is ``model(t)``, a tuple ``model(*t)``, a mapping ``model(**m)``. A loader yields batches; a tuple or
-list gives its first element as inputs and its second as target, a mapping gives ``labels`` or ``label`` as target and
-the rest as inputs. What comes out is read by :func:`bensemble.models.outputs.select_output`.
+Inputs: a tensor is ``model(t)``, a tuple ``model(*t)``, a mapping ``model(**m)``. Batches: the first element of a tuple
+or list is the inputs and the second the target; of a mapping ``labels`` or ``label`` is the target and the rest the
+inputs. Outputs are read by :func:`bensemble.models.outputs.select_output`.
 """
 
 from __future__ import annotations
@@ -15,39 +15,37 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..errors import InvalidTypeError, InvalidValueError
-from .outputs import OutputSelector, describe, is_named_tuple, select_output
+from .outputs import describe, is_named_tuple
 
 __all__ = [
     "Inputs",
-    "OutputSelector",
     "Unpack",
     "batch_size",
     "call",
     "device_of",
     "is_loader",
     "read_batches",
-    "select_output",
     "split_batch",
     "split_inputs",
     "to_device",
 ]
 
-#: What one call of a model takes.
+#: The inputs of one call of a model.
 Inputs: TypeAlias = "Tensor | tuple[Any, ...] | Mapping[str, Any]"
-#: How a user takes a loader batch apart: ``callable(batch) -> (inputs, target)``.
+#: How a user splits a batch: ``callable(batch) -> (inputs, target)``.
 Unpack: TypeAlias = Callable[[Any], tuple[Any, Any]]
 
-#: Keys under which a mapping carries its target.
+#: Keys of the target in a mapping.
 TARGET_KEYS = ("labels", "label")
 
 
 def call(model: Callable[..., Any], inputs: Inputs) -> Any:
-    """The model's own output: ``model(t)``, ``model(*t)`` or ``model(**m)``.
+    """The output of the model: ``model(t)``, ``model(*t)`` or ``model(**m)``.
 
     Args:
-        model: Any module, or another callable.
-        inputs: A tensor or packed sequence (one argument), a tuple (several), a mapping (named ones). Any other object
-            goes into a tuple: ``(graph,)``.
+        model: A module or another callable.
+        inputs: A tensor or packed sequence (one argument), a tuple (several), a mapping (by name). Put any other object
+            into a tuple: ``(graph,)``.
 
     Raises:
         InvalidTypeError: ``inputs`` is something else.
@@ -62,11 +60,11 @@ def call(model: Callable[..., Any], inputs: Inputs) -> Any:
 
 
 def split_batch(batch: Any, unpack: Unpack | None = None) -> tuple[Inputs, Any]:
-    """A loader's batch as ``(inputs, target)``; the target is None where there is none.
+    """A batch as ``(inputs, target)``; the target is None if there is none.
 
     Args:
-        batch: A tensor, a tuple or list ``(inputs, target, ...)``, or a mapping with ``labels`` or ``label``. Lists of
-            inputs become tuples, because torch's default collate turns every tuple into a list.
+        batch: A tensor, a tuple or list ``(inputs, target, ...)``, or a mapping with ``labels`` or ``label``. A list of
+            inputs becomes a tuple, because torch's default collate turns tuples into lists.
         unpack: ``callable(batch) -> (inputs, target)``, used instead of these rules.
 
     Raises:
@@ -83,17 +81,14 @@ def split_batch(batch: Any, unpack: Unpack | None = None) -> tuple[Inputs, Any]:
     if isinstance(batch, Mapping):
         keys = [key for key in TARGET_KEYS if key in batch]
         if len(keys) > 1:
-            raise InvalidValueError(
-                "loader: a batch has both 'labels' and 'label'; pass unpack= to say which is meant."
-            )
+            raise InvalidValueError("loader: a batch has both 'labels' and 'label'; pass unpack= to select the target.")
         return {key: value for key, value in batch.items() if key not in keys}, batch[keys[0]] if keys else None
     if isinstance(batch, (tuple, list)):
         if not batch:
-            raise InvalidValueError("loader: a batch is empty; pass unpack= to take it apart.")
+            raise InvalidValueError("loader: a batch is empty; pass unpack= to split it.")
         return _as_inputs(batch[0]), batch[1] if len(batch) > 1 else None
     raise InvalidTypeError(
-        f"loader: a batch must be a tensor, tuple, list or mapping, got {describe(batch)}; "
-        "pass unpack= to take it apart."
+        f"loader: a batch must be a tensor, tuple, list or mapping, got {describe(batch)}; pass unpack= to split it."
     )
 
 
@@ -105,7 +100,7 @@ def read_batches(loader: Iterable[Any], unpack: Unpack | None, device: torch.dev
 
 
 def is_loader(inputs: Any) -> bool:
-    """True for an iterable of batches, False for the inputs of one call; anything else raises InvalidTypeError."""
+    """True for an iterable of batches, False for the inputs of one call; InvalidTypeError for anything else."""
     if isinstance(inputs, (Tensor, tuple, Mapping)):
         return False
     if isinstance(inputs, Iterable) and not isinstance(inputs, (str, bytes)) and type(inputs).__module__ != "numpy":
@@ -114,31 +109,22 @@ def is_loader(inputs: Any) -> bool:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter or buffer; the CPU for a model without tensors."""
+    """The device of the first parameter or buffer of the model; the CPU without tensors."""
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """The value with every tensor in it on ``device``; containers keep their kind, mappings become dicts."""
-    if isinstance(value, (Tensor, PackedSequence)):
-        return value.to(device)  # type: ignore[arg-type]  # its stub knows only strings
-    if isinstance(value, Mapping):
-        return {key: to_device(item, device) for key, item in value.items()}
-    if isinstance(value, tuple):
-        items = [to_device(item, device) for item in value]
-        return type(value)(*items) if is_named_tuple(value) else tuple(items)
-    if isinstance(value, list):
-        return [to_device(item, device) for item in value]
-    return value
+    """The value with every tensor in it on ``device``."""
+    return _with_tensors(value, lambda tensor: tensor.to(device))
 
 
 def batch_size(inputs: Inputs) -> int:
     """Number of examples: axis 0 of the first tensor that has axes.
 
     Raises:
-        InvalidValueError: There is no such tensor.
+        InvalidValueError: No tensor has axes.
     """
     if isinstance(inputs, PackedSequence):
         return int(inputs.batch_sizes[0])
@@ -152,7 +138,7 @@ def split_inputs(inputs: Inputs, size: int) -> Iterator[Inputs]:
     """The inputs in pieces of at most ``size`` examples along axis 0.
 
     Raises:
-        InvalidValueError: The tensors do not all have the same number of examples, so that axis 0 cannot be cut.
+        InvalidValueError: The tensors differ in their number of examples.
     """
     total = batch_size(inputs)
     if total <= size:
@@ -165,11 +151,12 @@ def split_inputs(inputs: Inputs, size: int) -> Iterator[Inputs]:
             f"got {describe(inputs)}; leave chunk_size out or pass a loader."
         )
     for start in range(0, total, size):
-        yield _slice(inputs, slice(start, start + size))
+        part = slice(start, start + size)
+        yield _with_tensors(inputs, lambda tensor, part=part: tensor[part])  # type: ignore[misc]
 
 
 def _as_inputs(value: Any) -> Inputs:
-    """Inputs out of a batch, where collate may have made a list of a tuple."""
+    """Inputs from a batch; collate may have turned a tuple into a list."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -182,15 +169,16 @@ def _input_tensors(inputs: Any) -> Iterator[Tensor]:
             yield from _input_tensors(tuple(item) if isinstance(item, list) else item)
 
 
-def _slice(value: Any, part: slice) -> Any:
-    if isinstance(value, Tensor):
-        return value[part]
+def _with_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The value with every tensor and packed sequence in it changed; containers keep their type, mappings are dicts."""
+    if isinstance(value, (Tensor, PackedSequence)):
+        return change(value)
     if isinstance(value, Mapping):
-        return {key: _slice(item, part) for key, item in value.items()}
+        return {key: _with_tensors(item, change) for key, item in value.items()}
     if isinstance(value, tuple):
-        items = [_slice(item, part) for item in value]
+        items = [_with_tensors(item, change) for item in value]
         return type(value)(*items) if is_named_tuple(value) else tuple(items)
-    return [_slice(item, part) for item in value] if isinstance(value, list) else value
+    return [_with_tensors(item, change) for item in value] if isinstance(value, list) else value
 
 
 def _not_inputs(inputs: Any) -> InvalidTypeError:

@@ -1,7 +1,7 @@
-"""How the one tensor that matters is found in whatever a model returns.
+"""How the prediction is found in the output of a model.
 
-A tensor is taken as it is. Out of a mapping, dataclass, tuple or list, also nested, comes what ``output=`` names, else
-the entry ``logits`` or ``out``, else the only floating tensor.
+A model may return a tensor, or a mapping, dataclass, tuple or list, also nested. From these the tensor that ``output=``
+names is taken, by default the entry ``logits`` or ``out``, or the only floating tensor.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["OutputSelector", "describe", "is_named_tuple", "select_output", "ten
 #: What ``output=`` accepts: a key or dotted path, an index, or ``callable(model_output) -> Tensor``.
 OutputSelector: TypeAlias = "str | int | Callable[[Any], Tensor]"
 
-#: Names under which a structured output usually carries the prediction.
+#: Usual names of the prediction in a structured output.
 OUTPUT_NAMES = ("logits", "out")
 
 
@@ -29,11 +29,11 @@ def select_output(output: Any, selector: OutputSelector | None = None) -> Tensor
     Args:
         output: A tensor, or a mapping, dataclass, tuple or list, also nested.
         selector: A key, field or dotted path (``"decoder.0"``), an index, or a callable on the whole output. Default:
-            the entry ``logits`` or ``out``, else the only floating tensor.
+            the entry ``logits`` or ``out``, or the only floating tensor.
 
     Raises:
-        InvalidValueError: Nothing or more than one tensor fits; the message lists paths and shapes.
-        InvalidTypeError: The selector is of another type, or what it gives is not a floating tensor.
+        InvalidValueError: No tensor or more than one fits; the message lists paths and shapes.
+        InvalidTypeError: The selector has another type, or it selects something else than a floating tensor.
     """
     if selector is None:
         return output if isinstance(output, Tensor) and output.is_floating_point() else _default_output(output)
@@ -43,7 +43,7 @@ def select_output(output: Any, selector: OutputSelector | None = None) -> Tensor
         raise InvalidTypeError(f"output: must be a key, an index or a callable, got {selector!r}.")
     if isinstance(output, Tensor):
         raise InvalidValueError(
-            f"output: {selector!r} selects nothing, the model returns one tensor; leave output out."
+            f"output: {selector!r} selects nothing, because the model returns one tensor; leave output out."
         )
     found = output
     for step in selector.split(".") if isinstance(selector, str) and selector not in _entries(output) else [selector]:
@@ -70,7 +70,7 @@ def describe(value: Any) -> str:
 
 
 def is_named_tuple(value: tuple[Any, ...]) -> bool:
-    """Whether a tuple is a named one, which is rebuilt from positional values."""
+    """Whether a tuple is a named tuple, whose type takes positional values."""
     return type(value) is not tuple and isinstance(getattr(type(value), "_fields", None), tuple)
 
 
@@ -103,7 +103,7 @@ def _entries(value: Any) -> dict[Any, Any]:
 
 
 def tensor_paths(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a structured output with its dotted path, each place once."""
+    """Every tensor of a structured output with its dotted path; fields of named tuples by name only."""
     if isinstance(value, Tensor):
         yield path, value
         return

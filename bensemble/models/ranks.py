@@ -1,7 +1,7 @@
-"""Training in several processes: whether the noise of each of them is its own.
+"""Training in several processes: a warning if all of them draw the same noise.
 
-Data-parallel processes average their gradients, and the noise averages out with them if each draws its own. The habit
-of seeding every process alike makes all of them draw the same.
+Data-parallel processes average their gradients. Noise averages out with them only if it differs between processes, but
+many programs use the same seed in every process.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from ..torch_internals import default_store
 
 __all__ = ["warn_of_equal_noise"]
 
-#: How often a process asks what the others said, before it takes them for absent.
+#: Number of calls after which a process no longer looks for the digests of the others.
 _TRIES = 10
 
 _tries_left: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 
 def warn_of_equal_noise(verb: str, device: torch.device) -> None:
-    """Warn, once for each process group, when all processes are about to draw the same noise.
+    """Warn, once for each process group, if all processes are about to draw the same noise.
 
-    Each process writes a digest of its random state into the store of the process group and reads those of the others.
-    Nobody waits: a process that is on its own here, to write a log say, does not hang.
+    Each process writes a digest of its random state into the store of the process group and reads the digests of the
+    others. It does not wait for them, so a call in one process only does not hang.
 
     Args:
-        verb: The public function that asks.
-        device: Where the noise is drawn.
+        verb: The public function that warns.
+        device: The device on which noise is drawn.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2:
         return

@@ -1,8 +1,8 @@
-"""Tensors of which every process holds a part: what FSDP2 (``torch.distributed.fsdp.fully_shard``) makes of Parameters.
+"""Sharded tensors: FSDP2 (``torch.distributed.fsdp.fully_shard``) stores a part of each Parameter in each process.
 
 Buffers are not sharded: masks and the tensors of priors are whole in every process, in the shape of the weight. So a
-mask is cut to the part that the process holds, and what concerns a whole weight is put together from all parts. That
-needs all processes: where one of them does not call, the others wait.
+mask is cut to the part of a process, and a whole weight is gathered from all processes. A function that gathers must be
+called in all processes; if one does not call it, the others wait.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether the tensor is distributed; without importing torch.distributed.tensor for the question."""
+    """Whether the tensor is a DTensor; does not import torch.distributed.tensor."""
     if type(tensor) in (Tensor, nn.Parameter):
         return False
     module = sys.modules.get("torch.distributed.tensor")
@@ -41,17 +41,13 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def holds_shards(model: nn.Module) -> bool:
-    """Whether Parameters of the model are put together anew for each forward, and do not say when they have changed."""
+    """Whether the model is sharded: its Parameters are gathered for each forward and have no reliable version."""
     fsdp = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
     return any(isinstance(module, fsdp) for module in model.modules()) or any(map(is_sharded, model.parameters()))
 
 
 def check_in_one_process(verb: str, model: nn.Module) -> None:
-    """Raise for a model whose gradients are averaged over processes.
-
-    Raises:
-        InvalidValueError: It is distributed.
-    """
+    """Raise for a model whose gradients are averaged over processes."""
     if holds_shards(model) or isinstance(model, nn.parallel.DistributedDataParallel):
         raise InvalidValueError(
             f"{verb}: the model must be in one process, got {type(model).__name__}, whose gradients are averages over "
@@ -60,43 +56,43 @@ def check_in_one_process(verb: str, model: nn.Module) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor as every process may use it: put together from all parts where it is sharded; differentiable."""
+    """The whole tensor, gathered from all processes if it is sharded; differentiable."""
     return _sharded(tensor).full_tensor() if is_sharded(tensor) else tensor
 
 
 def part_here(tensor: Tensor) -> Tensor:
-    """The part that this process holds, which may be empty; differentiable."""
+    """The part in this process, which may be empty; differentiable."""
     return _sharded(tensor).to_local() if is_sharded(tensor) else tensor
 
 
 def part_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """The part of a whole tensor that this process would hold if it were sharded like another one of its shape."""
+    """The part of a whole tensor that belongs to this process if it is sharded as ``like`` is."""
     return part_here(sharded_like(tensor, like))
 
 
 def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A tensor that every process has as a whole, sharded as another one is."""
+    """A tensor that is whole in every process, sharded as ``like`` is."""
     if not is_sharded(like) or is_sharded(tensor):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
     layout = _sharded(like)
-    # Without a source rank every process cuts its part out of what it has, and none waits for another.
+    # Without a source rank every process cuts its own part and does not wait for the others.
     return distribute_tensor(
         tensor.detach().to(layout.device), layout.device_mesh, layout.placements, src_data_rank=None
     )
 
 
 def once_for_all(verb: str, action: Callable[[], None], of: Tensor | None) -> None:
-    """Run an action in one of the processes that hold parts of a tensor, while the others wait for its end.
+    """Run an action in one of the processes that share a tensor, while the others wait.
 
     Args:
         verb: The public function, for errors.
-        action: What to do.
-        of: The tensor; None, or one that is not sharded, where this process is on its own.
+        action: The action.
+        of: The tensor. If it is None or not sharded, this process runs the action.
 
     Raises:
-        BensembleError: The action failed in the process that ran it, which raises its own error.
+        BensembleError: The action failed in another process, which raises the error of the action.
     """
     if of is None or not is_sharded(of):
         action()
@@ -107,20 +103,20 @@ def once_for_all(verb: str, action: Callable[[], None], of: Tensor | None) -> No
     if not any(mesh.get_coordinate() or ()):
         try:
             action()
-        except BaseException as err:  # the others must not wait for ever
+        except BaseException as err:  # the others are still waiting
             failure = err
     failures = torch.tensor(float(failure is not None), device=of.device)
     everywhere = DTensor.from_local(failures, mesh, [Partial()] * mesh.ndim, run_check=False).full_tensor()
     if failure is not None:
         raise failure
     if bool(everywhere):
-        raise BensembleError(f"{verb}: the process that does it for all has failed; its own error says why.")
+        raise BensembleError(f"{verb}: the process that does it for all has failed; see its own error.")
 
 
 class PartialSums:
-    """A sum of scalars, some of which every process knows for its part of a tensor only.
+    """A sum of scalars, some of which are partial sums over the local part of a sharded tensor.
 
-    Parts are added up here first, so that the processes meet once for all tensors that are sharded alike.
+    Partial sums are first added locally, so all tensors with the same layout need one reduction over the processes.
     """
 
     def __init__(self, device: torch.device | None) -> None:
@@ -131,8 +127,8 @@ class PartialSums:
         """Add a scalar.
 
         Args:
-            value: What to add.
-            of: The tensor of which ``value`` speaks about the part here; None where it is the same everywhere.
+            value: The scalar.
+            of: The tensor whose local part ``value`` is computed from; None if it is the same in every process.
         """
         if of is None or not is_sharded(of):
             self._total = self._total + whole(value).to(self._total.device)
@@ -143,7 +139,7 @@ class PartialSums:
         self._parts[key] = (layout, before + value)
 
     def total(self) -> Tensor:
-        """The sum, a plain scalar that is the same in every process; its gradient reaches each part once."""
+        """The sum, a plain scalar that is equal in all processes; its gradient reaches each part once."""
         total = self._total
         for layout, value in self._parts.values():
             total = total + _over_all_parts(value, layout).to(total.device)

@@ -1,4 +1,4 @@
-"""The state a model runs in: evaluation mode for a while and back, random numbers, compilation, wrappers."""
+"""The state in which a model runs: evaluation mode, random numbers, wrappers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["evaluating", "random_state", "unwrapped"]
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Put the models into evaluation mode, and each of their modules back to its own flag at the end.
+    """Put the models into evaluation mode; at the end each module gets its own training flag back.
 
-    A user's frozen norm stays frozen: restoring by ``model.train()`` would wake it.
+    ``model.train()`` would also switch modules that a user keeps in evaluation mode, such as a frozen norm.
     """
     flags = [(module, module.training) for model in models for module in model.modules()]
     try:
@@ -28,14 +28,14 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 def random_state(device: torch.device) -> Tensor:
-    """The state of torch's default generators that a model on the device may draw from, to be compared."""
+    """The states of torch's default generators that a model on the device may use, for comparison."""
     state = torch.get_rng_state()
     return torch.cat((state, torch.cuda.get_rng_state(device))) if device.type == "cuda" else state
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside torch.compile and data parallel wrappers."""
-    inner = getattr(model, "_orig_mod", None)  # torch.compile keeps the module there
+    inner = getattr(model, "_orig_mod", None)  # torch.compile stores the module there
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         inner = model.module
     return unwrapped(inner) if isinstance(inner, nn.Module) else model

@@ -1,6 +1,6 @@
-"""Which weights go: masks by signal-to-noise ratio, weight by weight or channel by channel.
+"""Pruning masks by signal-to-noise ratio, for single weights or whole channels: made, set and lifted here.
 
-Masks are set on the layers here. Removing what they switch off from a network is the work of ``convert``.
+Removing pruned channels from a network, which changes shapes, belongs in ``convert``.
 """
 
 from .channels import ChannelGroups

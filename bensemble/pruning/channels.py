@@ -1,8 +1,8 @@
-r"""Channels as the units of pruning: which weights make a channel, and which channels can only go together.
+r"""Channels as the units of pruning: which weights make a channel, and which channels are pruned together.
 
-A group of channels is scored as a whole by :math:`\sqrt{\sum\mu^2 / \sum\sigma^2}` over all weights that make it, which
-is the signal-to-noise ratio when all of them agree. Residual connections add the channels of several layers; such
-channels are of use until all of them are gone, so they form one group.
+A group of channels has one score, :math:`\sqrt{\sum\mu^2 / \sum\sigma^2}` over all weights that make it; this is their
+signal-to-noise ratio if it is the same for all of them. Residual connections add channels of several layers. Such a sum
+can be removed only if all of these channels are zero, so they form one group.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ __all__ = ["ChannelGroups", "single_channels"]
 
 @dataclass(frozen=True, repr=False, eq=False)
 class ChannelGroups:
-    """Channels that can only go together, as the ``granularity`` of pruning; :func:`convert.channel_groups` finds them.
+    """Groups of channels that are pruned together, a ``granularity`` of pruning; see :func:`convert.channel_groups`.
 
     Attributes:
-        made: For weights by original parameter name the number of the group that each of their entries helps to make,
-            -1 for what stays; in the shape of the weight, or one that broadcasts to it.
-        read: The same for weights that read a group and are pruned with it: where zeros in ``made`` alone would not
-            end it, as in an attention head with a bias.
-        notes: What could not be followed, and why.
+        made: By original parameter name, the number of the group that each entry of the weight helps to make, or -1 for
+            entries that are never pruned; in the shape of the weight, or a shape that broadcasts to it.
+        read: The same for weights that read a group. They are pruned with it where zeros in ``made`` do not make the
+            group zero, as in an attention head with a bias.
+        notes: Which parts of the network could not be followed, and why.
     """
 
     made: Mapping[str, Tensor]
@@ -46,7 +46,7 @@ class ChannelGroups:
 
     @cached_property
     def layers(self) -> tuple[tuple[str, ...], ...]:
-        """For every group the names of the weights that make it; equal for the channels of one layer or stage."""
+        """For every group the names of the weights that make it; the channels of one layer have the same names."""
         found: list[list[str]] = [[] for _ in range(self.count)]
         for name, ids in self.made.items():
             for group in ids.unique().tolist():
@@ -55,14 +55,14 @@ class ChannelGroups:
         return tuple(map(tuple, found))
 
     def families(self) -> dict[tuple[str, ...], Tensor]:
-        """Groups that the same weights make, by the names of those weights."""
+        """The groups that the same weights make, by the names of these weights."""
         found: dict[tuple[str, ...], list[int]] = {}
         for group, names in enumerate(self.layers):
             found.setdefault(names, []).append(group)
         return {names: torch.tensor(groups) for names, groups in found.items()}
 
     def scores(self, model: nn.Module) -> tuple[Tensor, Tensor]:
-        """The signal-to-noise ratio of every group, 0 where all is pruned, and its number of weights."""
+        """The signal-to-noise ratio of every group, 0 if it is pruned, and its number of weights."""
         signal, noise = (torch.zeros(self.count, dtype=torch.float64) for _ in range(2))
         sizes = torch.zeros(self.count, dtype=torch.int64)
         for posterior, ids in self._found(model, self.made).values():
@@ -75,8 +75,8 @@ class ChannelGroups:
         return (signal / noise).sqrt().where(noise > 0, 0), sizes
 
     def masks(self, model: nn.Module, kept: Tensor) -> dict[str, Tensor]:
-        """Masks by original parameter name that end every group which is not among the kept ones (bool)."""
-        stays = torch.cat([kept, torch.ones(1, dtype=torch.bool)])  # the last one is what -1 means
+        """Masks by original parameter name that prune every group which is not in ``kept`` (bool)."""
+        stays = torch.cat([kept, torch.ones(1, dtype=torch.bool)])  # index -1: entries that are never pruned
         masks: dict[str, Tensor] = {}
         for part in (self.made, self.read):
             for name, (posterior, ids) in self._found(model, part).items():
@@ -85,14 +85,14 @@ class ChannelGroups:
         return masks
 
     def _found(self, model: nn.Module, part: Mapping[str, Tensor]) -> dict[str, tuple[Posterior, Tensor]]:
-        """The posteriors of some weights, or an error where the groups are those of another model."""
+        """The posteriors of some weights, or an error if the groups belong to another model."""
         found = by_canonical_name("prune", "granularity", model, part)
         for name, (posterior, ids) in found.items():
             shape = posterior.mu.shape
             if ids.ndim != len(shape) or any(a not in (1, b) for a, b in zip(ids.shape, shape, strict=True)):
                 raise InvalidValueError(
-                    f"prune: the channel groups of '{name}' are of shape {tuple(ids.shape)}, got a weight of shape "
-                    f"{tuple(shape)}; find the groups of this model."
+                    f"prune: the channel groups of '{name}' have shape {tuple(ids.shape)}, got a weight of shape "
+                    f"{tuple(shape)}; compute the groups of this model."
                 )
         return found
 
@@ -107,7 +107,7 @@ class ChannelGroups:
 
 
 def single_channels(model: nn.Module) -> ChannelGroups:
-    """Every output channel of every linear layer and convolution as a group of its own."""
+    """A group for each output channel of each linear layer and convolution."""
     made: dict[str, Tensor] = {}
     count = 0
     for name, posterior in named_posteriors(model):
@@ -123,7 +123,7 @@ def single_channels(model: nn.Module) -> ChannelGroups:
 
 
 def _narrowed(ids: Tensor) -> Tensor:
-    """One entry along every axis where nothing varies."""
+    """The tensor with length 1 along every axis where its entries do not vary."""
     for axis in range(ids.ndim):
         first = ids.narrow(axis, 0, 1)
         ids = first if torch.equal(ids, first.expand_as(ids)) else ids

@@ -1,6 +1,6 @@
-"""Contract tests for a Bayesian layer, for anyone's layer: what every layer promises, and a check of each promise.
+"""Contract tests for Bayesian layers: what every layer guarantees, and a check of each guarantee.
 
-In the test suite of a package that registers a layer type of its own::
+Tests of one particular layer or of whole models belong in ``tests``. For a registered layer of your own write::
 
     from bensemble.testing import CONTRACTS, check_layer
 
@@ -41,21 +41,21 @@ def check_layer(
     num_samples: int = 10_000,
     seed: int = 0,
 ) -> None:
-    """Check that a layer keeps its contracts. All randomness is seeded here; the caller's generator is put back.
+    """Check the contracts of a layer. All randomness is seeded; the caller's random state does not change.
 
     Args:
-        make_layer: Builds the Bayesian layer, or a deterministic module of a registered type, which is converted.
-        make_input: Gives a small float32 input, batch first.
-        contracts: Which of ``CONTRACTS`` to check; default all. Those that compare with the deterministic module pass
-            for a layer that stands for none.
-        dtypes: What the layer must compute in.
-        num_samples: Samples behind each statistical comparison. With the default, one sigma that is 10 % off shows.
-        seed: Seed of everything random.
+        make_layer: Returns a Bayesian layer, or a deterministic module of a registered type, which is converted.
+        make_input: Returns a small float32 input, batch first.
+        contracts: Which of ``CONTRACTS`` to check; default all. A layer that is not a twin passes the contracts that
+            compare with the deterministic module.
+        dtypes: Dtypes in which the layer must compute.
+        num_samples: Samples in each statistical comparison. The default detects a single sigma that is 10 % wrong.
+        seed: Seed of all randomness.
 
     Raises:
-        AssertionError: Contracts that do not hold, each with what was found.
-        InvalidTypeError: ``make_layer`` gives neither a Bayesian layer nor a module of a registered type.
-        InvalidValueError: A contract that does not exist.
+        AssertionError: Contracts do not hold; the message says what was found.
+        InvalidTypeError: ``make_layer`` returns neither a Bayesian layer nor a module of a registered type.
+        InvalidValueError: A contract does not exist.
     """
     names = list(CONTRACTS if contracts is None else contracts)
     for name in names:

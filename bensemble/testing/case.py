@@ -1,4 +1,4 @@
-"""The layer under test, the deterministic module it stands for, and how a contract says that it does not hold."""
+"""The layer under test, its deterministic module, and the comparisons that contracts use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Case", "require", "require_equal", "require_same_state", "seeded", "
 
 @dataclass(frozen=True)
 class Case:
-    """A layer under test, made anew for each use; see :func:`bensemble.testing.check_layer`."""
+    """A layer under test, built again for each use; see :func:`bensemble.testing.check_layer`."""
 
     make_layer: Callable[[], nn.Module]
     make_input: Callable[[], Tensor]
@@ -31,7 +31,7 @@ class Case:
     num_samples: int
 
     def pair(self) -> tuple[BaseBayesianLayer, nn.Module | None]:
-        """The layer in training mode, with a sigma of its own for each weight, and the module it stands for."""
+        """The layer in training mode, with a different sigma for each weight, and its deterministic module if any."""
         module = self.make_layer()
         twin: nn.Module | None
         if isinstance(module, BaseBayesianLayer):
@@ -46,7 +46,7 @@ class Case:
             )
         with torch.no_grad():
             for posterior in layer.posteriors():
-                low = 0.3 if posterior.mu.dim() > 1 else 0.05  # biases stay in the background
+                low = 0.3 if posterior.mu.dim() > 1 else 0.05  # the noise of biases must not hide that of weights
                 posterior.rho.copy_(rho_from_sigma(low + low * torch.rand_like(posterior.rho)))
         return layer.train(), twin
 
@@ -56,7 +56,7 @@ class Case:
 
 
 def to_plain(layer: BaseBayesianLayer) -> nn.Module:
-    """A copy of the layer as its deterministic type, at the means."""
+    """A copy of the layer with its deterministic type, at the means."""
     layer = copy.deepcopy(layer)
     means = {posterior.name: nn.Parameter(posterior.mu.detach()) for posterior in layer.posteriors()}
     return make_deterministic(layer, means)
@@ -74,7 +74,7 @@ def to_bayesian(module: nn.Module) -> BaseBayesianLayer:
 
 
 def require(holds: bool, otherwise: str) -> None:
-    """Raise an AssertionError unless the claim holds, under ``python -O`` too."""
+    """Raise an AssertionError unless the claim holds, also under ``python -O``."""
     if not holds:
         raise AssertionError(otherwise)
 
@@ -98,7 +98,7 @@ def require_same_state(actual: nn.Module, expected: nn.Module) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """A fixed start of torch's generator; afterwards it goes on where it was."""
+    """Seed torch's generator for the block and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

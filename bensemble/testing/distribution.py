@@ -1,4 +1,4 @@
-"""Contracts about the posterior itself: its divergence from the prior, and what pruning does to it."""
+"""Contracts of the posterior: its KL to the prior, and pruning."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["CONTRACTS"]
 
 
 def kl(case: Case) -> None:
-    """The KL is that of torch.distributions: to 1e-6 in float64, in float32 to 1e-5 of the sum of absolute terms.
+    """The KL equals that of torch.distributions: to 1e-6 in float64, in float32 to 1e-5 of the sum of absolute terms.
 
-    Layers with another prior than the normal one are left to their own tests.
+    Layers with another prior than a normal one are not checked.
     """
     for dtype in (torch.float64, torch.float32):
         layer = case.layer().to(dtype)
@@ -36,7 +36,7 @@ def kl(case: Case) -> None:
 
 
 def masks(case: Case) -> None:
-    """What is pruned reads as zero in every state, and stays so while training goes on; nothing becomes infinite."""
+    """Pruned weights are zero in every state, also after further training; all Parameters stay finite."""
     layer, twin = case.pair()
     x = case.make_input()
     kept = {posterior.stem: torch.rand_like(posterior.mu) < 0.5 for posterior in layer.posteriors()}

@@ -1,4 +1,4 @@
-"""Contracts about what a forward computes in the three states of a layer."""
+"""Contracts of the forward in the three states of a layer."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["CONTRACTS"]
 
 
 def mean(case: Case) -> None:
-    """In eval() the layer computes what the deterministic module does, bit for bit, and is an instance of its type."""
+    """In eval() the layer equals the deterministic module bit for bit, and it is an instance of the same type."""
     for dtype in case.dtypes:
         layer, twin = case.pair()
         if twin is None:
             return
         x = case.make_input().to(dtype)
         layer, twin = layer.to(dtype).eval(), twin.to(dtype).eval()
-        require(isinstance(layer, type(twin)), f"the layer is no {type(twin).__name__}")
+        require(isinstance(layer, type(twin)), f"the layer is not a {type(twin).__name__}")
         require_equal(layer(x), twin(x), f"outputs in eval() and {dtype}")
         for posterior in layer.posteriors():
             require(getattr(layer, posterior.name) is posterior.mu, f"{posterior.name} in eval() is not the mean")
@@ -73,7 +73,7 @@ def samples(case: Case) -> None:
     for state in ("train()", "sampling"):
         found = {posterior.name: Moments() for posterior in layer.posteriors()}
         with torch.no_grad():
-            for _ in range(case.num_samples // 3):  # enough against exact values
+            for _ in range(case.num_samples // 3):  # enough for a comparison with exact values
                 with sampling(layer) if state == "sampling" else nullcontext():
                     for posterior in layer.posteriors():
                         found[posterior.name].add((getattr(layer, posterior.name) - posterior.mu)[None])
@@ -83,9 +83,9 @@ def samples(case: Case) -> None:
 
 
 def held(case: Case) -> None:
-    """Inside ``sampling`` every forward uses the same weights, as a deterministic module with them would.
+    """Inside ``sampling`` every forward equals that of a deterministic module with the same weights.
 
-    With a generator, the sample repeats with the seed, and torch's default generator stays where it is.
+    With a generator, the same seed gives the same sample, and torch's default generator does not change.
     """
     layer, twin = case.pair()
     x = case.make_input()
@@ -171,7 +171,7 @@ def _variance_of_linear(layer: BaseBayesianLayer, twin: nn.Module, x: Tensor) ->
 
 
 def _probes(x: Tensor) -> Tensor:
-    """The input, zeros, and inputs with a single element away from zero, which show the noise of few weights each."""
+    """The input, zeros, and inputs with one nonzero element, whose outputs depend on few weights each."""
     one = torch.zeros_like(x[:1])
     places = torch.randperm(one.numel())[:48]
     single = one.flatten(1).repeat(len(places), 1)

@@ -1,8 +1,8 @@
 """Means and variances of samples, and their comparison within standard errors.
 
-Both sides are normal, so the standard error of a mean is sqrt(var / S) and that of a variance var * sqrt(2 / (S - 1)).
-A family of K comparisons may fail by accident as rarely as one comparison at five standard errors does, 6e-7
-(Bonferroni), which moves the bound to 6.3 standard errors for K = 2,000.
+The samples are normal, so the standard error of a mean is sqrt(var / S) and that of a variance var * sqrt(2 / (S - 1)).
+K comparisons together fail by chance with the probability of one comparison at five standard errors, 6e-7 (Bonferroni).
+For K = 2,000 the bound is then 6.3 standard errors.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _CHANCE = 5.7e-7  # of a normal variable beyond five standard errors, on either 
 
 
 class Moments:
-    """Mean and variance of samples that come in parts, element by element.
+    """Mean and variance of samples that are added in parts, element by element.
 
-    Samples should be taken around a value close to their mean, so that nothing cancels.
+    Subtract a value close to the mean from the samples first, to avoid cancellation.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Moments:
         self._squares: Tensor | float = 0.0
 
     def add(self, samples: Tensor) -> None:
-        """Take in samples of shape (S, ...)."""
+        """Add samples of shape (S, ...)."""
         self.count += len(samples)
         self._new.append(samples)
         if len(self._new) * samples.numel() > 1_000_000:
@@ -56,11 +56,11 @@ def require_same_moments(sample: Moments, mean: Tensor, variance: Tensor, what: 
     """Raise unless a sample has the given mean and variance, both within standard errors.
 
     Args:
-        sample: What is tested.
-        mean: Expected mean, exact or an estimate.
-        variance: Expected variance, likewise.
-        what: Names the sample in the error.
-        count: Size of the sample behind the expected values, if they are estimates.
+        sample: The sample to test.
+        mean: Expected mean, exact or estimated.
+        variance: Expected variance, exact or estimated.
+        what: Name of the sample in the error.
+        count: Number of samples that the expected values are estimated from.
     """
     weight = 1 / sample.count + 1 / count
     mean, variance = mean.double(), variance.double()
@@ -71,7 +71,7 @@ def require_same_moments(sample: Moments, mean: Tensor, variance: Tensor, what: 
     comparisons = 2 * variance.numel()
     most = float(-torch.special.ndtri(torch.tensor(_CHANCE / 2 / comparisons, dtype=torch.float64)))
     for name, (difference, error) in errors.items():
-        # A constant has no standard error; rounding is all that it may differ by.
+        # A constant has no standard error and may differ by rounding only.
         worst = (difference.abs() - 1e-9).clamp_min(0) / error.clamp_min(1e-300)
         if not bool((worst <= most).all()):
             index = int(worst.argmax())

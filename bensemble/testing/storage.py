@@ -1,4 +1,4 @@
-"""Contracts about the layer as a module: conversion, copies, checkpoints, dtypes, hooks, leaving randomness alone."""
+"""Contracts of the layer as a module: conversion, copies, checkpoints, dtypes, hooks, random state."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["CONTRACTS"]
 
 
 def round_trip(case: Case) -> None:
-    """Back to the deterministic type nothing has changed, and from there to Bayesian again neither."""
+    """A layer that becomes deterministic equals the original module, and so does one that becomes Bayesian again."""
     layer, twin = case.pair()
     if twin is None:
         return
@@ -38,7 +38,7 @@ def round_trip(case: Case) -> None:
 
 
 def copies(case: Case) -> None:
-    """state_dict, pickle and deepcopy carry the whole layer, masks included, also when taken inside ``sampling``."""
+    """state_dict, pickle and deepcopy copy the whole layer with its masks, also inside ``sampling``."""
     layer, fresh, x = case.layer(), case.layer(), case.make_input()
     for posterior in layer.posteriors():
         posterior.set_mask((torch.rand_like(posterior.mu) < 0.5).float())
@@ -60,7 +60,7 @@ def copies(case: Case) -> None:
 
 
 def checkpoint(case: Case) -> None:
-    """A deterministic checkpoint loads with strict=True and one warning; the means are replaced, the sigmas kept."""
+    """A deterministic checkpoint loads with strict=True and one warning: means are replaced, sigmas do not change."""
     layer, twin = case.pair()
     if twin is None:
         return
@@ -76,11 +76,11 @@ def checkpoint(case: Case) -> None:
 
 
 def dtypes(case: Case) -> None:
-    """Outputs have the dtype of the weights; rho has float32, or float64 for float64, and moves under Adam."""
+    """Outputs have the dtype of the weights; rho is float32, or float64 for float64, and changes under Adam."""
     for dtype in case.dtypes:
         layer, x = case.layer().to(dtype), case.make_input().to(dtype)
         precise = torch.float64 if dtype is torch.float64 else torch.float32
-        # Adam's second moments and its epsilon vanish in float16, so the means are left out.
+        # Adam's second moments and its epsilon underflow in float16, so the means are left out.
         optimizer = torch.optim.Adam([posterior.rho for posterior in layer.posteriors()], lr=1e-3)
         before = {posterior.name: posterior.rho.detach().clone() for posterior in layer.posteriors()}
         outputs = {"train()": layer(x)}
@@ -115,7 +115,7 @@ def hooks(case: Case) -> None:
 
 
 def quiet(case: Case) -> None:
-    """Looking at a layer in training mode never moves torch's random generator."""
+    """Inspecting a layer in training mode does not change the state of torch's random generator."""
     layer, twin = case.pair()
     looks: dict[str, Callable[[], Any]] = {
         "repr": lambda: repr(layer),

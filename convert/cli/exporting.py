@@ -109,14 +109,14 @@ def _smaller(
 ) -> Any:
     """The network, pruned by its posterior where a criterion is given, and compacted where asked."""
     from bensemble.errors import ConversionError
-    from bensemble.posteriors import named_posteriors
+    from bensemble.posteriors import is_bayesian
     from bensemble.pruning.masks import prune
 
     from ..graph.compaction import channel_groups
     from ..graph.compaction import compact as cut_out
     from ..surgery.converting import to_deterministic
 
-    bayesian = any(True for _ in named_posteriors(network))
+    bayesian = is_bayesian(network)
     if threshold is not None or sparsity is not None:
         if not bayesian:
             raise ConversionError("export: the model has no posterior to prune by; give its Bayesian --weights.")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from bensemble.pruning.channels import ChannelGroups
-from bensemble.pruning.masks import pruning_scores
+from bensemble.pruning.criteria import pruning_scores
 
 __all__ = ["SHARES", "Candidate", "Ladder", "ladders"]
 

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from bensemble.errors import ConversionError, ExportError
 from bensemble.models.state import unwrapped
-from bensemble.posteriors import named_posteriors
+from bensemble.posteriors import is_bayesian
 
 from ..planning.copying import copy_model
 from .inputs.trials import one_line
@@ -42,7 +42,7 @@ def deployable(model: nn.Module, computed_weights: bool) -> Iterator[nn.Module]:
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        if any(True for _ in named_posteriors(model)):
+        if is_bayesian(model):
             from ..surgery.converting import to_deterministic  # torch.fx comes with it
 
             return to_deterministic(model).cpu()

@@ -30,7 +30,7 @@ from bensemble.layers.swap import (
 )
 from bensemble.layers.weights import PosteriorModule
 from bensemble.models.sharding import holds_shards
-from bensemble.posteriors import bayesian_layers, named_posteriors
+from bensemble.posteriors import bayesian_layers, is_bayesian, named_posteriors
 from bensemble.pruning.channels import ChannelGroups
 from bensemble.pruning.masks import apply_masks, pruning_masks
 from bensemble.torch_internals import parameters_of
@@ -162,7 +162,7 @@ def to_deterministic(
         ConversionError: the model has no Bayesian layers.
     """
     check_module("to_deterministic", bnn)
-    if not any(True for _ in bayesian_layers(bnn)):
+    if not is_bayesian(bnn):
         raise ConversionError(
             f"to_deterministic: {type(bnn).__name__} has no Bayesian layers, got a deterministic model; "
             "it can be used as it is."

@@ -213,7 +213,7 @@ def test_groups_of_another_model_are_refused():
     wider.stem[0] = nn.Conv2d(3, 32, 3)
     with pytest.raises(
         InvalidValueError,
-        match=r"'stem\.0\.weight' are of shape \(16, 1, 1, 1\), got a weight of shape \(32, 3, 3, 3\)",
+        match=r"'stem\.0\.weight' have shape \(16, 1, 1, 1\), got a weight of shape \(32, 3, 3, 3\)",
     ):
         bensemble.prune(bayesify(wider), sparsity=0.5, granularity=groups)
 

@@ -69,7 +69,7 @@ REFUSED = {
         InvalidValueError,
         r"metadata\['classes'\] must name 3 classes, got 2: cat, dog",
     ),
-    "class axis": ({"likelihood": "categorical"}, InvalidValueError, "dim must be written for outputs of 3 axes"),
+    "class axis": ({"likelihood": "categorical"}, InvalidValueError, "dim must be given for outputs of 3 axes"),
 }
 
 

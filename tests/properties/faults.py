@@ -31,7 +31,7 @@ from bensemble.layers.weights import PosteriorModule
 from bensemble.noise.draws import random_draw
 from bensemble.noise.stack import active_sample
 from bensemble.posterior import Posterior
-from bensemble.posteriors import bayesian_layers
+from bensemble.posteriors import bayesian_layers, is_bayesian
 
 from .census import draw_recipes
 from .checks import check_recipe
@@ -176,8 +176,7 @@ def _unmasked(draw: Any) -> Any:
 
 def _one_draw(copy_of: Any) -> Any:
     def wrong(model: nn.Module) -> nn.Module:
-        bayesian = any(True for _ in bensemble.named_posteriors(model))
-        return convert.surgery.converting.to_deterministic(model, sample=True) if bayesian else copy_of(model)
+        return convert.surgery.converting.to_deterministic(model, sample=True) if is_bayesian(model) else copy_of(model)
 
     return wrong
 

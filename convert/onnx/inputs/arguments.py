@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError
-from bensemble.models.batches import Inputs, call, select_output, to_device
-from bensemble.models.outputs import OutputSelector, describe, is_named_tuple, tensor_paths
+from bensemble.models.batches import Inputs, call, to_device
+from bensemble.models.outputs import OutputSelector, describe, is_named_tuple, select_output, tensor_paths
 
 __all__ = ["Arguments", "FlatModel", "checked_names", "read_arguments"]
 
