@@ -20,6 +20,7 @@ from bensemble.checks import check_module
 from bensemble.errors import ConversionError, InvalidValueError
 from bensemble.models.batches import call
 from bensemble.models.outputs import tensor_paths
+from bensemble.models.state import evaluating
 from bensemble.noise.stack import Frame, mean_mode, open_frame
 from bensemble.posterior import Posterior
 from bensemble.posteriors import named_posteriors
@@ -106,21 +107,15 @@ def check_noise(bnn: nn.Module, example_inputs: Any, *, generator: torch.Generat
     if not posteriors:
         raise ConversionError(f"check_noise: {type(bnn).__name__} has no Bayesian layers; call bayesify first.")
     generator = generator or torch.Generator().manual_seed(0)
-    training = {module: module.training for module in bnn.modules()}
     reasons: dict[str, tuple[str, bool]] = {}
-    try:
-        bnn.eval()
-        with torch.random.fork_rng(), torch.no_grad(), mean_mode(bnn):
-            trial = _Trial(bnn, example_inputs)
-            changes = {name: trial.sample(p, p.draw_noise(generator)) for name, p in posteriors.items()}
-            quiet = [name for name, change in changes.items() if change <= trial.rounding]
-            uncalled = _uncalled(bnn, example_inputs, posteriors, quiet) if quiet else set()
-            for name in quiet:
-                noise = posteriors[name].draw_noise(generator)
-                reasons[name] = _why_quiet(trial, posteriors[name], noise, changes[name], name in uncalled)
-    finally:
-        for module, flag in training.items():
-            module.training = flag
+    with evaluating(bnn), torch.random.fork_rng(), torch.no_grad(), mean_mode(bnn):
+        trial = _Trial(bnn, example_inputs)
+        changes = {name: trial.sample(p, p.draw_noise(generator)) for name, p in posteriors.items()}
+        quiet = [name for name, change in changes.items() if change <= trial.rounding]
+        uncalled = _uncalled(bnn, example_inputs, posteriors, quiet) if quiet else set()
+        for name in quiet:
+            noise = posteriors[name].draw_noise(generator)
+            reasons[name] = _why_quiet(trial, posteriors[name], noise, changes[name], name in uncalled)
     return NoiseReport(tuple(NoiseRow(name, change, *reasons.get(name, ())) for name, change in changes.items()))
 
 

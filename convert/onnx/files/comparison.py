@@ -15,6 +15,7 @@ from torch import nn
 from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.models.batches import Inputs, Unpack, batch_size, device_of, is_loader, read_batches, to_device
 from bensemble.models.outputs import OutputSelector
+from bensemble.models.state import evaluating
 
 from .inspection import inspect_onnx
 from .measuring import BATCH_SIZES, Error, Timing, checked_metric, error_of, interleaved, resized_batch
@@ -149,10 +150,7 @@ def compare_onnx(
     if first is None:
         raise InvalidValueError("compare_onnx: data must hold a batch, got none.")
     latency = _latency(models, first, batch_sizes, rounds) if rounds else {name: {} for name in files}
-    was = {module: module.training for module in model.modules()} if model is not None else {}
-    try:
-        if model is not None:
-            model.eval()
+    with evaluating(*(() if model is None else (model,))):
         variants = [
             Variant(
                 name=name,
@@ -169,9 +167,6 @@ def compare_onnx(
         ]
         metric = _metric(evaluate, model, "model") if model is not None else None
         return Comparison(tuple(variants), metric)
-    finally:
-        for module, training in was.items():
-            module.training = training
 
 
 def _inputs(data: Any, unpack: Unpack | None, device: torch.device, most: int | None) -> Iterable[Inputs]:
