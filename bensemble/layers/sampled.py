@@ -182,7 +182,7 @@ def _pickled_by_base(layer: SampledWeights) -> tuple[Any, ...]:
 
 
 def _taken_apart(layer: SampledWeights, memo: dict[int, Any]) -> tuple[list[Carried], nn.Module]:
-    """The posteriors of a layer, and a copy of the deterministic module that it stands for."""
+    """The posteriors of a layer, and a copy of its deterministic module."""
     held = list(layer._posteriors())
     carried: list[Carried] = [(p.name, p.rho, p.prior, p.mask, p.prunable) for p in held]  # type: ignore[misc]
     restore = restorer(layer)

@@ -88,7 +88,7 @@ def make_bayesian(
 
 
 def make_deterministic(layer: PosteriorModule, values: dict[str, nn.Parameter]) -> nn.Module:
-    """Turn a Bayesian layer back into the module it stands for, in place.
+    """Turn a Bayesian layer back into its deterministic module, in place.
 
     Args:
         layer: The layer; it stays the same object and changes its class.

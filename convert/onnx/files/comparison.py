@@ -150,7 +150,11 @@ def compare_onnx(
     if first is None:
         raise InvalidValueError("compare_onnx: data must hold a batch, got none.")
     latency = _latency(models, first, batch_sizes, rounds) if rounds else {name: {} for name in files}
+<<<<<<< HEAD
     with evaluating(*([] if model is None else [model])):
+=======
+    with evaluating(*(() if model is None else (model,))):
+>>>>>>> house/core
         variants = [
             Variant(
                 name=name,
@@ -166,7 +170,11 @@ def compare_onnx(
             for name, summary in summaries.items()
         ]
         metric = _metric(evaluate, model, "model") if model is not None else None
+<<<<<<< HEAD
     return Comparison(tuple(variants), metric)
+=======
+        return Comparison(tuple(variants), metric)
+>>>>>>> house/core
 
 
 def _inputs(data: Any, unpack: Unpack | None, device: torch.device, most: int | None) -> Iterable[Inputs]:
