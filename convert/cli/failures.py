@@ -24,7 +24,7 @@ from typer.core import TyperGroup
 
 from .printing import say
 
-__all__ = ["OneLineErrors", "WrongUsage", "first_line"]
+__all__ = ["OneLineErrors", "WrongUsage"]
 
 DONE, REFUSED, WRONG_USAGE, UNVERIFIED, STOPPED = 0, 1, 2, 3, 130
 
@@ -59,13 +59,6 @@ class OneLineErrors(TyperGroup):
         sys.exit(code or DONE)
 
 
-def first_line(err: BaseException) -> str:
-    """What somebody else's exception says, its type and its first line, for the middle of a sentence."""
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    text = f"{type(err).__name__}: {lines[0].rstrip('.')}" if lines else type(err).__name__
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:300])
-
-
 def _code_and_line(err: Any) -> tuple[int, str]:
     """The exit code of an exception, and what the user reads."""
     if isinstance(err, ParserError):
@@ -77,13 +70,13 @@ def _code_and_line(err: Any) -> tuple[int, str]:
         return WRONG_USAGE, str(err)
     if isinstance(err, ImportError):
         return REFUSED, str(err)
-    from bensemble.errors import BensembleError, VerificationError
+    from bensemble.errors import BensembleError, VerificationError, one_line
 
     if isinstance(err, VerificationError):
         return UNVERIFIED, str(err)
     if isinstance(err, BensembleError):
         return REFUSED, str(err)
-    return REFUSED, f"{first_line(err)}; run again with --debug to see where."
+    return REFUSED, f"{one_line(err)}; run again with --debug to see where."
 
 
 def _warn_in_one_line(message: Any, *_: Any, **__: Any) -> None:

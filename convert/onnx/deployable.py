@@ -10,12 +10,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from bensemble.errors import ConversionError, ExportError
+from bensemble.errors import ConversionError, ExportError, one_line
 from bensemble.models.state import unwrapped
 from bensemble.posteriors import named_posteriors
 
 from ..planning.copying import copy_model
-from .inputs.trials import one_line
 
 __all__ = ["deployable"]
 

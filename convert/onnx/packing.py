@@ -1,77 +1,59 @@
-"""The last steps of an export: the graph verified as it is, then rounded or stored sparsely, and measured again."""
+"""The last steps of an export: the float graph verified, then quantised or stored sparsely, and measured again."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 
+from .files.inspection import summarize
+from .files.report import ExportReport
 from .finishing import serialized
 from .inputs.trials import Trials
-from .shrinking.quantization import Quantization
+from .options import ExportOptions
 from .shrinking.sparse import store_sparse
-from .verification import measured, verified
+from .verification import Measured, Verified, measured, verified
 
-__all__ = ["Packed", "pack"]
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A written file.
-
-    Attributes:
-        proto: What it holds.
-        data: Its bytes.
-        facts: Fields of the report that the file's summary does not give.
-    """
-
-    proto: onnx.ModelProto
-    data: bytes
-    facts: dict[str, Any]
+__all__ = ["pack"]
 
 
 def pack(
-    path: Path,
-    proto: onnx.ModelProto,
-    trials: Trials,
-    names: Sequence[str],
-    rounding: Quantization | None,
-    sparse: bool,
-    verify: bool,
-) -> Packed:
+    file: Path, proto: onnx.ModelProto, trials: Trials, names: Sequence[str], options: ExportOptions
+) -> ExportReport:
     """Write a graph to a file, in the form that the user asked for.
 
     Args:
-        path: The file, where a failure leaves what it likes.
+        file: Where to write; after an error its content is undefined.
         proto: The float graph; it is changed in place.
         trials: What the model answers.
         names: The names of the outputs in the file.
-        rounding: Quantization, or None.
-        sparse: Whether weights with many zeros are stored by their nonzero entries.
-        verify: Whether the file is run.
+        options: What was asked for.
 
     Raises:
         ExportError: The graph is not valid, too large, or cannot be quantised.
-        VerificationError: The float graph does not reproduce the model, or the quantised one gives no numbers.
+        VerificationError: The float graph does not reproduce the model, or the quantised one gives NaN or infinity.
     """
+    quantization, verify = options.quantization, options.verify
     data = serialized(proto, verify)
-    path.write_bytes(data)
-    facts = verified(path, trials, names) if verify else {}
-    if rounding is None and not sparse:
-        return Packed(proto, data, facts)
-    own: dict[str, Any] = {}
-    if rounding is not None:
-        proto = rounding.apply(proto, rounding.batches(trials))
-        own["quantization"] = rounding.description
-    if sparse:
-        own["sparse_tensors"] = store_sparse(proto)
-    data = serialized(proto, verify)
-    path.write_bytes(data)
-    if verify and rounding is not None:
-        facts = measured(path, trials, names, rounding.batches(trials))
-    elif verify:
-        facts = verified(path, trials, names)
-    return Packed(proto, data, {**facts, **own})
+    file.write_bytes(data)
+    found: Verified | Measured | None = verified(file, trials, names) if verify else None
+    if quantization is not None:
+        proto = quantization.apply(proto, quantization.batches(trials))
+    sparse_tensors = store_sparse(proto) if options.sparse else 0
+    if quantization is not None or options.sparse:
+        data = serialized(proto, verify)
+        file.write_bytes(data)
+        if verify and quantization is not None:
+            found = measured(file, trials, names, quantization.batches(trials))
+        elif verify:
+            found = verified(file, trials, names)
+    return summarize(
+        ExportReport,
+        options.path,
+        proto,
+        data,
+        quantization=None if quantization is None else quantization.description,
+        sparse_tensors=sparse_tensors,
+        **({} if found is None else vars(found)),
+    )

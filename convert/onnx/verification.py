@@ -1,9 +1,11 @@
-"""The written file in ONNX Runtime: does it give what the model gives."""
+"""The written file in ONNX Runtime: its outputs compared with the model's, and its latency."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +13,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bensemble.errors import InvalidValueError, VerificationError
+from bensemble.errors import InvalidValueError, VerificationError, one_line
 
-from .files.latency import latency
-from .files.measuring import error_of
-from .files.running import OnnxModel, feed, one_thread_session
-from .inputs.trials import Trial, Trials, one_line
+from .files.measuring import BATCH_SIZES, Deviation, error_of, median_ms
+from .files.running import OnnxModel, input_arrays, one_thread_session
+from .inputs.axes import BATCH, Axis, resized
+from .inputs.trials import Trial, Trials
 from .rounding import rounding_errors
 
-__all__ = ["Agreement", "compare", "measured", "open_session", "verified"]
+__all__ = ["Agreement", "Measured", "Verified", "compare", "measured", "verified"]
+
+logger = logging.getLogger("bensemble.onnx")
 
 #: Largest |file - model| over the largest |model|, by the lowest precision in the model.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
-#: Where rounding alone takes the model further, a file may be so many times as far off, never more than a hundredth.
-ROUNDINGS, MOST = 10.0, 1e-2
+#: A file may also differ by this many times the model's own rounding error, relative to the output, up to MOST.
+ROUNDING_FACTOR, MOST = 10.0, 1e-2
+
+#: Seconds; a batch size whose single run is expected to take longer is not timed.
+LONGEST_RUN = 1.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Agreement:
     Attributes:
         max_error: Largest absolute difference.
         relative_error: Largest absolute difference of an output over its largest absolute value.
-        tolerance: What the relative error may be; more where rounding alone takes the model further.
+        tolerance: What the relative error may be; more where the model's own rounding error is large.
     """
 
     max_error: float
@@ -43,13 +50,30 @@ class Agreement:
     tolerance: float
 
 
-def tolerance(tensors: Iterable[Tensor]) -> float:
-    """The bound for a model with these weights, inputs and outputs: that of the lowest precision among them."""
-    return max((TOLERANCES[tensor.dtype] for tensor in tensors if tensor.dtype in TOLERANCES), default=1e-5)
+@dataclass(frozen=True)
+class Verified(Agreement):
+    """What running a float file showed; fields of :class:`~convert.onnx.files.report.ExportReport`.
+
+    Attributes:
+        latency_ms: Median milliseconds of a run by batch size; key 0 where there is no batch axis.
+    """
+
+    latency_ms: Mapping[int, float]
 
 
-def verified(path: Path, trials: Trials, names: Sequence[str]) -> dict[str, Any]:
-    """Run a file at every trial, and time it: the fields of the report that only running gives.
+@dataclass(frozen=True)
+class Measured(Deviation):
+    """What running a quantised file showed; fields of :class:`~convert.onnx.files.report.ExportReport`.
+
+    Attributes:
+        latency_ms: Median milliseconds of a run by batch size; key 0 where there is no batch axis.
+    """
+
+    latency_ms: Mapping[int, float]
+
+
+def verified(path: Path, trials: Trials, names: Sequence[str]) -> Verified:
+    """Run a float file at every trial, compare it with the model, and time it.
 
     Args:
         path: The file.
@@ -67,7 +91,7 @@ def verified(path: Path, trials: Trials, names: Sequence[str]) -> dict[str, Any]
                 "no file was written. verify=False writes it all the same."
             )
     bound = tolerance((*model.parameters(), *model.buffers(), *example.tensors, *example.outputs.values()))
-    session = open_session(path)
+    session = _session(path)
     agreement = compare(
         session,
         trials.different,
@@ -76,11 +100,11 @@ def verified(path: Path, trials: Trials, names: Sequence[str]) -> dict[str, Any]
         model.scales,
         lambda trial: rounding_errors(model, model.named, trial.tensors, trial.outputs),
     )
-    return {**vars(agreement), "latency_ms": latency(session, example.tensors, trials.axes)}
+    return Verified(**vars(agreement), latency_ms=latency(session, example.tensors, trials.axes))
 
 
-def measured(path: Path, trials: Trials, names: Sequence[str], batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Any]:
-    """Run a file that rounds, and say how far it is from the model: the fields of the report that only running gives.
+def measured(path: Path, trials: Trials, names: Sequence[str], batches: Iterable[tuple[Tensor, ...]]) -> Measured:
+    """Run a quantised file, measure how far it is from the model, and time it.
 
     Args:
         path: The file.
@@ -91,7 +115,7 @@ def measured(path: Path, trials: Trials, names: Sequence[str], batches: Iterable
     Raises:
         VerificationError: The file cannot be run, gives other shapes, or gives NaN where the model gives numbers.
     """
-    session = open_session(path)
+    session = _session(path)
     for trial in trials.different:
         for name, expected, got in zip(names, trial.outputs.values(), run(session, trial), strict=True):
             error, _ = _difference(name, _array(expected), got, 1.0, trial.sizes)
@@ -104,22 +128,29 @@ def measured(path: Path, trials: Trials, names: Sequence[str], batches: Iterable
         found = error_of(OnnxModel(path), trials.model, batches)
     except InvalidValueError as err:
         raise VerificationError(f"export_onnx: the file cannot be compared, {err} No file was written.") from err
-    return {**vars(found), "latency_ms": latency(session, trials.example.tensors, trials.axes)}
+    return Measured(**vars(found), latency_ms=latency(session, trials.example.tensors, trials.axes))
 
 
-def open_session(path: Path) -> Any:
-    """An ONNX Runtime session on one CPU thread, as silent as it can be.
+def tolerance(tensors: Iterable[Tensor]) -> float:
+    """The bound for a model with these weights, inputs and outputs: that of the lowest precision among them."""
+    return max((TOLERANCES[tensor.dtype] for tensor in tensors if tensor.dtype in TOLERANCES), default=1e-5)
 
-    Raises:
-        VerificationError: It refuses the file.
-    """
-    try:
-        return one_thread_session(path)
-    except Exception as err:
-        raise VerificationError(
-            f"export_onnx: ONNX Runtime cannot load the file, got {one_line(err)}; no file was written. Export float32 "
-            "weights (model.float()) or another opset; verify=False writes it all the same."
-        ) from err
+
+def latency(session: Any, tensors: Sequence[Tensor], axes: Sequence[Axis]) -> dict[int, float]:
+    """Median milliseconds of a run by batch size, other axes as in the example; key 0 where there is no batch axis."""
+    batch = next((axis for axis in axes if axis.name == BATCH), None)
+    if batch is None:
+        return {0: median_ms(partial(session.run, None, input_arrays(session, tensors)))}
+    found: dict[int, float] = {}
+    for size in [size for size in BATCH_SIZES if batch.allows(size)] or [batch.size]:
+        if found and max(found.values()) / max(found) * size > LONGEST_RUN * 1e3:
+            break
+        arrays = input_arrays(session, resized(tensors, batch, size))
+        try:
+            found[size] = median_ms(partial(session.run, None, arrays))
+        except Exception as err:  # the model may reject this size as well
+            logger.debug("no latency at batch %d: %s", size, one_line(err))
+    return found
 
 
 def compare(
@@ -138,7 +169,7 @@ def compare(
         names: The names of the outputs in the file, in the order of the trials' outputs.
         bound: Largest relative error; integer and boolean outputs must be equal.
         scales: Outputs whose error is taken relative to the largest value among others, by the names in the trials.
-        rounding: How far rounding takes the outputs of a trial, by their names; asked where ``bound`` is exceeded.
+        rounding: The model's own rounding errors in a trial, by output; called where ``bound`` is exceeded.
 
     Raises:
         VerificationError: An output differs, or ONNX Runtime cannot run the file.
@@ -147,14 +178,12 @@ def compare(
     for trial in trials:
         found = run(session, trial)
         for name, (own, expected), got in zip(names, trial.outputs.items(), found, strict=True):
-            others = [
-                _array(trial.outputs[other]) for other in (scales or {}).get(own, (own,)) if other in trial.outputs
-            ]
-            scale = max(_largest(other) for other in others)
+            others = (scales or {}).get(own, (own,))
+            scale = max(_largest(_array(trial.outputs[other])) for other in others if other in trial.outputs)
             error, relative = _difference(name, _array(expected), got, scale, trial.sizes)
             allowed = bound
             if bound < relative < np.inf and rounding is not None:
-                allowed = max(bound, min(ROUNDINGS * rounding(trial).get(own, 0.0) / scale, MOST))
+                allowed = max(bound, min(ROUNDING_FACTOR * rounding(trial).get(own, 0.0) / scale, MOST))
             if relative > allowed:
                 share = (
                     f"{relative:.1e} of its largest value (allowed {allowed:.0e})" if relative < np.inf else "not equal"
@@ -169,6 +198,17 @@ def compare(
     return worst
 
 
+def _session(path: Path) -> Any:
+    """An ONNX Runtime session on one CPU thread."""
+    try:
+        return one_thread_session(path)
+    except Exception as err:
+        raise VerificationError(
+            f"export_onnx: ONNX Runtime cannot load the file, got {one_line(err)}; no file was written. Export float32 "
+            "weights (model.float()) or another opset; verify=False writes it all the same."
+        ) from err
+
+
 def run(session: Any, trial: Trial) -> list[np.ndarray]:
     """The file's outputs for the inputs of a trial.
 
@@ -176,7 +216,7 @@ def run(session: Any, trial: Trial) -> list[np.ndarray]:
         VerificationError: ONNX Runtime cannot run the file.
     """
     try:
-        return list(session.run(None, feed(session, trial.tensors)))
+        return list(session.run(None, input_arrays(session, trial.tensors)))
     except Exception as err:
         raise VerificationError(
             f"export_onnx: ONNX Runtime cannot run the file at {_sizes(trial.sizes)}, got {one_line(err)}; no file was "

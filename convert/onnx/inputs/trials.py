@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bensemble.errors import BensembleError, ExportError
+from bensemble.errors import BensembleError, ExportError, one_line
 
 from .arguments import FlatModel
 from .axes import BATCH, Axis, resized
 
-__all__ = ["Trial", "Trials", "one_line", "run_trials"]
+__all__ = ["Trial", "Trials", "run_trials"]
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,3 @@ def _listing(model: FlatModel, tensors: Sequence[Tensor]) -> str:
         f"'{name}' {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
         for name, tensor in zip(model.arguments.names, tensors, strict=True)
     )
-
-
-def one_line(err: BaseException, most: int = 200) -> str:
-    """Type and first line of an error, for messages that wrap it."""
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    text = f"{type(err).__name__}: {lines[0]}" if lines else type(err).__name__
-    return text if len(text) <= most else text[: most - 3] + "..."

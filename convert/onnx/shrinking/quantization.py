@@ -23,12 +23,12 @@ import onnx
 from torch import Tensor
 
 from bensemble.checkpoint.writing import working_folder
-from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError
+from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError, one_line
 from bensemble.models.batches import is_loader
 from bensemble.models.outputs import describe
 
 from ..files.proto import operators
-from ..inputs.trials import Trials, one_line
+from ..inputs.trials import Trials
 from .calibrating import CalibrationBatches
 
 __all__ = ["Quantization", "quantization_options"]
@@ -179,8 +179,8 @@ def quantization_options(quantize: str | None, calibration_data: Any, outputs: s
         raise InvalidValueError(f"export_onnx: quantize must be 'int8' or None, got {quantize!r}.")
     if outputs != "mean":
         raise InvalidValueError(
-            f"export_onnx: quantize='int8' needs outputs='mean', got outputs={outputs!r}; eight bits round away by how "
-            "little the draws differ. Leave quantize out; sparse=True is possible."
+            f"export_onnx: quantize='int8' needs outputs='mean', got outputs={outputs!r}; eight bits cannot hold the "
+            "small differences between the draws. Leave quantize out; sparse=True is possible."
         )
     if calibration_data is None:
         return Quantization(None)

@@ -1,9 +1,9 @@
 """The first drawn layer as one operation: K convolutions or products of one input are one with K times the outputs.
 
-What is read K times is then unfolded, packed and read once, which is where ONNX Runtime spends its time in small first
-layers. The result is split into K parts again; activations and pooling that treat channels alike move before the split.
-Layers behind it have K different inputs, and one operation per draw is faster there than grouped convolutions and
-batched matrix products: ONNX Runtime packs the weights of plain ones ahead of time (measured, see
+In small first layers ONNX Runtime spends its time on unfolding, packing and reading the input; now it does so once
+instead of K times. The result is split into K parts; activations and pooling that treat channels alike move before the
+split. The layers after it have K different inputs. There one operation per draw is faster than grouped convolutions and
+batched matrix products, because ONNX Runtime packs the weights of plain ones ahead of time (measured in
 ``benchmarks/onnx_uncertainty.py``).
 """
 
@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 __all__ = ["merge_siblings"]
 
-#: Operators that treat every channel alike, by whether they need the channels on axis 1.
+#: Operators that treat every channel alike; those of POOLING only where the channels are on axis 1.
 ELEMENTWISE = {"Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Selu", "Sigmoid", "Softplus"}
 ELEMENTWISE |= {"Abs", "Erf", "Exp", "Neg", "Sqrt", "Tanh"}
 POOLING = {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "MaxPool"}
@@ -49,14 +49,12 @@ def _merge(graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto], siblings
     axes = _outputs_axes(first, stored)
     assert axes is not None
     weight_axis, axis = axes
-    joint = onnx.NodeProto()
-    joint.CopyFrom(first)
-    joint.name, joint.output[:] = f"{first.name}.joint", [f"{first.output[0]}.joint"]
+    inputs = list(first.input)
     for place, name in enumerate(first.input[1:], 1):
         if name:
             parts = [node.input[place] for node in siblings]
-            joint.input[place] = _joined(graph, stored, parts, weight_axis if place == 1 else 0)
-    width = stored[joint.input[1]].dims[weight_axis] // len(siblings)
+            inputs[place] = _joined(graph, stored, parts, weight_axis if place == 1 else 0)
+    joint = _joint_node(first, inputs)
     split = onnx.helper.make_node(
         "Split",
         [joint.output[0]],
@@ -65,6 +63,7 @@ def _merge(graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto], siblings
         axis=axis,
         num_outputs=len(siblings),
     )
+    width = stored[joint.input[1]].dims[weight_axis] // len(siblings)
     position = next(index for index, node in enumerate(graph.node) if node.output[:1] == first.output[:1])
     for node in siblings:
         graph.node.remove(node)
@@ -78,50 +77,92 @@ def _merge(graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto], siblings
 def _move_before(
     graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto], position: int, axis: int, width: int
 ) -> bool:
-    """Let the operation that follows on every part work on the whole instead; False where there is none such."""
+    """Apply the operation that follows on every part to the whole, before the split; False where that is impossible.
+
+    Args:
+        graph: The graph; it is changed in place.
+        stored: Its initializers by name.
+        position: Index of the split among the nodes.
+        axis: Axis that is split.
+        width: Size of one part along it.
+    """
     split = graph.node[position]
-    ends = {value.name for value in graph.output}
-    following = []
-    for part in split.output:
-        found = [node for node in graph.node if part in node.input]
-        if len(found) != 1 or part in ends or list(found[0].input).count(part) != 1 or len(found[0].output) != 1:
-            return False
-        following.append(found[0])
-    first = following[0]
-    if any(node.op_type != first.op_type or _settings(node) != _settings(first) for node in following):
+    following = _followers(graph, split)
+    inputs = _inputs_of_joint(graph, stored, split, following, axis, width) if following else None
+    if inputs is None:
         return False
-    joint = onnx.NodeProto()
-    joint.CopyFrom(first)
-    joint.name, joint.output[:] = f"{first.name}.joint", [f"{first.output[0]}.joint"]
-    if first.op_type in ELEMENTWISE or (first.op_type in POOLING and axis == 1):
-        if any(
-            list(node.input[1:]) != list(first.input[1:]) or node.input[0] != part
-            for node, part in zip(following, split.output, strict=True)
-        ):
-            return False
-        joint.input[0] = split.input[0]
-    elif first.op_type == "Add":
-        others = [
-            next((name for name in node.input if name != part), "")
-            for node, part in zip(following, split.output, strict=True)
-        ]
-        vectors = all(name in stored and list(stored[name].dims) == [width] for name in others)
-        if (
-            axis != -1
-            or not vectors
-            or len(set(others)) != len(others)
-            or any(_readers(graph)[name] > 1 for name in others)
-        ):
-            return False
-        joint.input[:] = [split.input[0], _joined(graph, stored, others, 0)]
-    else:
-        return False
+    joint = _joint_node(following[0], inputs)
     split.input[0] = joint.output[0]
     split.output[:] = [node.output[0] for node in following]
     for node in following:
         graph.node.remove(node)
     graph.node.insert(position, joint)
     return True
+
+
+def _followers(graph: onnx.GraphProto, split: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """The node that reads each part, where there is exactly one and all are of one kind; else an empty list."""
+    ends = {value.name for value in graph.output}
+    following = []
+    for part in split.output:
+        readers = [node for node in graph.node for name in node.input if name == part]
+        if part in ends or len(readers) != 1 or len(readers[0].output) != 1:
+            return []
+        following.append(readers[0])
+    kinds = {(node.op_type, _settings(node)) for node in following}
+    return following if len(kinds) == 1 else []
+
+
+def _inputs_of_joint(
+    graph: onnx.GraphProto,
+    stored: dict[str, onnx.TensorProto],
+    split: onnx.NodeProto,
+    following: Sequence[onnx.NodeProto],
+    axis: int,
+    width: int,
+) -> list[str] | None:
+    """What one node in place of the followers reads; None where one node cannot do their work."""
+    kind = following[0].op_type
+    if kind in ELEMENTWISE or (kind in POOLING and axis == 1):
+        return _inputs_of_same(split, following)
+    if kind == "Add" and axis == -1:
+        return _inputs_of_sum(graph, stored, split, following, width)
+    return None
+
+
+def _inputs_of_same(split: onnx.NodeProto, following: Sequence[onnx.NodeProto]) -> list[str] | None:
+    """The whole, and the settings that all followers read, such as the bounds of Clip."""
+    settings = list(following[0].input[1:])
+    for node, part in zip(following, split.output, strict=True):
+        if list(node.input) != [part, *settings]:
+            return None
+    return [split.input[0], *settings]
+
+
+def _inputs_of_sum(
+    graph: onnx.GraphProto,
+    stored: dict[str, onnx.TensorProto],
+    split: onnx.NodeProto,
+    following: Sequence[onnx.NodeProto],
+    width: int,
+) -> list[str] | None:
+    """The whole, and the joined biases, where each follower adds a stored vector of its own."""
+    biases = []
+    for node, part in zip(following, split.output, strict=True):
+        biases.append(node.input[1] if node.input[0] == part else node.input[0])
+    vectors = all(name in stored and list(stored[name].dims) == [width] for name in biases)
+    readers = _readers(graph)
+    if not vectors or any(readers[name] > 1 for name in biases):
+        return None
+    return [split.input[0], _joined(graph, stored, biases, 0)]
+
+
+def _joint_node(first: onnx.NodeProto, inputs: Sequence[str]) -> onnx.NodeProto:
+    """A node like the first of several, with other inputs."""
+    joint = onnx.NodeProto()
+    joint.CopyFrom(first)
+    joint.name, joint.input[:], joint.output[:] = f"{first.name}.joint", inputs, [f"{first.output[0]}.joint"]
+    return joint
 
 
 def _joined(graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto], names: Sequence[str], axis: int) -> str:

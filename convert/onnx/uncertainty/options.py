@@ -23,7 +23,7 @@ from ..inputs.arguments import Arguments
 from .networks import SampledModel
 from .statistics import Statistics
 
-__all__ = ["MOST_BYTES", "UncertaintyOptions", "uncertainty_options"]
+__all__ = ["MOST_BYTES", "UncertaintyOptions", "check_draws_fit", "uncertainty_options"]
 
 #: A protobuf message, and so a self-contained ONNX file, holds less than 2 GiB.
 MOST_BYTES = 2**31 - 1
@@ -47,10 +47,6 @@ class UncertaintyOptions:
     likelihood: Likelihood | None
     calibration: Calibration | None
     generator: torch.Generator | None
-
-    def check(self, models: Sequence[nn.Module]) -> None:
-        """Refuse what cannot be written, before anything is computed."""
-        check_draws_fit(models, self.num_samples)
 
     def model(
         self,
