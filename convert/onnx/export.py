@@ -9,28 +9,31 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import nn
 
 from bensemble.calibration import Calibration
 from bensemble.checkpoint.writing import checked_target, replacing
-from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError, one_line
+from bensemble.errors import ExportError, InvalidValueError, one_line
 from bensemble.likelihoods import Likelihood
 from bensemble.models.batches import Inputs
 from bensemble.models.outputs import OutputSelector
-from bensemble.models.state import unwrapped
 
 from .deployable import deployable
+from .files.inspection import summarize
+from .files.measuring import Deviation
 from .files.report import ExportReport
-from .finishing import check_ranges, finished
+from .finishing import check_ranges, finished, serialized
 from .inputs.arguments import FlatModel, checked_names, read_arguments
 from .inputs.axes import Axis, dynamic_axes
 from .inputs.trials import Trials, run_trials
-from .options import ExportOptions, check_arguments
-from .packing import pack
+from .options import ExportOptions, check_arguments, checked_models
 from .shrinking.quantization import quantization_options
+from .shrinking.sparse import store_sparse
 from .tracing import quiet, trace
-from .uncertainty.options import MOST_BYTES, check_draws_fit, uncertainty_options
+from .uncertainty.options import MOST_BYTES, check_draws_fit, num_bytes, uncertainty_options
+from .verification import Agreement, latency, measured, verified
 
 __all__ = ["export_onnx"]
 
@@ -118,7 +121,7 @@ def export_onnx(
     Example:
         >>> print(export_onnx(bnn, "sure.onnx", images[:1], metadata={"classes": "cat,dog"}))
     """
-    models = _members(model, outputs)
+    models = checked_models(model, outputs)
     check_arguments(outputs, output_names, opset, metadata)
     options = ExportOptions(
         target=checked_target(path, "export_onnx"),
@@ -172,11 +175,41 @@ def _write(trials: Trials, options: ExportOptions) -> ExportReport:
     proto = finished(trials, traced, names, metadata)
     try:
         with replacing(options.target) as temporary:
-            return pack(temporary, proto, trials, names, options)
+            return _pack(temporary, proto, trials, names, options)
     except OSError as err:
         raise ExportError(
             f"export_onnx: '{options.target}' cannot be written, got {one_line(err)}; try again."
         ) from err
+
+
+def _pack(
+    file: Path, proto: onnx.ModelProto, trials: Trials, names: Sequence[str], options: ExportOptions
+) -> ExportReport:
+    """Verify the float graph, then quantise it or store it sparsely, as asked for, and measure it again."""
+    quantization, verify = options.quantization, options.verify
+    data = serialized(proto, verify)
+    file.write_bytes(data)
+    found: Agreement | Deviation | None = verified(file, trials, names) if verify else None
+    if quantization is not None:
+        proto = quantization.apply(proto, quantization.batches(trials))
+    sparse_tensors = store_sparse(proto) if options.sparse else 0
+    if quantization is not None or options.sparse:
+        data = serialized(proto, verify)
+        file.write_bytes(data)
+        if verify and quantization is not None:
+            found = measured(file, trials, names, quantization.batches(trials))
+        elif verify:
+            found = verified(file, trials, names)
+    return summarize(
+        ExportReport,
+        options.path,
+        proto,
+        data,
+        quantization=None if quantization is None else quantization.description,
+        sparse_tensors=sparse_tensors,
+        latency_ms=latency(file, trials) if verify else {},
+        **({} if found is None else vars(found)),
+    )
 
 
 def _metadata(trials: Trials, options: ExportOptions) -> dict[str, str]:
@@ -187,23 +220,6 @@ def _metadata(trials: Trials, options: ExportOptions) -> dict[str, str]:
     if options.quantization is not None:
         found["bensemble.quantization"] = options.quantization.description
     return found
-
-
-def _members(model: Any, outputs: str) -> list[nn.Module]:
-    """The model, or the models of an ensemble, without wrappers."""
-    several = isinstance(model, (list, tuple)) and outputs == "uncertainty" and len(model) > 0
-    models = list(model) if several else [model]
-    for member in models:
-        if not isinstance(member, nn.Module):
-            raise InvalidTypeError(
-                f"export_onnx: model must be a torch.nn.Module, got {type(member).__name__}; "
-                "an ensemble is a sequence of them, with outputs='uncertainty'."
-            )
-        if isinstance(member, torch.jit.ScriptModule):
-            raise InvalidTypeError(
-                "export_onnx: model must be Python code, got a ScriptModule; give the module it came from."
-            )
-    return [unwrapped(member) for member in models]
 
 
 def _output_names(wanted: Sequence[str] | None, found: tuple[str, ...], inputs: tuple[str, ...]) -> tuple[str, ...]:
@@ -219,8 +235,7 @@ def _output_names(wanted: Sequence[str] | None, found: tuple[str, ...], inputs: 
 
 def _check_size(networks: Sequence[nn.Module]) -> None:
     """Refuse weights that no single file can hold, before the slow export."""
-    tensors = {id(tensor): tensor for network in networks for tensor in (*network.parameters(), *network.buffers())}
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    size = num_bytes(tensor for network in networks for tensor in (*network.parameters(), *network.buffers()))
     if size > MOST_BYTES:
         raise ExportError(
             f"export_onnx: the weights of {type(networks[0]).__name__} must fit into one file of 2 GiB, got "

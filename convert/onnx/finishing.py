@@ -11,7 +11,7 @@ from google.protobuf.message import EncodeError
 from bensemble import __version__
 from bensemble.errors import ExportError, one_line, refuse
 
-from ..runtime import DIGEST_HEAD
+from ..runtime import DIGEST_HEAD, SCHEMA
 from .files.proto import (
     correct_output_shapes,
     operators,
@@ -26,9 +26,6 @@ from .inputs.trials import Trials
 from .tracing import Traced
 
 __all__ = ["check_ranges", "finished", "serialized"]
-
-#: Version of the ``bensemble.*`` metadata.
-SCHEMA = 1
 
 #: Operators that draw random numbers.
 RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
@@ -70,11 +67,7 @@ def check_ranges(trials: Trials, traced: Traced, verify: bool) -> None:
 def finished(trials: Trials, traced: Traced, outputs: Sequence[str], metadata: Mapping[str, str]) -> onnx.ModelProto:
     """The exporter's graph with the names and metadata of the file, without paths of this machine.
 
-    Args:
-        trials: What was exported; gives the names of inputs and axes.
-        traced: The exporter's graph; it is changed in place.
-        outputs: The names of the outputs.
-        metadata: Strings to store besides the toolkit's version and the bounds of the axes.
+    The graph of ``traced`` is changed in place. The toolkit's version and the bounds of the axes join the metadata.
     """
     proto = traced.proto
     strip(proto)

@@ -6,13 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
 
 from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError, refuse
+from bensemble.models.state import unwrapped
 
 from .shrinking.quantization import Quantization
 from .uncertainty.options import UncertaintyOptions
 
-__all__ = ["ExportOptions", "check_arguments"]
+__all__ = ["ExportOptions", "check_arguments", "checked_models"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,23 @@ class ExportOptions:
                 f"export_onnx: {'verify=True' if self.verify else 'quantize'} needs onnxruntime, which is not "
                 "installed; install bensemble with its onnx extra, from the source tree: pip install '.[onnx]'."
             )
+
+
+def checked_models(model: Any, outputs: str) -> list[nn.Module]:
+    """The model, or the models of an ensemble, without the wrappers of torch.compile and data parallel training."""
+    several = isinstance(model, (list, tuple)) and outputs == "uncertainty" and len(model) > 0
+    models = list(model) if several else [model]
+    for member in models:
+        if not isinstance(member, nn.Module):
+            raise InvalidTypeError(
+                f"export_onnx: model must be a torch.nn.Module, got {type(member).__name__}; "
+                "an ensemble is a sequence of them, with outputs='uncertainty'."
+            )
+        if isinstance(member, torch.jit.ScriptModule):
+            raise InvalidTypeError(
+                "export_onnx: model must be Python code, got a ScriptModule; give the module it came from."
+            )
+    return [unwrapped(member) for member in models]
 
 
 def check_arguments(

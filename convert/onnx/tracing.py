@@ -54,7 +54,7 @@ class Traced:
     ranges: dict[str, Range]
 
 
-def trace(trials: Trials, opset: int | None = None, verbose: bool = False) -> Traced:
+def trace(trials: Trials, opset: int | None, verbose: bool) -> Traced:
     """Export a model with the axes of its trials dynamic.
 
     Raises:
@@ -116,7 +116,7 @@ def _dynamic_shapes(trials: Trials) -> tuple[dict[int, object], ...]:
 
 
 @contextlib.contextmanager
-def quiet(verbose: bool = False) -> Iterator[None]:
+def quiet(verbose: bool) -> Iterator[None]:
     """Send prints, warnings and log records of the exporter to ``bensemble.onnx``; do nothing when ``verbose``."""
     if verbose:
         yield

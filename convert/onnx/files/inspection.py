@@ -121,7 +121,7 @@ def summarize(kind: type[S], path: Path, proto: onnx.ModelProto, data: bytes, **
         more: Fields that only the report has.
     """
     scales = _scales(proto)
-    counts = [_weights(tensor) for tensor in tensors(proto) if _name(tensor) not in scales]
+    counts = [_weights(tensor) for tensor in tensors(proto) if _values(tensor).name not in scales]
     initializers = {tensor.name for tensor in proto.graph.initializer}
     return kind(
         path=path,
@@ -140,19 +140,16 @@ def summarize(kind: type[S], path: Path, proto: onnx.ModelProto, data: bytes, **
 
 def _weights(tensor: onnx.TensorProto | onnx.SparseTensorProto) -> tuple[int, int]:
     """Number of weights in a tensor, and how many are zero; (0, 0) for scalars and for shapes and indices."""
-    if isinstance(tensor, onnx.SparseTensorProto):
-        if tensor.values.data_type not in WEIGHT_TYPES:
-            return 0, 0
-        total = int(np.prod(tensor.dims))
-        return total, total - int(np.count_nonzero(numpy_helper.to_array(tensor.values)))
-    if not tensor.dims or tensor.data_type not in WEIGHT_TYPES:
+    values = _values(tensor)
+    if not tensor.dims or values.data_type not in WEIGHT_TYPES:
         return 0, 0
-    values = numpy_helper.to_array(tensor)
-    return values.size, values.size - int(np.count_nonzero(values))
+    total = int(np.prod(tensor.dims))
+    return total, total - int(np.count_nonzero(numpy_helper.to_array(values)))
 
 
-def _name(tensor: onnx.TensorProto | onnx.SparseTensorProto) -> str:
-    return tensor.values.name if isinstance(tensor, onnx.SparseTensorProto) else tensor.name
+def _values(tensor: onnx.TensorProto | onnx.SparseTensorProto) -> onnx.TensorProto:
+    """The stored entries of a tensor, under its name."""
+    return tensor.values if isinstance(tensor, onnx.SparseTensorProto) else tensor
 
 
 def _scales(proto: onnx.ModelProto) -> set[str]:

@@ -29,7 +29,7 @@ from bensemble.models.outputs import describe
 
 from ..files.proto import operators
 from ..inputs.trials import Trials
-from .calibrating import CalibrationBatches
+from .calibrating import calibration_batches
 
 __all__ = ["Quantization", "quantization_options"]
 
@@ -72,11 +72,8 @@ class Quantization:
         return "int8 static, per channel" if self.static else "int8 dynamic, per channel"
 
     def batches(self, trials: Trials) -> Iterable[tuple[Tensor, ...]]:
-        """The calibration data as tuples of tensors in the order of the file's inputs; without data, what was tried.
-
-        They are checked one by one, as often as they are asked for.
-        """
-        return CalibrationBatches(self.data, trials) if self.static else [trial.tensors for trial in trials.different]
+        """The calibration data, to be read once; without data, the inputs of the trials."""
+        return calibration_batches(self.data, trials) if self.static else [trial.tensors for trial in trials.different]
 
     def apply(self, proto: onnx.ModelProto, batches: Iterable[tuple[Tensor, ...]]) -> onnx.ModelProto:
         """The quantised graph.
@@ -162,7 +159,7 @@ class Quantization:
         return any(name in operators(proto) for name in NORMALISING)
 
 
-def quantization_options(quantize: str | None, calibration_data: Any, outputs: str = "mean") -> Quantization | None:
+def quantization_options(quantize: str | None, calibration_data: Any, outputs: str) -> Quantization | None:
     """The options of ``export_onnx``, checked; None without quantization.
 
     Raises:
