@@ -22,7 +22,7 @@ __all__ = ["ExportOptions", "check_arguments", "checked_models"]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What was asked for.
+    """The arguments of one export.
 
     Attributes:
         path: Where to write, as the user gave it.

@@ -40,7 +40,7 @@ Range: TypeAlias = "tuple[int, int | None]"
 
 @dataclass(frozen=True)
 class Traced:
-    """What torch's exporter made.
+    """The result of torch's exporter.
 
     Attributes:
         proto: The model as ONNX, with the exporter's names.
@@ -181,7 +181,7 @@ def _intersection(ranges: Sequence[Range]) -> Range:
 
 
 def _explained(model: FlatModel, err: Exception) -> ExportError:
-    """The exporter's long report in one line: the cause, and the line of the model's code that it names."""
+    """The exporter's long report in one line: the cause, and the line of the model's code in it."""
     cause = err
     while isinstance(cause.__cause__, Exception):
         cause = cause.__cause__

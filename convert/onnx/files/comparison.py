@@ -31,7 +31,7 @@ class Variant:
     """One file.
 
     Attributes:
-        name: What the caller calls it.
+        name: Its key in ``files``.
         path: The file.
         size: Bytes.
         gzip_size: Bytes after gzip.
@@ -39,7 +39,7 @@ class Variant:
         sparsity: Share of them that is 0.
         latency: By batch size, on one thread; the ratio is to the first file.
         error: Against the torch model; None without one.
-        metric: What ``evaluate`` gave; None without it.
+        metric: The result of ``evaluate``; None without it.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Comparison:
 
     Attributes:
         variants: The files, in the order given; the first is the reference of all ratios.
-        model_metric: What ``evaluate`` gave for the torch model, None without one.
+        model_metric: The result of ``evaluate`` for the torch model, None without one.
     """
 
     variants: tuple[Variant, ...]

@@ -137,10 +137,10 @@ def error_of(
     """Compare the floating outputs of two models that take the same inputs and give the same outputs.
 
     Args:
-        found: Such as :class:`convert.onnx.files.running.OnnxModel`.
-        model: What it should compute, in the mode it is in.
+        found: The model to judge, such as :class:`convert.onnx.files.running.OnnxModel`.
+        model: The reference, in its current mode.
         batches: Inputs of both, on the device of ``model``.
-        output: Which output of the model counts, where it has more than the other one gives.
+        output: The output of the reference to compare, where it has more outputs than ``found``.
 
     Raises:
         InvalidValueError: There is no batch, the outputs differ in number or shape, or some are NaN.

@@ -1,4 +1,4 @@
-"""What an ONNX file holds, and what running it showed."""
+"""The content of an ONNX file, and what was measured when it was exported."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class OnnxSummary:
-    """What an ONNX file holds.
+    """The content of an ONNX file.
 
     Attributes:
         path: The file.
         size: Bytes on disk, with the files of external weights.
         gzip_size: Bytes after gzip.
-        inputs: What the graph takes.
-        outputs: What the graph gives.
+        inputs: Inputs of the graph.
+        outputs: Outputs of the graph.
         parameters: Number of stored weights: the entries of all float, int8 and int4 tensors with at least one axis.
             The exporter folds BatchNorm into convolutions, so the model may have had more. Biases of quantised layers
             are int32 and not counted, nor are scales and zero points.
@@ -84,7 +84,7 @@ class OnnxSummary:
 
 @dataclass(frozen=True)
 class ExportReport(OnnxSummary):
-    """What an ONNX file holds, and what running it in ONNX Runtime showed.
+    """The content of an exported file, and its errors and latency in ONNX Runtime.
 
     Attributes:
         max_error: Largest absolute difference from the model's outputs; None when the file was not verified.

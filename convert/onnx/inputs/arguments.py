@@ -1,4 +1,4 @@
-"""What a model is called with and what it returns, as flat lists of named tensors.
+"""The inputs and outputs of a model as flat lists of named tensors.
 
 ONNX has tensors only. A call ``model(x, (h, c))`` becomes the inputs ``x``, ``hx_0``, ``hx_1``, after the names of
 forward's arguments; other values stay as they are in the example. An output ``{"logits": a, "states": (b, c)}``
@@ -110,7 +110,7 @@ def read_arguments(model: nn.Module, example_inputs: Inputs, input_names: Sequen
 
 
 def checked_names(what: str, wanted: Sequence[str], found: Sequence[str]) -> tuple[str, ...]:
-    """The user's names in place of ``found``, after making sure that they are as many, different and not empty."""
+    """The user's names in place of ``found``, checked: as many, all different, none empty."""
     names = (wanted,) if isinstance(wanted, str) else tuple(wanted)
     if any(not isinstance(name, str) or not name for name in names):
         raise InvalidTypeError(f"export_onnx: {what} must be strings that are not empty, got {list(names)!r}.")

@@ -26,7 +26,7 @@ class SampledModel(FlatModel):
         arguments: How their call is put together.
         selector: Which of their outputs the uncertainty is about.
         draws: For each network K weights for each posterior, by name; empty for a network without posteriors.
-        statistics: What the file answers.
+        statistics: The outputs of the file.
 
     Attributes:
         count: Number of networks in the file: all draws of all networks.
