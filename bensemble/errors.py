@@ -18,6 +18,7 @@ __all__ = [
     "ReadOnlyError",
     "SamplingError",
     "VerificationError",
+    "one_line",
     "refuse",
     "shown",
 ]
@@ -92,3 +93,14 @@ def shown(text: object, most: int = 80) -> str:
     words = " ".join(str(text).split())
     safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words[: most + 1])
     return safe if len(safe) <= most else f"{safe[: most - 3]}..."
+
+
+def one_line(err: BaseException, most: int = 200) -> str:
+    """Type and first line of an exception, to be quoted inside another message.
+
+    Args:
+        err: An exception of torch, ONNX Runtime or the user's code.
+        most: Number of characters from which on it is cut.
+    """
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return shown(f"{type(err).__name__}: {lines[0].rstrip('.')}" if lines else type(err).__name__, most)

@@ -6,7 +6,7 @@
     monitor.update(answer)
     print(monitor.verdict())
 
-It may be copied out of the package and used by itself.
+This file may be copied out of the package and used by itself.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ __all__ = ["Answer", "Monitor", "UncertaintyFileError", "UncertaintySession", "V
 #: Newest version of the ``bensemble.*`` metadata that this module reads.
 SCHEMA = 1
 
-#: Outputs whose distribution a monitor watches, where the file has a reference for them.
+#: Outputs that a monitor compares with their reference, where the file has one.
 MEASURES = ("entropy", "mutual_information", "std")
 
-#: Levels of the reference between which a monitor counts.
+#: Quantile levels of the reference that bound the bins of a monitor.
 EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 NUMPY_TYPES = {"float": "float32", "double": "float64"}
 
 #: How a file of ``export_onnx`` begins: a metadata entry as protobuf writes it, up to its value, the 64 digits of the
-#: digest of all bytes that follow. A tool that writes the file anew moves the entry to the end.
+#: digest of all bytes that follow. A tool that rewrites the file moves the entry to the end.
 DIGEST_KEY = "bensemble.sha256"
 DIGEST_HEAD = b"\x72\x54\x0a\x10" + DIGEST_KEY.encode() + b"\x12\x40"
 
 
 class UncertaintyFileError(ValueError):
-    """A file that is not an uncertainty file which this module can read."""
+    """This module cannot read the file as an uncertainty file."""
 
 
 class Answer(Mapping[str, np.ndarray]):
-    """What a session answers for a batch: its arrays as attributes, under the names of the file's outputs.
+    """The outputs of a file for a batch: arrays as attributes, under the names of the file's outputs.
 
     Attributes:
         classes: Names of the classes, empty where the file has none.
@@ -67,21 +67,21 @@ class Answer(Mapping[str, np.ndarray]):
             object.__setattr__(self, name, value)
 
     def labels(self) -> np.ndarray:
-        """The most probable class of each example: its name, or its number where the classes have none."""
+        """The most probable class of each example: its name, or its index where the file has no class names."""
         if self.class_axis is None or "probs" not in self or self.class_axis >= self.probs.ndim:
             raise ValueError(f"labels: an answer with {', '.join(self)} chooses no class; only classifiers do.")
         best = self.probs.argmax(self.class_axis)
         return np.asarray(self._class_names("labels", self.probs))[best] if self.classes else best
 
     def sets(self) -> list[Any]:
-        """The prediction set of each example as a list of class names or numbers."""
+        """The prediction set of each example as a list of class names or indices."""
         if "prediction_set" not in self or self.class_axis is None:
             raise ValueError("sets: the file holds no conformal threshold; export it with calibration=.")
         names = self._class_names("sets", self["prediction_set"])
         return _names(np.moveaxis(self["prediction_set"], self.class_axis, -1), names)
 
     def _class_names(self, verb: str, array: np.ndarray) -> Sequence[Any]:
-        """The names along the class axis of an output, numbers where there are none."""
+        """The class names along the class axis of an output; indices where the file has no names."""
         count = array.shape[self.class_axis] if self.class_axis is not None and self.class_axis < array.ndim else 0
         if self.classes and len(self.classes) != count:
             raise ValueError(f"{verb}: the file names {len(self.classes)} classes, got {count} in its outputs.")
@@ -116,26 +116,26 @@ class Answer(Mapping[str, np.ndarray]):
 
 
 class UncertaintySession:
-    """An uncertainty file that :func:`convert.export_onnx` wrote, ready to answer.
+    """Runs an uncertainty file that :func:`convert.export_onnx` wrote.
 
     Args:
         path: The file.
-        threads: Threads of ONNX Runtime; None for its own choice.
+        threads: Number of threads of ONNX Runtime; None for its own default.
         providers: Its execution providers.
 
     Attributes:
-        inputs: For each input its dtype and shape, in the order of a call; a string is an axis of any size.
-        outputs: Names of what an answer holds.
+        inputs: Dtype and shape of each input by name, in the order of a call; a string is an axis of any size.
+        outputs: Names of the arrays in an answer.
         classes: Names of the classes, from the user's metadata ``classes``.
-        likelihood: What the outputs are, in words.
+        likelihood: Name and settings of the likelihood, or ``"none"``.
         reference: For each measure its quantiles on the calibration data, at evenly spaced levels from 0 to 1.
         num_data: Number of examples of the calibration data; 0 without calibration.
         metadata: Every string of the file.
 
     Raises:
         FileNotFoundError: There is no such file.
-        UncertaintyFileError: It is damaged, something else, or of a newer version. A file of ``export_onnx`` is
-            compared with the digest in it before ONNX Runtime sees it.
+        UncertaintyFileError: It is damaged, not an uncertainty file, or of a newer version. A file of ``export_onnx``
+            is compared with its digest before ONNX Runtime loads it.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class UncertaintySession:
         except Exception as err:
             raise UncertaintyFileError(
                 f"UncertaintySession: '{self.path}' cannot be loaded as ONNX, it is damaged or something else, got "
-                f"{_told(err)}; fetch it again."
+                f"{_message(err)}; fetch it again."
             ) from err
         self._check_metadata()
         self.outputs = tuple(outputs)
@@ -173,14 +173,14 @@ class UncertaintySession:
             self._read_metadata(outputs)
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as err:
             raise UncertaintyFileError(
-                f"UncertaintySession: the metadata of '{self.path}' is damaged, got {_told(err)}; export it again."
+                f"UncertaintySession: the metadata of '{self.path}' is damaged, got {_message(err)}; export it again."
             ) from err
 
     def __call__(self, *arrays: np.ndarray, **named: np.ndarray) -> Answer:
-        """Answer for a batch; arrays by the order or the names of :attr:`inputs`.
+        """The outputs for a batch; arrays in the order or by the names of :attr:`inputs`.
 
         Raises:
-            TypeError: An input is missing, unknown, no array or of another dtype.
+            TypeError: An input is missing, unknown, not an array or of another dtype.
             ValueError: An input has another shape.
             UncertaintyFileError: ONNX Runtime cannot run the file on it.
         """
@@ -190,8 +190,8 @@ class UncertaintySession:
         except Exception as err:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
             raise UncertaintyFileError(
-                f"session: ONNX Runtime cannot run '{self.path}' on {shapes}, got {_told(err)}; give inputs like those "
-                "that it was exported with, or export it again."
+                f"session: ONNX Runtime cannot run '{self.path}' on {shapes}, got {_message(err)}; give inputs like "
+                "those that it was exported with, or export it again."
             ) from err
         return Answer(dict(zip(self.outputs, values, strict=True)), self.classes, self._class_axis)
 
@@ -212,7 +212,7 @@ class UncertaintySession:
         return f"UncertaintySession('{self.path}', {takes} -> {', '.join(self.outputs)}, {self.likelihood})"
 
     def _check_metadata(self) -> None:
-        schema, outputs = self.metadata.get("bensemble.schema"), self.metadata.get("bensemble.models.outputs")
+        schema, outputs = self.metadata.get("bensemble.schema"), self.metadata.get("bensemble.outputs")
         if schema is None or outputs is None:
             raise UncertaintyFileError(
                 f"UncertaintySession: '{self.path}' is ONNX without bensemble's metadata; write it with "
@@ -220,17 +220,17 @@ class UncertaintySession:
             )
         if schema not in map(str, range(1, SCHEMA + 1)):
             raise UncertaintyFileError(
-                f"UncertaintySession: '{self.path}' must be of schema {SCHEMA} or older, got {_shown_text(schema)}; "
+                f"UncertaintySession: '{self.path}' must be of schema {SCHEMA} or older, got {_literal(schema)}; "
                 "update this module."
             )
         if outputs != "uncertainty":
             raise UncertaintyFileError(
                 f"UncertaintySession: '{self.path}' must hold uncertainty, got a file of outputs="
-                f"{_shown_text(outputs)}; write it with export_onnx(..., outputs='uncertainty')."
+                f"{_literal(outputs)}; write it with export_onnx(..., outputs='uncertainty')."
             )
 
     def _read_metadata(self, outputs: Mapping[str, Sequence[Any]]) -> None:
-        """What the metadata say, every field checked: they are text that anybody may have written."""
+        """Read the metadata and check every field: the file may come from any source."""
         self.likelihood = self.metadata["bensemble.likelihood"]
         self.classes = class_names(self.metadata.get("classes", ""))
         axis = self.metadata.get("bensemble.class_axis")
@@ -273,7 +273,8 @@ class UncertaintySession:
             )
             if not fits or not array.size:
                 raise ValueError(
-                    f"session: '{name}' must have the shape {_shown(shape)} and at least one entry, got {array.shape}."
+                    f"session: '{name}' must have the shape {_shape_text(shape)} and at least one entry, "
+                    f"got {array.shape}."
                 )
             for want, size in zip(shape, array.shape, strict=True):
                 first, of = sizes.setdefault(str(want), (size, name))
@@ -284,17 +285,17 @@ class UncertaintySession:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a monitor says.
+    """The result of a monitor.
 
     Attributes:
-        drifted: Whether the evidence reaches the alarm, -log(false_alarm_rate).
-        evidence: Logarithm of the largest e-value, after it paid for its share of the false-alarm rate.
-        false_alarm_rate: How probable a false alarm is at most, over the whole stream, however often one looks.
-        measure: The uncertainty that carries the evidence.
-        since: The example from which on it counts.
+        drifted: Whether the evidence is at least -log(false_alarm_rate).
+        evidence: Logarithm of the largest e-value times its share of the false-alarm rate.
+        false_alarm_rate: Largest probability of a false alarm over the whole stream, for any number of verdicts.
+        measure: The output with the largest evidence.
+        since: The first example that this evidence counts.
         seen: Number of examples.
-        share_high: Share of the examples since then whose uncertainty is high: above most of the calibration data.
-        expected_high: What that share would be without drift, about 0.1.
+        share_high: Share of the examples since then above the 0.9-quantile of the calibration data.
+        expected_high: That share without drift, about 0.1.
     """
 
     drifted: bool
@@ -316,7 +317,7 @@ class Verdict:
 
 
 class Monitor:
-    r"""Compares live uncertainties with the reference in the file, with a false-alarm rate that holds at all times.
+    r"""Compares live uncertainties with the reference in the file; its false-alarm rate holds for the whole stream.
 
     It counts how many examples fall between quantiles of the calibration data. If live data comes from where the n
     calibration examples came from, the probabilities of those bins are Dirichlet(a) with :math:`\sum a = n + 1`
@@ -324,18 +325,19 @@ class Monitor:
 
     .. math:: M(c) = DM(c; b) / DM(c; a), \qquad b_j = 1/2,
 
-    is a martingale of mean 1, which ever reaches 1/r with probability at most r (Ville's inequality): look as often as
-    you like, and stop at will (Lindon & Malek 2022, "Anytime-Valid Inference for Multinomial Count Data"; here the null
-    is a Dirichlet, because n is finite). To see a late drift, M is computed from every ``window`` on as well: start j
-    has the share 1/2 (j = 0) or 1/(2j(j + 1)) of r, each measure an equal part of it (union bound).
+    is a martingale of mean 1. The probability that it ever reaches 1/r is at most r (Ville's inequality), so a verdict
+    may be asked for at any time and any number of times (Lindon & Malek 2022, "Anytime-Valid Inference for Multinomial
+    Count Data"; here the null is a Dirichlet, because n is finite). To detect a late drift, M is also computed from the
+    start of every ``window``: start j has the share 1/2 (j = 0) or 1/(2j(j + 1)) of r, each measure an equal part of it
+    (union bound).
 
-    The promise is for examples independent of each other and of the calibration data. Where an answer has several terms
-    per example (tokens, pixels), which depend on each other, one of them counts.
+    This assumes examples that are independent of each other and of the calibration data. The terms of one example
+    (tokens, pixels) depend on each other, so only one of them counts.
 
     Args:
         session: The file's session.
-        false_alarm_rate: The promise r.
-        window: Number of examples after which a new start is made; each keeps a row of counts.
+        false_alarm_rate: The bound r.
+        window: Number of examples between two starts; each start keeps a row of counts.
 
     Raises:
         ValueError: The file has no reference distribution, or one that does not vary; an argument out of range.
@@ -368,7 +370,7 @@ class Monitor:
         """Count the examples of an answer, or of several.
 
         Raises:
-            ValueError: An uncertainty is missing or not finite; its answer is not counted then.
+            ValueError: An uncertainty is missing or not finite; that answer is not counted.
         """
         for answer in [answers] if isinstance(answers, Answer) else answers:
             places = [np.searchsorted(edges, self._terms(name, answer)) for name, (edges, _) in self._bins.items()]
@@ -389,7 +391,7 @@ class Monitor:
         """The monitor of both streams: the counts are added, window by window.
 
         Raises:
-            ValueError: The other one compares with another reference, or promises something else.
+            ValueError: The other monitor has another reference, false-alarm rate or window.
         """
         if not isinstance(other, Monitor) or self._settings() != other._settings():
             raise ValueError("merge: other must be a Monitor of the same file, false_alarm_rate and window.")
@@ -401,7 +403,7 @@ class Monitor:
         return merged
 
     def verdict(self) -> Verdict:
-        """Whether the stream has drifted, as far as the counts say; see the class for what that promises."""
+        """Whether the stream has drifted; the class describes the guarantee."""
         since = self._counts[::-1].cumsum(0)[::-1]  # counts from each start on
         if not len(since):
             since = np.zeros_like(self._counts, shape=(1, *self._counts.shape[1:]))
@@ -426,16 +428,16 @@ class Monitor:
         )
 
     def to_json(self) -> str:
-        """Everything the monitor knows, as JSON text."""
+        """The state of the monitor as JSON text."""
         state = {"version": SCHEMA, "open": self._open, "counts": self._counts.tolist()}
         return json.dumps({**state, **self._settings()})
 
     @classmethod
     def from_json(cls, text: str) -> Monitor:
-        """What :meth:`to_json` wrote.
+        """A monitor from the text of :meth:`to_json`.
 
         Raises:
-            ValueError: The text is something else, or of a newer version.
+            ValueError: The text is not from :meth:`to_json`, or of a newer version.
         """
         try:
             state, monitor = json.loads(text), object.__new__(cls)
@@ -444,14 +446,14 @@ class Monitor:
                 monitor._restore(state)
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as err:
             raise ValueError(
-                f"from_json: text must be what Monitor.to_json wrote, got {_shown_text(text[:60])} ({_told(err)})."
+                f"from_json: text must be what Monitor.to_json wrote, got {_literal(text[:60])} ({_message(err)})."
             ) from err
         if version != SCHEMA:
-            raise ValueError(f"from_json: version must be {SCHEMA}, got {_shown_text(version)}; update bensemble.")
+            raise ValueError(f"from_json: version must be {SCHEMA}, got {_literal(version)}; update bensemble.")
         return monitor
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`to_json` wrote, every field checked."""
+        """Set the state from :meth:`to_json`, with every field checked."""
         self.false_alarm_rate, self.window, self._open = state["false_alarm_rate"], state["window"], state["open"]
         if type(self.false_alarm_rate) is not float or not 0 < self.false_alarm_rate < 1:
             raise ValueError("false_alarm_rate")
@@ -478,7 +480,7 @@ class Monitor:
         return {"false_alarm_rate": self.false_alarm_rate, "window": self.window, "bins": bins}
 
     def _terms(self, name: str, answer: Answer) -> np.ndarray:
-        """One term of each example, another one from example to example."""
+        """One term of each example; which one changes from example to example."""
         if name not in answer:
             raise ValueError(f"update: an answer must have '{name}', got {', '.join(answer)}.")
         terms = answer[name].reshape(len(answer[name]), -1).astype(np.float64)
@@ -492,8 +494,8 @@ class Monitor:
 def _bins(quantiles: Sequence[float], num_data: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Edges of the bins and their Dirichlet parameters: the q-quantile of n values is the 1 + q (n - 1)-th smallest.
 
-    A level counts where the reference rises on both sides; what share lies below a value that occurs often is not known
-    exactly. The bin of another level is empty: its edge is that of the level before. None without any level.
+    A level is used where the reference rises on both sides: for a value that occurs often, the share below it is not
+    known exactly. The bin of another level is empty, with the edge of the level before. None where no level is used.
     """
     steps = len(quantiles) - 1
     edges, ranks = [-math.inf], [0.0]
@@ -513,7 +515,7 @@ def _log_e_values(counts: np.ndarray, null: np.ndarray) -> np.ndarray:
 
 
 def _log_marginal(counts: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """Log probability of one order of the counted examples under a Dirichlet prior of the bins."""
+    """Log probability of the counted examples, in one given order, under a Dirichlet prior of the bins."""
     log_gamma = np.vectorize(math.lgamma, otypes=[float])
     total = log_gamma(prior.sum()) - log_gamma(prior.sum() + counts.sum(-1))
     return total + (log_gamma(counts + prior) - log_gamma(prior)).sum(-1)
@@ -528,7 +530,7 @@ def check_digest(path: str | os.PathLike[str]) -> None:
     """Compare a file with the digest that ``export_onnx`` wrote into it; other files pass.
 
     Raises:
-        UncertaintyFileError: A byte differs.
+        UncertaintyFileError: The digest does not match.
     """
     with open(path, "rb") as file:
         head, digest = file.read(len(DIGEST_HEAD) + 64), hashlib.sha256()
@@ -541,23 +543,23 @@ def check_digest(path: str | os.PathLike[str]) -> None:
 
 
 def _checked_quantiles(name: str, values: Any) -> tuple[float, ...]:
-    """The reference of one measure: finite numbers that do not fall."""
+    """The reference of one measure: finite numbers in ascending order."""
     numbers = tuple(float(value) for value in values)
     if len(numbers) < 2 or any(type(value) not in (int, float) for value in values):
-        raise TypeError(f"{len(numbers)} quantiles of {_shown_text(name)}")
+        raise TypeError(f"{len(numbers)} quantiles of {_literal(name)}")
     if not all(map(math.isfinite, numbers)) or any(a > b for a, b in pairwise(numbers)):
-        raise ValueError(f"quantiles of {_shown_text(name)} that are not in order")
+        raise ValueError(f"quantiles of {_literal(name)} that are not in order")
     return numbers
 
 
-def _shown_text(text: Any) -> str:
+def _literal(text: Any) -> str:
     """Text from a file as a short literal without control characters."""
     literal = ascii(text)
     return literal if len(literal) <= 80 else f"{literal[:76]}...{literal[-1]}"
 
 
-def _told(err: BaseException) -> str:
-    """What an exception says, in one short line."""
+def _message(err: BaseException) -> str:
+    """The message of an exception in one short line."""
     words = " ".join(str(err).split()) or type(err).__name__
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words[:300]).rstrip(".")
 
@@ -580,5 +582,5 @@ def _dtype(onnx_type: str) -> str:
     return NUMPY_TYPES.get(name, name)
 
 
-def _shown(shape: Sequence[Any]) -> str:
+def _shape_text(shape: Sequence[Any]) -> str:
     return f"({', '.join(str(size) for size in shape)})"

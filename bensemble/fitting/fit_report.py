@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..tables import text_table
+
 __all__ = ["FitReport", "FitRow"]
 
 
@@ -61,13 +63,10 @@ class FitReport:
         else:
             lines.append(f"  beta {self.beta:.3g} and reach {self.reach:.3g}, chosen on {self.heldout}")
             lines.append(f"  NLL per term {self.nll:.4f}, of the mean network {self.mean_nll:.4f} nats")
-        width = max([len(row.name) for row in self.rows] + [4])
-        lines.append(f"  {'name':<{width}}  {'shape':<18}{'sigma':>10}{'at most':>10}{'SNR':>10}")
-        shown = self.rows if len(self.rows) <= 30 else (*self.rows[:15], None, *self.rows[-14:])
-        for row in shown:
-            lines.append(
-                f"  ... {len(self.rows) - 29} more"
-                if row is None
-                else f"  {row.name:<{width}}  {row.shape!s:<18}{row.sigma:>10.3g}{row.width:>10.3g}{row.snr:>10.3g}"
-            )
-        return "\n".join(lines)
+        cells = [
+            (row.name, str(row.shape), f"{row.sigma:.3g}", f"{row.width:.3g}", f"{row.snr:.3g}") for row in self.rows
+        ]
+        if len(cells) > 30:
+            cells = [*cells[:15], (f"... {len(cells) - 29} more", "", "", "", ""), *cells[-14:]]
+        header = ("name", "shape", "sigma", "at most", "SNR")
+        return "\n".join([*lines, *text_table([header, *cells], right=(2, 3, 4), indent="  ")])

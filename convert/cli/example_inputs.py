@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .failures import WrongUsage, first_line
+from .failures import WrongUsage
 
 __all__ = ["InputText", "make_inputs", "parse_input", "parse_inputs", "read_arrays"]
 
@@ -82,7 +82,7 @@ def read_arrays(path: Path, verb: str, model: Any = None) -> dict[str, Any]:
     """The arrays of an .npz file as tensors; float64 becomes float32, unless a model itself computes in float64."""
     import torch
 
-    from bensemble.errors import InvalidValueError
+    from bensemble.errors import InvalidValueError, one_line
 
     from ..archives import load_arrays
 
@@ -90,7 +90,7 @@ def read_arrays(path: Path, verb: str, model: Any = None) -> dict[str, Any]:
         tensors = {name: torch.from_numpy(array) for name, array in load_arrays(path).items()}
     except Exception as err:
         raise InvalidValueError(
-            f"{verb}: '{path}' is not a file of numeric arrays ({first_line(err)}); write it with numpy.savez."
+            f"{verb}: '{path}' is not a file of numeric arrays ({one_line(err)}); write it with numpy.savez."
         ) from err
     if model is not None and any(parameter.dtype == torch.float64 for parameter in model.parameters()):
         return tensors

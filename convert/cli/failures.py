@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from .printing import say
 
-__all__ = ["OneLineErrors", "WrongUsage", "first_line"]
+__all__ = ["OneLineErrors", "WrongUsage"]
 
 DONE, REFUSED, WRONG_USAGE, UNVERIFIED, STOPPED = 0, 1, 2, 3, 130
 
@@ -54,13 +54,6 @@ class OneLineErrors(TyperGroup):
         sys.exit(code or DONE)
 
 
-def first_line(err: BaseException) -> str:
-    """The type of an exception and the first line of its text, as a part of a sentence."""
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    text = ": ".join([type(err).__name__, *(line.rstrip(".") for line in lines[:1])])
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:300])
-
-
 def _code_and_line(err: Any) -> tuple[int, str]:
     """The exit code of an exception, and what the user reads."""
     if isinstance(err, ParserError):
@@ -72,11 +65,11 @@ def _code_and_line(err: Any) -> tuple[int, str]:
         return WRONG_USAGE, str(err)
     if isinstance(err, ImportError):
         return REFUSED, str(err)
-    from bensemble.errors import BensembleError, VerificationError
+    from bensemble.errors import BensembleError, VerificationError, one_line
 
     if isinstance(err, BensembleError):
         return UNVERIFIED if isinstance(err, VerificationError) else REFUSED, str(err)
-    return REFUSED, f"{first_line(err)}; run again with --debug to see where."
+    return REFUSED, f"{one_line(err)}; run again with --debug to see where."
 
 
 def _warn_in_one_line(message: Any, *_: Any, **__: Any) -> None:

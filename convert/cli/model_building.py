@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from bensemble.errors import BensembleError, ConversionError
+from bensemble.errors import BensembleError, ConversionError, one_line
 
-from .failures import WrongUsage, first_line
+from .failures import WrongUsage
 from .model_name import ModelName
 from .printing import say
 from .weights import load_weights
@@ -90,4 +90,4 @@ def _raised(err: BaseException) -> str:
         for step in traceback.extract_tb(err.__traceback__)
         if step.filename != __file__ and "importlib" not in step.filename and not step.filename.startswith("<")
     ]
-    return first_line(err) + (f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else "")
+    return one_line(err) + (f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else "")

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from bensemble.checkpoint import load
 from bensemble.checkpoint.finite import NOT_FINITE, is_finite
-from bensemble.errors import CheckpointError, shown
+from bensemble.errors import CheckpointError, one_line, shown
 
-from .failures import first_line
 from .weight_files import find_state_dict, is_checkpoint, read_file
 
 __all__ = ["load_weights"]
@@ -85,7 +84,7 @@ def _load(model: nn.Module, state: dict[str, Any]) -> str:
             return ""
         refusal = ""
     except RuntimeError as err:  # names that do not fit do not raise; shapes do, and whatever the model checks itself
-        refusal = first_line(err)
+        refusal = one_line(err)
     own = model.state_dict(keep_vars=True)
     tied = {id(own[name]) for name in state if name in own}  # safetensors stores a tensor with two names once
     problems = {

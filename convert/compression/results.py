@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bensemble.errors import BensembleError, ConversionError
+from bensemble.tables import text_table
 
 __all__ = ["Compression", "Constraints", "Point", "UnmetConstraintsError"]
 
@@ -123,14 +124,7 @@ class Compression:
         if self.chosen not in shown:
             shown.append(self.chosen)
         lines = [header, *(_cells(point, "*" if point is self.chosen else "") for point in shown)]
-        widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
-        table = [
-            "  ".join(
-                cell.ljust(width) if k < 2 else cell.rjust(width)
-                for k, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
+        table = text_table(lines, right=range(2, len(header)))
         head = f"{self.path}: {self.chosen.name}, {self.constraints}; {len(self.points)} files measured, the front:"
         return "\n".join([head, *table, *(f"  {note}" for note in self.notes)])
 

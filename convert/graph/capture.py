@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, export
 
+from bensemble.errors import one_line
 from bensemble.models.outputs import tensor_paths
 from bensemble.torch_internals import clear_forward_hooks, flat_inputs, has_forward_hooks, pytree, storage_key, version
 
@@ -28,7 +29,6 @@ __all__ = [
     "TensorMeta",
     "capture",
     "coarsest_precision",
-    "first_line",
     "outputs_agree",
     "undisturbed",
 ]
@@ -91,12 +91,12 @@ def capture(
         with left_to_right():
             module = _trace(model, args, kwargs) if source == "fx" else _export(model, args, kwargs, dynamic)
     except Exception as err:
-        raise CaptureError(f"torch.{source} cannot trace it ({first_line(err)})") from err
+        raise CaptureError(f"torch.{source} cannot trace it ({one_line(err)})") from err
     captured = Capture(module, source, hooked=hooked)
     try:
         output = _Observer(captured).run_on(args, kwargs)
     except Exception as err:
-        raise CaptureError(f"the torch.{source} graph does not run ({first_line(err)})") from err
+        raise CaptureError(f"the torch.{source} graph does not run ({one_line(err)})") from err
     if not outputs_agree(output, reference, coarsest_precision(model)):
         raise CaptureError(f"the torch.{source} graph computes something else")
     return captured
@@ -252,9 +252,3 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
-
-
-def first_line(err: Exception) -> str:
-    """Type and first line of an error."""
-    text = str(err).strip().splitlines()
-    return f"{type(err).__name__}: {text[0][:200]}" if text else type(err).__name__

@@ -1,15 +1,10 @@
 """ONNX files: written, verified in ONNX Runtime, measured and read back.
 
-One stage a file, in the order in which an export runs them: ``deployable`` (a plain copy of the model), ``inputs`` and
-``axes`` (what it is called with, what may vary), ``trials`` (what the model itself accepts), ``tracing`` (torch's
-exporter), ``finishing`` and ``graph`` (names, metadata, the same bytes every time), ``verification`` (ONNX Runtime
-against the model), ``report``. ``export`` puts them together, ``inspection`` reads any ONNX file. ``measuring`` holds
-how bytes, milliseconds and errors are measured, ``running`` makes a file a torch module, ``comparison`` puts files side
-by side.
-
-An uncertainty file takes the same way. ``uncertainty`` (what was asked, the draws), ``networks`` (what is traced, and
-what the file is compared with) and ``statistics`` (what it answers) come before the trials; after torch's exporter,
-``members`` puts K networks into the graph and ``merging`` joins their first layers.
+``export`` holds ``export_onnx`` and the order of its stages, a module or folder each: ``options``, ``deployable`` (a
+plain copy of the model), ``inputs`` (arguments, dynamic axes, runs of the model), ``tracing`` (torch's exporter),
+``finishing`` (names, metadata), ``verification``, ``shrinking`` (int8, sparse). ``uncertainty`` adds what a file with
+``outputs="uncertainty"`` needs: weight draws, statistics, passes over the graph. ``files`` reads, runs and compares any
+ONNX file and does not know how it was made.
 """
 
 try:

@@ -10,24 +10,23 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from bensemble.errors import ConversionError, ExportError
+from bensemble.errors import ConversionError, ExportError, one_line
 from bensemble.models.state import unwrapped
 from bensemble.posteriors import is_bayesian
 
 from ..planning.copying import copy_model
-from .inputs.trials import one_line
 
 __all__ = ["deployable"]
 
 
 @contextlib.contextmanager
 def deployable(model: nn.Module, computed_weights: bool) -> Iterator[nn.Module]:
-    """A deployable copy of a model; random state and configuration are as before when the block ends.
+    """A deployable copy of the user's model; random state and configuration are restored when the block ends.
 
     Args:
         model: The user's model.
-        computed_weights: Whether parametrized weights are computed now instead of in every run: those of
-            ``orthogonal``, for instance, take operations that ONNX does not have.
+        computed_weights: Whether parametrized weights are computed now instead of in every run. Those of
+            ``orthogonal``, for instance, need operations that ONNX does not have.
 
     Raises:
         ExportError: The model cannot be copied to the CPU.
@@ -71,7 +70,7 @@ def _compute_weights(network: nn.Module) -> None:
 
 
 class _Constant(nn.Module):
-    """Gives one tensor."""
+    """Returns one tensor."""
 
     def __init__(self, value: torch.Tensor) -> None:
         super().__init__()
@@ -83,7 +82,7 @@ class _Constant(nn.Module):
 
 @contextlib.contextmanager
 def _without_caches(network: nn.Module) -> Iterator[None]:
-    """Set ``config.use_cache`` of Hugging Face models to False: a file keeps no keys and values between calls."""
+    """Set ``config.use_cache`` of Hugging Face models to False: a file cannot keep keys and values between calls."""
     configs: list[Any] = [getattr(module, "config", None) for module in network.modules()]
     caching = [config for config in configs if getattr(config, "use_cache", None) is True]
     for config in caching:
@@ -91,5 +90,5 @@ def _without_caches(network: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for config in caching:  # some models share their configuration with their copies
+        for config in caching:  # a copy may share the configuration of its model
             config.use_cache = True

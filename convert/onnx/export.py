@@ -1,4 +1,4 @@
-"""``export_onnx``: a model as one ONNX file that ONNX Runtime confirms."""
+"""``export_onnx``: a model as one ONNX file that is verified in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -6,33 +6,34 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import nn
 
 from bensemble.calibration import Calibration
 from bensemble.checkpoint.writing import checked_target, replacing
-from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError, refuse
+from bensemble.errors import ExportError, InvalidValueError, one_line
 from bensemble.likelihoods import Likelihood
 from bensemble.models.batches import Inputs
 from bensemble.models.outputs import OutputSelector
-from bensemble.models.state import unwrapped
 
 from .deployable import deployable
 from .files.inspection import summarize
+from .files.measuring import Deviation
 from .files.report import ExportReport
-from .finishing import check_ranges, finished
+from .finishing import check_ranges, finished, serialized
 from .inputs.arguments import FlatModel, checked_names, read_arguments
-from .inputs.axes import dynamic_axes
-from .inputs.trials import Trials, one_line, run_trials
-from .packing import pack
+from .inputs.axes import Axis, dynamic_axes
+from .inputs.trials import Trials, run_trials
+from .options import ExportOptions, check_arguments, checked_models
 from .shrinking.quantization import quantization_options
+from .shrinking.sparse import store_sparse
 from .tracing import quiet, trace
-from .uncertainty.networks import SampledModel
-from .uncertainty.options import MOST_BYTES, uncertainty_options
+from .uncertainty.options import MOST_BYTES, check_draws_fit, num_bytes, uncertainty_options
+from .verification import Agreement, latency, measured, verified
 
 __all__ = ["export_onnx"]
 
@@ -62,35 +63,35 @@ def export_onnx(
     verify: bool = True,
     verbose: bool = False,
 ) -> ExportReport:
-    """Write a model as one self-contained ONNX file, and make sure that ONNX Runtime computes what the model does.
+    """Write a model as one self-contained ONNX file, and check that ONNX Runtime computes what the model does.
 
     The file holds the model in eval mode, pruned by the masks of its layers; a Bayesian model at its posterior mean, or
-    ``num_samples`` frozen draws of it with what they say about the uncertainty. It is written beside ``path`` and
-    renamed, whole or not at all. The same model gives the same bytes. The model, its training flags and the random
+    ``num_samples`` frozen weight draws and their uncertainty. It is written beside ``path`` and renamed at the end, so
+    a failure leaves no partial file. The same model gives the same bytes. The model, its training flags and the random
     state stay as they are.
 
     Args:
-        model: Any module that torch.export can follow, Bayesian or not. It is exported from a copy on the CPU. For
-            uncertainty also a sequence of them: an ensemble, as ``predict`` takes it.
+        model: Any module that torch.export can follow, Bayesian or not. A copy on the CPU is exported. For uncertainty
+            also a sequence of them: an ensemble, as ``predict`` takes it.
         path: Where to write. An old file is replaced only by a verified new one.
         example_inputs: A tensor for ``model(t)``, a tuple for ``model(*t)``, a mapping for ``model(**m)``. A batch of
-            one will do. What is no tensor becomes a constant.
+            one is enough. Values that are not tensors become constants.
         outputs: ``"mean"``, the model's own outputs; or ``"uncertainty"``: ``probs``, ``entropy`` and
             ``mutual_information`` in nats for classes, else ``mean`` and ``std`` over the posterior, with a noise model
-            ``noise_std`` as well. The file needs no random numbers and answers the same every time.
-        method: How uncertainty is computed: ``"samples"``, by weight draws in one graph, which share what comes before
+            ``noise_std`` as well. The file draws no random numbers: the same input always gives the same output.
+        method: How uncertainty is computed: ``"samples"``, by weight draws in one graph. They share the layers before
             the first posterior.
-        num_samples: Weight draws K; what they may take together with the rest is 2 GiB.
+        num_samples: Number of weight draws K; all weights together may take 2 GiB.
         likelihood: What the outputs mean, as in :func:`bensemble.predict`.
         calibration: A :class:`bensemble.Calibration`: its temperature and conformal threshold (output
             ``prediction_set``) become part of the graph, its reference distribution of the metadata.
         output: Which output to keep: a key, a dotted path, an index or a callable. Default: all tensors that the model
             returns, named by their keys, fields or positions; for uncertainty, what ``predict`` takes.
-        quantize: ``"int8"`` rounds weights (per output channel) and activations to eight bits, with ONNX Runtime's own
-            quantizer. The report then says how far the file is from the model on ``calibration_data``.
-        calibration_data: Typical inputs that tell the range of every activation, prepared as the model's inputs are: a
-            tensor, tuple or mapping for one call, or a loader or list of batches. A hundred examples go a long way.
-            A model without convolutions may do without: its activations' ranges are then measured at every call.
+        quantize: ``"int8"`` stores weights (per output channel) and activations in eight bits, by ONNX Runtime's own
+            quantizer. The report gives the error of the file on ``calibration_data``.
+        calibration_data: Typical inputs that give the range of every activation, prepared as the model's inputs are: a
+            tensor, tuple or mapping for one call, or a loader or list of batches. A hundred examples are usually
+            enough. Without it, a model that has no convolutions measures the ranges at every call.
         sparse: Store weights by their nonzero entries where that takes fewer bytes, from two thirds of zeros on.
             Outputs and latency are the same; only the file is smaller.
         input_names: Names in place of those of forward's arguments.
@@ -99,18 +100,18 @@ def export_onnx(
             the rule: axis 0 is ``batch``, axis 1 of integer inputs is ``sequence`` where the model accepts other
             lengths. A name may also be a ``torch.export.Dim`` with bounds; ``{}`` fixes all axes of an input.
         opset: Version of the operator set. Default: what torch's exporter prefers.
-        metadata: Strings to store in the file; keys that start with ``bensemble.`` are the toolkit's own. ``classes``,
-            names separated by commas, is what :mod:`convert.runtime` calls the classes.
+        metadata: Strings to store in the file; keys that start with ``bensemble.`` are reserved. ``classes``, names
+            separated by commas, is what :mod:`convert.runtime` calls the classes.
         generator: Source of the weight draws; the draws are those of ``predict`` with such a generator. Default: one
             with seed 0.
         verify: Run the written file in ONNX Runtime at the example and at another size of every dynamic axis. The
             largest difference may be 1e-5 of the largest output for float32 (float64 1e-10, float16 2e-2), or ten
-            times what rounding makes of the model itself, against float64, where that is more (up to 1e-2); integer
+            times the model's own rounding error, measured against float64, where that is more (up to 1e-2); integer
             outputs must be equal.
         verbose: Let torch's exporter print, log and warn.
 
     Returns:
-        Sizes, latency, error, sparsity, inputs and outputs; it prints well.
+        Sizes, latency, error, sparsity, inputs and outputs; ``print`` shows a table.
 
     Raises:
         InvalidTypeError, InvalidValueError: An argument that cannot work, or a path that cannot be written.
@@ -120,97 +121,105 @@ def export_onnx(
     Example:
         >>> print(export_onnx(bnn, "sure.onnx", images[:1], metadata={"classes": "cat,dog"}))
     """
-    models = _members(model, outputs)
-    _check(outputs, output_names, opset, metadata)
-    uncertainty = uncertainty_options(outputs, method, num_samples, likelihood, calibration, generator)
-    rounding = quantization_options(quantize, calibration_data, outputs)
-    if (verify or rounding) and find_spec("onnxruntime") is None:
-        raise ExportError(
-            f"export_onnx: {'verify=True' if verify else 'quantize'} needs onnxruntime, which is not installed; "
-            "install bensemble with its onnx extra, from the source tree: pip install '.[onnx]'."
-        )
-    target = checked_target(path, "export_onnx")
+    models = checked_models(model, outputs)
+    check_arguments(outputs, output_names, opset, metadata)
+    options = ExportOptions(
+        target=checked_target(path, "export_onnx"),
+        path=Path(path),
+        outputs=outputs,
+        output_names=output_names,
+        opset=opset,
+        metadata=metadata or {},
+        uncertainty=uncertainty_options(outputs, method, num_samples, likelihood, calibration, generator),
+        quantization=quantization_options(quantize, calibration_data, outputs),
+        sparse=sparse,
+        verify=verify,
+        verbose=verbose,
+    )
+    uncertainty = options.uncertainty
     if uncertainty is not None:
-        uncertainty.check(models)
+        check_draws_fit(models, uncertainty.num_samples)
     with ExitStack() as stack:
         networks = [stack.enter_context(deployable(member, computed_weights=uncertainty is None)) for member in models]
         arguments = read_arguments(networks[0], example_inputs, input_names)
         _check_size(networks)
-        own = {**(metadata or {}), "bensemble.models.outputs": outputs, "bensemble.model": type(networks[0]).__name__}
-        flat = FlatModel(networks[0], arguments, output)
-        if uncertainty is not None:
+        if uncertainty is None:
+            flat = FlatModel(networks[0], arguments, output)
+        else:
             flat = uncertainty.model(models, networks, arguments, output)
-        axes = dynamic_axes(arguments, dynamic_shapes)
-        with quiet(verbose):
-            trials = run_trials(flat, axes)
-        names = _output_names(output_names, tuple(trials.example.outputs), arguments.names)
-        if isinstance(flat, SampledModel) and uncertainty is not None:
-            own |= uncertainty.metadata(flat.count, trials.example.outputs, own)
-        if rounding is not None:
-            next(iter(rounding.batches(trials)))  # what is wrong with calibration data shows before the export
-            own["bensemble.quantization"] = rounding.description
-
-        def attempt(trials: Trials) -> ExportReport:
-            traced = trace(trials, opset, verbose)
-            check_ranges(trials, traced, verify)
-            proto = finished(trials, traced, names, own)
-            try:
-                with replacing(target) as temporary:
-                    packed = pack(temporary, proto, trials, names, rounding, sparse, verify)
-            except OSError as err:
-                raise ExportError(
-                    f"export_onnx: '{target}' cannot be written, got {one_line(err)}; try again."
-                ) from err
-            return summarize(ExportReport, Path(path), packed.proto, packed.data, **packed.facts)
-
-        try:
-            return attempt(trials)
-        except ExportError as err:
-            required = [axis for axis in trials.axes if axis.required]
-            if len(required) == len(trials.axes):
-                raise
-            logger.info("exporting with a fixed length of integer inputs, because of %s", one_line(err))
-        with quiet(verbose):
-            trials = run_trials(flat, required)
-        return attempt(trials)
+        return _export(flat, dynamic_axes(arguments, dynamic_shapes), options)
 
 
-def _members(model: Any, outputs: str) -> list[nn.Module]:
-    """The model, or the models of an ensemble, without wrappers."""
-    several = isinstance(model, (list, tuple)) and outputs == "uncertainty" and len(model) > 0
-    models = list(model) if several else [model]
-    for member in models:
-        if not isinstance(member, nn.Module):
-            raise InvalidTypeError(
-                f"export_onnx: model must be a torch.nn.Module, got {type(member).__name__}; "
-                "an ensemble is a sequence of them, with outputs='uncertainty'."
-            )
-        if isinstance(member, torch.jit.ScriptModule):
-            raise InvalidTypeError(
-                "export_onnx: model must be Python code, got a ScriptModule; give the module it came from."
-            )
-    return [unwrapped(member) for member in models]
+def _export(model: FlatModel, axes: Sequence[Axis], options: ExportOptions) -> ExportReport:
+    """Write a model with as many of the axes dynamic as work; those that are not required may be fixed."""
+    with quiet(options.verbose):
+        trials = run_trials(model, axes)
+    try:
+        return _write(trials, options)
+    except ExportError as err:
+        required = [axis for axis in trials.axes if axis.required]
+        if len(required) == len(trials.axes):
+            raise
+        logger.info("exporting with a fixed length of integer inputs, because of %s", one_line(err))
+    return _export(model, required, options)
 
 
-def _check(
-    outputs: str, output_names: Sequence[str] | None, opset: int | None, metadata: Mapping[str, str] | None
-) -> None:
-    """Refuse arguments that cannot work, before anything happens."""
-    if metadata is not None and not isinstance(metadata, Mapping):
-        raise InvalidTypeError(f"export_onnx: metadata must be a mapping of strings, got {type(metadata).__name__}.")
-    problems = []
-    if outputs not in ("mean", "uncertainty"):
-        problems.append(f"outputs: must be 'mean' or 'uncertainty', got {outputs!r}.")
-    if outputs == "uncertainty" and output_names is not None:
-        problems.append(f"output_names: must be left out with outputs='uncertainty', got {output_names!r}.")
-    if opset is not None and (isinstance(opset, bool) or not isinstance(opset, int) or opset < 1):
-        problems.append(f"opset: must be a positive integer, got {opset!r}.")
-    for key, value in (metadata or {}).items():
-        if not isinstance(key, str) or not isinstance(value, str) or not key:
-            problems.append(f"metadata: must map strings to strings, got {key!r}: {value!r}.")
-        elif key.startswith("bensemble."):
-            problems.append(f"metadata: {key!r} is reserved; choose a key that does not start with 'bensemble.'.")
-    refuse("export_onnx", problems, InvalidValueError)
+def _write(trials: Trials, options: ExportOptions) -> ExportReport:
+    """Trace a model and write the file."""
+    names = _output_names(options.output_names, tuple(trials.example.outputs), trials.model.arguments.names)
+    metadata = _metadata(trials, options)
+    if options.quantization is not None:
+        next(iter(options.quantization.batches(trials)))  # wrong calibration data is refused before the slow export
+    traced = trace(trials, options.opset, options.verbose)
+    check_ranges(trials, traced, options.verify)
+    proto = finished(trials, traced, names, metadata)
+    try:
+        with replacing(options.target) as temporary:
+            return _pack(temporary, proto, trials, names, options)
+    except OSError as err:
+        raise ExportError(
+            f"export_onnx: '{options.target}' cannot be written, got {one_line(err)}; try again."
+        ) from err
+
+
+def _pack(
+    file: Path, proto: onnx.ModelProto, trials: Trials, names: Sequence[str], options: ExportOptions
+) -> ExportReport:
+    """Verify the float graph, then quantise it or store it sparsely, as asked for, and measure it again."""
+    quantization, verify = options.quantization, options.verify
+    data = serialized(proto, verify)
+    file.write_bytes(data)
+    found: Agreement | Deviation | None = verified(file, trials, names) if verify else None
+    if quantization is not None:
+        proto = quantization.apply(proto, quantization.batches(trials))
+    sparse_tensors = store_sparse(proto) if options.sparse else 0
+    if quantization is not None or options.sparse:
+        data = serialized(proto, verify)
+        file.write_bytes(data)
+        if verify and quantization is not None:
+            found = measured(file, trials, names, quantization.batches(trials))
+        elif verify:
+            found = verified(file, trials, names)
+    return summarize(
+        ExportReport,
+        options.path,
+        proto,
+        data,
+        quantization=None if quantization is None else quantization.description,
+        sparse_tensors=sparse_tensors,
+        latency_ms=latency(file, trials) if verify else {},
+        **({} if found is None else vars(found)),
+    )
+
+
+def _metadata(trials: Trials, options: ExportOptions) -> dict[str, str]:
+    """The user's strings and those that tell what the file is."""
+    found = {**options.metadata, "bensemble.outputs": options.outputs, "bensemble.model": trials.model.name}
+    if options.uncertainty is not None:
+        found |= options.uncertainty.metadata(trials.model.count, trials.example.outputs, options.metadata)
+    if options.quantization is not None:
+        found["bensemble.quantization"] = options.quantization.description
+    return found
 
 
 def _output_names(wanted: Sequence[str] | None, found: tuple[str, ...], inputs: tuple[str, ...]) -> tuple[str, ...]:
@@ -225,9 +234,8 @@ def _output_names(wanted: Sequence[str] | None, found: tuple[str, ...], inputs: 
 
 
 def _check_size(networks: Sequence[nn.Module]) -> None:
-    """Refuse weights that no single file can hold, before the exporter spends minutes on them."""
-    tensors = {id(tensor): tensor for network in networks for tensor in (*network.parameters(), *network.buffers())}
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    """Refuse weights that no single file can hold, before the slow export."""
+    size = num_bytes(tensor for network in networks for tensor in (*network.parameters(), *network.buffers()))
     if size > MOST_BYTES:
         raise ExportError(
             f"export_onnx: the weights of {type(networks[0]).__name__} must fit into one file of 2 GiB, got "

@@ -1,4 +1,4 @@
-"""From the exporter's graph to the bytes of a file that keeps its promises."""
+"""From the exporter's graph to the bytes of the file: names, metadata, checks, digest."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import onnx
 from google.protobuf.message import EncodeError
 
 from bensemble import __version__
-from bensemble.errors import ExportError, refuse
+from bensemble.errors import ExportError, one_line, refuse
 
-from ..runtime import DIGEST_HEAD
+from ..runtime import DIGEST_HEAD, SCHEMA
 from .files.proto import (
     correct_output_shapes,
     operators,
@@ -22,22 +22,19 @@ from .files.proto import (
     strip,
 )
 from .inputs.axes import BATCH
-from .inputs.trials import Trials, one_line
+from .inputs.trials import Trials
 from .tracing import Traced
 
 __all__ = ["check_ranges", "finished", "serialized"]
 
-#: Version of the ``bensemble.*`` metadata.
-SCHEMA = 1
-
-#: Operators that answer differently each time.
+#: Operators that draw random numbers.
 RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 
 
 def check_ranges(trials: Trials, traced: Traced, verify: bool) -> None:
     """Refuse a graph that holds only for some sizes of an axis that has to vary.
 
-    A graph that the exporter calls fixed passes when the file is going to be run at another size.
+    A graph that is fixed according to the exporter passes where verification will run the file at another size.
 
     Raises:
         ExportError: The exporter fixed an axis, or followed one of two branches that depend on its size.
@@ -68,28 +65,25 @@ def check_ranges(trials: Trials, traced: Traced, verify: bool) -> None:
 
 
 def finished(trials: Trials, traced: Traced, outputs: Sequence[str], metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """The exporter's graph with the promised names and metadata, without traces of this machine.
+    """The exporter's graph with the names and metadata of the file, without paths of this machine.
 
-    Args:
-        trials: What was exported; gives the names of inputs and axes.
-        traced: The exporter's graph; it is changed in place.
-        outputs: The names of the outputs.
-        metadata: Strings to store besides the toolkit's version and the bounds of the axes.
+    The graph of ``traced`` is changed in place. The toolkit's version and the bounds of the axes join the metadata.
     """
     proto = traced.proto
     strip(proto)
     names = {value.name: name for value, name in zip(proto.graph.output, outputs, strict=True)}
     names |= {value.name: name for value, name in zip(proto.graph.input, trials.model.arguments.names, strict=True)}
-    promised = set(names.values())
+    wanted = set(names.values())
     for tensor in proto.graph.initializer:  # FlatModel holds the model as `network`
         own = tensor.name.removeprefix("network.")
-        if tensor.name not in names and own not in promised:
+        if tensor.name not in names and own not in wanted:
             names[tensor.name] = own
     rename_values(proto, names)
     share_transposed(proto)
     rename_symbols(proto, {symbol: axis.name for axis in trials.axes for symbol in traced.symbols[axis.name]})
-    shapes = [[tuple(output.shape) for output in trial.outputs.values()] for trial in (trials.example, trials.varied)]
-    correct_output_shapes(proto, shapes, (trials.example.sizes, trials.varied.sizes))
+    first, second = trials.example, trials.varied
+    shapes = [(tuple(output.shape), tuple(second.outputs[name].shape)) for name, output in first.outputs.items()]
+    correct_output_shapes(proto, shapes, {name: (size, second.sizes[name]) for name, size in first.sizes.items()})
     bounds = {
         f"bensemble.range.{name}": f"{max(smallest, 1)} to {largest or 'any'}"
         for name, (smallest, largest) in traced.ranges.items()
@@ -110,7 +104,7 @@ def serialized(proto: onnx.ModelProto, verify: bool) -> bytes:
     if drawn and verify:
         raise ExportError(
             f"export_onnx: the model must not draw random numbers in eval mode, got {', '.join(drawn)} in its graph; "
-            "make its forward deterministic in eval. verify=False writes it all the same."
+            "make its forward deterministic in eval. verify=False writes it without this check."
         )
     try:
         onnx.checker.check_model(proto)

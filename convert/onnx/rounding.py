@@ -1,7 +1,7 @@
-"""How far rounding takes the outputs of a model from their exact values: the model against itself in float64.
+"""The rounding errors of a model's outputs: the model compared with itself in float64.
 
-A sum that cancels, or a norm of features that are nearly equal, makes large errors of small ones. Two programs that
-round in another order then differ by as much as each of them differs from the exact value.
+A sum that cancels, or a norm of features that are nearly equal, amplifies rounding errors. Two programs that compute in
+another order then differ by as much as each of them differs from the exact value.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ def rounding_errors(
 
     Args:
         model: Holds all parameters that ``run`` reads.
-        run: The outputs by name.
-        tensors: What it was given.
-        outputs: What it gave.
+        run: Returns the outputs by name.
+        tensors: Its inputs.
+        outputs: Its outputs for them.
 
     Returns:
-        Nothing for a model that does not run in float64, and no entry for an output that is not finite.
+        Empty for a model that does not run in float64; no entry for an output that is not finite.
     """
     wide = [tensor.double() if tensor.is_floating_point() else tensor.clone() for tensor in tensors]
     try:
         with torch.no_grad(), in_float64(model):
             exact = {name: output.detach().clone() for name, output in run(wide).items()}
-    except Exception:  # its code asks for a dtype, for instance
+    except Exception:  # its code may require a dtype
         return {}
     found = {}
     for name, output in outputs.items():

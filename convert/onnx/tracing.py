@@ -1,7 +1,7 @@
-"""torch's own exporter, kept quiet, with its errors in one readable line.
+"""torch's own exporter, its output redirected and its errors in one readable line.
 
 The exporter prints, logs and warns on several channels; all of it goes to the logger ``bensemble.onnx`` at level DEBUG
-unless ``verbose`` is asked for.
+unless ``verbose`` is set.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import onnx
 import onnx_ir
 import torch
 from torch.export import Dim
 
-from bensemble.errors import ExportError
+from bensemble.errors import ExportError, one_line
 
 from .inputs.arguments import FlatModel
 from .inputs.axes import Axis
-from .inputs.trials import Trials, one_line
+from .inputs.trials import Trials
 from .uncertainty.merging import merge_siblings
 
 __all__ = ["Traced", "quiet", "trace"]
@@ -33,77 +34,89 @@ logger = logging.getLogger("bensemble.onnx")
 #: Packages that log while a model is exported.
 NOISY = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime")
 
+#: Smallest and largest size of an axis; None where there is no largest.
+Range: TypeAlias = "tuple[int, int | None]"
+
 
 @dataclass(frozen=True)
 class Traced:
-    """What torch's exporter made.
+    """The result of torch's exporter.
 
     Attributes:
         proto: The model as ONNX, with the exporter's names.
         symbols: The exporter's symbols for each axis, by the axis' name; none where it fixed the axis.
-        ranges: Sizes for which the exporter says that the graph holds, as (smallest, largest or None), by the axis'
-            name. Where both are equal it may be wrong: a graph with LSTMs holds for any length all the same.
+        ranges: Sizes for which the graph holds according to the exporter, by the axis' name. Where smallest and largest
+            are equal it may be wrong: a graph with LSTMs holds for any length.
     """
 
     proto: onnx.ModelProto
     symbols: dict[str, tuple[str, ...]]
-    ranges: dict[str, tuple[int, int | None]]
+    ranges: dict[str, Range]
 
 
-def trace(trials: Trials, opset: int | None = None, verbose: bool = False) -> Traced:
+def trace(trials: Trials, opset: int | None, verbose: bool) -> Traced:
     """Export a model with the axes of its trials dynamic.
 
     Raises:
         ExportError: The exporter cannot follow the model, or cannot write that operator set.
     """
-    model, axes = trials.model, trials.axes
-    # A size of one looks like a constant to the exporter.
-    tensors = (trials.varied if any(axis.size == 1 for axis in axes) else trials.example).tensors
-    shapes: list[dict[int, object]] = [{} for _ in tensors]
-    for axis in axes:
-        for index, dim in axis.places:
-            bounded = axis.smallest is not None or axis.largest is not None
-            shapes[index][dim] = Dim.AUTO(min=axis.smallest, max=axis.largest) if bounded else Dim.AUTO
     try:
         with quiet(verbose), torch.no_grad():
-            program = torch.onnx.export(
-                model,
-                tensors,
-                dynamo=True,
-                verbose=verbose,
-                opset_version=opset,
-                dynamic_shapes=(tuple(shapes),),
-                optimize=not model.rewrites,
-            )
-            assert program is not None  # the other, older exporter returns nothing
-            assert program.exported_program is not None
-            if model.rewrites:
-                proto = program.model_proto
-                model.rewrite(proto)
-                program.model = onnx_ir.from_proto(proto)
-                program.optimize()
-            proto, constraints = program.model_proto, program.exported_program.range_constraints
-            if model.rewrites:
-                merge_siblings(proto)
+            proto, limits = _exported(trials, opset, verbose)
     except ExportError:
         raise
     except Exception as err:
-        raise _explained(model, err) from err
+        raise _explained(trials.model, err) from err
     written = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     if opset is not None and written != opset:
         raise ExportError(
             f"export_onnx: opset must be one that torch's exporter can write, got {opset}; it wrote {written}."
         )
-    limits = {str(symbol): _limits(found) for symbol, found in constraints.items()}
-    symbols = {axis.name: _symbols(proto, axis) for axis in axes}
-    ranges = {
-        axis.name: _intersection([limits.get(symbol, (0, None)) for symbol in symbols[axis.name]]) for axis in axes
-    }
+    symbols = {axis.name: _symbols(proto, axis) for axis in trials.axes}
+    ranges = {name: _intersection([limits.get(s, (0, None)) for s in found]) for name, found in symbols.items()}
     return Traced(proto, symbols, ranges)
 
 
+def _exported(trials: Trials, opset: int | None, verbose: bool) -> tuple[onnx.ModelProto, dict[str, Range]]:
+    """The optimized graph, and the sizes for which it holds by the exporter's symbols."""
+    model = trials.model
+    # A size of one looks like a constant to the exporter.
+    trial = trials.varied if any(axis.size == 1 for axis in trials.axes) else trials.example
+    program = torch.onnx.export(
+        model,
+        (trial.tensors,),
+        dynamo=True,
+        verbose=verbose,
+        opset_version=opset,
+        dynamic_shapes=(_dynamic_shapes(trials),),
+        optimize=not model.rewrites,
+    )
+    assert program is not None  # the other, older exporter returns nothing
+    assert program.exported_program is not None
+    if model.rewrites:
+        proto = program.model_proto
+        model.rewrite(proto)
+        program.model = onnx_ir.from_proto(proto)
+        program.optimize()
+    proto = program.model_proto
+    if model.rewrites:
+        merge_siblings(proto)
+    constraints = program.exported_program.range_constraints
+    return proto, {str(symbol): _range(found) for symbol, found in constraints.items()}
+
+
+def _dynamic_shapes(trials: Trials) -> tuple[dict[int, object], ...]:
+    """The axes of every input that may vary, as torch.export takes them."""
+    shapes: list[dict[int, object]] = [{} for _ in trials.example.tensors]
+    for axis in trials.axes:
+        bounded = axis.smallest is not None or axis.largest is not None
+        for index, dim in axis.places:
+            shapes[index][dim] = Dim.AUTO(min=axis.smallest, max=axis.largest) if bounded else Dim.AUTO
+    return tuple(shapes)
+
+
 @contextlib.contextmanager
-def quiet(verbose: bool = False) -> Iterator[None]:
+def quiet(verbose: bool) -> Iterator[None]:
     """Send prints, warnings and log records of the exporter to ``bensemble.onnx``; do nothing when ``verbose``."""
     if verbose:
         yield
@@ -127,7 +140,7 @@ def quiet(verbose: bool = False) -> Iterator[None]:
 
 
 class _Forward(logging.Handler):
-    """Hands every record to the toolkit's logger."""
+    """Passes every record on to the toolkit's logger."""
 
     def emit(self, record: logging.LogRecord) -> None:
         logger.debug("%s: %s", record.name, record.getMessage())
@@ -156,19 +169,19 @@ def _symbols(proto: onnx.ModelProto, axis: Axis) -> tuple[str, ...]:
     return tuple(dict.fromkeys(dim.dim_param for dim in dims)) if all(dim.dim_param for dim in dims) else ()
 
 
-def _limits(found: object) -> tuple[int, int | None]:
-    """Bounds of a symbol; the exporter writes infinity as a symbol of its own."""
+def _range(found: object) -> Range:
+    """The bounds of a symbol; the exporter writes infinity as a symbol of its own."""
     lower, upper = str(getattr(found, "lower", 0)), str(getattr(found, "upper", ""))
     return int(lower) if lower.isdigit() else 0, int(upper) if upper.isdigit() else None
 
 
-def _intersection(bounds: Sequence[tuple[int, int | None]]) -> tuple[int, int | None]:
-    largest = [upper for _, upper in bounds if upper is not None]
-    return max((lower for lower, _ in bounds), default=0), min(largest, default=None)
+def _intersection(ranges: Sequence[Range]) -> Range:
+    largest = [upper for _, upper in ranges if upper is not None]
+    return max((lower for lower, _ in ranges), default=0), min(largest, default=None)
 
 
 def _explained(model: FlatModel, err: Exception) -> ExportError:
-    """The exporter's long report in one line: the cause, and the line of the model's code that it names."""
+    """The exporter's long report in one line: the cause, and the line of the model's code in it."""
     cause = err
     while isinstance(cause.__cause__, Exception):
         cause = cause.__cause__
@@ -176,6 +189,6 @@ def _explained(model: FlatModel, err: Exception) -> ExportError:
     places = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*([^\n]+)', text)
     at = f" at {places[-1][0].rsplit('/', 1)[-1]}:{places[-1][1]} `{places[-1][2].strip()}`" if places else ""
     return ExportError(
-        f"export_onnx: torch.onnx cannot follow {type(model.network).__name__}{at}, got {one_line(cause)}; "
+        f"export_onnx: torch.onnx cannot follow {model.name}{at}, got {one_line(cause)}; "
         "change that operation, or export a part of the model."
     )

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
+from bensemble.tables import text_table
+
 __all__ = ["render_html", "render_text"]
 
 MOST_LINES = 40
@@ -30,14 +32,7 @@ class Row(Protocol):
 
 def render_text(summary: str, source: str, rows: Sequence[Row]) -> str:
     """The plan as a table of at most forty lines, the summary first."""
-    lines = [_HEADER, *_folded(rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(_HEADER))]
-    right = (2, 3)
-    table = (
-        "  ".join(c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    )
-    return "\n".join([summary, _source(source), *(line.rstrip() for line in table)])
+    return "\n".join([summary, _source(source), *text_table([_HEADER, *_folded(rows)], right=(2, 3))])
 
 
 def render_html(summary: str, source: str, rows: Sequence[Row]) -> str:

@@ -21,11 +21,7 @@ from bensemble.errors import ConversionError, InvalidValueError
 from bensemble.models.batches import call
 from bensemble.models.outputs import tensor_paths
 from bensemble.models.state import evaluating
-<<<<<<< HEAD
 from bensemble.noise.stack import HeldSample, holding, mean_mode
-=======
-from bensemble.noise.stack import Frame, mean_mode, open_frame
->>>>>>> house/core
 from bensemble.posterior import Posterior
 from bensemble.posteriors import named_posteriors
 

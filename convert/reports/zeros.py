@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bensemble.checks import check_module
 from bensemble.layers.weights import PosteriorModule
 from bensemble.posterior import Posterior
+from bensemble.tables import text_table
 from bensemble.torch_internals import buffers_of
 
 __all__ = ["SparsityReport", "SparsityRow", "sparsity"]
@@ -65,16 +66,20 @@ class SparsityReport:
         return self.total / self.nonzero if self.nonzero else float("inf")
 
     def __str__(self) -> str:
-        width = max((len(row.name) for row in self.rows), default=0)
         lines = [
             f"{self.nonzero:,} of {self.total:,} weights are left: {100 * self.sparsity:.1f} % removed, "
             f"{self.compression:.1f}x fewer. Biases and vectors: {self.vectors.zeros:,} of {self.vectors.total:,} zero."
         ]
-        for row in self.rows:
-            note = "" if row.prunable else "  not prunable"
-            left = row.total - row.zeros
-            lines.append(f"  {row.name:<{width}}  {100 * row.sparsity:5.1f} %  {left:,} of {row.total:,}{note}")
-        return "\n".join(lines)
+        cells = [
+            (
+                row.name,
+                f"{100 * row.sparsity:.1f} %",
+                f"{row.total - row.zeros:,} of {row.total:,}",
+                "" if row.prunable else "not prunable",
+            )
+            for row in self.rows
+        ]
+        return "\n".join([*lines, *text_table(cells, right=(1,), indent="  ")])
 
 
 def sparsity(module: nn.Module) -> SparsityReport:

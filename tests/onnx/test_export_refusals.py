@@ -11,6 +11,7 @@ from torch import nn
 from torch.export import Dim
 
 import convert.onnx.export as export_module
+import convert.onnx.options as options_module
 import convert.onnx.verification as verification
 from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError, VerificationError
 from convert.onnx import export_onnx
@@ -231,7 +232,7 @@ def test_a_model_without_storage_is_refused(path):
 
 
 def test_verification_needs_onnxruntime(path, monkeypatch):
-    monkeypatch.setattr(export_module, "find_spec", lambda name: None if name == "onnxruntime" else importlib.util)
+    monkeypatch.setattr(options_module, "find_spec", lambda name: None if name == "onnxruntime" else importlib.util)
     with pytest.raises(ExportError, match="verify=True needs onnxruntime, which is not installed"):
         export_onnx(mlp(), path, X)
 

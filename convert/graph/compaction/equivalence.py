@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
+from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError, one_line
 from bensemble.models.batches import call
 from bensemble.torch_internals import pytree
 
 from ...planning.copying import hollow_copy
-from ..capture import coarsest_precision, first_line, outputs_agree
+from ..capture import coarsest_precision, outputs_agree
 from .atoms.flow import Flow
 
 __all__ = ["Run", "copy_flags", "difference", "fresh", "hollow", "reference_runs", "training_difference"]
@@ -78,7 +78,7 @@ def difference(candidate: nn.Module, model: nn.Module, runs: list[Run], keeps_cl
                 output = call(candidate, fresh(run.inputs))
             except Exception as err:
                 if run.required or keeps_class:
-                    return f"it does not run ({first_line(err)})"
+                    return f"it does not run ({one_line(err)})"
                 continue
             if not outputs_agree(output, run.output, coarsest):
                 return "its output is another one"

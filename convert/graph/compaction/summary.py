@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from bensemble.tables import text_table
+
 from .atoms.flow import Flow
 from .solution import Solution
 
@@ -59,10 +61,11 @@ class CompactionReport:
         shown = [
             layer for layer in self.layers if layer.inputs[0] != layer.inputs[1] or layer.outputs[0] != layer.outputs[1]
         ]
-        width = max((len(layer.name) for layer in shown), default=0)
-        for layer in shown:
-            inputs, outputs = (f"{old} -> {new}" for old, new in (layer.inputs, layer.outputs))
-            lines.append(f"  {layer.name:<{width}}  inputs {inputs:<14} outputs {outputs}")
+        cells = [
+            (layer.name, "inputs {} -> {}".format(*layer.inputs), "outputs {} -> {}".format(*layer.outputs))
+            for layer in shown
+        ]
+        lines += text_table(cells, indent="  ")
         reasons: dict[str, list[str]] = {}
         for layer in self.layers:
             if layer.pinned:

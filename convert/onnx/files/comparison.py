@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.models.batches import Inputs, Unpack, batch_size, device_of, is_loader, read_batches, to_device
 from bensemble.models.outputs import OutputSelector
 from bensemble.models.state import evaluating
+from bensemble.tables import text_table
 
 from .inspection import inspect_onnx
-from .measuring import BATCH_SIZES, Error, Timing, checked_metric, error_of, interleaved, resized_batch
+from .measuring import BATCH_SIZES, Deviation, Timing, checked_metric, error_of, interleaved, resized_batch
 from .running import OnnxModel
 
 __all__ = ["Comparison", "Variant", "compare_onnx"]
@@ -29,7 +31,7 @@ class Variant:
     """One file.
 
     Attributes:
-        name: What the caller calls it.
+        name: Its key in ``files``.
         path: The file.
         size: Bytes.
         gzip_size: Bytes after gzip.
@@ -37,7 +39,7 @@ class Variant:
         sparsity: Share of them that is 0.
         latency: By batch size, on one thread; the ratio is to the first file.
         error: Against the torch model; None without one.
-        metric: What ``evaluate`` gave; None without it.
+        metric: The result of ``evaluate``; None without it.
     """
 
     name: str
@@ -47,7 +49,7 @@ class Variant:
     parameters: int
     sparsity: float
     latency: Mapping[int, Timing] = field(default_factory=dict)
-    error: Error | None = None
+    error: Deviation | None = None
     metric: float | None = None
 
 
@@ -57,7 +59,7 @@ class Comparison:
 
     Attributes:
         variants: The files, in the order given; the first is the reference of all ratios.
-        model_metric: What ``evaluate`` gave for the torch model, None without one.
+        model_metric: The result of ``evaluate`` for the torch model, None without one.
     """
 
     variants: tuple[Variant, ...]
@@ -77,17 +79,10 @@ class Comparison:
         header = ["file", "kB", "gzip kB", "weights", "zeros"]
         header += [f"ms at {size}" if size else "ms" for size in sizes]
         header += ["max error", "agrees"] * (first.error is not None) + ["metric"] * (first.metric is not None)
-        lines = [header, *([_cells(variant, first, sizes) for variant in self.variants])]
+        lines = [header, *(_cells(variant, first, sizes) for variant in self.variants)]
         if self.model_metric is not None:
             lines.append(["(torch model)", *[""] * (len(header) - 2), f"{self.model_metric:.4g}"])
-        widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
-        return "\n".join(
-            "  ".join(
-                cell.rjust(width) if k else cell.ljust(width)
-                for k, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in lines
-        )
+        return "\n".join(text_table(lines, right=range(1, len(header))))
 
 
 def _cells(variant: Variant, first: Variant, sizes: Sequence[int]) -> list[str]:
@@ -115,7 +110,7 @@ def compare_onnx(
     output: OutputSelector | None = None,
     unpack: Unpack | None = None,
 ) -> Comparison:
-    """Measure ONNX files of one network in one run: size, gzip size, latency, error and a metric of your own.
+    """Measure ONNX files of one network in one run: size, gzip size, latency, error and a metric of the user.
 
     Latency is CPU time on one thread, all files taking turns for ``rounds`` rounds, at every batch size that the
     first file takes; ratios between files hold on a busy machine. Errors are against the torch model in eval mode.
@@ -126,8 +121,8 @@ def compare_onnx(
         model: The torch model that the files come from; None leaves the errors out.
         evaluate: ``callable(model) -> float``, the task metric. It gets each file as an
             :class:`~convert.onnx.files.running.OnnxModel`, which is called like the torch model, and ``model`` itself.
-        batch_sizes: Batch sizes to time, in the first batch's own examples, repeated where there are fewer. A size that
-            the first file does not take is left out.
+        batch_sizes: Batch sizes to time, made of the first batch's examples, repeated where there are fewer. A size
+            that the first file does not take is left out.
         rounds: Rounds of timing; 0 times nothing.
         max_batches: Use that many batches of a loader for the error; default all.
         output: Which output of the model the files give, where they give one of several.
@@ -135,7 +130,7 @@ def compare_onnx(
 
     Raises:
         InvalidTypeError, InvalidValueError: No files, a file that cannot be read or run on the data, data without a
-            batch, outputs of other shapes, NaN, or a metric that is no number.
+            batch, outputs of other shapes, NaN, or a metric that is not a number.
 
     Example:
         >>> print(compare_onnx({"dense": "a.onnx", "int8": "b.onnx"}, loader, model=model, evaluate=accuracy))
@@ -150,11 +145,7 @@ def compare_onnx(
     if first is None:
         raise InvalidValueError("compare_onnx: data must hold a batch, got none.")
     latency = _latency(models, first, batch_sizes, rounds) if rounds else {name: {} for name in files}
-<<<<<<< HEAD
     with evaluating(*([] if model is None else [model])):
-=======
-    with evaluating(*(() if model is None else (model,))):
->>>>>>> house/core
         variants = [
             Variant(
                 name=name,
@@ -164,17 +155,15 @@ def compare_onnx(
                 parameters=summary.parameters,
                 sparsity=summary.sparsity,
                 latency=latency[name],
-                error=_error(models[name], model, data, unpack, max_batches, output),
+                error=None
+                if model is None
+                else error_of(models[name], model, _inputs(data, unpack, device_of(model), max_batches), output),
                 metric=_metric(evaluate, models[name], name),
             )
             for name, summary in summaries.items()
         ]
         metric = _metric(evaluate, model, "model") if model is not None else None
-<<<<<<< HEAD
     return Comparison(tuple(variants), metric)
-=======
-        return Comparison(tuple(variants), metric)
->>>>>>> house/core
 
 
 def _inputs(data: Any, unpack: Unpack | None, device: torch.device, most: int | None) -> Iterable[Inputs]:
@@ -186,16 +175,17 @@ def _inputs(data: Any, unpack: Unpack | None, device: torch.device, most: int | 
 def _latency(
     models: Mapping[str, OnnxModel], inputs: Inputs, batch_sizes: Sequence[int], rounds: int
 ) -> dict[str, dict[int, Timing]]:
+    """Timings by file and batch size, at the sizes that the first file takes; the given batch where it takes none."""
+    reference, first = next(iter(models.items()))
+    resized = {size: resized_batch(inputs, size) for size in batch_sizes}
+    batches = {size: batch for size, batch in resized.items() if _takes(first, batch)} or {batch_size(inputs): inputs}
     found: dict[str, dict[int, Timing]] = {name: {} for name in models}
-    reference = next(iter(models))
-    for size in batch_sizes:
-        resized = resized_batch(inputs, size)
-        if not _takes(models[reference], resized):
-            continue
-        _time(models, resized, size, reference, rounds, found)
-    if not found[reference]:  # a fixed batch
-        models[reference].outputs(inputs)
-        _time(models, inputs, batch_size(inputs), reference, rounds, found)
+    for size, batch in batches.items():
+        for model in models.values():
+            model.outputs(batch)  # raises with a readable message where a file rejects the batch
+        runs = {name: partial(model.session.run, None, model.feed(batch)) for name, model in models.items()}
+        for name, timing in interleaved(runs, reference, rounds).items():
+            found[name][size] = timing
     return found
 
 
@@ -205,35 +195,6 @@ def _takes(model: OnnxModel, inputs: Inputs) -> bool:
     except InvalidValueError:
         return False
     return True
-
-
-def _time(
-    models: Mapping[str, OnnxModel],
-    inputs: Inputs,
-    size: int,
-    reference: str,
-    rounds: int,
-    found: dict[str, dict[int, Timing]],
-) -> None:
-    for model in models.values():
-        model.outputs(inputs)  # a file that does not take them says so
-    feeds = {name: model.feed(inputs) for name, model in models.items()}
-    runs = {name: (lambda m=model, f=feeds[name]: m.session.run(None, f)) for name, model in models.items()}
-    for name, timing in interleaved(runs, reference, rounds).items():
-        found[name][size] = timing
-
-
-def _error(
-    found: OnnxModel,
-    model: nn.Module | None,
-    data: Any,
-    unpack: Unpack | None,
-    most: int | None,
-    output: OutputSelector | None,
-) -> Error | None:
-    if model is None:
-        return None
-    return error_of(found, model, _inputs(data, unpack, device_of(model), most), output)
 
 
 def _metric(evaluate: Callable[[nn.Module], float] | None, model: nn.Module, name: str) -> float | None:

@@ -30,15 +30,15 @@ WEIGHT_TYPES = {
     if name.startswith(("FLOAT", "BFLOAT", "DOUBLE", "COMPLEX", "INT8", "UINT8", "INT4", "UINT4"))
 }
 
-#: Where operators of quantised graphs take scales and zero points, among their inputs.
-ROUNDING = {"QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "MatMulInteger": (2, 3), "ConvInteger": (2, 3)}
+#: Inputs of quantised operators that are scales and zero points.
+SCALE_INPUTS = {"QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "MatMulInteger": (2, 3), "ConvInteger": (2, 3)}
 
 
 def inspect_onnx(path: str | os.PathLike[str]) -> OnnxSummary:
-    """Say what an ONNX file holds, without running it.
+    """Read an ONNX file without running it.
 
     Args:
-        path: Any ONNX file, also with weights in files beside it.
+        path: An ONNX file; its weights may lie in other files of its folder.
 
     Raises:
         InvalidTypeError: ``path`` is not a path.
@@ -96,12 +96,12 @@ def _beside(file: Path, name: str) -> Path:
     """A file of weights, which may only lie in the folder of the graph or below it."""
     other, folder = (file.parent / name).resolve(), file.parent.resolve()
     if folder not in other.parents or not other.is_file():
-        raise ValueError(f"{name!r} is no file in the folder")
+        raise ValueError(f"{name!r} is not a file in the folder")
     return other
 
 
 def _check_text(file: Path, proto: onnx.ModelProto) -> None:
-    """Refuse names that are no text: protobuf hands them out as bytes."""
+    """Refuse names that are not text: protobuf returns them as bytes."""
     values = [*proto.graph.input, *proto.graph.output]
     names = [text for entry in proto.metadata_props for text in (entry.key, entry.value)]
     names += [value.name for value in values] + list(operators(proto))
@@ -120,8 +120,8 @@ def summarize(kind: type[S], path: Path, proto: onnx.ModelProto, data: bytes, **
         data: Its bytes.
         more: Fields that only the report has.
     """
-    aside = _rounding(proto)
-    counts = [_weights(tensor) for tensor in tensors(proto) if _name(tensor) not in aside]
+    scales = _scales(proto)
+    counts = [_weights(tensor) for tensor in tensors(proto) if _values(tensor).name not in scales]
     initializers = {tensor.name for tensor in proto.graph.initializer}
     return kind(
         path=path,
@@ -140,24 +140,21 @@ def summarize(kind: type[S], path: Path, proto: onnx.ModelProto, data: bytes, **
 
 def _weights(tensor: onnx.TensorProto | onnx.SparseTensorProto) -> tuple[int, int]:
     """Number of weights in a tensor, and how many are zero; (0, 0) for scalars and for shapes and indices."""
-    if isinstance(tensor, onnx.SparseTensorProto):
-        if tensor.values.data_type not in WEIGHT_TYPES:
-            return 0, 0
-        total = int(np.prod(tensor.dims))
-        return total, total - int(np.count_nonzero(numpy_helper.to_array(tensor.values)))
-    if not tensor.dims or tensor.data_type not in WEIGHT_TYPES:
+    values = _values(tensor)
+    if not tensor.dims or values.data_type not in WEIGHT_TYPES:
         return 0, 0
-    values = numpy_helper.to_array(tensor)
-    return values.size, values.size - int(np.count_nonzero(values))
+    total = int(np.prod(tensor.dims))
+    return total, total - int(np.count_nonzero(numpy_helper.to_array(values)))
 
 
-def _name(tensor: onnx.TensorProto | onnx.SparseTensorProto) -> str:
-    return tensor.values.name if isinstance(tensor, onnx.SparseTensorProto) else tensor.name
+def _values(tensor: onnx.TensorProto | onnx.SparseTensorProto) -> onnx.TensorProto:
+    """The stored entries of a tensor, under its name."""
+    return tensor.values if isinstance(tensor, onnx.SparseTensorProto) else tensor
 
 
-def _rounding(proto: onnx.ModelProto) -> set[str]:
-    """Names of the scales and zero points of quantised tensors, which are no weights."""
-    found = ((node, ROUNDING.get(node.op_type, ())) for node in proto.graph.node)
+def _scales(proto: onnx.ModelProto) -> set[str]:
+    """Names of the scales and zero points of quantised tensors, which do not count as weights."""
+    found = ((node, SCALE_INPUTS.get(node.op_type, ())) for node in proto.graph.node)
     return {node.input[place] for node, places in found for place in places if place < len(node.input)}
 
 

@@ -1,4 +1,4 @@
-"""How files are measured: bytes, milliseconds and error, each in one way for every report.
+"""How files are measured, in the same way for every report: bytes, milliseconds and error.
 
 ``gzip_size`` counts bytes; ``interleaved`` times callables in rounds, so that a busy machine slows all of them;
 ``resized_batch`` makes inputs of other batch sizes; ``error_of`` compares the outputs of two models on data.
@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
+import gzip
 import statistics
 import time
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,18 +21,24 @@ from bensemble.models.batches import Inputs, batch_size, call
 from bensemble.models.outputs import OutputSelector, select_output, tensor_paths
 from bensemble.torch_internals import pytree
 
-__all__ = ["BATCH_SIZES", "Error", "Timing", "checked_metric", "error_of", "gzip_size", "interleaved", "resized_batch"]
+__all__ = [
+    "BATCH_SIZES",
+    "Deviation",
+    "Timing",
+    "checked_metric",
+    "error_of",
+    "gzip_size",
+    "interleaved",
+    "resized_batch",
+]
 
 #: Batch sizes that are timed, as far as a model takes them.
 BATCH_SIZES = (1, 16, 128)
 
 
-def gzip_size(data: bytes, chunk: int = 1 << 24) -> int:
-    """Size of the gzip file: a header and trailer of 18 bytes around the deflated data."""
-    packer = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
-    view = memoryview(data)
-    packed = sum(len(packer.compress(view[start : start + chunk])) for start in range(0, len(data), chunk))
-    return packed + len(packer.flush()) + 18
+def gzip_size(data: bytes) -> int:
+    """Bytes of the gzip file."""
+    return len(gzip.compress(data, 6))
 
 
 # -- time
@@ -57,13 +63,13 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Time callables of one thread in turn, ``rounds`` times, each for at least ``least`` seconds a round.
 
-    Measured is the CPU time of the calling thread, which a session of ONNX Runtime with one thread runs in: what other
-    processes do in the meantime does not count.
+    It measures the CPU time of the calling thread, in which a session of ONNX Runtime with one thread runs. Time in
+    which other processes run does not count.
 
     Args:
         runs: What to time, by name. Each is run once before, to warm up.
-        reference: The name whose times the ratios are over.
-        rounds: How often everything takes its turn.
+        reference: The ratios are over the times of this name.
+        rounds: How often each is timed.
         least: Seconds; short runs are repeated within a round.
     """
     repeats: dict[str, int] = {}
@@ -107,7 +113,7 @@ def resized_batch(inputs: Inputs, size: int) -> Inputs:
 
 
 @dataclass(frozen=True)
-class Error:
+class Deviation:
     """How far a model's outputs are from another's, over some data.
 
     Attributes:
@@ -127,14 +133,14 @@ class Error:
 @torch.no_grad()
 def error_of(
     found: nn.Module, model: nn.Module, batches: Iterable[Inputs], output: OutputSelector | None = None
-) -> Error:
+) -> Deviation:
     """Compare the floating outputs of two models that take the same inputs and give the same outputs.
 
     Args:
-        found: Such as :class:`convert.onnx.files.running.OnnxModel`.
-        model: What it should compute, in the mode it is in.
+        found: The model to judge, such as :class:`convert.onnx.files.running.OnnxModel`.
+        model: The reference, in its current mode.
         batches: Inputs of both, on the device of ``model``.
-        output: Which output of the model counts, where it has more than the other one gives.
+        output: The output of the reference to compare, where it has more outputs than ``found``.
 
     Raises:
         InvalidValueError: There is no batch, the outputs differ in number or shape, or some are NaN.
@@ -175,23 +181,23 @@ class _Sums:
             self.rows += expected.numel() // expected.shape[-1]
             self.same += int((found.argmax(-1) == expected.argmax(-1)).sum())
 
-    def error(self) -> Error:
+    def error(self) -> Deviation:
         """The result."""
         if not self.power and not self.squares:
             raise InvalidValueError("compare: data must give outputs other than 0, got no batch, or zeros only.")
         relative = self.worst / self.largest if self.largest else float("inf")
         rms = (self.squares / self.power) ** 0.5 if self.power else float("inf")
-        return Error(self.worst, relative, rms, self.same / self.rows if self.rows else None)
+        return Deviation(self.worst, relative, rms, self.same / self.rows if self.rows else None)
 
 
-# -- what a user's function says
+# -- metric of the user
 
 
 def checked_metric(verb: str, value: Any, name: str) -> float:
-    """What ``evaluate`` returned for the file of a name, or an error unless it is a number.
+    """The number that ``evaluate`` returned for a file.
 
     Raises:
-        InvalidTypeError: It is no number.
+        InvalidTypeError: It is not a number.
         InvalidValueError: It is NaN.
     """
     try:

@@ -1,4 +1,4 @@
-"""The graph after torch's exporter: readable names, metadata, and the same bytes for the same model every time."""
+"""Changes to an ONNX graph: readable names, metadata, nothing that differs from export to export; and what it holds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
+from google.protobuf.message import Message
 from onnx import numpy_helper
 
 __all__ = [
@@ -24,29 +25,19 @@ __all__ = [
 ]
 
 
-def strip(proto: onnx.ModelProto) -> None:
-    """Remove what tells about the exporting machine: stack traces with paths, scopes, doc strings."""
-    proto.doc_string = ""
-    del proto.metadata_props[:]
-    for function in proto.functions:
-        function.doc_string = ""
-        del function.metadata_props[:]
-        _strip_values(function.value_info)
-        _strip_nodes(function.node)
-    for graph in _graphs(proto.graph):
-        graph.doc_string = ""
-        del graph.metadata_props[:]
-        _strip_values(graph.input)
-        _strip_values(graph.output)
-        _strip_values(graph.value_info)
-        _strip_nodes(graph.node)
-        for tensor in graph.initializer:
-            tensor.doc_string = ""
-            del tensor.metadata_props[:]
+def strip(message: Message) -> None:
+    """Remove doc strings and metadata of a model and all its parts: stack traces, with paths of this machine."""
+    for field in ("doc_string", "metadata_props"):
+        if field in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(field)
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if isinstance(value, Message) else value:
+                strip(part)
 
 
 def rename_values(proto: onnx.ModelProto, wanted: Mapping[str, str]) -> None:
-    """Rename values everywhere; a value that holds a wanted name already makes way."""
+    """Rename values everywhere; another value that already has a wanted name gets a new one."""
     taken = {name for graph in _graphs(proto.graph) for name in _defined(graph)}
     names = {old: new for old, new in wanted.items() if old in taken}
     for name in sorted(set(names.values()) & (taken - set(names))):
@@ -87,14 +78,14 @@ def rename_captured(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
 
 
 def share_transposed(proto: onnx.ModelProto, smallest: int = 1024) -> None:
-    """Store a matrix once that the graph needs both ways, as tied embeddings and heads do.
+    """Store a matrix once where the graph needs it and its transpose, as tied embeddings and heads do.
 
-    The exporter transposes weights ahead of time, and so writes a tied weight twice. ONNX Runtime does the same when it
-    loads a file.
+    The exporter transposes weights ahead of time, and so writes a tied weight twice. ONNX Runtime also transposes ahead
+    of time, when it loads a file, so this costs no latency.
 
     Args:
         proto: The model; it is changed in place.
-        smallest: Number of entries from which on it is worth it.
+        smallest: Smaller matrices, by number of entries, stay as they are.
     """
     graph = proto.graph
     matrices = [tensor for tensor in graph.initializer if len(tensor.dims) == 2 and np.prod(tensor.dims) >= smallest]
@@ -123,26 +114,33 @@ def rename_symbols(proto: onnx.ModelProto, names: Mapping[str, str]) -> None:
 
 
 def correct_output_shapes(
-    proto: onnx.ModelProto, observed: Sequence[Sequence[Sequence[int]]], sizes: Sequence[Mapping[str, int]]
+    proto: onnx.ModelProto,
+    observed: Sequence[tuple[Sequence[int], Sequence[int]]],
+    sizes: Mapping[str, tuple[int, int]],
 ) -> None:
-    """Free output axes that the exporter took for constants although they vary.
+    """Correct the shapes of outputs where the exporter is wrong: the number of axes, and axes taken for constants.
 
     Args:
         proto: The model.
-        observed: The shape of every output, in each of two trials.
-        sizes: The size of every dynamic axis, by name, in the same trials.
+        observed: The shapes of every output in two trials.
+        sizes: The sizes of every dynamic axis in the same trials, by name.
     """
     wrong = False
-    for output, first, second in zip(proto.graph.output, *observed, strict=True):
+    for output, (first, second) in zip(proto.graph.output, observed, strict=True):
         dims = output.type.tensor_type.shape.dim
-        if not len(dims) == len(first) == len(second):  # the model squeezes a size of one
+        if len(first) != len(second):  # the model squeezes a size of one
             continue
-        for axis, (dim, *pair) in enumerate(zip(dims, first, second, strict=True)):
+        if len(dims) != len(first):  # torch 2.9 gives the states of an LSTM one axis too many
+            del dims[:]
+            dims.extend(onnx.TensorShapeProto.Dimension(dim_value=size) for size in first)
+            wrong = True
+        for axis, dim in enumerate(dims):
+            pair = first[axis], second[axis]
             if not dim.dim_param and pair[0] != pair[1]:
-                names = [name for name in sizes[0] if [sizes[0][name], sizes[1][name]] == pair]
+                names = [name for name, varied in sizes.items() if varied == pair]
                 dim.dim_param = names[0] if names else f"{output.name}_{axis}"
                 wrong = True
-    if wrong:  # the shapes on the way there are wrong too
+    if wrong:  # the shapes of the values before the outputs are wrong too
         for graph in _graphs(proto.graph):
             del graph.value_info[:]
 
@@ -206,15 +204,3 @@ def _defined(graph: onnx.GraphProto) -> Iterator[str]:
         yield sparse.values.name
     for node in graph.node:
         yield from node.output
-
-
-def _strip_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
-    for node in nodes:
-        node.doc_string = ""
-        del node.metadata_props[:]
-
-
-def _strip_values(values: Iterable[onnx.ValueInfoProto]) -> None:
-    for value in values:
-        value.doc_string = ""
-        del value.metadata_props[:]

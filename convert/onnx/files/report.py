@@ -1,10 +1,13 @@
-"""What an ONNX file holds, and what running it showed."""
+"""The content of an ONNX file, and what was measured when it was exported."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from bensemble.errors import shown
+from bensemble.tables import text_table
 
 __all__ = ["ExportReport", "OnnxSummary", "TensorInfo"]
 
@@ -29,14 +32,14 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class OnnxSummary:
-    """What an ONNX file holds.
+    """The content of an ONNX file.
 
     Attributes:
         path: The file.
         size: Bytes on disk, with the files of external weights.
         gzip_size: Bytes after gzip.
-        inputs: What the graph takes.
-        outputs: What the graph gives.
+        inputs: Inputs of the graph.
+        outputs: Outputs of the graph.
         parameters: Number of stored weights: the entries of all float, int8 and int4 tensors with at least one axis.
             The exporter folds BatchNorm into convolutions, so the model may have had more. Biases of quantised layers
             are int32 and not counted, nor are scales and zero points.
@@ -63,40 +66,34 @@ class OnnxSummary:
         return self.zeros / self.parameters if self.parameters else 0.0
 
     def __str__(self) -> str:
-        return "\n".join(self._lines())
+        return "\n".join([str(self.path), *text_table(self._rows(), indent="  ")])
 
-    def _lines(self) -> list[str]:
+    def _rows(self) -> list[tuple[str, str]]:
+        """Label and text of each line."""
         nodes = sum(self.operators.values())
-        lines = [
-            f"{self.path}",
-            f"  size        {_bytes(self.size)}, {_bytes(self.gzip_size)} gzipped",
-            f"  parameters  {self.parameters:,}, {self.sparsity:.1%} zeros",
-            f"  graph       {nodes} {'operator' if nodes == 1 else 'operators'}, opset {self.opset}",
+        rows = [
+            ("size", f"{_bytes(self.size)}, {_bytes(self.gzip_size)} gzipped"),
+            ("parameters", f"{self.parameters:,}, {self.sparsity:.1%} zeros"),
+            ("graph", f"{nodes} {'operator' if nodes == 1 else 'operators'}, opset {self.opset}"),
         ]
-        lines += [
-            f"  {label if not row else '':<10}  {row_text}"
-            for label, rows in (
-                ("inputs", self.inputs),
-                ("outputs", self.outputs),
-                ("metadata", sorted(self.metadata.items())),
-            )
-            for row, row_text in enumerate(_row(entry) for entry in rows)
-        ]
-        return lines
+        metadata = [f"{key} = {shown(value)}" for key, value in sorted(self.metadata.items())]
+        for label, texts in (("inputs", self.inputs), ("outputs", self.outputs), ("metadata", metadata)):
+            rows += [("" if row else label, str(text)) for row, text in enumerate(texts)]
+        return rows
 
 
 @dataclass(frozen=True)
 class ExportReport(OnnxSummary):
-    """What an ONNX file holds, and what running it in ONNX Runtime showed.
+    """The content of an exported file, and its errors and latency in ONNX Runtime.
 
     Attributes:
         max_error: Largest absolute difference from the model's outputs; None when the file was not verified.
         relative_error: The same over the largest absolute output; None when the file was not verified.
-        tolerance: What the relative error may be at most, by the model's precision or by its own rounding; None for a
-            quantised file, whose error over the calibration data is measured and not bounded.
-        latency_ms: Median milliseconds of a run on one thread, by batch size (key 0: no batch axis); empty when the
-            file was not verified.
-        quantization: How the weights were rounded, None where they were not.
+        tolerance: Largest relative error allowed, by the model's precision or by its own rounding error; None for a
+            quantised file, whose error on the calibration data is measured and not bounded.
+        latency_ms: CPU time of a run on one thread, median in milliseconds, by batch size (key 0: no batch axis); empty
+            when the file was not verified.
+        quantization: How the file was quantised, None where it was not.
         rms_error: Of a quantised file, root mean square of the difference over that of the model's outputs.
         agreement: Of a quantised file, share of the examples (rows of the last axis) with the same largest output.
         sparse_tensors: How many weights are stored by their nonzero entries.
@@ -116,38 +113,22 @@ class ExportReport(OnnxSummary):
         """Whether the written file was run and reproduced the model."""
         return self.max_error is not None
 
-    def _lines(self) -> list[str]:
-        lines = super()._lines()
+    def _rows(self) -> list[tuple[str, str]]:
+        rows = super()._rows()
         if self.sparse_tensors:
-            lines.append(f"  sparse      {self.sparse_tensors} weights stored by their nonzero entries")
+            rows.append(("sparse", f"{self.sparse_tensors} weights stored by their nonzero entries"))
         if self.quantization is not None:
-            lines.append(f"  quantised   {self.quantization}")
+            rows.append(("quantised", self.quantization))
         if self.max_error is None:
-            return [*lines, "  verified    no"]
-        if self.quantization is not None:
-            agrees = "" if self.agreement is None else f", same largest output for {self.agreement:.1%}"
-            lines.append(
-                f"  error       max {self.max_error:.1e}, {self.relative_error:.1e} of the largest output, "
-                f"rms {self.rms_error:.1e}{agrees}"
-            )
+            return [*rows, ("verified", "no")]
+        error = f"{self.max_error:.1e}, {self.relative_error:.1e} of the largest output"
+        if self.quantization is None:
+            rows.append(("verified", f"max error {error} (allowed {self.tolerance:.0e})"))
         else:
-            lines.append(self._bounded())
+            agrees = "" if self.agreement is None else f", same largest output for {self.agreement:.1%}"
+            rows.append(("error", f"max {error}, rms {self.rms_error:.1e}{agrees}"))
         times = [f"{value:.3g} ms" + (f" at batch {size}" if size else "") for size, value in self.latency_ms.items()]
-        return [*lines, f"  latency     {', '.join(times)}, one thread"] if times else lines
-
-    def _bounded(self) -> str:
-        return (
-            f"  verified    max error {self.max_error:.1e}, {self.relative_error:.1e} of the largest output "
-            f"(allowed {self.tolerance:.0e})"
-        )
-
-
-def _row(entry: TensorInfo | tuple[str, str]) -> str:
-    if isinstance(entry, TensorInfo):
-        return str(entry)
-    key, value = entry
-    shown = value if len(value) <= 80 else value[:77] + "..."
-    return f"{key} = {shown}"
+        return [*rows, ("latency", f"{', '.join(times)}, one thread")] if times else rows
 
 
 def _bytes(count: int) -> str:

@@ -1,4 +1,4 @@
-"""An ONNX file as a torch module, so that what was written for the model runs on its files: metrics, errors, timing."""
+"""An ONNX file as a torch module, so that code written for the torch model (a metric, say) also takes its files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from bensemble.models.outputs import describe, tensor_paths
 
 from ...runtime import check_digest
 
-__all__ = ["OnnxModel", "feed", "one_thread_session"]
+__all__ = ["OnnxModel", "input_arrays", "one_thread_session"]
 
 
 def one_thread_session(path: str | os.PathLike[str]) -> Any:
-    """An ONNX Runtime session on one CPU thread, as silent as it can be.
+    """An ONNX Runtime session on one CPU thread that prints nothing below a fatal error.
 
-    It raises what ONNX Runtime raises, and UncertaintyFileError where a file of ours has other bytes than were written.
+    It raises what ONNX Runtime raises, and UncertaintyFileError where the digest in a file does not match its bytes.
     """
     import onnxruntime  # not needed to export without verification
 
@@ -32,14 +32,14 @@ def one_thread_session(path: str | os.PathLike[str]) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
-def feed(session: Any, tensors: Sequence[Tensor]) -> dict[str, Any]:
+def input_arrays(session: Any, tensors: Sequence[Tensor]) -> dict[str, Any]:
     """Arrays by input name, for tensors in the order of the file's inputs."""
     names = [entry.name for entry in session.get_inputs()]
     return {name: tensor.detach().numpy() for name, tensor in zip(names, tensors, strict=True)}
 
 
 class OnnxModel(nn.Module):
-    """Runs an ONNX file in ONNX Runtime on one CPU thread, as if it were the torch model that it came from.
+    """Runs an ONNX file in ONNX Runtime on one CPU thread; it is called as the torch model is.
 
     It takes tensors by position, or by the names of the file's inputs, and returns a tensor, or a dict of them by name
     where the file has several outputs. It has no weights and no gradients.
@@ -95,7 +95,7 @@ class OnnxModel(nn.Module):
             ) from err
 
     def feed(self, inputs: Any) -> dict[str, Any]:
-        """Arrays by input name: by the names of a mapping where they are the file's, else by order."""
+        """Arrays by input name: a mapping's values by its keys where they are the file's names, else by order."""
         if not isinstance(inputs, (Tensor, tuple, list, dict)) and not hasattr(inputs, "keys"):
             raise InvalidTypeError(f"OnnxModel: inputs must be tensors, got {describe(inputs)}.")
         found = {path.replace(".", "_"): tensor.detach().cpu().numpy() for path, tensor in tensor_paths(inputs)}

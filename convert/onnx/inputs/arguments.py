@@ -1,7 +1,7 @@
-"""What a model is called with and what it returns, as flat lists of named tensors.
+"""The inputs and outputs of a model as flat lists of named tensors.
 
-ONNX knows tensors only. A call ``model(x, (h, c))`` becomes the inputs ``x``, ``hx_0``, ``hx_1``, after the names of
-forward's arguments; what is no tensor stays as it is in the example. An output ``{"logits": a, "states": (b, c)}``
+ONNX has tensors only. A call ``model(x, (h, c))`` becomes the inputs ``x``, ``hx_0``, ``hx_1``, after the names of
+forward's arguments; other values stay as they are in the example. An output ``{"logits": a, "states": (b, c)}``
 becomes ``logits``, ``states_0``, ``states_1``.
 """
 
@@ -52,22 +52,26 @@ class FlatModel(nn.Module):
         selector: Which output to keep, see :func:`bensemble.models.outputs.select_output`; None keeps all.
 
     Attributes:
-        scales: Outputs whose error is judged by the largest value among others, by their names. The rest: by their own.
+        name: Class of the user's model.
+        count: Number of networks in the file.
+        scales: For some outputs the outputs whose largest value their error is divided by; the rest: by their own.
         rewrites: Whether the exporter's graph goes through :meth:`rewrite` before it is optimized.
     """
 
+    count = 1
     scales: ClassVar[Mapping[str, Sequence[str]]] = {}
     rewrites: ClassVar[bool] = False
 
     def __init__(self, network: nn.Module, arguments: Arguments, selector: OutputSelector | None = None) -> None:
         super().__init__()
         self.network = network
+        self.name = type(network).__name__
         self.arguments = arguments
         self.selector = selector
         self.train(network.training)
 
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The outputs in the order of :meth:`named`."""
+    def forward(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The outputs in the order of :meth:`named`; on one tuple, because torch 2.9 cannot export ``*tensors``."""
         return tuple(self.named(tensors).values())
 
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -79,7 +83,7 @@ class FlatModel(nn.Module):
 
 
 def read_arguments(model: nn.Module, example_inputs: Inputs, input_names: Sequence[str] | None = None) -> Arguments:
-    """Take example inputs apart, on the CPU and off the tape.
+    """Take example inputs apart, on the CPU and without gradients.
 
     Args:
         model: The model they are for; its forward gives the names.
@@ -87,7 +91,7 @@ def read_arguments(model: nn.Module, example_inputs: Inputs, input_names: Sequen
         input_names: Other names, one for each tensor.
 
     Raises:
-        InvalidTypeError: The inputs are no tensor, tuple or mapping.
+        InvalidTypeError: The inputs are not a tensor, tuple or mapping.
         InvalidValueError: They hold no tensor, or the names do not fit.
     """
     if not isinstance(example_inputs, (Tensor, tuple, Mapping)):
@@ -106,7 +110,7 @@ def read_arguments(model: nn.Module, example_inputs: Inputs, input_names: Sequen
 
 
 def checked_names(what: str, wanted: Sequence[str], found: Sequence[str]) -> tuple[str, ...]:
-    """The user's names in place of ``found``, after making sure that they are as many, different and not empty."""
+    """The user's names in place of ``found``, checked: as many, all different, none empty."""
     names = (wanted,) if isinstance(wanted, str) else tuple(wanted)
     if any(not isinstance(name, str) or not name for name in names):
         raise InvalidTypeError(f"export_onnx: {what} must be strings that are not empty, got {list(names)!r}.")
@@ -127,7 +131,7 @@ def _by_argument(model: nn.Module, template: Any) -> Mapping[str, Any]:
     arguments = template if isinstance(template, tuple) else (template,)
     try:
         return inspect.signature(model.forward).bind(*arguments).arguments
-    except (TypeError, ValueError):  # no signature; or one that does not fit, which the call will tell better
+    except (TypeError, ValueError):  # no signature; or the inputs do not fit it: the error of the call says more
         return {f"input_{index}": argument for index, argument in enumerate(arguments)}
 
 

@@ -8,7 +8,7 @@ Axis 0 of every tensor as long as the first one is ``batch``, axis 1 of integer 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class Axis:
         return (self.smallest or 1) <= size and (self.largest is None or size <= self.largest)
 
     def other_sizes(self) -> list[int]:
-        """Sizes to try that differ from the example's, the most telling first."""
+        """Sizes to try that differ from the example's, in the order in which they are tried."""
         size = self.size
         if self.required:
             wanted = [size + 1, 2 * size, size - 1, size // 2]
@@ -63,7 +63,7 @@ def dynamic_axes(arguments: Arguments, dynamic_shapes: Mapping[str, Any] | None 
     """The axes that may vary, in the order in which they occur.
 
     Raises:
-        InvalidTypeError: ``dynamic_shapes`` is no mapping of mappings.
+        InvalidTypeError: ``dynamic_shapes`` is not a mapping of mappings.
         InvalidValueError: It names an input or axis that does not exist, or gives one name to different sizes.
     """
     requested = _requested(arguments, dynamic_shapes)
@@ -84,9 +84,8 @@ def dynamic_axes(arguments: Arguments, dynamic_shapes: Mapping[str, Any] | None 
                     f"dynamic_shapes: '{new.name}' is axis {axis} of '{name}' with size {new.size} and another axis "
                     f"with size {old.size}; give them different names."
                 )
-            merged[new.name] = Axis(
-                old.name, (*old.places, *new.places), old.size, old.required or new.required, old.smallest, old.largest
-            )
+            places, needed = (*old.places, *new.places), old.required or new.required
+            merged[new.name] = replace(old, places=places, required=needed)
     refuse("export_onnx", problems, InvalidValueError)
     return tuple(merged.values())
 
@@ -150,7 +149,7 @@ def _requested(arguments: Arguments, dynamic_shapes: Mapping[str, Any] | None) -
                 problems.append(f"dynamic_shapes: '{name}' has {sizes[name]} axes, got axis {axis!r}.")
             elif label is None:
                 continue
-            elif not label or type(label) not in (str, Dim):  # derived dimensions are a type of their own
+            elif not label or type(label) not in (str, Dim):  # derived dimensions have another type
                 problems.append(
                     f"dynamic_shapes: axis {axis} of '{name}' must be a name or a torch.export.Dim, got {label!r}; "
                     "leave an axis out to fix it."

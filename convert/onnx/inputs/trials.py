@@ -1,7 +1,7 @@
-"""What the model itself answers: at the example, and at every other size that it accepts.
+"""Runs of the model itself: at the example, and at another size of every axis that may vary.
 
-The trials are run before anything is exported. They tell which axes may vary at all, give the exporter sizes that do
-not look special (a batch of one is doubled), and are what the written file has to reproduce.
+The trials are run before anything is exported. They find the axes that may vary, give the exporter sizes that it does
+not take for constants (a batch of one is doubled), and hold the outputs that the written file must reproduce.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bensemble.errors import BensembleError, ExportError
+from bensemble.errors import BensembleError, ExportError, one_line
 
 from .arguments import FlatModel
 from .axes import BATCH, Axis, resized
 
-__all__ = ["Trial", "Trials", "one_line", "run_trials"]
+__all__ = ["Trial", "Trials", "run_trials"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Trial:
     """One call of the model.
 
     Attributes:
-        tensors: What went in.
-        outputs: What came out, by name.
+        tensors: The inputs.
+        outputs: The outputs by name.
         sizes: The size of each dynamic axis, by name.
     """
 
@@ -37,13 +37,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Trials:
-    """What a model answers.
+    """Outputs of a model for several inputs.
 
     Attributes:
         model: The model.
         example: The trial at the example.
         varied: The trial where every axis has another size; the same object as ``example`` where nothing varies.
-        single: The trial at a batch of one, where models like to branch or squeeze, or None.
+        single: The trial at a batch of one, where models may branch or squeeze, or None.
         axes: The axes that vary.
     """
 
@@ -60,11 +60,7 @@ class Trials:
 
 
 def run_trials(model: FlatModel, axes: Sequence[Axis]) -> Trials:
-    """Run the model at the example and at another size of every axis.
-
-    Args:
-        model: The model, in eval mode.
-        axes: The axes that should vary.
+    """Run a model in eval mode at the example and at another size of every axis.
 
     Raises:
         ExportError: The model rejects the example, or another size of an axis that has to vary.
@@ -72,7 +68,7 @@ def run_trials(model: FlatModel, axes: Sequence[Axis]) -> Trials:
     sizes = {axis.name: axis.size for axis in axes}
     try:
         example = Trial(model.arguments.tensors, _run(model, model.arguments.tensors), sizes)
-    except BensembleError:  # about the outputs, and says so
+    except BensembleError:  # its message names the output
         raise
     except Exception as err:
         raise ExportError(
@@ -127,10 +123,3 @@ def _listing(model: FlatModel, tensors: Sequence[Tensor]) -> str:
         f"'{name}' {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
         for name, tensor in zip(model.arguments.names, tensors, strict=True)
     )
-
-
-def one_line(err: BaseException, most: int = 200) -> str:
-    """Type and first line of an error, for messages that wrap it."""
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    text = f"{type(err).__name__}: {lines[0]}" if lines else type(err).__name__
-    return text if len(text) <= most else text[: most - 3] + "..."

@@ -27,13 +27,13 @@ import onnx
 from torch import Tensor
 
 from bensemble.checkpoint.writing import working_folder
-from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError
+from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError, one_line
 from bensemble.models.batches import is_loader
 from bensemble.models.outputs import describe
 
 from ..files.proto import operators
-from ..inputs.trials import Trials, one_line
-from .calibrating import CalibrationBatches
+from ..inputs.trials import Trials
+from .calibrating import calibration_batches
 
 __all__ = ["Quantization", "quantization_options"]
 
@@ -76,11 +76,8 @@ class Quantization:
         return "int8 static, per channel" if self.static else "int8 dynamic, per channel"
 
     def batches(self, trials: Trials) -> Iterable[tuple[Tensor, ...]]:
-        """The calibration data as tuples of tensors in the order of the file's inputs; without data, what was tried.
-
-        They are checked one by one, as often as they are asked for.
-        """
-        return CalibrationBatches(self.data, trials) if self.static else [trial.tensors for trial in trials.different]
+        """The calibration data, to be read once; without data, the inputs of the trials."""
+        return calibration_batches(self.data, trials) if self.static else [trial.tensors for trial in trials.different]
 
     def apply(self, proto: onnx.ModelProto, batches: Iterable[tuple[Tensor, ...]]) -> onnx.ModelProto:
         """The quantised graph.
@@ -169,7 +166,7 @@ class Quantization:
         return any(name in operators(proto) for name in NORMALISING)
 
 
-def quantization_options(quantize: str | None, calibration_data: Any, outputs: str = "mean") -> Quantization | None:
+def quantization_options(quantize: str | None, calibration_data: Any, outputs: str) -> Quantization | None:
     """The options of ``export_onnx``, checked; None without quantization.
 
     Raises:
@@ -186,8 +183,8 @@ def quantization_options(quantize: str | None, calibration_data: Any, outputs: s
         raise InvalidValueError(f"export_onnx: quantize must be 'int8' or None, got {quantize!r}.")
     if outputs != "mean":
         raise InvalidValueError(
-            f"export_onnx: quantize='int8' needs outputs='mean', got outputs={outputs!r}; eight bits round away by how "
-            "little the draws differ. Leave quantize out; sparse=True is possible."
+            f"export_onnx: quantize='int8' needs outputs='mean', got outputs={outputs!r}; eight bits cannot hold the "
+            "small differences between the draws. Leave quantize out; sparse=True is possible."
         )
     if calibration_data is None:
         return Quantization(None)

@@ -1,15 +1,15 @@
 """The first drawn layer as one operation: K convolutions or products of one input are one with K times the outputs.
 
-What is read K times is then unfolded, packed and read once, which is where ONNX Runtime spends its time in small first
-layers. The result is split into K parts again; activations and pooling that treat channels alike move before the split.
-Layers behind it have K different inputs, and one operation per draw is faster there than grouped convolutions and
-batched matrix products: ONNX Runtime packs the weights of plain ones ahead of time (measured, see
+In small first layers ONNX Runtime spends its time on unfolding, packing and reading the input; now it does so once
+instead of K times. The result is split into K parts; activations and pooling that treat channels alike move before the
+split. The layers after it have K different inputs. There one operation per draw is faster than grouped convolutions and
+batched matrix products, because ONNX Runtime packs the weights of plain ones ahead of time (measured in
 ``benchmarks/onnx_uncertainty.py``).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 __all__ = ["merge_siblings"]
 
-#: Operators that treat every channel alike, by whether they need the channels on axis 1.
+#: Operators that treat every channel alike; those of POOLING only where the channels are on axis 1.
 ELEMENTWISE = {"Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Selu", "Sigmoid", "Softplus"}
 ELEMENTWISE |= {"Abs", "Erf", "Exp", "Neg", "Sqrt", "Tanh"}
 POOLING = {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "MaxPool"}
@@ -29,136 +29,154 @@ Axes = tuple[int, int]
 
 def merge_siblings(proto: onnx.ModelProto) -> None:
     """Merge the convolutions and matrix products that differ in their stored weights only; in place."""
-    graph = proto.graph
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    readers = _readers(graph)
+    merger = _Merger(proto.graph)
+    readers = merger.readers()
     groups: dict[tuple[object, ...], list[onnx.NodeProto]] = defaultdict(list)
-    for node in graph.node:
-        if _outputs_axes(node, stored) is not None and all(readers[name] == 1 for name in node.input[1:] if name):
-            shapes = tuple(tuple(stored[name].dims) for name in node.input[1:] if name)
+    for node in proto.graph.node:
+        if merger.axes(node) is not None and all(readers[name] == 1 for name in node.input[1:] if name):
+            shapes = tuple(tuple(merger.stored[name].dims) for name in node.input[1:] if name)
             groups[node.op_type, node.input[0], _settings(node), shapes].append(node)
     for siblings in groups.values():
         if len(siblings) > 1:
-            _merge(graph, stored, siblings)
-    del graph.value_info[:]
+            merger.merge(siblings)
+    del proto.graph.value_info[:]
 
 
-def _merge(graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto], siblings: Sequence[onnx.NodeProto]) -> None:
-    """Replace siblings by one node and a split."""
-    first = siblings[0]
-    axes = _outputs_axes(first, stored)
-    assert axes is not None
-    weight_axis, axis = axes
-    joint = onnx.NodeProto()
-    joint.CopyFrom(first)
-    joint.name, joint.output[:] = f"{first.name}.joint", [f"{first.output[0]}.joint"]
-    for place, name in enumerate(first.input[1:], 1):
-        if name:
-            parts = [node.input[place] for node in siblings]
-            joint.input[place] = _joined(graph, stored, parts, weight_axis if place == 1 else 0)
-    width = stored[joint.input[1]].dims[weight_axis] // len(siblings)
-    split = onnx.helper.make_node(
-        "Split",
-        [joint.output[0]],
-        [node.output[0] for node in siblings],
-        f"{first.name}.split",
-        axis=axis,
-        num_outputs=len(siblings),
-    )
-    position = next(index for index, node in enumerate(graph.node) if node.output[:1] == first.output[:1])
-    for node in siblings:
-        graph.node.remove(node)
-    graph.node.insert(position, joint)
-    graph.node.insert(position + 1, split)
-    position += 1
-    while _move_before(graph, stored, position, axis, width):
-        position += 1
+class _Merger:
+    """Changes a graph in place.
 
+    Attributes:
+        graph: The graph.
+        stored: Its initializers by name.
+    """
 
-def _move_before(
-    graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto], position: int, axis: int, width: int
-) -> bool:
-    """Let the operation that follows on every part work on the whole instead; False where there is none such."""
-    split = graph.node[position]
-    ends = {value.name for value in graph.output}
-    following = []
-    for part in split.output:
-        found = [node for node in graph.node if part in node.input]
-        if len(found) != 1 or part in ends or list(found[0].input).count(part) != 1 or len(found[0].output) != 1:
-            return False
-        following.append(found[0])
-    first = following[0]
-    if any(node.op_type != first.op_type or _settings(node) != _settings(first) for node in following):
-        return False
-    joint = onnx.NodeProto()
-    joint.CopyFrom(first)
-    joint.name, joint.output[:] = f"{first.name}.joint", [f"{first.output[0]}.joint"]
-    if first.op_type in ELEMENTWISE or (first.op_type in POOLING and axis == 1):
-        if any(
-            list(node.input[1:]) != list(first.input[1:]) or node.input[0] != part
-            for node, part in zip(following, split.output, strict=True)
-        ):
-            return False
-        joint.input[0] = split.input[0]
-    elif first.op_type == "Add":
-        others = [
-            next((name for name in node.input if name != part), "")
-            for node, part in zip(following, split.output, strict=True)
-        ]
-        vectors = all(name in stored and list(stored[name].dims) == [width] for name in others)
-        if (
-            axis != -1
-            or not vectors
-            or len(set(others)) != len(others)
-            or any(_readers(graph)[name] > 1 for name in others)
-        ):
-            return False
-        joint.input[:] = [split.input[0], _joined(graph, stored, others, 0)]
-    else:
-        return False
-    split.input[0] = joint.output[0]
-    split.output[:] = [node.output[0] for node in following]
-    for node in following:
-        graph.node.remove(node)
-    graph.node.insert(position, joint)
-    return True
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.graph = graph
+        self.stored = {tensor.name: tensor for tensor in graph.initializer}
 
+    def readers(self) -> Counter[str]:
+        """How often each value is read."""
+        return Counter(name for node in self.graph.node for name in node.input)
 
-def _joined(graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto], names: Sequence[str], axis: int) -> str:
-    """A stored tensor that joins others, which it replaces."""
-    whole = np.concatenate([numpy_helper.to_array(stored[name]) for name in names], axis)
-    for name in names:
-        graph.initializer.remove(stored.pop(name))
-    tensor = numpy_helper.from_array(whole, names[0].removesuffix(".draw0") + ".draws")
-    graph.initializer.append(tensor)
-    stored[tensor.name] = tensor
-    return tensor.name
-
-
-def _outputs_axes(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> Axes | None:
-    """Where the outputs lie in weight and result, None where the node cannot be merged with its siblings."""
-    if len(node.input) < 2 or node.input[0] in stored or any(name and name not in stored for name in node.input[1:]):
+    def axes(self, node: onnx.NodeProto) -> Axes | None:
+        """Where the outputs lie in weight and result, None where the node cannot be merged with its siblings."""
+        stored, weights = self.stored, node.input[1:]
+        if not weights or node.input[0] in stored or any(name and name not in stored for name in weights):
+            return None
+        settings = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        if node.op_type == "Conv" and settings.get("group", 1) == 1:
+            return 0, 1
+        if node.op_type == "Gemm" and not settings.get("transA", 0):
+            bias = stored[node.input[2]].dims if len(node.input) > 2 and node.input[2] else ()
+            return (0 if settings.get("transB", 0) else 1, 1) if len(bias) < 2 else None
+        if node.op_type == "MatMul" and len(stored[node.input[1]].dims) == 2:
+            return 1, -1
         return None
-    settings = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-    if node.op_type == "Conv" and settings.get("group", 1) == 1:
-        return 0, 1
-    if node.op_type == "Gemm" and not settings.get("transA", 0):
-        bias = stored[node.input[2]].dims if len(node.input) > 2 and node.input[2] else ()
-        return (0 if settings.get("transB", 0) else 1, 1) if len(bias) < 2 else None
-    if node.op_type == "MatMul" and len(stored[node.input[1]].dims) == 2:
-        return 1, -1
-    return None
+
+    def merge(self, siblings: Sequence[onnx.NodeProto]) -> None:
+        """Replace siblings by one node and a split."""
+        first = siblings[0]
+        axes = self.axes(first)
+        assert axes is not None
+        weight_axis, axis = axes
+        inputs = list(first.input)
+        for place, name in enumerate(first.input[1:], 1):
+            if name:
+                inputs[place] = self.joined([node.input[place] for node in siblings], weight_axis if place == 1 else 0)
+        joint = _joint_node(first, inputs)
+        parts = [node.output[0] for node in siblings]
+        name, count = f"{first.name}.split", len(siblings)
+        split = onnx.helper.make_node("Split", [joint.output[0]], parts, name, axis=axis, num_outputs=count)
+        width = self.stored[joint.input[1]].dims[weight_axis] // count
+        position = next(index for index, node in enumerate(self.graph.node) if node.output[:1] == first.output[:1])
+        for node in siblings:
+            self.graph.node.remove(node)
+        self.graph.node.insert(position, joint)
+        self.graph.node.insert(position + 1, split)
+        position += 1
+        while self.move_before(position, axis, width):
+            position += 1
+
+    def move_before(self, position: int, axis: int, width: int) -> bool:
+        """Apply the operation that follows on every part to the whole, before the split.
+
+        Args:
+            position: Index of the split among the nodes.
+            axis: Axis that is split.
+            width: Size of one part along it.
+
+        Returns:
+            False where that is impossible.
+        """
+        split = self.graph.node[position]
+        following = self.followers(split)
+        kind = following[0].op_type if following else None
+        inputs = None
+        if kind in ELEMENTWISE or (kind in POOLING and axis == 1):
+            inputs = _inputs_of_same(split, following)
+        elif kind == "Add" and axis == -1:
+            inputs = self.inputs_of_sum(split, following, width)
+        if inputs is None:
+            return False
+        joint = _joint_node(following[0], inputs)
+        split.input[0] = joint.output[0]
+        split.output[:] = [node.output[0] for node in following]
+        for node in following:
+            self.graph.node.remove(node)
+        self.graph.node.insert(position, joint)
+        return True
+
+    def followers(self, split: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """The node that reads each part, where there is exactly one and all are of one kind; else an empty list."""
+        ends = {value.name for value in self.graph.output}
+        following = []
+        for part in split.output:
+            readers = [node for node in self.graph.node for name in node.input if name == part]
+            if part in ends or len(readers) != 1 or len(readers[0].output) != 1:
+                return []
+            following.append(readers[0])
+        kinds = {(node.op_type, _settings(node)) for node in following}
+        return following if len(kinds) == 1 else []
+
+    def inputs_of_sum(self, split: onnx.NodeProto, following: Sequence[onnx.NodeProto], width: int) -> list[str] | None:
+        """The whole, and the joined biases, where each follower adds a stored vector of its own."""
+        biases = []
+        for node, part in zip(following, split.output, strict=True):
+            biases.append(node.input[1] if node.input[0] == part else node.input[0])
+        vectors = all(name in self.stored and list(self.stored[name].dims) == [width] for name in biases)
+        readers = self.readers()
+        if not vectors or any(readers[name] > 1 for name in biases):
+            return None
+        return [split.input[0], self.joined(biases, 0)]
+
+    def joined(self, names: Sequence[str], axis: int) -> str:
+        """The name of a stored tensor that joins others, which it replaces."""
+        whole = np.concatenate([numpy_helper.to_array(self.stored[name]) for name in names], axis)
+        for name in names:
+            self.graph.initializer.remove(self.stored.pop(name))
+        tensor = numpy_helper.from_array(whole, names[0].removesuffix(".draw0") + ".draws")
+        self.graph.initializer.append(tensor)
+        self.stored[tensor.name] = tensor
+        return tensor.name
+
+
+def _inputs_of_same(split: onnx.NodeProto, following: Sequence[onnx.NodeProto]) -> list[str] | None:
+    """The whole, and the settings that all followers read, such as the bounds of Clip."""
+    settings = list(following[0].input[1:])
+    for node, part in zip(following, split.output, strict=True):
+        if list(node.input) != [part, *settings]:
+            return None
+    return [split.input[0], *settings]
+
+
+def _joint_node(first: onnx.NodeProto, inputs: Sequence[str]) -> onnx.NodeProto:
+    """A node like the first of several, with other inputs."""
+    joint = onnx.NodeProto()
+    joint.CopyFrom(first)
+    joint.name, joint.input[:], joint.output[:] = f"{first.name}.joint", inputs, [f"{first.output[0]}.joint"]
+    return joint
 
 
 def _settings(node: onnx.NodeProto) -> bytes:
     """The attributes, comparable."""
     return b"".join(sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute))
-
-
-def _readers(graph: onnx.GraphProto) -> dict[str, int]:
-    """How often each value is read."""
-    counts: dict[str, int] = defaultdict(int)
-    for node in graph.node:
-        for name in node.input:
-            counts[name] += 1
-    return counts

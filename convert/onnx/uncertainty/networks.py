@@ -19,17 +19,17 @@ __all__ = ["SampledModel"]
 
 
 class SampledModel(FlatModel):
-    """Networks and their statistics: to trace, each with a marker for its K draws; to run, draw after draw.
+    """Networks and the statistics of their outputs. Traced, each network once; run, once for each draw.
 
     Args:
         networks: The deterministic networks, more than one for an ensemble.
         arguments: How their call is put together.
         selector: Which of their outputs the uncertainty is about.
-        draws: For each network K weights for each posterior, by name; none for a network without.
-        statistics: What the file answers.
+        draws: For each network K weights for each posterior, by name; empty for a network without posteriors.
+        statistics: The outputs of the file.
 
     Attributes:
-        count: Number of networks in the file, over all draws.
+        count: Number of networks in the file: all draws of all networks.
     """
 
     scales = SCALES
@@ -44,7 +44,7 @@ class SampledModel(FlatModel):
         statistics: Statistics,
     ) -> None:
         super().__init__(networks[0] if len(networks) == 1 else nn.ModuleList(networks).eval(), arguments, selector)
-        self.count = sum(len(next(iter(drawn.values()), [None])) for drawn in draws)
+        self.name = type(networks[0]).__name__
         self._networks = tuple(networks)
         self._draws = {
             id(network.get_parameter(name)): values
@@ -52,10 +52,11 @@ class SampledModel(FlatModel):
             for name, values in drawn.items()
         }
         self._counts = [len(next(iter(drawn.values()), [None])) for drawn in draws]
+        self.count = sum(self._counts)
         self._statistics = statistics
 
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """What is traced: each network once, for whose output :meth:`rewrite` puts those of its draws."""
+    def forward(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What is traced: each network once; :meth:`rewrite` replaces its output by those of its draws."""
         stacks = [
             members(self._output(network, tensors), count, index)
             for index, (network, count) in enumerate(zip(self._networks, self._counts, strict=True))

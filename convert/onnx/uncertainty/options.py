@@ -1,9 +1,9 @@
-"""What may be asked of an uncertainty file, checked before anything is computed, and what it says about itself."""
+"""The options of an uncertainty file, checked before anything is computed, and the metadata of the file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,18 +23,18 @@ from ..inputs.arguments import Arguments
 from .networks import SampledModel
 from .statistics import Statistics
 
-__all__ = ["MOST_BYTES", "UncertaintyOptions", "uncertainty_options"]
+__all__ = ["MOST_BYTES", "UncertaintyOptions", "check_draws_fit", "num_bytes", "uncertainty_options"]
 
 #: A protobuf message, and so a self-contained ONNX file, holds less than 2 GiB.
 MOST_BYTES = 2**31 - 1
 
-#: References of a calibration whose names in the file are others.
+#: Names in the file of those references of a calibration that have another name there.
 OWN_NAMES = {"epistemic_std": "std"}
 
 
 @dataclass(frozen=True)
 class UncertaintyOptions:
-    """What was asked of an uncertainty file, checked.
+    """The options of an uncertainty file, checked.
 
     Attributes:
         num_samples: Number of draws K.
@@ -47,10 +47,6 @@ class UncertaintyOptions:
     likelihood: Likelihood | None
     calibration: Calibration | None
     generator: torch.Generator | None
-
-    def check(self, models: Sequence[nn.Module]) -> None:
-        """Refuse what cannot be written, before anything is computed."""
-        check_draws_fit(models, self.num_samples)
 
     def model(
         self,
@@ -69,10 +65,15 @@ class UncertaintyOptions:
         """
         generator = torch.Generator().manual_seed(0) if self.generator is None else self.generator
         draws = [weight_draws(source, self.num_samples, generator) for source in sources]
-        return SampledModel(networks, arguments, selector, draws, self._statistics())
+        statistics = Statistics(self.likelihood)
+        if self.calibration is not None:
+            threshold = self.calibration.conformal_threshold
+            sets = isinstance(self.likelihood, DiscreteLikelihood)
+            statistics = Statistics(self.likelihood, self.calibration.temperature, threshold if sets else None)
+        return SampledModel(networks, arguments, selector, draws, statistics)
 
     def metadata(self, count: int, outputs: Mapping[str, Tensor], own: Mapping[str, str]) -> dict[str, str]:
-        """What the file says about itself.
+        """The metadata of the file.
 
         Args:
             count: Number of networks in the file.
@@ -80,7 +81,7 @@ class UncertaintyOptions:
             own: The user's strings.
 
         Raises:
-            InvalidValueError: The user's ``classes`` are not as many as the outputs tell apart.
+            InvalidValueError: The user's ``classes`` are not as many as those of the outputs.
         """
         uncertainty = outputs["entropy" if "entropy" in outputs else "std"]
         found = {
@@ -90,10 +91,9 @@ class UncertaintyOptions:
             "bensemble.terms": str(uncertainty[0].numel()),
         }
         if isinstance(self.likelihood, (Bernoulli, Categorical)):
-            shape = self.likelihood.class_probs(outputs["probs"]).shape
-            axis = (
-                self.likelihood.axis(outputs["probs"]) if isinstance(self.likelihood, Categorical) else len(shape) - 1
-            )
+            probs = outputs["probs"]
+            shape = self.likelihood.class_probs(probs).shape
+            axis = self.likelihood.axis(probs) if isinstance(self.likelihood, Categorical) else len(shape) - 1
             found["bensemble.class_axis"] = str(axis)
             classes = class_names(own.get("classes", ""))
             if classes and len(classes) != shape[axis]:
@@ -107,12 +107,6 @@ class UncertaintyOptions:
             found["bensemble.reference"] = json.dumps(reference)
         return found
 
-    def _statistics(self) -> Statistics:
-        if self.calibration is None:
-            return Statistics(self.likelihood)
-        threshold = self.calibration.conformal_threshold if isinstance(self.likelihood, DiscreteLikelihood) else None
-        return Statistics(self.likelihood, self.calibration.temperature, threshold)
-
 
 def uncertainty_options(
     outputs: str, method: str, num_samples: int, likelihood: Any, calibration: Any, generator: Any
@@ -120,7 +114,7 @@ def uncertainty_options(
     """The options of ``outputs="uncertainty"``, checked; None for the mean.
 
     Raises:
-        InvalidTypeError, InvalidValueError: A value that cannot work, or an option that the mean has no use for.
+        InvalidTypeError, InvalidValueError: A value that cannot work, or an option that has no effect with the mean.
     """
     given = {"likelihood": likelihood, "calibration": calibration, "generator": generator}
     if outputs == "mean":
@@ -177,6 +171,11 @@ def weight_draws(model: nn.Module, num_samples: int, generator: torch.Generator)
     return draws
 
 
+def num_bytes(tensors: Iterable[Tensor]) -> int:
+    """The size of tensors in memory, each once."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in {id(tensor): tensor for tensor in tensors}.values())
+
+
 def check_draws_fit(models: Sequence[nn.Module], num_samples: int) -> None:
     """Refuse a model without posteriors, or more draws than one file holds, before anything is computed.
 
@@ -195,10 +194,9 @@ def check_draws_fit(models: Sequence[nn.Module], num_samples: int) -> None:
             "export_onnx: an ensemble must be all Bayesian or all deterministic, got both; bayesify the rest."
         )
     every = [posterior for found in posteriors for posterior in found]
-    drawn = sum(posterior.mu.numel() * posterior.mu.element_size() for posterior in every)
-    own = {id(tensor) for p in every for tensor in (p.mu, p.rho, p.mask) if tensor is not None}
-    tensors = {id(tensor): tensor for model in models for tensor in (*model.parameters(), *model.buffers())}
-    shared = sum(t.numel() * t.element_size() for key, t in tensors.items() if key not in own)
+    drawn = sum(num_bytes([posterior.mu]) for posterior in every)
+    own = [tensor for p in every for tensor in (p.mu, p.rho, p.mask) if tensor is not None]
+    shared = num_bytes([t for model in models for t in (*model.parameters(), *model.buffers())]) - num_bytes(own)
     size = shared + num_samples * drawn
     if size > MOST_BYTES:
         fitting = max((MOST_BYTES - shared) // max(drawn, 1), 0)

@@ -1,9 +1,9 @@
-"""K weight draws inside one graph: everything that depends on a drawn weight, once for each draw.
+"""K weight draws inside one graph: copies of everything that depends on a drawn weight, one for each draw.
 
-The model is traced once. Where its output enters the statistics stands a marker, an operator of our own that takes the
-output of one network and gives the stack of K. This pass replaces it: the nodes between the drawn weights and the
-marker are copied K times, each copy with its own weights; what depends on no drawn weight, the trunk before the first
-posterior above all, stays as it is and is computed once.
+The model is traced once, with a marker between its output and the statistics: a custom operator that takes the output
+of one network and returns the stack of K. This pass replaces the marker: the nodes between the drawn weights and the
+marker are copied K times, each copy with its own weights. Nodes that depend on no drawn weight, mainly those before the
+first posterior, stay as they are and are computed once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DOMAIN, MARKER = "bensemble", "Members"
 
 
 def members(output: Tensor, count: int, index: int = 0) -> Tensor:
-    """The marker: stands for the outputs of ``count`` networks that are traced as one.
+    """The marker for the outputs of ``count`` networks that are traced as one.
 
     Args:
         output: Output of the network, shape (B, ...).
@@ -32,7 +32,7 @@ def members(output: Tensor, count: int, index: int = 0) -> Tensor:
         index: Which network of an ensemble it is.
 
     Returns:
-        A symbolic tensor of shape (K, B, ...), to trace and not to run.
+        A symbolic tensor of shape (K, B, ...), for tracing only.
     """
     return torch.onnx.ops.symbolic(
         f"{DOMAIN}::{MARKER}",
@@ -63,7 +63,7 @@ def replicate(proto: onnx.ModelProto, draws: Mapping[str, Sequence[Tensor]]) -> 
             nodes += list(_stacked(node, nodes, drawn))
         else:
             nodes.append(node)
-    for node in nodes:  # where more than the stack reads a copied value, its shape for one, draw 0 stands for all
+    for node in nodes:  # other readers of a copied value, such as those of its shape, take draw 0
         rename_captured(node, {name: _draw_name(name, 0) for name in drawn})
     del graph.node[:]
     graph.node.extend(_read(nodes, {value.name for value in graph.output}))

@@ -1,4 +1,4 @@
-r"""What an uncertainty file answers, as functions of the outputs of K networks.
+r"""The outputs of an uncertainty file, as functions of the outputs of K networks.
 
 For class probabilities :math:`p_k` of K draws and their mean :math:`\bar p`, in nats:
 
@@ -24,7 +24,7 @@ from bensemble.likelihoods import Bernoulli, Categorical, DiscreteLikelihood, Li
 
 __all__ = ["Statistics"]
 
-#: The outputs that say how large the errors of another one may be: it is a difference of numbers of that size.
+#: For each output those whose size bounds its rounding error: it is a difference of numbers of that size.
 SCALES = {
     "std": ("mean", "std"),
     "entropy": ("probs", "entropy"),
@@ -85,7 +85,7 @@ class Statistics:
         return (likelihood.entropy(probs) - expected).clamp_min(0)
 
     def _entropy(self, probs: Tensor) -> Tensor:
-        """Entropy of the prediction; of classes without the cases of ``torch.special.entr``, an operator for each."""
+        """Entropy of the prediction; for classes without ``torch.special.entr``, whose cases cost operators."""
         if not isinstance(self.likelihood, Categorical):
             assert isinstance(self.likelihood, DiscreteLikelihood)
             return self.likelihood.entropy(probs)
@@ -108,8 +108,8 @@ def _moments(samples: Tensor) -> dict[str, Tensor]:
 def _divergence(samples: Tensor, probs: Tensor) -> Tensor:
     r"""Mean over the draws of the terms :math:`\bar p\, g(p_k / \bar p)`, 0 where :math:`\bar p` is 0.
 
-    Near one, g is flat: a ratio that was rounded gives the right value, if both of its terms take that same ratio.
-    There ``ratio - 1`` is exact, and so is the logarithm to the last bit.
+    Near one, g is flat: a rounded ratio gives the right value if both terms of g use that same ratio. There
+    ``ratio - 1`` is exact, and the logarithm is exact to the last bit.
     """
     tiny = torch.finfo(probs.dtype).tiny
     ratio = samples * (1 / probs.clamp_min(tiny))
