@@ -4,16 +4,19 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test quick check format lint types wheel zoo compaction-sweep properties hostile bench bench-peers clean
+.PHONY: demo test test-mnist quick check format lint types wheel zoo compaction-sweep properties hostile bench bench-peers clean
 
 demo: $(READY)          ## the whole story on one page: demo-output/index.html
 	$(BIN)/bensemble demo --output demo-output
 
-test: $(READY)          ## every test
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+test: $(READY)          ## every test that needs no data set
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not data"
+
+test-mnist: $(READY)    ## the recipes on a pretrained network and MNIST; BENSEMBLE_MNIST names an npz file of it
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m data
 
 quick: $(READY)         ## the tests that take seconds
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not data"
 
 check: lint types test  ## what has to pass before a change lands
 
