@@ -125,7 +125,7 @@ def rename_symbols(proto: onnx.ModelProto, names: Mapping[str, str]) -> None:
 def correct_output_shapes(
     proto: onnx.ModelProto, observed: Sequence[Sequence[Sequence[int]]], sizes: Sequence[Mapping[str, int]]
 ) -> None:
-    """Free output axes that the exporter took for constants although they vary.
+    """Free output axes that the exporter took for constants although they vary, and mend a wrong number of axes.
 
     Args:
         proto: The model.
@@ -135,8 +135,12 @@ def correct_output_shapes(
     wrong = False
     for output, first, second in zip(proto.graph.output, *observed, strict=True):
         dims = output.type.tensor_type.shape.dim
-        if not len(dims) == len(first) == len(second):  # the model squeezes a size of one
+        if len(first) != len(second):  # the model squeezes a size of one
             continue
+        if len(dims) != len(first):  # torch 2.9 gives the states of an LSTM one axis too many
+            del dims[:]
+            dims.extend(onnx.TensorShapeProto.Dimension(dim_value=size) for size in first)
+            wrong = True
         for axis, (dim, *pair) in enumerate(zip(dims, first, second, strict=True)):
             if not dim.dim_param and pair[0] != pair[1]:
                 names = [name for name in sizes[0] if [sizes[0][name], sizes[1][name]] == pair]

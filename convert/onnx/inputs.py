@@ -66,7 +66,7 @@ class FlatModel(nn.Module):
         self.selector = selector
         self.train(network.training)
 
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The outputs in the order of :meth:`named`."""
         return tuple(self.named(tensors).values())
 

@@ -91,7 +91,7 @@ class SampledModel(UncertaintyModel):
         self._counts = [len(next(iter(drawn.values()), [None])) for drawn in draws]
         self._statistics = statistics
 
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """What is traced: each network once, for whose output :meth:`rewrite` puts those of its draws."""
         stacks = [
             members(self._output(network, tensors), count, index)

@@ -68,7 +68,7 @@ def trace(trials: Trials, opset: int | None = None, verbose: bool = False) -> Tr
         with quiet(verbose), torch.no_grad():
             program = torch.onnx.export(
                 model,
-                tensors,
+                (tensors,),
                 dynamo=True,
                 verbose=verbose,
                 opset_version=opset,
