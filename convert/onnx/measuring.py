@@ -126,7 +126,7 @@ class Error:
 
 @torch.no_grad()
 def error_of(
-    found: nn.Module, model: nn.Module, batches: Iterable[Inputs], output: OutputSelector | None = None
+    found: nn.Module, model: Callable[..., Any], batches: Iterable[Inputs], output: OutputSelector | None = None
 ) -> Error:
     """Compare the floating outputs of two models that take the same inputs and give the same outputs.
 

@@ -65,7 +65,7 @@ def trace(trials: Trials, opset: int | None = None, verbose: bool = False) -> Tr
             bounded = axis.smallest is not None or axis.largest is not None
             shapes[index][dim] = Dim.AUTO(min=axis.smallest, max=axis.largest) if bounded else Dim.AUTO
     try:
-        with quiet(verbose), torch.no_grad():
+        with quiet(verbose), _plain_attention(), torch.no_grad():
             program = torch.onnx.export(
                 model,
                 (tensors,),
@@ -124,6 +124,17 @@ def quiet(verbose: bool = False) -> Iterator[None]:
             logger.debug("%s: %s", warning.category.__name__, warning.message)
         if printed.getvalue().strip():
             logger.debug("%s", printed.getvalue().strip())
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Without the fused encoder of torch.nn, whose padding mask torch 2.9 cannot export."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 class _Forward(logging.Handler):

@@ -101,7 +101,7 @@ def measured(path: Path, trials: Trials, names: Sequence[str], batches: Iterable
                     f"infinity at {_sizes(trial.sizes)}; no file was written. Export without quantize."
                 )
     try:
-        found = error_of(OnnxModel(path), trials.model, batches)
+        found = error_of(OnnxModel(path), lambda *tensors: trials.model(tensors), batches)
     except InvalidValueError as err:
         raise VerificationError(f"export_onnx: the file cannot be compared, {err} No file was written.") from err
     return {**vars(found), "latency_ms": latency(session, trials.example.tensors, trials.axes)}
