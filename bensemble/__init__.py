@@ -6,7 +6,6 @@ networks Bayesian and back, and writes them as ONNX.
 
 from . import likelihoods, priors, recipes
 from .calibration import Calibration, RejectionCurve, calibrate, rejection_curve
-from .channels import ChannelGroups
 from .checkpoint import load, save
 from .errors import (
     BensembleError,
@@ -21,7 +20,7 @@ from .errors import (
     VerificationError,
 )
 from .fitting import FitReport, fit_posterior, set_posterior
-from .frames import sampling
+from .fitting.prior_assignment import set_prior
 from .layers import (
     BaseBayesianLayer,
     BayesianConv1d,
@@ -32,11 +31,12 @@ from .layers import (
     BayesianConvTranspose3d,
     BayesianLinear,
 )
+from .noise.stack import sampling
 from .objective import elbo_loss, kl_divergence, kl_warmup, param_groups, posterior_summary
 from .posterior import Posterior, named_posteriors
 from .prediction import ClassPrediction, Prediction, RegressionPrediction, predict
-from .prior_assignment import set_prior
-from .pruning import apply_masks, clear_masks, prune, pruning_masks
+from .pruning.channels import ChannelGroups
+from .pruning.masks import apply_masks, clear_masks, prune, pruning_masks
 
 __version__ = "1.0.0"
 

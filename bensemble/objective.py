@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import device_of
 from .checks import check_module, check_number
 from .errors import InvalidValueError
 from .gaussian import tracing
 from .layers.base import BaseBayesianLayer
+from .models.batches import device_of
+from .models.ranks import warn_of_equal_noise
+from .models.sharding import PartialSums
 from .posterior import named_posteriors
-from .ranks import warn_of_equal_noise
-from .sharding import PartialSums
 
 __all__ = ["elbo_loss", "kl_divergence", "kl_warmup", "param_groups", "posterior_summary"]
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from .errors import ConversionError, InvalidValueError
 from .gaussian import precise, sigma_from_rho, snr, standard_normal_like
 from .kernels import applies_to, fused_kl
+from .models.sharding import PartialSums, is_sharded, part_here, part_of, whole
 from .priors import ARD, Normal, kl_to
-from .sharding import PartialSums, is_sharded, part_here, part_of, whole
 
 if TYPE_CHECKING:
     from .layers.weights import PosteriorWeights

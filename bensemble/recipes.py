@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import Unpack, batch_size, call, device_of, read_batches
-from .channels import ChannelGroups
 from .checks import check_count, check_module, check_number
 from .errors import InvalidTypeError, InvalidValueError
 from .likelihoods import Likelihood, resolve
+from .models.batches import Unpack, batch_size, call, device_of, read_batches
+from .models.outputs import OutputSelector, select_output
 from .objective import elbo_loss, kl_divergence, kl_warmup, param_groups
-from .outputs import OutputSelector, select_output
 from .posterior import named_posteriors
-from .pruning import prune, pruned_share, pruning_masks
+from .pruning.channels import ChannelGroups
+from .pruning.masks import prune, pruned_share, pruning_masks
 
 __all__ = ["Epoch", "fine_tune", "gradual_sparsity", "learn_to_prune"]
 

@@ -12,11 +12,10 @@ if TYPE_CHECKING:
     from .compression import Compression, UnmetConstraintsError, compress
     from .graph import CompactionReport, channel_groups, compact, compaction_report
     from .graph.moments import MomentsReport, check_moments, moments
-    from .noise import NoiseReport, check_noise
     from .onnx import Comparison, ExportReport, OnnxModel, OnnxSummary, compare_onnx, export_onnx, inspect_onnx
     from .planning import ConversionPlan, PlanRow, plan
+    from .reports import NoiseReport, SparsityReport, check_noise, sparsity
     from .surgery import bayesify, to_deterministic
-    from .zeros import SparsityReport, sparsity
 
 _HOMES = {
     "CompactionReport": "graph",
@@ -24,15 +23,15 @@ _HOMES = {
     "Comparison": "onnx",
     "ConversionPlan": "planning",
     "ExportReport": "onnx",
-    "NoiseReport": "noise",
+    "NoiseReport": "reports",
     "OnnxModel": "onnx",
     "OnnxSummary": "onnx",
     "PlanRow": "planning",
-    "SparsityReport": "zeros",
+    "SparsityReport": "reports",
     "UnmetConstraintsError": "compression",
     "bayesify": "surgery",
     "channel_groups": "graph",
-    "check_noise": "noise",
+    "check_noise": "reports",
     "compact": "graph",
     "compress": "compression",
     "compaction_report": "graph",
@@ -43,7 +42,7 @@ _HOMES = {
     "MomentsReport": "graph.moments",
     "check_moments": "graph.moments",
     "plan": "planning",
-    "sparsity": "zeros",
+    "sparsity": "reports",
     "to_deterministic": "surgery",
 }
 

@@ -212,7 +212,7 @@ class UncertaintySession:
         return f"UncertaintySession('{self.path}', {takes} -> {', '.join(self.outputs)}, {self.likelihood})"
 
     def _check_metadata(self) -> None:
-        schema, outputs = self.metadata.get("bensemble.schema"), self.metadata.get("bensemble.outputs")
+        schema, outputs = self.metadata.get("bensemble.schema"), self.metadata.get("bensemble.models.outputs")
         if schema is None or outputs is None:
             raise UncertaintyFileError(
                 f"UncertaintySession: '{self.path}' is ONNX without bensemble's metadata; write it with "

@@ -8,7 +8,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from bensemble.batches import (
+from bensemble.errors import InvalidTypeError, InvalidValueError
+from bensemble.models.batches import (
     batch_size,
     call,
     device_of,
@@ -19,7 +20,6 @@ from bensemble.batches import (
     split_inputs,
     to_device,
 )
-from bensemble.errors import InvalidTypeError, InvalidValueError
 
 X, Y = torch.arange(12.0).reshape(4, 3), torch.arange(4)
 Pair = namedtuple("Pair", ["left", "right"])

@@ -16,7 +16,7 @@ from bensemble.fitting.heldout import BETAS, REACHES, best_scale, largest_scale
 from bensemble.likelihoods import Bernoulli, Categorical, Gaussian, GaussianHead
 from bensemble.posterior import named_posteriors
 from bensemble.prediction.monte_carlo import predict
-from bensemble.pruning import prune
+from bensemble.pruning.masks import prune
 from convert import bayesify, to_deterministic
 
 

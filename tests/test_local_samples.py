@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 from bensemble import BayesianLinear, named_posteriors, predict
-from bensemble.frames import sampling
 from bensemble.gaussian import rho_from_sigma
+from bensemble.noise.stack import sampling
 from convert import bayesify
 
 X = torch.randn(6, 5)

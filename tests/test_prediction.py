@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bensemble.prediction.weight_samples
 from bensemble.errors import InvalidTypeError, InvalidValueError, OutOfMemoryError
-from bensemble.frames import sampling
 from bensemble.gaussian import rho_from_sigma, sigma_from_rho
 from bensemble.likelihoods import Categorical, Gaussian, GaussianHead
+from bensemble.noise.stack import sampling
 from bensemble.posterior import named_posteriors
 from bensemble.prediction.monte_carlo import ClassPrediction, Prediction, RegressionPrediction, predict
 from convert import bayesify

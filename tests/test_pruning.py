@@ -9,7 +9,7 @@ from bensemble.gaussian import rho_from_sigma
 from bensemble.layers import BayesianLinear
 from bensemble.objective import kl_divergence
 from bensemble.posterior import named_posteriors
-from bensemble.pruning import apply_masks, clear_masks, prune, pruning_masks
+from bensemble.pruning.masks import apply_masks, clear_masks, prune, pruning_masks
 from convert import bayesify, to_deterministic
 
 X = torch.randn(5, 3, 8, 8)

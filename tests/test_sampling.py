@@ -13,8 +13,8 @@ from torch.testing import assert_close
 
 import bensemble
 from bensemble.errors import InvalidTypeError
-from bensemble.frames import mean_mode
 from bensemble.layers import BayesianConv2d, BayesianLinear
+from bensemble.noise.stack import mean_mode
 from bensemble.posterior import named_posteriors
 from convert import bayesify
 

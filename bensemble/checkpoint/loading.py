@@ -16,9 +16,9 @@ from ..layers.linear_op import LinearOpLayer
 from ..layers.registry import bayesian_type
 from ..layers.swap import NewPosterior, make_bayesian, restorer
 from ..layers.weights import PosteriorWeights
-from ..modes import unwrapped
+from ..models.sharding import is_sharded, sharded_like
+from ..models.state import unwrapped
 from ..priors import Normal
-from ..sharding import is_sharded, sharded_like
 from .finite import NOT_FINITE, is_finite
 from .header import Header, PosteriorEntry, read_header, restore_prior
 

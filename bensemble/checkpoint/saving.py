@@ -12,12 +12,12 @@ from ..errors import CheckpointError, refuse, shown
 from ..layers.linear_op import LinearOpLayer
 from ..layers.sampled import SampledWeights
 from ..layers.weights import PosteriorWeights
-from ..modes import unwrapped
+from ..models.sharding import is_sharded, once_for_all, whole
+from ..models.state import unwrapped
 from ..posterior import Posterior
-from ..sharding import is_sharded, once_for_all, whole
-from ..writing import checked_target, replacing
 from .finite import NOT_FINITE, is_finite
 from .header import Header, PosteriorEntry, describe_prior
+from .writing import checked_target, replacing
 
 __all__ = ["save"]
 

@@ -19,10 +19,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..batches import batch_size, call, device_of, split_inputs, to_device
 from ..errors import InvalidValueError
 from ..likelihoods import Likelihood
-from ..outputs import OutputSelector, select_output
+from ..models.batches import batch_size, call, device_of, split_inputs, to_device
+from ..models.outputs import OutputSelector, select_output
 from ..posterior import named_posteriors
 
 __all__ = ["Curvature", "Pairs", "diagonal_curvature"]

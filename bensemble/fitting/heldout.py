@@ -19,10 +19,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..batches import call, device_of, to_device
-from ..frames import open_frame
 from ..likelihoods import Likelihood
-from ..outputs import OutputSelector, select_output
+from ..models.batches import call, device_of, to_device
+from ..models.outputs import OutputSelector, select_output
+from ..noise.stack import open_frame
 from ..prediction.weight_samples import WeightSamples
 
 __all__ = ["BETAS", "REACHES", "best_scale", "heldout_terms", "largest_scale", "standard_error"]

@@ -23,18 +23,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..batches import Unpack, batch_size, device_of, split_batch
 from ..checks import check_count, check_module, check_number
 from ..errors import InvalidTypeError, InvalidValueError
 from ..gaussian import precise, rho_from_sigma
 from ..likelihoods import Likelihood, resolve
-from ..modes import evaluating
-from ..outputs import OutputSelector
+from ..models.batches import Unpack, batch_size, device_of, split_batch
+from ..models.outputs import OutputSelector
+from ..models.sharding import check_in_one_process
+from ..models.state import evaluating
 from ..posterior import Posterior, named_posteriors
-from ..sharding import check_in_one_process
 from .curvature import diagonal_curvature
+from .fit_report import FitReport, FitRow
 from .heldout import best_scale, heldout_terms, largest_scale
-from .report import FitReport, FitRow
 
 __all__ = ["fit_posterior"]
 

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from ..checks import check_number
 from ..errors import InvalidValueError
+from ..models.sharding import PartialSums
 from ..posterior import Posterior
 from ..priors import Normal
-from ..sharding import PartialSums
 from .weights import PosteriorWeights
 
 __all__ = ["BaseBayesianLayer"]

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from ..checks import check_number
 from ..errors import InvalidValueError
-from ..frames import Frame, active_frame, mean_mode
 from ..gaussian import add_noise, precise, rho_from_sigma
 from ..kernels import Operation, applies_to, draw_weight, local_reparameterization, shared_moments
+from ..noise.stack import Frame, active_frame, mean_mode
 from ..priors import make_prior
 from .base import BaseBayesianLayer
 from .weights import weight_property

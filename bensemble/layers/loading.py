@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..gaussian import RHO_MIN, precise
-from ..sharding import sharded_like, whole
+from ..models.sharding import sharded_like, whole
 
 if TYPE_CHECKING:
     from .weights import PosteriorWeights

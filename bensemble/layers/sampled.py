@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..frames import active_frame, one_draw
 from ..gaussian import tracing
+from ..noise.stack import active_frame, one_draw
 from ..posterior import Posterior
 from .foreign import copied_by_base, pickled_by_base
 from .nested import with_parameters

@@ -23,13 +23,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..draws import WeightDraw, random_draw, read_only
 from ..errors import ConversionError, InvalidTypeError, InvalidValueError
-from ..frames import active_frame, forward_of_first_run
 from ..gaussian import precise
+from ..models.sharding import sharded_like, whole
+from ..noise.draws import WeightDraw, random_draw, read_only
+from ..noise.stack import active_frame, forward_of_first_run
 from ..posterior import Posterior, check_mask, parameter_of
 from ..priors import Normal, PriorSlot
-from ..sharding import sharded_like, whole
 from .loading import adapt_state_dict
 from .parameters import PosteriorParameters, called_from, order_message
 from .pretrained import adapt_to_save_pretrained

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InvalidTypeError, InvalidValueError
 from ..gaussian import precise
-from ..outputs import describe
+from ..models.outputs import describe
 from .base import Likelihood, Signs, check_axis, check_finite, check_same_shape
 
 __all__ = ["Gaussian", "GaussianHead"]

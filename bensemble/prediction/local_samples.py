@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..batches import Inputs, batch_size, call, device_of
-from ..frames import Frame, open_frame
 from ..gaussian import precise, quick_normal, variance_from_rho
 from ..kernels import LinearOp
 from ..layers.linear_op import LinearOpLayer
-from ..modes import is_compiled, random_state
-from ..outputs import OutputSelector, is_named_tuple, select_output
+from ..models.batches import Inputs, batch_size, call, device_of
+from ..models.outputs import OutputSelector, is_named_tuple, select_output
+from ..models.state import is_compiled, random_state
+from ..noise.stack import Frame, open_frame
 from ..posterior import Posterior, layer_posteriors
 from .rows import NotByRowError, Rows
 

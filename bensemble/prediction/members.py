@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ..batches import Inputs, batch_size, call, to_device
 from ..errors import OutOfMemoryError
-from ..frames import open_frame
-from ..modes import is_compiled
-from ..outputs import OutputSelector, select_output
+from ..models.batches import Inputs, batch_size, call, to_device
+from ..models.outputs import OutputSelector, select_output
+from ..models.state import is_compiled
+from ..noise.stack import open_frame
 from .local_samples import LocalSamples
 from .moment_model import MomentModel
 from .prefix import Prefix

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import Inputs, Unpack, batch_size, is_loader, split_batch, split_inputs
 from ..checks import check_count, check_module
 from ..errors import InvalidTypeError, InvalidValueError
 from ..likelihoods import Likelihood, resolve
-from ..modes import evaluating
-from ..outputs import OutputSelector, describe
+from ..models.batches import Inputs, Unpack, batch_size, is_loader, split_batch, split_inputs
+from ..models.outputs import OutputSelector, describe
+from ..models.sharding import whole
+from ..models.state import evaluating
 from ..posterior import named_posteriors
-from ..sharding import whole
 from .gathering import RunningMoments, assemble
 from .members import Member
 from .results import ClassPrediction, Prediction, RegressionPrediction

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..gaussian import tracing
-from ..modes import random_state
+from ..models.state import random_state
 from .weight_samples import WeightFrame
 
 __all__ = ["Prefix"]

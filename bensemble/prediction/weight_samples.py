@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..batches import device_of
-from ..draws import read_only
-from ..frames import Frame, warn_where_not_held
 from ..gaussian import precise
+from ..models.batches import device_of
+from ..noise.draws import read_only
+from ..noise.stack import Frame, warn_where_not_held
 from ..posterior import Posterior, layer_posteriors
 
 __all__ = ["HELD_BYTES", "WeightFrame", "WeightSamples"]

@@ -11,7 +11,7 @@ from torch.distributions import Normal as TorchNormal
 from torch.distributions import kl_divergence
 from torch.testing import assert_close
 
-from ..frames import sampling
+from ..noise.stack import sampling
 from ..posterior import Posterior
 from ..priors import Normal
 from .case import Case, require, require_equal

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from ..frames import sampling
 from ..gaussian import rho_from_sigma
 from ..layers import LinearOpLayer
+from ..noise.stack import sampling
 from .case import Case, require, require_equal, seeded
 from .moments import Moments, require_same_moments
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from ..frames import sampling
+from ..noise.stack import sampling
 from .case import Case, require, require_equal, require_same_state, seeded, to_bayesian, to_plain
 
 __all__ = ["CONTRACTS"]

@@ -99,7 +99,7 @@ def plan(
     """
     name, texts = parse_model_name(model), parse_inputs(inputs)
     with working("Importing torch") as stage:
-        from ..planning import plan as make_plan
+        from ..planning.conversion import plan as make_plan
 
         network = load_network(name, weights, key, stage)
         stage("Following the weights")

@@ -132,10 +132,10 @@ def _prune(
 ) -> Any:
     """A Bayesian network without the weights that its posterior is unsure of, by default plain torch.nn again."""
     from bensemble.errors import ConversionError
-    from bensemble.pruning import prune
+    from bensemble.pruning.masks import prune
 
     from ..graph import channel_groups
-    from ..surgery import to_deterministic
+    from ..surgery.converting import to_deterministic
 
     if not _is_bayesian(network):
         raise ConversionError(
@@ -152,7 +152,7 @@ def _prune(
 def _compacted(network: Any, inputs: Any) -> Any:
     """The network at the posterior mean without what is zero as a whole."""
     from ..graph import compact
-    from ..surgery import to_deterministic
+    from ..surgery.converting import to_deterministic
 
     return compact(to_deterministic(network) if _is_bayesian(network) else network, inputs)
 

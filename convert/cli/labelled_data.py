@@ -45,9 +45,9 @@ class LabelledData:
 
     def accuracy(self) -> Callable[[Any], float]:
         """``evaluate`` for :func:`convert.compress`: the share of examples whose label has the largest output."""
-        from bensemble.batches import call
         from bensemble.errors import InvalidValueError
-        from bensemble.outputs import select_output
+        from bensemble.models.batches import call
+        from bensemble.models.outputs import select_output
 
         labels = self.labels
         assert labels is not None

@@ -41,7 +41,7 @@ def report_json(summary: OnnxSummary) -> str:
 
 
 def _rows(summary: OnnxSummary) -> Iterable[tuple[str, str]]:
-    from ..onnx.report import ExportReport as Report
+    from ..onnx.files.report import ExportReport as Report
 
     yield "size", f"{decimal(summary.size)}, {decimal(summary.gzip_size)} gzipped"
     yield "weights", f"{summary.parameters:,}, of which {summary.sparsity:.1%} are zero"

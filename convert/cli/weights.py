@@ -45,7 +45,7 @@ def load_weights(model: nn.Module, path: Path, key: str | None = None) -> tuple[
     notes += [note] if note else []
     posteriors = _posterior_names(state, model)
     if posteriors:
-        from ..surgery import bayesify
+        from ..surgery.converting import bayesify
 
         model = bayesify(model, include=posteriors, prior="normal", inplace=True)
         state = {name: value for name, value in state.items() if "_prior_" not in name}

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from bensemble.channels import ChannelGroups
-from bensemble.pruning import pruning_scores
+from bensemble.pruning.channels import ChannelGroups
+from bensemble.pruning.masks import pruning_scores
 
 __all__ = ["SHARES", "Candidate", "Ladder", "ladders"]
 

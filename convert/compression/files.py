@@ -12,18 +12,18 @@ import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from bensemble.batches import Inputs, batch_size
-from bensemble.channels import ChannelGroups
 from bensemble.errors import ConversionError, ExportError
-from bensemble.outputs import OutputSelector
+from bensemble.models.batches import Inputs, batch_size
+from bensemble.models.outputs import OutputSelector
+from bensemble.pruning.channels import ChannelGroups
 
 from ..graph import compact
 from ..onnx import OnnxModel, compare_onnx, export_onnx
-from ..onnx.measuring import checked_metric
-from ..surgery import to_deterministic
-from ..zeros import sparsity
+from ..onnx.files.measuring import checked_metric
+from ..reports.zeros import sparsity
+from ..surgery.converting import to_deterministic
 from .candidates import Candidate
-from .report import Point
+from .results import Point
 
 __all__ = ["CandidateFiles"]
 

@@ -11,17 +11,17 @@ from typing import Any
 
 from torch import nn
 
-from bensemble.batches import Inputs
-from bensemble.channels import ChannelGroups
+from bensemble.checkpoint.writing import checked_target, replacing, working_folder
 from bensemble.checks import check_module, check_number
 from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
-from bensemble.outputs import OutputSelector
-from bensemble.writing import checked_target, replacing, working_folder
+from bensemble.models.batches import Inputs
+from bensemble.models.outputs import OutputSelector
+from bensemble.pruning.channels import ChannelGroups
 
 from ..graph import channel_groups
 from .candidates import SHARES, Candidate, Ladder, ladders
 from .files import CandidateFiles
-from .report import Compression, Constraints, Point, UnmetConstraintsError
+from .results import Compression, Constraints, Point, UnmetConstraintsError
 
 __all__ = ["compress"]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from ..copying import copy_model
-from ..surgery import to_deterministic
+from ..planning.copying import copy_model
+from ..surgery.converting import to_deterministic
 
 __all__ = ["accuracy", "by_size", "by_snr"]
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from bensemble import named_posteriors
 from bensemble.fitting import FitReport
 
-from ..planning import ConversionPlan
-from ..zeros import SparsityReport
+from ..planning.conversion import ConversionPlan
+from ..reports.zeros import SparsityReport
 from . import page, pictures
 from .contest import Contestant
 from .data import Images

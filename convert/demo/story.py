@@ -14,9 +14,9 @@ from bensemble.errors import InvalidValueError
 
 from ..graph import compact
 from ..onnx import ExportReport, export_onnx
-from ..planning import plan
-from ..surgery import bayesify
-from ..zeros import sparsity
+from ..planning.conversion import plan
+from ..reports.zeros import sparsity
+from ..surgery.converting import bayesify
 from .contest import Contestant, side_by_side
 from .curves import by_size, by_snr
 from .data import Images, load_digits, load_mnist

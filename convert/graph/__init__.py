@@ -1,9 +1,8 @@
-"""Exact passes over the graph of a model."""
+"""Exact passes over the graph of a model: its capture, and one folder for each pass.
 
-from __future__ import annotations
+A pass returns another model with the same outputs. What needs ONNX belongs into ``onnx``.
+"""
 
-from .channels import channel_groups
-from .compaction import compact, compaction_report
-from .report import CompactionReport, LayerChange
+from .compaction import CompactionReport, LayerChange, channel_groups, compact, compaction_report
 
 __all__ = ["CompactionReport", "LayerChange", "channel_groups", "compact", "compaction_report"]

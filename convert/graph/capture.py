@@ -19,7 +19,7 @@ from torch.export import Dim, export
 from torch.fx._pytree import tree_flatten_spec
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bensemble.outputs import tensor_paths
+from bensemble.models.outputs import tensor_paths
 
 from .einsum import left_to_right
 
@@ -79,7 +79,7 @@ def capture(
     Args:
         source: The tracer. Graphs of fx run at any size.
         model: A hollow copy in evaluation mode. It loses its hooks.
-        inputs: Example inputs, as :func:`bensemble.batches.call` takes them.
+        inputs: Example inputs, as :func:`bensemble.models.batches.call` takes them.
         reference: The model's output for them.
         dynamic: Which input axes an exported graph leaves open; more take longer.
 

@@ -21,11 +21,11 @@ except ImportError as err:
         "install bensemble with its onnx extra, from the source tree: pip install '.[onnx]'."
     ) from err
 
-from .comparison import Comparison, Variant, compare_onnx
 from .export import export_onnx
-from .inspection import inspect_onnx
-from .report import ExportReport, OnnxSummary, TensorInfo
-from .running import OnnxModel
+from .files.comparison import Comparison, Variant, compare_onnx
+from .files.inspection import inspect_onnx
+from .files.report import ExportReport, OnnxSummary, TensorInfo
+from .files.running import OnnxModel
 
 __all__ = [
     "Comparison",

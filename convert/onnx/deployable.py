@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from bensemble.errors import ConversionError, ExportError
-from bensemble.modes import unwrapped
+from bensemble.models.state import unwrapped
 from bensemble.posterior import named_posteriors
 
-from ..copying import copy_model
-from .trials import one_line
+from ..planning.copying import copy_model
+from .inputs.trials import one_line
 
 __all__ = ["deployable"]
 
@@ -43,7 +43,7 @@ def deployable(model: nn.Module, computed_weights: bool) -> Iterator[nn.Module]:
 def _copy(model: nn.Module) -> nn.Module:
     try:
         if any(True for _ in named_posteriors(model)):
-            from ..surgery import to_deterministic  # torch.fx comes with it
+            from ..surgery.converting import to_deterministic  # torch.fx comes with it
 
             return to_deterministic(model).cpu()
         return copy_model("export_onnx", model).cpu()

@@ -13,26 +13,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from bensemble.batches import Inputs
 from bensemble.calibration import Calibration
+from bensemble.checkpoint.writing import checked_target, replacing
 from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError, refuse
 from bensemble.likelihoods import Likelihood
-from bensemble.modes import unwrapped
-from bensemble.outputs import OutputSelector
-from bensemble.writing import checked_target, replacing
+from bensemble.models.batches import Inputs
+from bensemble.models.outputs import OutputSelector
+from bensemble.models.state import unwrapped
 
-from .axes import dynamic_axes
 from .deployable import deployable
+from .files.inspection import summarize
+from .files.report import ExportReport
 from .finishing import check_ranges, finished
-from .inputs import FlatModel, checked_names, read_arguments
-from .inspection import summarize
-from .networks import UncertaintyModel
+from .inputs.arguments import FlatModel, checked_names, read_arguments
+from .inputs.axes import dynamic_axes
+from .inputs.trials import Trials, one_line, run_trials
 from .packing import pack
-from .quantization import quantization_options
-from .report import ExportReport
+from .shrinking.quantization import quantization_options
 from .tracing import quiet, trace
-from .trials import Trials, one_line, run_trials
-from .uncertainty import MOST_BYTES, uncertainty_options
+from .uncertainty.networks import UncertaintyModel
+from .uncertainty.options import MOST_BYTES, uncertainty_options
 
 __all__ = ["export_onnx"]
 
@@ -136,7 +136,7 @@ def export_onnx(
         networks = [stack.enter_context(deployable(member, computed_weights=uncertainty is None)) for member in models]
         arguments = read_arguments(networks[0], example_inputs, input_names)
         _check_size(networks)
-        own = {**(metadata or {}), "bensemble.outputs": outputs, "bensemble.model": type(networks[0]).__name__}
+        own = {**(metadata or {}), "bensemble.models.outputs": outputs, "bensemble.model": type(networks[0]).__name__}
         flat = FlatModel(networks[0], arguments, output)
         if uncertainty is not None:
             flat = uncertainty.model(models, networks, arguments, output)

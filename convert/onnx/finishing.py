@@ -12,8 +12,7 @@ from bensemble import __version__
 from bensemble.errors import ExportError, refuse
 
 from ..runtime import DIGEST_HEAD
-from .axes import BATCH
-from .graph import (
+from .files.proto import (
     correct_output_shapes,
     operators,
     rename_symbols,
@@ -22,8 +21,9 @@ from .graph import (
     share_transposed,
     strip,
 )
+from .inputs.axes import BATCH
+from .inputs.trials import Trials, one_line
 from .tracing import Traced
-from .trials import Trials, one_line
 
 __all__ = ["check_ranges", "finished", "serialized"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import onnx
 
 from .finishing import serialized
-from .quantization import Quantization
-from .sparse import store_sparse
-from .trials import Trials
+from .inputs.trials import Trials
+from .shrinking.quantization import Quantization
+from .shrinking.sparse import store_sparse
 from .verification import measured, verified
 
 __all__ = ["Packed", "pack"]

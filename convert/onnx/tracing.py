@@ -21,10 +21,10 @@ from torch.export import Dim
 
 from bensemble.errors import ExportError
 
-from .axes import Axis
-from .inputs import FlatModel
-from .merging import merge_siblings
-from .trials import Trials, one_line
+from .inputs.arguments import FlatModel
+from .inputs.axes import Axis
+from .inputs.trials import Trials, one_line
+from .uncertainty.merging import merge_siblings
 
 __all__ = ["Traced", "quiet", "trace"]
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from bensemble.errors import InvalidValueError, VerificationError
 
-from .latency import latency
-from .measuring import error_of
+from .files.latency import latency
+from .files.measuring import error_of
+from .files.running import OnnxModel, feed, one_thread_session
+from .inputs.trials import Trial, Trials, one_line
 from .rounding import rounding_errors
-from .running import OnnxModel, feed, one_thread_session
-from .trials import Trial, Trials, one_line
 
 __all__ = ["Agreement", "compare", "measured", "open_session", "verified"]
 

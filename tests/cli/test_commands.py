@@ -208,7 +208,7 @@ def test_a_defect_of_ours_is_one_line_too(nets: Path, monkeypatch: pytest.Monkey
     def broken(*_: object, **__: object) -> None:
         raise KeyError("a defect")
 
-    monkeypatch.setattr("convert.planning.plan", broken)
+    monkeypatch.setattr("convert.planning.conversion.plan", broken)
     assert_one_line(run("plan", "nets:Net"), 1, "KeyError: 'a defect'; run again with --debug to see where.")
 
 

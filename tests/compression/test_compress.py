@@ -15,7 +15,7 @@ from convert import OnnxModel, UnmetConstraintsError, bayesify, compress, export
 from convert.compression import Point
 from convert.compression.candidates import Candidate
 from convert.compression.files import CandidateFiles
-from convert.compression.report import Constraints
+from convert.compression.results import Constraints
 
 from .digits import accuracy, data, posterior
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from bensemble import named_posteriors, sampling
-from bensemble.pruning import prune
+from bensemble.pruning.masks import prune
 from convert import bayesify, to_deterministic
 
 from .networks import TextModel, small, tokens

@@ -10,8 +10,8 @@ from patterns.architectures import Mixed
 from torch import Tensor, nn
 from zoo.checks import Fingerprint
 
-import convert.surgery
-from bensemble import prune
+import convert.surgery.converting
+from bensemble import ConversionError, prune
 from convert import bayesify, to_deterministic
 
 from .networks import TextModel, small
@@ -24,7 +24,7 @@ def test_a_conversion_that_fails_half_way_leaves_the_model_as_it_was(
     model = TextModel()
     model.register_forward_hook(lambda module, args, output: output)
     before, changed = Fingerprint(model), []
-    make_bayesian = convert.surgery.make_bayesian
+    make_bayesian = convert.surgery.converting.make_bayesian
 
     def fail_later(module: nn.Module, *args: object) -> nn.Module:
         layer = make_bayesian(module, *args)  # type: ignore[arg-type]
@@ -33,7 +33,7 @@ def test_a_conversion_that_fails_half_way_leaves_the_model_as_it_was(
             raise KeyboardInterrupt
         return layer
 
-    monkeypatch.setattr(convert.surgery, "make_bayesian", fail_later)
+    monkeypatch.setattr(convert.surgery.converting, "make_bayesian", fail_later)
     with pytest.raises(KeyboardInterrupt):
         bayesify(model, inplace=True)
     assert len(changed) == survived + 1
@@ -99,7 +99,7 @@ def test_a_way_back_that_fails_half_way_leaves_the_model_as_it_was(
 ) -> None:
     bnn = bayesify(Mixed())
     before, calls = Fingerprint(bnn), []
-    make_deterministic = convert.surgery.make_deterministic
+    make_deterministic = convert.surgery.converting.make_deterministic
 
     def fail_later(layer: nn.Module, values: dict) -> nn.Module:
         module = make_deterministic(layer, values)  # type: ignore[arg-type]
@@ -108,7 +108,7 @@ def test_a_way_back_that_fails_half_way_leaves_the_model_as_it_was(
             raise RuntimeError("no more")
         return module
 
-    monkeypatch.setattr(convert.surgery, "make_deterministic", fail_later)
+    monkeypatch.setattr(convert.surgery.converting, "make_deterministic", fail_later)
     with pytest.raises(RuntimeError, match="no more"):
         to_deterministic(bnn, inplace=True, **asked)
     before.compare(bnn, "failed way back", identity=True)
@@ -132,7 +132,7 @@ def test_a_function_that_fails_is_asked_before_anything_changes() -> None:
 def test_a_model_that_cannot_be_copied_can_be_converted_in_place() -> None:
     model = small()
     model.lock = (item for item in ())  # generators refuse deepcopy
-    with pytest.raises(convert.surgery.ConversionError, match=r"Sequential cannot be copied .*; pass inplace=True"):
+    with pytest.raises(ConversionError, match=r"Sequential cannot be copied .*; pass inplace=True"):
         bayesify(model)
     assert bayesify(model, inplace=True) is model
     assert copy.copy(model.lock is not None)

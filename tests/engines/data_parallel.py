@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.nn.parallel import DistributedDataParallel
 
 import bensemble
-from bensemble.ranks import _tries_left
+from bensemble.models.ranks import _tries_left
 from convert import bayesify
 
 from .networks import Mixed, all_priors, data, make, part, train

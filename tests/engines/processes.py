@@ -50,7 +50,7 @@ def agree(tensor):
 
 def flat(tensors):
     """All values of some tensors in one vector; of sharded ones those of all processes."""
-    from bensemble.sharding import whole
+    from bensemble.models.sharding import whole
 
     return torch.cat([whole(tensor.detach()).flatten().double() for tensor in tensors])
 

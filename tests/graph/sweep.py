@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bensemble.batches import call
-from bensemble.outputs import tensor_paths
+from bensemble.models.batches import call
+from bensemble.models.outputs import tensor_paths
 from convert import compact
 
 from .architectures import (

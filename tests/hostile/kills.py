@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import bensemble
-from bensemble.writing import LOCK
+from bensemble.checkpoint.writing import LOCK
 from convert import bayesify, export_onnx
 
 __all__ = ["DEEDS"]

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 import bensemble
+from bensemble.checkpoint.writing import replacing, working_folder
 from bensemble.errors import CheckpointError, ExportError, InvalidValueError
-from bensemble.writing import replacing, working_folder
 from convert import bayesify, compress, export_onnx
 
 ROOT = Path(__file__).parents[2]
@@ -105,7 +105,7 @@ def test_a_read_only_folder_is_refused(tmp_path):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from bensemble.writing import replacing, working_folder
+from bensemble.checkpoint.writing import replacing, working_folder
 with replacing(Path(sys.argv[1])) as temporary, working_folder() as folder:
     temporary.write_text("half")
     (folder / "much").write_text("half")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import bensemble
-from bensemble.batches import call
+from bensemble.models.batches import call
 
 __all__ = ["Sampled", "sampled"]
 

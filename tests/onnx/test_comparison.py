@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bensemble.errors import InvalidTypeError, InvalidValueError
 from convert import OnnxModel, compare_onnx, export_onnx
-from convert.onnx.measuring import error_of, gzip_size, interleaved, resized_batch
+from convert.onnx.files.measuring import error_of, gzip_size, interleaved, resized_batch
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def test_metadata_holds_the_toolkits_and_the_users_strings(exported):
     assert stored == {
         "bensemble.schema": "1",
         "bensemble.version": bensemble.__version__,
-        "bensemble.outputs": "mean",
+        "bensemble.models.outputs": "mean",
         "bensemble.model": "Sequential",
         "classes": "a,b,c",
     }

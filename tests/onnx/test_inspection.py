@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bensemble.errors import InvalidTypeError, InvalidValueError, VerificationError
 from convert.onnx import inspect_onnx
-from convert.onnx.trials import Trial
+from convert.onnx.inputs.trials import Trial
 from convert.onnx.verification import compare
 
 

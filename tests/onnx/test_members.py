@@ -8,8 +8,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from bensemble.errors import ExportError
-from convert.onnx.members import replicate
-from convert.onnx.merging import merge_siblings
+from convert.onnx.uncertainty.merging import merge_siblings
+from convert.onnx.uncertainty.replication import replicate
 
 rng = np.random.default_rng(0)
 

@@ -14,7 +14,7 @@ from bensemble import prune
 from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError
 from convert import OnnxModel, bayesify, export_onnx, inspect_onnx
 from convert.cli.reports import show_report
-from convert.onnx.quantization import Quantization
+from convert.onnx.shrinking.quantization import Quantization
 
 
 def convolutional() -> nn.Module:

@@ -10,8 +10,8 @@ from torch import nn
 
 from bensemble.errors import VerificationError
 from convert import export_onnx
+from convert.onnx.inputs.trials import Trial
 from convert.onnx.rounding import in_float64, rounding_errors
-from convert.onnx.trials import Trial
 from convert.onnx.verification import compare
 
 

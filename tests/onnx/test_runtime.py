@@ -177,7 +177,7 @@ def test_files_that_cannot_be_read_are_refused(calibrated, tmp_path):
     [
         (None, "is ONNX without bensemble's metadata; write it with"),
         ({"bensemble.schema": "99"}, "must be of schema 1 or older, got '99'; update"),
-        ({"bensemble.outputs": "mean"}, "must hold uncertainty, got a file of outputs='mean'; write it with"),
+        ({"bensemble.models.outputs": "mean"}, "must hold uncertainty, got a file of outputs='mean'; write it with"),
     ],
 )
 def test_files_with_other_metadata_are_refused(change, message, calibrated, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bensemble.likelihoods import Bernoulli, Categorical
-from convert.onnx.statistics import Statistics
+from convert.onnx.uncertainty.statistics import Statistics
 
 
 def exact_information(probs: torch.Tensor, axis: int = -1) -> torch.Tensor:

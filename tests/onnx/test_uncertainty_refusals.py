@@ -91,7 +91,7 @@ def test_the_mean_has_no_use_for_them(options, tmp_path):
 
 
 def test_what_fits_is_said_where_not_even_two_draws_do(tmp_path, monkeypatch):
-    monkeypatch.setattr("convert.onnx.uncertainty.MOST_BYTES", 300)
+    monkeypatch.setattr("convert.onnx.uncertainty.options.MOST_BYTES", 300)
     with pytest.raises(InvalidValueError, match="no two draws fit, and so does a posterior on fewer layers"):
         export_onnx(bayesify(mlp()), tmp_path / "m.onnx", X, outputs="uncertainty")
 

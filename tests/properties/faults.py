@@ -19,15 +19,15 @@ from torch import Tensor, nn
 import bensemble.checkpoint.saving
 import bensemble.objective
 import bensemble.posterior
-import convert.graph.cutting
-import convert.graph.rules.normalisation
+import convert.graph.compaction.cutting
+import convert.graph.compaction.rules.normalisation
 import convert.onnx.deployable
-import convert.surgery
-from bensemble.draws import random_draw
-from bensemble.frames import active_frame
+import convert.surgery.converting
 from bensemble.kernels import moments
 from bensemble.layers.parameters import PosteriorParameters
 from bensemble.layers.weights import PosteriorWeights
+from bensemble.noise.draws import random_draw
+from bensemble.noise.stack import active_frame
 from bensemble.posterior import Posterior, layer_posteriors
 
 from .census import draw_recipes
@@ -129,7 +129,7 @@ def _folded_twice(fold: Any) -> Any:
         fold(cut, flow, reader, solution)
         if reader.bias in cut.tensors:
             new, old = cut.tensors[reader.bias], flow.leaves[reader.bias].tensor.detach()
-            convert.graph.cutting._put(cut, flow, reader.bias, 2 * new - old[solution.stays(reader.outputs)])
+            convert.graph.compaction.cutting._put(cut, flow, reader.bias, 2 * new - old[solution.stays(reader.outputs)])
 
     return wrong
 
@@ -174,7 +174,7 @@ def _unmasked(draw: Any) -> Any:
 def _one_draw(copy_of: Any) -> Any:
     def wrong(model: nn.Module) -> nn.Module:
         bayesian = any(True for _ in bensemble.named_posteriors(model))
-        return convert.surgery.to_deterministic(model, sample=True) if bayesian else copy_of(model)
+        return convert.surgery.converting.to_deterministic(model, sample=True) if bayesian else copy_of(model)
 
     return wrong
 
@@ -187,10 +187,10 @@ FAULTS = (
     Fault("weights are drawn in eval mode too", PosteriorWeights, "_read_weight", _always_drawn),
     Fault("deepcopy loses ties", PosteriorParameters, "__reduce_ex__", _ties_forgotten),
     Fault("samples ignore the masks", Posterior, "draw", _unmasked),
-    Fault("the way back ignores the masks", convert.surgery, "apply_masks", _no_masks),
+    Fault("the way back ignores the masks", convert.surgery.converting, "apply_masks", _no_masks),
     Fault("the mean of a prior is not saved", bensemble.checkpoint.saving, "describe_prior", _centred_on_zero),
-    Fault("compaction keeps the next channels", convert.graph.cutting, "_select", _next_channels),
-    Fault("compaction folds a constant twice", convert.graph.cutting, "_fold", _folded_twice),
-    Fault("compaction drops the shift of norms", convert.graph.rules.normalisation, "_scaled", _no_shift),
+    Fault("compaction keeps the next channels", convert.graph.compaction.cutting, "_select", _next_channels),
+    Fault("compaction folds a constant twice", convert.graph.compaction.cutting, "_fold", _folded_twice),
+    Fault("compaction drops the shift of norms", convert.graph.compaction.rules.normalisation, "_scaled", _no_shift),
     Fault("the ONNX file holds a draw, not the mean", convert.onnx.deployable, "_copy", _one_draw, in_files=True),
 )

@@ -15,7 +15,7 @@ import bensemble
 import convert
 from bensemble import named_posteriors, sampling
 from bensemble.errors import VerificationError
-from bensemble.pruning import apply_masks
+from bensemble.pruning.masks import apply_masks
 
 from .subject import RandomSubject, assert_close
 

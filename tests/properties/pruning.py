@@ -14,7 +14,7 @@ from zoo.subject import projection, training
 import bensemble
 import convert
 from bensemble import named_posteriors, sampling
-from bensemble.pruning import apply_masks
+from bensemble.pruning.masks import apply_masks
 
 from .subject import RandomSubject, assert_close
 

@@ -10,13 +10,13 @@ from torch import Tensor, fx, nn
 from torch.fx._pytree import tree_flatten_spec
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bensemble.batches import call
 from bensemble.checks import check_module
 from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
 from bensemble.layers.weights import PosteriorWeights
-from bensemble.outputs import OutputSelector, select_output
+from bensemble.models.batches import call
+from bensemble.models.outputs import OutputSelector, select_output
 
-from ...surgery import to_deterministic
+from ...surgery.converting import to_deterministic
 from ..capture import Capture, CaptureError, capture, first_line, undisturbed
 from .network import MomentNetwork
 from .points import record_points

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bensemble.batches import call
 from bensemble.checks import check_count
-from bensemble.frames import sampling
 from bensemble.gaussian import precise
-from bensemble.modes import evaluating
-from bensemble.outputs import OutputSelector, select_output
+from bensemble.models.batches import call
+from bensemble.models.outputs import OutputSelector, select_output
+from bensemble.models.state import evaluating
+from bensemble.noise.stack import sampling
 
 from .building import moments
 

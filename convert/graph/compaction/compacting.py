@@ -1,0 +1,204 @@
+"""``compact``: a network without the channels that its zeros made useless; the same function, fewer parameters.
+
+A channel that no weight reads, or that is constant, is removed, and its constant moves into the biases of those that
+read it. Where only sizes change, the result is a copy of the user's own model; else a ``torch.fx.GraphModule``.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import fx, nn
+
+from bensemble.checks import check_module
+from bensemble.errors import ConversionError
+from bensemble.posterior import named_posteriors
+
+from ...planning.copying import copy_model
+from ..capture import CaptureError, DynamicAxes, capture, undisturbed
+from .cutting import CannotKeepClassError, Cut, cut_leaves, install
+from .equivalence import Run, copy_flags, difference, fresh, hollow, reference_runs, training_difference
+from .flow import Flow
+from .propagate import propagate
+from .rewriting import needs_graph, rewrite
+from .solution import Solution
+from .solving import solve
+from .summary import CompactionReport, describe_layers
+
+__all__ = ["compact", "compaction_report"]
+
+Source = Literal["fx", "export"]
+
+log = logging.getLogger("bensemble.compact")
+
+
+def compact(model: nn.Module, example_inputs: Any) -> nn.Module:
+    """A physically smaller copy of a deterministic model whose weights hold zeros; it computes the same in evaluation.
+
+    Channels, neurons and attention heads that are constant or unread are removed, their constants folded into biases.
+    What an operation does that is not understood stays as it is. The result runs at other batch and image sizes,
+    trains on and saves; constants are those of evaluation mode. Training flags are those of the model.
+
+    Args:
+        model: Plain torch modules. It is left untouched, as is the random state.
+        example_inputs: What its forward takes: a tensor, a tuple of arguments, or a mapping of keyword arguments.
+
+    Returns:
+        A copy of the model's own class where only sizes change, otherwise a GraphModule, which keeps the behaviour of
+        functional dropout and the like in evaluation. An unchanged copy, with the reason in the log, where the model
+        cannot be traced or holds nothing to remove.
+
+    Raises:
+        ConversionError: the model is Bayesian, or cannot be copied.
+        InvalidValueError: the model rejects the example inputs.
+
+    Example:
+        >>> small = compact(to_deterministic(bnn, threshold=0.83), x)
+    """
+    result = _compact("compact", model, example_inputs)
+    log.info("%s", result.report)
+    return result.module
+
+
+def compaction_report(model: nn.Module, example_inputs: Any) -> CompactionReport:
+    """What :func:`compact` would remove from the model, layer by layer, and what stays for which reason.
+
+    Takes the same arguments and raises the same errors.
+    """
+    return _compact("compaction_report", model, example_inputs).report
+
+
+@dataclass(frozen=True)
+class _Result:
+    module: nn.Module
+    report: CompactionReport
+
+
+def _compact(verb: str, model: nn.Module, example_inputs: Any) -> _Result:
+    _check(verb, model)
+    with undisturbed():
+        runs = reference_runs(verb, model, example_inputs)
+        notes: list[str] = []
+        best: _Result | None = None
+        sources: tuple[Source, ...] = ("fx", "export")
+        for source in sources:
+            try:
+                result, complete = _attempt(source, model, runs)
+            except CaptureError as err:
+                notes.append(str(err))
+                continue
+            except Exception as err:
+                log.warning("%s: the torch.%s graph was given up", verb, source, exc_info=True)
+                notes.append(f"the torch.{source} graph was given up ({type(err).__name__}: {err})")
+                continue
+            if result is not None and (best is None or result.report.parameters[1] < best.report.parameters[1]):
+                best = result
+            if complete:
+                break
+        if best is None:
+            before = _count(model)
+            best = _Result(_copy(verb, model), CompactionReport((before, before), "unchanged", notes=tuple(notes)))
+            log.info("%s: %s is returned unchanged (%s)", verb, type(model).__name__, "; ".join(notes) or "no zeros")
+        return best
+
+
+def _check(verb: str, model: Any) -> None:
+    """Refuse what cannot be compacted."""
+    check_module(verb, model)
+    for name, _ in named_posteriors(model):
+        raise ConversionError(
+            f"{verb}: '{name}' has a posterior, got a Bayesian {type(model).__name__}; "
+            "pass to_deterministic(model), which takes the pruning threshold."
+        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise ConversionError(f"{verb}: '{name}' has no shape yet; run the model once first.")
+
+
+@dataclass(frozen=True)
+class _Analysis:
+    """What one graph says about the model."""
+
+    flow: Flow
+    solution: Solution
+    cut: Cut
+
+    @property
+    def complete(self) -> bool:
+        """Whether every operation was followed, so that another graph could not show more."""
+        return not self.flow.unknowns
+
+    def report(self, model: nn.Module, small: nn.Module, form: str, reason: str | None = None) -> CompactionReport:
+        source = self.flow.captured.source
+        notes = [f"no class: {reason}"] if reason else []
+        notes += dict.fromkeys(found for _, found in self.flow.unknowns)
+        layers = describe_layers(self.flow, self.solution)
+        return CompactionReport((_count(model), _count(small)), form, source, layers, tuple(notes))
+
+
+def _analyse(source: Source, model: nn.Module, run: Run, dynamic: DynamicAxes = "none") -> _Analysis:
+    captured = capture(source, hollow("compact", model), fresh(run.inputs), run.output, dynamic)
+    flow = propagate(captured, model)
+    solution = solve(flow)
+    return _Analysis(flow, solution, cut_leaves(flow, solution))
+
+
+def _attempt(source: Source, model: nn.Module, runs: list[Run]) -> tuple[_Result | None, bool]:
+    """The model compacted by one tracer's graph, and whether another tracer could not do better."""
+    analysis = _analyse(source, model, runs[0])
+    if not analysis.cut.tensors:
+        return None, analysis.complete
+    reason = needs_graph(analysis.flow, analysis.solution)
+    if reason is None:
+        small = _copy("compact", model)
+        try:
+            install(small, analysis.cut, keep_class=True)
+        except CannotKeepClassError as err:
+            reason = str(err)
+        else:
+            reason = difference(small, model, runs, keeps_class=True) or training_difference(
+                small, model, analysis.flow, runs
+            )
+    if reason is None:
+        return _Result(small, analysis.report(model, small, "class")), analysis.complete
+    if source == "export":
+        # A batch of one would be taken for a size that never changes.
+        analysis = _analyse(
+            source, model, [run for run in runs if run.required][-1], "batch" if _attends(analysis.flow) else "all"
+        )
+    graph = rewrite(analysis.flow, analysis.solution, analysis.cut)
+    wrong = difference(graph, model, runs, keeps_class=False)
+    if wrong is not None:
+        log.warning("compact: the graph of torch.%s was given up: %s", source, wrong)
+        return None, False
+    graph = _own_copy(graph, model)
+    return _Result(graph, analysis.report(model, graph, "graph", reason)), analysis.complete
+
+
+def _attends(flow: Flow) -> bool:
+    """Whether a model multiplies activations, as attention does; exporting those for all sizes takes minutes."""
+    aten = torch.ops.aten
+    products = (aten.scaled_dot_product_attention.default, aten.matmul.default, aten.bmm.default)
+    return any(node.target in products for node in flow.captured.module.graph.nodes)
+
+
+def _own_copy(graph: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
+    """The graph's module with tensors of its own: so far it shares those that did not change."""
+    own = copy.deepcopy(graph)
+    copy_flags(model, own)
+    return own
+
+
+def _copy(verb: str, model: nn.Module) -> nn.Module:
+    try:
+        return copy_model(verb, model)
+    except ConversionError as err:
+        raise ConversionError(f"{verb}: {type(model).__name__} cannot be copied; make it deepcopy-able.") from err
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,214 @@
+"""The forward pass: every node of a graph becomes a call, and its rule says what is known about the result."""
+
+from __future__ import annotations
+
+import builtins
+import operator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils._pytree import tree_map
+
+from ..capture import Capture, TensorMeta
+from .calls import Call
+from .domain import Value
+from .flow import Flow
+from .rules import MODULE_RULES, RULES
+
+__all__ = ["propagate"]
+
+#: Operations of the operator module under another name than the tensor method, without "in place".
+OPERATORS = {
+    operator.truediv: "div",
+    operator.itruediv: "div",
+    operator.floordiv: "floor_divide",
+    operator.mod: "remainder",
+    operator.iadd: "add",
+    operator.isub: "sub",
+    operator.imul: "mul",
+    operator.ipow: "pow",
+    operator.matmul: "matmul",
+}
+#: What asks for the size of a tensor.
+SIZES = frozenset(["shape", "size", "numel", "sym_size", "sym_numel"])
+#: New tensors that take no more than dtype and device from their operand.
+CREATIONS = frozenset(["new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"])
+#: Answers about a tensor that no removal changes, and checks.
+QUESTIONS = frozenset(
+    [
+        *(
+            "dim",
+            "ndim",
+            "dtype",
+            "device",
+            "is_floating_point",
+            "is_cuda",
+            "requires_grad",
+            "layout",
+            "_assert",
+            "len",
+        ),
+        *(
+            "_assert_is_none",
+            "eq",
+            "ne",
+            "lt",
+            "le",
+            "gt",
+            "ge",
+            "is_contiguous",
+            "get_device",
+            "_assert_tensor_metadata",
+        ),
+        *("_assert_scalar", "sym_constrain_range_for_size", "is_complex", "sym_constrain_range"),
+    ]
+)
+
+
+def propagate(captured: Capture, model: nn.Module) -> Flow:
+    """Run the rules over a graph.
+
+    Args:
+        captured: The graph.
+        model: Holds the graph's parameters and buffers.
+    """
+    flow = Flow(captured, model)
+    for node in captured.module.graph.nodes:
+        flow.values[node] = _value(flow, node)
+        _apply_writes(flow, node)
+    return flow
+
+
+def _value(flow: Flow, node: fx.Node) -> Any:
+    meta = flow.captured.metas.get(node)
+    if node.op == "placeholder":
+        return tree_map(lambda leaf: _input(flow, leaf), meta, is_leaf=_is_meta)
+    if node.op == "get_attr":
+        return _attribute(flow, node, meta)
+    call = _call(flow, node, meta)
+    if node.op == "output":
+        for value in call.operands:
+            flow.pin(value, "it is an output of the model")
+        return None
+    if node in flow.captured.unchanged and isinstance(flow.values[flow.captured.unchanged[node]], Value):
+        return flow.operand(flow.values[flow.captured.unchanged[node]])
+    if node.op == "call_module":
+        return _module_value(flow, call, str(node.target))
+    if not call.operands or call.name in CREATIONS:
+        return tree_map(lambda leaf: _made(flow, leaf), meta, is_leaf=_is_meta)
+    if call.name in SIZES:
+        flow.sizes.append((node, flow.operand(call.operands[0])))
+        return meta
+    if call.name in QUESTIONS and not _has_tensor(meta):
+        return meta
+    rule = RULES.get(call.name)
+    if rule is None:
+        return flow.unknown(call, f"{call.name or _title(node)} is not followed")
+    return rule(flow, call)
+
+
+def _title(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _module_value(flow: Flow, call: Call, path: str) -> Any:
+    module = flow.captured.module.get_submodule(path)
+    rule = MODULE_RULES.get(type(module))
+    reason = None
+    if path in flow.captured.hooked:
+        reason = f"'{path}' has hooks"
+    elif rule is None:
+        reason = f"{type(module).__name__} is not followed"
+    elif any(isinstance(value, torch.Tensor) for value in vars(module).values()):
+        reason = f"'{path}' holds a tensor that is neither parameter nor buffer"
+    if rule is not None and reason is None:
+        return rule(flow, call, module, path)
+    held = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
+    for name in held:
+        flow.freeze(f"{path}.{name}")
+    return flow.unknown(call, reason or "", hides_weights=bool(held))
+
+
+def _call(flow: Flow, node: fx.Node, meta: Any) -> Call:
+    args, kwargs = tree_map(
+        lambda leaf: flow.values[leaf] if isinstance(leaf, fx.Node) else leaf, (tuple(node.args), dict(node.kwargs))
+    )
+    target: Any = node.target
+    if node.op == "call_module":
+        return Call(node, "", args, kwargs, meta, flow.captured.module.get_submodule(str(target)))
+    if node.op == "call_method":
+        return Call(node, _plain(target), args, kwargs, meta, getattr(torch.Tensor, target, operator.pos))
+    if node.op == "output":
+        return Call(node, "output", args, kwargs, meta, operator.pos)
+    return Call(node, _function_name(node, target), args, kwargs, meta, target)
+
+
+def _function_name(node: fx.Node, target: Any) -> str:
+    """The name under which a function has a rule; the empty string for functions from elsewhere."""
+    if isinstance(target, torch._ops.OpOverload):
+        return _plain(target._schema.name.partition("::")[2]) if target.namespace == "aten" else ""
+    if target is builtins.getattr:
+        return str(node.args[1])
+    if target in OPERATORS:
+        return OPERATORS[target]
+    home = getattr(target, "__module__", None) or ""
+    if home.partition(".")[0] in ("torch", "_operator", "operator", "builtins", "math"):
+        return _plain(target.__name__)
+    return ""
+
+
+def _plain(name: str) -> str:
+    """A name without the underscore of its form in place."""
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def _attribute(flow: Flow, node: fx.Node, meta: Any) -> Any:
+    path = str(node.target)
+    if not isinstance(meta, TensorMeta):
+        return meta
+    written = any(node in nodes for nodes in flow.captured.mutated.values())
+    if not flow.is_leaf(path) or written:
+        return flow.opaque(meta.shape, f"'{path}' is written to" if written else f"'{path}' is no parameter or buffer")
+    return flow.leaf(path, uses=len(node.users))
+
+
+def _apply_writes(flow: Flow, node: fx.Node) -> None:
+    """After a write in place, later readers of the written tensor see the result, and readers of its views nothing."""
+    result = flow.values[node]
+    for other in flow.captured.mutated.get(node, ()):
+        value = flow.values[other]
+        same = other in node.args[:1] and isinstance(result, Value) and isinstance(value, Value)
+        if same and result.shape == value.shape:
+            flow.values[other] = result
+            continue
+        for leaf in Call(other, "", (value,), {}, None, operator.pos).operands:
+            flow.pin(leaf, "it is written to through a view")
+        flow.values[other] = tree_map(
+            lambda leaf: (
+                flow.opaque(leaf.shape, "it is written to through a view") if isinstance(leaf, Value) else leaf
+            ),
+            value,
+            is_leaf=lambda leaf: isinstance(leaf, Value),
+        )
+
+
+def _input(flow: Flow, leaf: Any) -> Any:
+    if not _is_meta(leaf):
+        return leaf
+    return replace(flow.opaque(leaf.shape, "it is an input of the model"), from_inputs=True)
+
+
+def _made(flow: Flow, leaf: Any) -> Any:
+    return flow.opaque(leaf.shape, "it is made from nothing that is followed") if _is_meta(leaf) else leaf
+
+
+def _is_meta(leaf: Any) -> bool:
+    return isinstance(leaf, TensorMeta)
+
+
+def _has_tensor(meta: Any) -> bool:
+    found = []
+    tree_map(lambda leaf: found.append(leaf) if _is_meta(leaf) else None, meta, is_leaf=_is_meta)
+    return bool(found)

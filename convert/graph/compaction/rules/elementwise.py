@@ -1,0 +1,171 @@
+"""Operations on one element, or on elements at the same place of several tensors.
+
+Their operands share atoms: what goes from one goes from all. Constants follow by running the operation on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..arrays import varying_axes
+from ..calls import Call
+from ..domain import Value
+from ..flow import Flow
+from .lookup import rule
+
+__all__ = ["combine", "identity"]
+
+UNARY = (
+    *("relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "tanh", "gelu", "silu", "swish", "mish"),
+    *("elu", "selu", "celu", "leaky_relu", "softplus", "softsign", "logsigmoid", "log_sigmoid", "tanhshrink"),
+    *("softshrink", "hardshrink", "threshold", "abs", "neg", "negative", "exp", "expm1", "log", "log1p", "log2"),
+    *("sqrt", "rsqrt", "square", "reciprocal", "erf", "sin", "cos", "floor", "ceil", "round", "sign", "nan_to_num"),
+    *("clamp", "clip", "clamp_min", "clamp_max", "logical_not", "isnan"),
+)
+NARY = (
+    *("add", "sub", "subtract", "rsub", "div", "divide", "truediv", "true_divide", "pow", "maximum", "minimum"),
+    *("lerp", "addcmul", "addcdiv", "where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "logical_and"),
+    *(
+        "logical_or",
+        "bitwise_and",
+        "bitwise_or",
+        "__and__",
+        "__or__",
+        "and_",
+        "or_",
+        "atan2",
+        "floor_divide",
+        "remainder",
+        "fmod",
+    ),
+)
+PRODUCTS = ("mul", "multiply")
+IDENTITIES = (
+    *("contiguous", "clone", "detach", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"),
+    *("feature_dropout", "feature_alpha_dropout", "identity", "to", "float", "double", "half", "bfloat16", "type_as"),
+    *("type", "_to_copy", "cpu", "cuda", "positive", "alias", "requires_grad", "lift_fresh_copy"),
+)
+DROPOUTS = frozenset(name for name in IDENTITIES if name.endswith(("dropout", "dropout1d", "dropout2d", "dropout3d")))
+
+
+@rule(*IDENTITIES)
+def identity(flow: Flow, call: Call) -> Any:
+    """The same elements."""
+    value = flow.operand(call.operands[0])
+    if call.name in DROPOUTS and call.get(2, "training", call.kwargs.get("train", True)) is not False:
+        return flow.unknown(call, f"{call.name} is random here")
+    if call.name in ("to", "type_as", "_to_copy", "type") and not call.meta.dtype.is_floating_point:
+        return replace(value, parent=None, move=None).forget()
+    return value
+
+
+@rule(*UNARY, *NARY)
+def elementwise(flow: Flow, call: Call) -> Any:
+    """f(x, y, ...) at every place."""
+    if not call.operands or not call.gives_tensor or call.kwargs.get("out") is not None:
+        return flow.unknown(call, f"{call.name} in a form that is not followed")
+    return combine(flow, call.operands, call.shape, call.run)
+
+
+@rule(*PRODUCTS)
+def product(flow: Flow, call: Call) -> Any:
+    """The product: a known zero in one factor makes a known zero."""
+    return combine(flow, call.operands, call.shape, call.run, annihilates=True)
+
+
+@rule("zeros_like", "ones_like", "full_like")
+def constant_like(flow: Flow, call: Call) -> Any:
+    """A constant of the shape of another tensor."""
+    value = flow.settled(flow.operand(call.operands[0]))
+    const = call.run(torch.zeros((1,) * value.ndim)).to(torch.float64)
+    return Value(value.shape, value.atoms, torch.ones_like(const, dtype=torch.bool), const)
+
+
+def combine(
+    flow: Flow,
+    operands: Sequence[Value],
+    shape: Sequence[int],
+    run: Callable[..., Tensor] | None,
+    annihilates: bool = False,
+) -> Value:
+    """The value of an elementwise operation.
+
+    Args:
+        flow: The pass.
+        operands: Values that broadcast to ``shape``.
+        shape: Of the result.
+        run: The operation on constants; None leaves nothing known.
+        annihilates: Whether one zero operand makes the result zero.
+    """
+    from_inputs = all(value.from_inputs for value in operands)
+    # Leaves take on the axis of whatever they meet; everything else has one already.
+    values = [_aligned(flow.operand(v) if v.leaf else flow.settled(v), len(shape)).plain() for v in operands]
+    atoms = _united(flow, values, shape)
+    known = torch.ones((1,) * len(shape), dtype=torch.bool)
+    for value in values:
+        known = known & value.known
+    const = torch.zeros(known.shape, dtype=torch.float64)
+    zero = torch.zeros_like(known)
+    if annihilates:
+        for value in values:
+            zero = zero | (value.known & (value.const == 0))
+    if known.any():
+        computed = _constants(run, values, operands)
+        known = known & (computed is not None)
+        const = const if computed is None else computed.expand(torch.broadcast_shapes(known.shape, computed.shape))
+    const = torch.where(zero & ~known, 0.0, const)
+    known = (known | zero).expand(const.shape) & const.isfinite()
+    result = Value(tuple(shape), atoms, known, const, from_inputs=from_inputs)
+    return flow.settled(result)
+
+
+def _constants(run: Callable[..., Tensor] | None, values: list[Value], operands: Sequence[Value]) -> Tensor | None:
+    """The operation on the constants of its operands; None where it does not take them, such as a mask."""
+    if run is None:
+        return None
+    try:
+        const = run(*(value.const.reshape(_own(value.const, v)) for value, v in zip(values, operands, strict=True)))
+    except (RuntimeError, TypeError):
+        return None
+    return const.to(torch.float64).reshape((1,) * (values[0].ndim - const.ndim) + tuple(const.shape))
+
+
+def _aligned(value: Value, ndim: int) -> Value:
+    """The value with leading axes of size one."""
+    missing = ndim - value.ndim
+    if not missing:
+        return value
+    lead = (1,) * missing
+    return value.mapped(lead + value.shape, lambda array: array.reshape(lead + tuple(array.shape)))
+
+
+def _own(array: Tensor, operand: Value) -> tuple[int, ...]:
+    """Shape of an aligned array without the axes that the operand does not have."""
+    return tuple(array.shape[array.ndim - operand.ndim :]) if operand.ndim else ()
+
+
+def _united(flow: Flow, values: list[Value], shape: Sequence[int]) -> Tensor:
+    """Atoms of the result; operands that are spread over the channels of others are pinned instead of united."""
+    atoms = [flow.atoms.find(value.atoms) for value in values]
+    varying = [set(varying_axes(found)) for found in atoms]
+    taking_part = []
+    for index, value in enumerate(values):
+        spread = {axis for axis in range(len(shape)) if value.shape[axis] == 1 and shape[axis] > 1}
+        others: set[int] = set().union(*(varying[k] for k in range(len(values)) if k != index))
+        if spread & others:
+            flow.atoms.pin(atoms[index], "it is spread over the channels of another tensor")
+        else:
+            taking_part.append(atoms[index])
+    if not taking_part:
+        return flow.opaque(shape, "an outer product").atoms
+    for found in taking_part[1:]:
+        flow.atoms.unite(taking_part[0], found)
+    result = taking_part[0]
+    for found in taking_part[1:]:
+        result = result.expand(torch.broadcast_shapes(result.shape, found.shape))
+    return flow.atoms.find(result)

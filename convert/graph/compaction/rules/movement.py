@@ -1,0 +1,151 @@
+"""Operations that only rearrange elements: the same movement is applied to atoms, known flags and constants."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..arrays import reshape_array, reshaped_size
+from ..calls import Call
+from ..domain import LeafRef, Value
+from ..flow import Flow
+from .lookup import rule
+
+__all__ = ["resized"]
+
+#: Arrays of more elements than this are not spread out to be reshaped.
+MOST_ELEMENTS = 1 << 26
+
+
+@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", "ravel")
+def reshape(flow: Flow, call: Call) -> Any:
+    """The same elements in row-major order under another shape."""
+    x = flow.operand(call.operands[0])
+    if not call.gives_tensor or math.prod(x.shape) == 0 or isinstance(call.get(1, "dtype"), torch.dtype):
+        return flow.unknown(call, f"{call.name} in a form that is not followed")
+    before, after = x.shape, call.shape
+    if max(reshaped_size(array, before, after) for array in (x.atoms, x.known)) > MOST_ELEMENTS:
+        return flow.unknown(call, "it is too large to reshape")
+    out = flow.moved(x, after, lambda array: reshape_array(array, before, after))
+    if call.name in ("view", "reshape", "_unsafe_view"):
+        resized(flow, call, out, 1)
+    elif call.name == "unflatten":
+        resized(flow, call, out, 2, first_axis=call.get(1, "dim") % len(before))
+    elif call.name in ("view_as", "reshape_as"):
+        flow.atoms.unite(flow.operand(call.operands[1]).atoms, out.atoms)
+    return out
+
+
+@rule("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "adjoint", "T", "mT")
+def permute(flow: Flow, call: Call) -> Any:
+    """Axes in another order."""
+    x = call.operands[0]
+    probe = torch.empty(tuple(range(2, 2 + x.ndim)), device="meta")
+    order = tuple(size - 2 for size in call.run(probe).shape)
+    if x.leaf is not None:
+        axes = tuple(x.leaf.axes[axis] for axis in order)
+        return replace(x, shape=call.shape, leaf=LeafRef(x.leaf.path, axes))
+    return flow.moved(x, call.shape, lambda array: array.permute(order))
+
+
+@rule("unsqueeze")
+def unsqueeze(flow: Flow, call: Call) -> Any:
+    """A new axis of size one."""
+    x = call.operands[0]
+    axis = call.get(1, "dim") % (x.ndim + 1)
+    return flow.moved(x, call.shape, lambda array: array.unsqueeze(axis))
+
+
+@rule("squeeze")
+def squeeze(flow: Flow, call: Call) -> Any:
+    """Axes of size one removed; an axis that shrinks to one must not be."""
+    x = flow.operand(call.operands[0])
+    asked = call.get(1, "dim")
+    given = range(x.ndim) if asked is None else asked if isinstance(asked, (tuple, list)) else [asked]
+    axes = tuple(axis % x.ndim for axis in given if x.shape[axis % x.ndim] == 1)
+
+    def change(node: fx.Node, solution: Any) -> None:
+        if any((new == 1) != (old == 1) for new, old in zip(solution.shape(x), x.shape, strict=True)):
+            node.args, node.kwargs = (node.args[0], axes), {}
+            if node.op == "call_function":
+                node.target = torch.squeeze
+
+    flow.edit(call.node, change)
+    return flow.moved(x, call.shape, lambda array: array.squeeze(axes))
+
+
+@rule("flip")
+def flip(flow: Flow, call: Call) -> Any:
+    """Axes reversed."""
+    x, axes = call.operands[0], call.get(1, "dims")
+    return flow.moved(x, call.shape, lambda array: array.flip(axes))
+
+
+@rule("roll")
+def roll(flow: Flow, call: Call) -> Any:
+    """Axes rotated; along channels, where the shift would have to follow, they stay."""
+    x = flow.settled(flow.operand(call.operands[0]))
+    axes = call.get(2, "dims", ())
+    axes = [axis % x.ndim for axis in (axes if isinstance(axes, (tuple, list)) else (axes,))]
+    if not axes or any(extents.shape[axis] > 1 for extents in (x.atoms, x.known) for axis in axes):
+        return flow.unknown(call, "its channels are rotated")
+    return flow.moved(x, call.shape, lambda array: array)
+
+
+@rule("channel_shuffle")
+def channel_shuffle(flow: Flow, call: Call) -> Any:
+    """Channels (G, C / G) transposed to (C / G, G)."""
+    x, groups = flow.operand(call.operands[0]), call.get(1, "groups")
+
+    def move(array: Tensor) -> Tensor:
+        if array.shape[1] == 1:
+            return array
+        return array.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+    return flow.moved(x, call.shape, move)
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(flow: Flow, call: Call) -> Any:
+    """(C r^2, H, W) to (C, H r, W r): the r^2 channels of one output go together."""
+    x, block = flow.settled(flow.operand(call.operands[0])), call.get(1, "upscale_factor") ** 2
+    if x.ndim != 4:
+        return flow.unknown(call, "pixel_shuffle without a batch axis")
+    atoms = flow.channels(x, 1, "pixel_shuffle reads it").reshape(1, -1, block, 1)
+    flow.atoms.tie(atoms, 2, "pixel_shuffle interleaves them")
+    known, const = x.plain().constants(1)
+    known, const = known.reshape(1, -1, block, 1), const.reshape(1, -1, block, 1)
+    known, const = (known & (const == const[:, :, :1])).all(2, keepdim=True), const[:, :, :1]
+    return flow.normal(Value(call.shape, atoms[:, :, :1], known, const))
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(flow: Flow, call: Call) -> Any:
+    """(C, H r, W r) to (C r^2, H, W)."""
+    x, block = flow.settled(flow.operand(call.operands[0])), call.get(1, "downscale_factor") ** 2
+    if x.ndim != 4:
+        return flow.unknown(call, "pixel_unshuffle without a batch axis")
+    if any(extents.shape[k] > 1 for extents in (x.atoms, x.known) for k in (0, 2, 3)):
+        return flow.unknown(call, "pixel_unshuffle along its channels")
+    return flow.normal(x.mapped(call.shape, lambda a: a if a.shape[1] == 1 else a.repeat_interleave(block, 1)))
+
+
+def resized(flow: Flow, call: Call, out: Value, position: int, first_axis: int = 0) -> None:
+    """Adapt the sizes that a node is given from ``args[position]`` on, as numbers or as one sequence."""
+
+    def change(node: fx.Node, solution: Any) -> None:
+        name = next((key for key in ("size", "shape", "sizes") if key in node.kwargs), None)
+        given: Any = node.kwargs[name] if name else node.args[position:]
+        packed = name is None and len(given) == 1 and isinstance(given[0], (tuple, list))
+        given = given[0] if packed else given
+        sizes = tuple(solution.resize(node, size, out, first_axis + k) for k, size in enumerate(given))
+        if name:
+            node.update_kwarg(name, sizes)
+        else:
+            node.args = node.args[:position] + ((sizes,) if packed else sizes)
+
+    flow.edit(call.node, change)

@@ -1,0 +1,147 @@
+"""Operations that act on positions, channel by channel, and reductions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ..arrays import collapse, varying_axes
+from ..calls import Call
+from ..domain import Value
+from ..flow import Flow
+from .lookup import rule
+from .products import is_uniform
+
+__all__ = ["average_pool", "by_channel"]
+
+#: What an operation makes of a constant channel: itself, itself times a factor per position, or something else.
+Constants = Literal["keep", "pattern", "drop"]
+
+#: Endings of names, and the number of trailing axes that such an operation moves over.
+SPATIAL = {"1d": 1, "2d": 2, "3d": 3}
+
+
+@rule("max_pool1d", "max_pool2d", "max_pool3d", "lp_pool1d", "lp_pool2d")
+def max_pool(flow: Flow, call: Call) -> Any:
+    """The largest value of a window; what lies outside of the image does not count."""
+    return by_channel(flow, call, call.operands[0], "drop" if call.name.startswith("lp") else "keep")
+
+
+@rule("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
+@rule("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
+def adaptive_pool(flow: Flow, call: Call) -> Any:
+    """One value per part of the image."""
+    return by_channel(flow, call, call.operands[0], "keep")
+
+
+@rule("avg_pool1d", "avg_pool2d", "avg_pool3d")
+def average_pool(flow: Flow, call: Call) -> Any:
+    """Mean of a window; zero padding that counts makes a pattern of a constant."""
+    constants = averaged(
+        call.get(3, "padding", 0), call.get(5, "count_include_pad", True), call.get(6, "divisor_override")
+    )
+    return by_channel(flow, call, call.operands[0], constants)
+
+
+def averaged(padding: Any, counted: bool, divisor: int | None) -> Constants:
+    """What an average pool makes of a constant channel."""
+    return "keep" if divisor is None and (not counted or is_uniform(padding, (2,))) else "pattern"
+
+
+@rule("interpolate", "upsample", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_nearest")
+@rule("upsample_nearest1d", "upsample_linear1d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
+@rule("upsample_nearest3d", "upsample_trilinear3d", "_upsample_nearest_exact2d")
+def interpolate(flow: Flow, call: Call) -> Any:
+    """Weighted means of neighbours, the weights summing to one."""
+    return by_channel(flow, call, call.operands[0], "keep")
+
+
+@rule("unfold", "im2col")
+def unfold(flow: Flow, call: Call) -> Any:
+    """Windows as channels: their order is not followed."""
+    return flow.unknown(call, "unfold is not followed")
+
+
+def by_channel(flow: Flow, call: Call, x: Value, constants: Constants, positions: int | None = None) -> Any:
+    """An operation on the positions of each channel by itself.
+
+    Args:
+        flow: The pass.
+        call: The operation.
+        x: Its operand.
+        constants: What a constant channel becomes.
+        positions: Number of trailing axes that hold positions; default by the name of the operation.
+    """
+    if not call.gives_tensor or len(call.shape) != x.ndim:
+        return flow.unknown(call, f"{call.name} in a form that is not followed")
+    x = flow.settled(flow.operand(x))
+    axes = range(x.ndim - (_positions(call.name, x.ndim) if positions is None else positions), x.ndim)
+    if set(varying_axes(x.atoms)) & set(axes):
+        return flow.unknown(call, f"{call.name} runs along its channels")
+    x = x.plain() if constants == "pattern" else x
+    known, const = collapse(x.known, x.const, axes)
+    out = Value(call.shape, x.atoms, known, const, patterned=x.patterned or constants == "pattern")
+    # Another operation on a pattern gives another pattern, still one factor per position only if it is linear.
+    return out.forget() if constants == "drop" else out
+
+
+def _positions(name: str, ndim: int) -> int:
+    """Number of trailing axes with positions: by the number in the name, else all from the third on."""
+    return next((count for ending, count in SPATIAL.items() if ending in name), ndim - 2)
+
+
+@rule("mean", "amax", "amin", "sum", "logsumexp", "std", "var", "norm", "prod", "all", "any")
+def reduce(flow: Flow, call: Call) -> Any:
+    """One value for whole axes; channels that are reduced stay together."""
+    if not call.gives_tensor or not call.operands:
+        return flow.unknown(call, f"{call.name} in a form that is not followed")
+    axes = _reduced_axes(call, call.operands[0].ndim)
+    if axes is None:
+        return flow.unknown(call, f"{call.name} in a form that is not followed")
+    x = flow.operand(call.operands[0])
+    x = flow.settled(x, set(range(x.ndim)) - set(axes))
+    if set(varying_axes(x.atoms)) & set(axes):
+        x = flow.tie(x, axes, f"{call.name} runs along its channels").forget()
+    x = x.plain()
+    uniform = all(x.known.shape[axis] == 1 for axis in axes)
+    if not uniform or call.name not in ("mean", "amax", "amin", "sum"):
+        x = x.forget()
+    elif call.name == "sum":
+        x = replace(x, known=x.known & (x.const == 0))
+    keeps = len(call.shape) == x.ndim
+
+    def first(array: Tensor) -> Tensor:
+        for axis in sorted(axes, reverse=True):
+            array = array.narrow(axis, 0, 1) if keeps else array.select(axis, 0)
+        return array
+
+    return flow.normal(replace(x.mapped(call.shape, first), from_inputs=False))
+
+
+def _reduced_axes(call: Call, ndim: int) -> list[int] | None:
+    """Axes that the operation reduces, None where the shapes do not tell."""
+    given = call.get(1, "dim", call.kwargs.get("axis"))
+    if call.name == "norm":
+        given = call.get(2, "dim")
+    if isinstance(given, bool) or not (given is None or isinstance(given, (int, list, tuple))):
+        return None
+    axes = range(ndim) if given is None or given in ([], ()) else [given] if isinstance(given, int) else given
+    found = sorted({axis % ndim for axis in axes})
+    return found if len(call.shape) in (ndim, ndim - len(found)) else None
+
+
+@rule("cumsum", "softmax", "log_softmax", "_softmax", "normalize", "softmin")
+def along_axis(flow: Flow, call: Call) -> Any:
+    """An operation along one axis that keeps its size; channels along it stay together."""
+    given = call.get(2, "dim", 1) if call.name == "normalize" else call.get(1, "dim")
+    if not isinstance(given, int):
+        return flow.unknown(call, f"{call.name} in a form that is not followed")
+    x = flow.operand(call.operands[0])
+    axis = given % x.ndim
+    x = flow.settled(x, set(range(x.ndim)) - {axis})
+    if axis in varying_axes(x.atoms):
+        x = flow.tie(x, [axis], f"{call.name} runs along its channels")
+    out = replace(x.forget(), shape=call.shape, parent=None, move=None, from_inputs=False)
+    return replace(out, stochastic=call.name in ("softmax", "_softmax") and axis == x.ndim - 1)

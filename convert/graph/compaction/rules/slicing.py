@@ -1,0 +1,181 @@
+"""Operations that take a part of an axis, or cut it into parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..calls import Call
+from ..domain import Value
+from ..flow import Flow
+from .elementwise import combine
+from .lookup import rule
+
+__all__ = ["index"]
+
+
+@rule("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes")
+def split(flow: Flow, call: Call) -> Any:
+    """Parts of an axis."""
+    x = flow.operand(call.operands[0])
+    axis = call.get(2, "dim", 0) % x.ndim
+    parts: list[Value] = []
+    start = 0
+    for meta in call.meta:
+        stop = start + meta.shape[axis]
+        parts.append(flow.moved(x, meta.shape, _cut(axis, slice(start, stop))))
+        start = stop
+
+    def change(node: fx.Node, solution: Any) -> None:
+        sizes = [solution.shape(part)[axis] for part in parts]
+        if sizes != [part.shape[axis] for part in parts]:
+            node.op, node.target = "call_function", torch.split
+            node.args, node.kwargs = (node.args[0], sizes, axis), {}
+
+    flow.edit(call.node, change)
+    return tuple(parts)
+
+
+@rule("glu")
+def glu(flow: Flow, call: Call) -> Any:
+    """One half of the channels times the sigmoid of the other half."""
+    x = flow.operand(call.operands[0])
+    axis = call.get(1, "dim", -1) % x.ndim
+    half = x.shape[axis] // 2
+    halves = [flow.moved(x, call.shape, _cut(axis, slice(start, start + half))) for start in (0, half)]
+    return combine(flow, halves, call.shape, lambda a, b: a * torch.sigmoid(b))
+
+
+@rule("unbind")
+def unbind(flow: Flow, call: Call) -> Any:
+    """The elements of an axis as tensors."""
+    x = flow.operand(call.operands[0])
+    axis = call.get(1, "dim", 0) % x.ndim
+    return tuple(flow.moved(x, meta.shape, _select(axis, k)) for k, meta in enumerate(call.meta))
+
+
+@rule("select", "narrow", "slice")
+def part(flow: Flow, call: Call) -> Any:
+    """One element, or a range, of an axis."""
+    x = flow.operand(call.operands[0])
+    axis = call.get(1, "dim", 0) % x.ndim
+    if call.name == "select":
+        return _one(flow, call, x, axis, call.get(2, "index"))
+    if call.name == "narrow":
+        start = call.get(2, "start")
+        return _range(flow, call, x, axis, slice(start, start + call.get(3, "length")))
+    return _range(flow, call, x, axis, slice(call.get(2, "start"), call.get(3, "end"), call.get(4, "step", 1)))
+
+
+@rule("index_select")
+def chosen(flow: Flow, call: Call) -> Any:
+    """Inputs by a table of positions, as a compacted network begins: what nobody reads leaves the table."""
+    x, axis, table = call.operands[0], call.get(1, "dim"), call.get(2, "index")
+    if len(call.operands) != 2 or not x.from_inputs or not isinstance(table, Value) or table.leaf is None:
+        return flow.unknown(call, "an index that is not followed")
+    wide = [-1 if k == axis % x.ndim else 1 for k in range(x.ndim)]
+    atoms = flow.leaf_axis(table, 0).reshape(wide)
+    return replace(x.forget(), shape=call.shape, atoms=atoms, from_inputs=False, parent=None, move=None)
+
+
+@rule("getitem", "__getitem__")
+def index(flow: Flow, call: Call) -> Any:
+    """``x[...]`` with numbers, slices, None and an ellipsis."""
+    x, item = call.args
+    if not isinstance(x, Value):
+        return x[item]
+    items = list(item) if isinstance(item, tuple) else [item]
+    if not all(k is None or k is Ellipsis or isinstance(k, slice) or type(k) is int for k in items):
+        return flow.unknown(call, "an index that is not followed")
+    x = flow.operand(x)
+    given = sum(k is not None and k is not Ellipsis for k in items)
+    fill = [slice(None)] * (x.ndim - given)
+    where = items.index(Ellipsis) if Ellipsis in items else len(items)
+    items = items[:where] + fill + items[where + 1 :]
+    return _indexed(flow, call, x, items)
+
+
+def _indexed(flow: Flow, call: Call, x: Value, items: list[Any]) -> Any:
+    """A basic index, every axis named."""
+    sizes = iter(x.shape)
+    axes = [None if k is None else next(sizes) for k in items]
+
+    def move(array: Tensor) -> Tensor:
+        extents = iter(array.shape)
+        whole = [k if k is None or next(extents) > 1 else 0 if type(k) is int else slice(None) for k in items]
+        return array[tuple(whole)]
+
+    out = flow.moved(x, call.shape, move)
+
+    def change(node: fx.Node, solution: Any) -> None:
+        alive = iter(solution.alive_axes(x))
+        new = [k if k is None else _moved_item(k, size, next(alive)) for k, size in zip(items, axes, strict=True)]
+        if new != items:
+            node.args = (node.args[0], tuple(new))
+
+    if any(isinstance(k, slice) and k.step not in (None, 1) and x.atoms.shape[a] > 1 for a, k in _named(items)):
+        return flow.unknown(call, "channels are taken in steps")
+    flow.edit(call.node, change)
+    return out
+
+
+def _named(items: list[Any]) -> list[tuple[int, Any]]:
+    """The items that consume an axis, with that axis."""
+    return list(enumerate(k for k in items if k is not None))
+
+
+def _moved_item(item: Any, size: int | None, alive: Tensor | None) -> Any:
+    """The item after elements of its axis went; None for ``alive`` leaves it."""
+    if alive is None or size is None:
+        return item
+    before = [0, *alive.long().cumsum(0).tolist()]
+    if type(item) is int:
+        return before[item % size]
+    start, stop, _ = item.indices(size)
+    return item if item == slice(None) else slice(before[start], before[max(stop, start)])
+
+
+def _one(flow: Flow, call: Call, x: Value, axis: int, position: int) -> Value:
+    position %= x.shape[axis]
+
+    def change(node: fx.Node, solution: Any) -> None:
+        alive = solution.alive_axes(x)[axis]
+        if alive is not None:
+            node.args, node.kwargs = (node.args[0], axis, int(alive[:position].sum())), {}
+
+    flow.edit(call.node, change)
+    return flow.moved(x, call.shape, _select(axis, position))
+
+
+def _range(flow: Flow, call: Call, x: Value, axis: int, span: slice) -> Any:
+    start, stop, step = span.indices(x.shape[axis])
+    if step != 1 and x.atoms.shape[axis] > 1:
+        return flow.unknown(call, "channels are taken in steps")
+
+    def change(node: fx.Node, solution: Any) -> None:
+        alive = solution.alive_axes(x)[axis]
+        if alive is not None:
+            first, length = int(alive[:start].sum()), int(alive[start:stop].sum())
+            node.op, node.target = "call_function", torch.narrow
+            node.args, node.kwargs = (node.args[0], axis, first, length), {}
+
+    flow.edit(call.node, change)
+    return flow.moved(x, call.shape, _cut(axis, slice(start, stop, step)))
+
+
+def _cut(axis: int, span: slice) -> Callable[[Tensor], Tensor]:
+    def move(array: Tensor) -> Tensor:
+        return array if array.shape[axis] == 1 else array[(slice(None),) * axis + (span,)]
+
+    return move
+
+
+def _select(axis: int, position: int) -> Callable[[Tensor], Tensor]:
+    def move(array: Tensor) -> Tensor:
+        return array.select(axis, position if array.shape[axis] > 1 else 0)
+
+    return move

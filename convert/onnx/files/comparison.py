@@ -1,0 +1,241 @@
+"""Variants of a network side by side: every file measured in one run, on the same data, in interleaved rounds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bensemble.errors import InvalidTypeError, InvalidValueError
+from bensemble.models.batches import Inputs, Unpack, batch_size, device_of, is_loader, read_batches, to_device
+from bensemble.models.outputs import OutputSelector
+
+from .inspection import inspect_onnx
+from .measuring import BATCH_SIZES, Error, Timing, checked_metric, error_of, interleaved, resized_batch
+from .running import OnnxModel
+
+__all__ = ["Comparison", "Variant", "compare_onnx"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One file.
+
+    Attributes:
+        name: What the caller calls it.
+        path: The file.
+        size: Bytes.
+        gzip_size: Bytes after gzip.
+        parameters: Stored weights.
+        sparsity: Share of them that is 0.
+        latency: By batch size, on one thread; the ratio is to the first file.
+        error: Against the torch model; None without one.
+        metric: What ``evaluate`` gave; None without it.
+    """
+
+    name: str
+    path: Path
+    size: int
+    gzip_size: int
+    parameters: int
+    sparsity: float
+    latency: Mapping[int, Timing] = field(default_factory=dict)
+    error: Error | None = None
+    metric: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Files side by side; ``print`` shows a table.
+
+    Attributes:
+        variants: The files, in the order given; the first is the reference of all ratios.
+        model_metric: What ``evaluate`` gave for the torch model, None without one.
+    """
+
+    variants: tuple[Variant, ...]
+    model_metric: float | None = None
+
+    def __getitem__(self, name: str) -> Variant:
+        """A variant by name."""
+        return next(variant for variant in self.variants if variant.name == name)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Plain dicts, for JSON or a table library."""
+        return [{**asdict(variant), "path": str(variant.path)} for variant in self.variants]
+
+    def __str__(self) -> str:
+        first = self.variants[0]
+        sizes = list(first.latency)
+        header = ["file", "kB", "gzip kB", "weights", "zeros"]
+        header += [f"ms at {size}" if size else "ms" for size in sizes]
+        header += ["max error", "agrees"] * (first.error is not None) + ["metric"] * (first.metric is not None)
+        lines = [header, *([_cells(variant, first, sizes) for variant in self.variants])]
+        if self.model_metric is not None:
+            lines.append(["(torch model)", *[""] * (len(header) - 2), f"{self.model_metric:.4g}"])
+        widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
+        return "\n".join(
+            "  ".join(
+                cell.rjust(width) if k else cell.ljust(width)
+                for k, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+            for line in lines
+        )
+
+
+def _cells(variant: Variant, first: Variant, sizes: Sequence[int]) -> list[str]:
+    cells = [variant.name, f"{variant.size / 1e3:,.1f}", f"{variant.gzip_size / 1e3:,.1f}", f"{variant.parameters:,}"]
+    cells.append(f"{variant.sparsity:.1%}")
+    for size in sizes:
+        timing = variant.latency.get(size)
+        ratio = "" if variant is first or timing is None else f" ({timing.ratio:.2f}x)"
+        cells.append(f"{timing.ms:.3g}{ratio}" if timing else "-")
+    if variant.error is not None:
+        agrees = variant.error.agreement
+        cells += [f"{variant.error.relative_error:.1e}", "-" if agrees is None else f"{agrees:.1%}"]
+    return cells + ([f"{variant.metric:.4g}"] if variant.metric is not None else [])
+
+
+def compare_onnx(
+    files: Mapping[str, str | os.PathLike[str]],
+    data: Inputs | Iterable[Any],
+    *,
+    model: nn.Module | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    rounds: int = 7,
+    max_batches: int | None = None,
+    output: OutputSelector | None = None,
+    unpack: Unpack | None = None,
+) -> Comparison:
+    """Measure ONNX files of one network in one run: size, gzip size, latency, error and a metric of your own.
+
+    Latency is CPU time on one thread, all files taking turns for ``rounds`` rounds, at every batch size that the
+    first file takes; ratios between files hold on a busy machine. Errors are against the torch model in eval mode.
+
+    Args:
+        files: ``{name: path}``; the first is the reference of the ratios.
+        data: Inputs of one call (tensor, tuple, mapping) or a loader of batches, whose targets are left out.
+        model: The torch model that the files come from; None leaves the errors out.
+        evaluate: ``callable(model) -> float``, the task metric. It gets each file as an
+            :class:`~convert.onnx.files.running.OnnxModel`, which is called like the torch model, and ``model`` itself.
+        batch_sizes: Batch sizes to time, in the first batch's own examples, repeated where there are fewer. A size that
+            the first file does not take is left out.
+        rounds: Rounds of timing; 0 times nothing.
+        max_batches: Use that many batches of a loader for the error; default all.
+        output: Which output of the model the files give, where they give one of several.
+        unpack: ``callable(batch) -> (inputs, target)`` for batches of another form.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: No files, a file that cannot be read or run on the data, data without a
+            batch, outputs of other shapes, NaN, or a metric that is no number.
+
+    Example:
+        >>> print(compare_onnx({"dense": "a.onnx", "int8": "b.onnx"}, loader, model=model, evaluate=accuracy))
+    """
+    if not isinstance(files, Mapping) or not files:
+        raise InvalidTypeError(f"compare_onnx: files must map names to paths, got {files!r}.")
+    if isinstance(data, Iterator):  # every file reads it
+        data = list(data)
+    summaries = {name: inspect_onnx(path) for name, path in files.items()}
+    models = {name: OnnxModel(path) for name, path in files.items()}
+    first = next(iter(_inputs(data, unpack, torch.device("cpu"), 1)), None)
+    if first is None:
+        raise InvalidValueError("compare_onnx: data must hold a batch, got none.")
+    latency = _latency(models, first, batch_sizes, rounds) if rounds else {name: {} for name in files}
+    was = {module: module.training for module in model.modules()} if model is not None else {}
+    try:
+        if model is not None:
+            model.eval()
+        variants = [
+            Variant(
+                name=name,
+                path=summary.path,
+                size=summary.size,
+                gzip_size=summary.gzip_size,
+                parameters=summary.parameters,
+                sparsity=summary.sparsity,
+                latency=latency[name],
+                error=_error(models[name], model, data, unpack, max_batches, output),
+                metric=_metric(evaluate, models[name], name),
+            )
+            for name, summary in summaries.items()
+        ]
+        metric = _metric(evaluate, model, "model") if model is not None else None
+        return Comparison(tuple(variants), metric)
+    finally:
+        for module, training in was.items():
+            module.training = training
+
+
+def _inputs(data: Any, unpack: Unpack | None, device: torch.device, most: int | None) -> Iterable[Inputs]:
+    if not is_loader(data):
+        return [to_device(data, device)]
+    return (inputs for inputs, _ in islice(read_batches(data, unpack, device), most))
+
+
+def _latency(
+    models: Mapping[str, OnnxModel], inputs: Inputs, batch_sizes: Sequence[int], rounds: int
+) -> dict[str, dict[int, Timing]]:
+    found: dict[str, dict[int, Timing]] = {name: {} for name in models}
+    reference = next(iter(models))
+    for size in batch_sizes:
+        resized = resized_batch(inputs, size)
+        if not _takes(models[reference], resized):
+            continue
+        _time(models, resized, size, reference, rounds, found)
+    if not found[reference]:  # a fixed batch
+        models[reference].outputs(inputs)
+        _time(models, inputs, batch_size(inputs), reference, rounds, found)
+    return found
+
+
+def _takes(model: OnnxModel, inputs: Inputs) -> bool:
+    try:
+        model.outputs(inputs)
+    except InvalidValueError:
+        return False
+    return True
+
+
+def _time(
+    models: Mapping[str, OnnxModel],
+    inputs: Inputs,
+    size: int,
+    reference: str,
+    rounds: int,
+    found: dict[str, dict[int, Timing]],
+) -> None:
+    for model in models.values():
+        model.outputs(inputs)  # a file that does not take them says so
+    feeds = {name: model.feed(inputs) for name, model in models.items()}
+    runs = {name: (lambda m=model, f=feeds[name]: m.session.run(None, f)) for name, model in models.items()}
+    for name, timing in interleaved(runs, reference, rounds).items():
+        found[name][size] = timing
+
+
+def _error(
+    found: OnnxModel,
+    model: nn.Module | None,
+    data: Any,
+    unpack: Unpack | None,
+    most: int | None,
+    output: OutputSelector | None,
+) -> Error | None:
+    if model is None:
+        return None
+    return error_of(found, model, _inputs(data, unpack, device_of(model), most), output)
+
+
+def _metric(evaluate: Callable[[nn.Module], float] | None, model: nn.Module, name: str) -> float | None:
+    if evaluate is None:
+        return None
+    with torch.no_grad():
+        value = evaluate(model)
+    return checked_metric("compare_onnx", value, name)

@@ -1,0 +1,322 @@
+"""From deterministic to Bayesian and back: ``bayesify`` and ``to_deterministic``.
+
+Both return the user's own model, a copy unless ``inplace=True``. Everything is checked and every tensor is made
+before the first module changes; if a change fails all the same, what was changed is put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+
+from bensemble.checks import check_module
+from bensemble.errors import ConversionError, InvalidTypeError, refuse
+from bensemble.layers.linear_op import LinearOpLayer, check_estimator, check_variance_dtype
+from bensemble.layers.registry import bayesian_type
+from bensemble.layers.sampled import SampledWeights
+from bensemble.layers.swap import (
+    Alias,
+    NewPosterior,
+    bayesian_class,
+    make_bayesian,
+    make_deterministic,
+    restorer,
+)
+from bensemble.models.sharding import holds_shards
+from bensemble.posterior import named_posteriors
+from bensemble.pruning.channels import ChannelGroups
+from bensemble.pruning.masks import apply_masks, pruning_masks
+
+from ..planning.conversion import ConversionPlan, bayesian_places, make_plan, owners_of
+from ..planning.copying import copy_model
+from .aliases import aliases_of
+from .initial import initial_posterior
+
+__all__ = ["bayesify", "to_deterministic"]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def bayesify(
+    model: M,
+    *,
+    prior: Any = "empirical",
+    prior_sigma: float | None = None,
+    init_sigma: float | Callable[[str, Tensor], float | Tensor] | None = None,
+    include: Any = None,
+    exclude: Any = None,
+    plan: ConversionPlan | None = None,
+    example_inputs: Any = None,
+    estimator: str = "local",
+    variance_dtype: torch.dtype = torch.float32,
+    inplace: bool = False,
+) -> M:
+    r"""Give the weights of a model Gaussian posteriors that start at the trained weights.
+
+    Each weight becomes N(mu, sigma^2) with mu the trained weight; in ``eval()`` the model computes exactly what it did
+    before. Class, methods, hooks, buffers, device, dtype, training flags, ``requires_grad`` and ties stay.
+
+    Args:
+        model: Any module. Layers that are Bayesian already stay as they are.
+        prior: ``"empirical"`` (zero-mean normal, variance fitted to each tensor), ``"pretrained"`` (centred on the
+            trained weights), ``"normal"``, ``"ard"`` (for pruning), a prior object, or a callable
+            ``(name, weight) -> prior``; see :mod:`bensemble.priors`.
+        prior_sigma: Standard deviation for ``"normal"`` (default 1) and ``"pretrained"`` (default: the init sigma).
+        init_sigma: Standard deviation to start with: a number, or a callable ``(name, weight) -> float or Tensor``.
+            Default is 0.05 times the root mean square of each tensor.
+        include: What may become Bayesian; see :func:`convert.plan`.
+        exclude: What must not; wins over ``include``.
+        plan: A plan to execute exactly, instead of ``include``, ``exclude`` and ``example_inputs``.
+        example_inputs: Inputs for a probe forward, where torch.fx cannot trace the model.
+        estimator: How the twins draw noise in training: ``"local"`` per activation, ``"weights"`` one draw of the
+            weights per call of the layer (as in prediction, at a higher gradient variance). For one draw per forward
+            of the whole model, train inside :func:`bensemble.sampling`.
+        variance_dtype: In what the ``"local"`` estimator computes the variance of float32 pre-activations.
+            ``torch.bfloat16`` takes less time where the processor has instructions for it, and makes standard
+            deviations wrong by up to 0.6 %; means stay exact. A checkpoint does not keep it.
+        inplace: Change the model itself instead of a copy.
+
+    Returns:
+        The Bayesian model, of the same class.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: an argument that cannot work.
+        ConversionError: parameters that cannot be converted, nothing to convert, or a plan of another model.
+
+    Example:
+        >>> bnn = bayesify(model)
+        >>> loss = bensemble.elbo_loss(F.cross_entropy(bnn(x), y), bensemble.kl_divergence(bnn), num_data=len(train))
+    """
+    check_module("bayesify", model)
+    check_estimator("bayesify", estimator)
+    check_variance_dtype("bayesify", variance_dtype)
+    if plan is None:
+        plan = make_plan("bayesify", model, include, exclude, example_inputs)
+    elif include is not None or exclude is not None or example_inputs is not None:
+        raise InvalidTypeError("bayesify: a plan excludes include, exclude and example_inputs; pass them to plan().")
+    _check_plan(plan, model)
+    target = model if inplace else copy_model("bayesify", model)
+    changes = _changes(target, plan, prior, prior_sigma, init_sigma)
+    _check_classes(target, changes)
+    undo: list[Callable[[], None]] = []
+    with _undone_on_failure(undo):
+        for change in changes:
+            undo.append(restorer(change.module))
+            layer = make_bayesian(change.module, change.posteriors, change.local, change.aliases)
+            if isinstance(layer, LinearOpLayer):
+                _set_up(layer, estimator, variance_dtype)
+    return target
+
+
+def _set_up(layer: LinearOpLayer, estimator: str, variance_dtype: torch.dtype) -> None:
+    """What differs from the defaults of the class becomes an attribute of the layer."""
+    if estimator != layer.estimator:
+        layer.estimator = estimator
+    if variance_dtype != layer.variance_dtype:
+        layer.variance_dtype = variance_dtype
+
+
+def to_deterministic(
+    bnn: M,
+    *,
+    threshold: float | None = None,
+    sparsity: float | Mapping[str, float] | None = None,
+    granularity: str | ChannelGroups = "weight",
+    masks: dict[str, Tensor] | None = None,
+    sample: bool = False,
+    keep_masks: bool = False,
+    generator: torch.Generator | None = None,
+    inplace: bool = False,
+) -> M:
+    """Collapse every posterior to its mean, prune what was asked for, and give back plain torch.nn modules.
+
+    Original types, parameter names, ties and hooks come back. Without pruning, ``to_deterministic(bayesify(m))``
+    equals ``m`` bit for bit. Masks that the layers hold already always apply.
+
+    Args:
+        bnn: A model with Bayesian layers.
+        threshold: Prune weights with a signal-to-noise ratio ``|mu| / sigma`` of at most this (Graves 2011: 0.83).
+        sparsity: Prune this share of the weights, those with the lowest ratio in the whole model; biases stay. A
+            mapping gives layers shares of their own, see :func:`bensemble.pruning_masks`.
+        granularity: ``"weight"``; ``"channel"`` to score and prune whole output channels; or what
+            :func:`convert.channel_groups` finds, channels, attention heads and neurons that :func:`convert.compact` can
+            remove.
+        masks: Zeros and ones by original parameter name, instead of ``threshold`` and ``sparsity``.
+        sample: Take one draw from the posterior instead of the mean.
+        keep_masks: Leave the masks in place as ``torch.nn.utils.prune`` masks, for training on.
+        generator: Source of the noise for ``sample=True``.
+        inplace: Change the model itself instead of a copy.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: an argument that cannot work.
+        ConversionError: the model has no Bayesian layers.
+    """
+    check_module("to_deterministic", bnn)
+    if not any(True for _ in bayesian_places(bnn)):
+        raise ConversionError(
+            f"to_deterministic: {type(bnn).__name__} has no Bayesian layers, got a deterministic model; "
+            "it can be used as it is."
+        )
+    _check_way_back(bnn)
+    wanted = pruning_masks(bnn, threshold=threshold, sparsity=sparsity, granularity=granularity, masks=masks)
+    target = bnn if inplace else copy_model("to_deterministic", bnn)
+    layers = [layer for _, layer in bayesian_places(target)]
+    undo: list[Callable[[], None]] = [restorer(layer) for layer in layers]
+    if inplace and (wanted or sample):
+        undo += [_value_restorer(posterior.mu) for _, posterior in named_posteriors(target)]
+    with _undone_on_failure(undo):
+        apply_masks(target, wanted)
+        values = _plain_parameters(target, sample, generator)
+        kept_masks = []
+        for layer in layers:
+            held = list(layer._posteriors())
+            masked = [(p.name, p.mask) for p in held if keep_masks and p.mask is not None]
+            module = make_deterministic(layer, {p.name: values[id(p.mu)] for p in held})
+            kept_masks += [(module, name, mask) for name, mask in masked]
+    for module, name, mask in kept_masks:
+        torch_prune.custom_from_mask(module, name, mask)
+    return target
+
+
+@contextmanager
+def _undone_on_failure(undo: list[Callable[[], None]]) -> Iterator[None]:
+    """When the body raises, run the functions of ``undo``, the last one first, each whatever became of the others."""
+    try:
+        yield
+    except BaseException:
+        with ExitStack() as stack:
+            for restore in undo:
+                stack.callback(restore)
+        raise
+
+
+def _value_restorer(tensor: Tensor) -> Callable[[], None]:
+    kept = tensor.detach().clone()
+
+    def restore() -> None:
+        tensor.data.copy_(kept)
+
+    return restore
+
+
+def _check_way_back(bnn: nn.Module) -> None:
+    """Raise for sharded models, and for layers that stand for no deterministic module: nobody knows what they were."""
+    if holds_shards(bnn):
+        raise ConversionError(
+            f"to_deterministic: the model is sharded, got {type(bnn).__name__}; bensemble.save it in all processes and "
+            "bensemble.load the file into a plain model."
+        )
+    problems = []
+    for path, layer in bayesian_places(bnn):
+        base = getattr(layer, "deterministic_class", None)
+        if base is None or not (isinstance(layer, SampledWeights) or bayesian_type(base) is type(layer)):
+            problems.append(
+                f"'{path}' is a {type(layer).__name__}, which stands for no deterministic type; "
+                "register it as the twin of one."
+            )
+    refuse("to_deterministic", problems)
+
+
+@dataclass
+class _Change:
+    """What happens to one module; the fields are the arguments of ``make_bayesian``."""
+
+    module: nn.Module
+    posteriors: dict[str, NewPosterior] = field(default_factory=dict)
+    local: bool = True
+    aliases: list[Alias] = field(default_factory=list)
+
+
+def _changes(target: nn.Module, plan: ConversionPlan, prior: Any, prior_sigma: Any, init_sigma: Any) -> list[_Change]:
+    """Every module that changes, with the posteriors of its parameters. Nothing is changed yet."""
+    places_by_name = {places[0].full_name: (p, places) for p, places in owners_of(target).values()}
+    changes: dict[int, _Change] = {}
+    owners: dict[int, tuple[nn.Module, str]] = {}
+    for row in plan.rows:
+        if not row.is_bayesian:
+            continue
+        parameter, places = places_by_name[row.name]
+        layer_weight = places[0].module._parameters.get("weight")
+        rho, its_prior = initial_posterior(
+            "bayesify", row.name, parameter, layer_weight, prior, prior_sigma, init_sigma
+        )
+        new = NewPosterior(parameter, rho, its_prior, row.prunable)
+        owners[id(parameter)] = (places[0].module, places[0].name)
+        for place in places:
+            change = changes.setdefault(id(place.module), _Change(place.module))
+            change.posteriors[place.name] = new
+            change.local = change.local and place.is_local and row.tier == "local"
+    for module, alias in aliases_of(target, owners):
+        change = changes.setdefault(id(module), _Change(module))
+        change.aliases.append(alias)
+        change.local = False
+    return list(changes.values())
+
+
+def _check_classes(target: nn.Module, changes: list[_Change]) -> None:
+    """Raise for modules whose class has a metaclass or hook that refuses the subclass made of it."""
+    problems = []
+    for change in changes:
+        try:
+            bayesian_class(change.module, change.posteriors, change.local, change.aliases)
+        except Exception as err:
+            path = next(path for path, module in target.named_modules() if module is change.module)
+            problems.append(
+                f"'{path}' is a {type(change.module).__name__}, whose class cannot be extended ({err}); exclude it."
+            )
+    refuse("bayesify", problems)
+
+
+def _check_plan(plan: ConversionPlan, model: nn.Module) -> None:
+    """Raise unless the plan was made for this model and leaves something to convert."""
+    if not isinstance(plan, ConversionPlan):
+        raise InvalidTypeError(f"bayesify: plan must be a ConversionPlan, got {type(plan).__name__}.")
+    planned = {row.name: (row.shape, row.aliases) for row in plan.rows}
+    owned = {
+        places[0].full_name: (tuple(p.shape), tuple(place.full_name for place in places[1:]))
+        for p, places in owners_of(model).values()
+    }
+    problems = [
+        f"the plan has {_described(name, planned)}, got {_described(name, owned)} in the model; make the plan anew."
+        for name in planned.keys() | owned.keys()
+        if planned.get(name) != owned.get(name)
+    ]
+    refuse("bayesify", problems)
+    if any(row.is_bayesian for row in plan.rows):
+        return
+    reasons = sorted({row.reason for row in plan.rows if row.tier != "posterior"})
+    chosen = {"not included", "excluded"} & set(reasons)
+    if any(row.tier == "posterior" for row in plan.rows) and not chosen:
+        raise ConversionError(f"bayesify: nothing is left to convert in {plan.model}; it is Bayesian already.")
+    reasons = reasons or ["it has no parameters"]
+    raise ConversionError(
+        f"bayesify: nothing to convert in {plan.model}: {'; '.join(reasons[:5])}. print(plan(model)) shows each."
+    )
+
+
+def _described(name: str, known: dict[str, tuple[tuple[int, ...], tuple[str, ...]]]) -> str:
+    if name not in known:
+        return f"no '{name}'"
+    shape, aliases = known[name]
+    return f"'{name}' of shape {shape}" + (f", also called {', '.join(aliases)}" if aliases else "")
+
+
+def _plain_parameters(model: nn.Module, sample: bool, generator: torch.Generator | None) -> dict[int, nn.Parameter]:
+    """What becomes of each posterior: the Parameter that was the mean, with its final value, by identity."""
+    values: dict[int, nn.Parameter] = {}
+    with torch.no_grad():
+        for _, posterior in named_posteriors(model):
+            mu = posterior.mu
+            if sample:
+                mu.copy_(posterior.draw(posterior.draw_noise(generator)))
+            elif posterior.mask is not None:
+                mu.copy_(posterior.mean())
+            assert isinstance(mu, nn.Parameter)
+            values[id(mu)] = mu
+    return values
