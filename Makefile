@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+CONSTRAINTS ?= constraints.txt
+SAMPLE ?= tests/zoo/sample-requirements.txt
 
-.PHONY: demo test test-mnist quick check format lint types wheel zoo compaction-sweep properties hostile bench bench-peers clean
+.PHONY: demo test test-mnist quick check format lint types wheel zoo compaction-sweep properties hostile torch-matrix bench bench-peers clean
 
 demo: $(READY)          ## the whole story on one page: demo-output/index.html
 	$(BIN)/bensemble demo --output demo-output
@@ -50,6 +52,9 @@ hostile: $(READY)       ## 20,000 damaged files through every loader, and 50 kil
 	$(BIN)/python -m tests.hostile 20000
 	BENSEMBLE_KILLS=50 $(BIN)/python -m pytest -q tests/hostile/test_kills.py tests/hostile/test_faults.py
 
+torch-matrix: $(READY)  ## the suite on the oldest and the newest torch and Python; many gigabytes, hours
+	$(BIN)/python -m tests.torch_matrix
+
 bench: $(READY)         ## ratios to the deterministic network; needs a quiet machine
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/evaluation.py
@@ -67,12 +72,12 @@ bench-peers: $(READY)   ## the same training steps with other libraries, install
 	$(BIN)/python benchmarks/peers.py --peers $(VENV)/peers --published $(VENV)/published
 
 clean:
-	rm -rf $(VENV) .venv-zoo build dist demo-output
+	rm -rf $(VENV) .venv-zoo .venv-matrix build dist demo-output
 
-$(READY): pyproject.toml constraints.txt tests/real/requirements.txt tests/trainers/requirements.txt tests/zoo/sample-requirements.txt
+$(READY): pyproject.toml $(CONSTRAINTS) tests/real/requirements.txt tests/trainers/requirements.txt $(SAMPLE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable ".[dev]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/real/requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/trainers --requirement tests/trainers/requirements.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/zoo --requirement tests/zoo/sample-requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/zoo --requirement $(SAMPLE)
 	touch $(READY)

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 #: Libraries that stay out of the tests' environment, by `pip install --target`; see the Makefile.
-TRAINERS = ROOT / ".venv" / "trainers"
+TRAINERS = Path(sys.prefix) / "trainers"
 NEEDS = {
     "pretrained_digits": ("digit_recognizer", "tests/real/requirements.txt"),
     "lightning_module": ("lightning", "tests/trainers/requirements.txt"),

@@ -58,7 +58,7 @@ def test_tiers_and_reasons() -> None:
     assert found["blocks.1.norm.weight"] == ("deterministic", "a norm")
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_other_reasons() -> None:
     model = nn.Module()
     model.integers = nn.Parameter(torch.ones(2, 2, dtype=torch.int64), requires_grad=False)

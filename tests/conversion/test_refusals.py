@@ -126,7 +126,7 @@ NOTHING: dict[str, tuple[Callable[[], nn.Module], str]] = {
 
 
 @pytest.mark.parametrize(("build", "message"), NOTHING.values(), ids=NOTHING)
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_nothing_to_convert(build, message: str) -> None:
     with pytest.raises(ConversionError, match=f"bayesify: {message}"):
         bayesify(build())

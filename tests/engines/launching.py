@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 #: Libraries that stay out of the tests' environment, by `pip install --target`; see the Makefile.
-TRAINERS = ROOT / ".venv" / "trainers"
+TRAINERS = Path(sys.prefix) / "trainers"
 
 
 def environment():

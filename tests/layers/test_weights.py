@@ -242,7 +242,7 @@ def test_another_shape_or_another_kind_of_value_is_refused(training):
 
 @pytest.mark.parametrize("state", ["train", "eval", "pruned", "sampling"])
 @pytest.mark.parametrize("transform", ["none", "grad", "vmap", "jvp", "compile"])
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own, in jvp
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, in jvp
 def test_functional_call_takes_original_names_and_leaves_the_layer_as_it_was(state, transform):
     bnn = layer(training=state == "train")
     if state == "pruned":
@@ -310,7 +310,7 @@ def test_functional_call_takes_posterior_names_too():
     assert_close(torch.func.functional_call(bnn, tensors, x), bnn.b_mu.expand(2, 4))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize("estimator", ["local", "weights"])
 def test_transforms_see_one_function_under_one_noise(estimator):
     bnn, x = layer(), torch.randn(5, 3)

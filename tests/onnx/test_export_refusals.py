@@ -137,12 +137,12 @@ REFUSED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case, path):
     model, inputs, options, error, message = REFUSED[case]
     if case == "script":
-        with pytest.warns(DeprecationWarning, match="torch.jit.script"):
-            model = torch.jit.script(mlp())
+        model = torch.jit.script(mlp())
     before = copy.deepcopy(model.state_dict()) if isinstance(model, nn.Module) else {}
     with pytest.raises(error, match=f"(?s){message}") as caught:
         export_onnx(model, path, inputs, **options)

@@ -1,0 +1,32 @@
+"""pyproject.toml admits what the suite was run with, and nothing older."""
+
+import re
+
+import pytest
+
+from .rows import ROOT, ROWS, read, version
+
+PYPROJECT = (ROOT / "pyproject.toml").read_text()
+
+
+def pinned(pattern, text=PYPROJECT):
+    return re.search(pattern, text, flags=re.MULTILINE)[1]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_every_row_passed(row):
+    result = read()[row.name]
+    assert result.failed == 0, f"run `python -m tests.torch_matrix --row {row.name}`"
+    assert result.passed > 1000  # the whole suite
+
+
+def test_the_bound_of_torch_is_the_oldest_that_passed():
+    assert version(pinned(r'dependencies = \["torch>=([\d.]+)"\]')) == min(version(r.torch) for r in read().values())
+
+
+def test_the_bound_of_python_is_the_oldest_that_passed():
+    assert version(pinned(r'requires-python = ">=([\d.]+)"')) == min(version(r.python) for r in read().values())
+
+
+def test_the_torch_of_the_development_environment_is_among_the_rows():
+    assert pinned(r"^torch==([\d.]+)$", (ROOT / "constraints.txt").read_text()) in {row.torch for row in ROWS}
