@@ -1,4 +1,7 @@
-"""The search for the smallest file that is still good enough, every candidate measured in ONNX Runtime."""
+"""The search for the smallest file that is good enough. Every candidate is measured in ONNX Runtime.
+
+How one candidate is pruned, compacted or rounded is decided in ``surgery``, ``graph`` and ``onnx``.
+"""
 
 from .results import Compression, Point, UnmetConstraintsError
 from .search import compress
