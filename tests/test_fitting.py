@@ -291,7 +291,9 @@ def test_a_trained_network_keeps_its_accuracy_and_learns_what_it_does_not_know(d
     error = (accuracy * (1 - accuracy) / len(y)).sqrt()
     assert (seen.probs.argmax(1) == y).float().mean() >= accuracy - error
     worse = F.nll_loss(seen.probs.log(), y, reduction="none") - F.cross_entropy(logits, y, reduction="none")
-    assert worse.mean() <= 2 * worse.std() / math.sqrt(len(y))
+    # The noise was chosen on 300 other terms, whose mean differs from the expected one as that of these does.
+    terms = 1 / len(y) + (1 / 300 if held_out else 0)
+    assert worse.mean() <= 2 * worse.std() * math.sqrt(terms)
     assert unseen.entropy.mean() > 5 * seen.entropy.mean()
     assert unseen.mutual_information.mean() > 5 * seen.mutual_information.mean()
     assert report.mean_nll is not None
