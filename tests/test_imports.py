@@ -99,6 +99,7 @@ print(*sorted(set(sys.modules) - before))
 
 
 @pytest.mark.parametrize("how", ["pickle", "torch.save"])
+@pytest.mark.slow
 def test_a_pickled_bayesian_model_loads_where_convert_cannot_be_imported(tmp_path, how):
     model = bayesify(
         nn.Sequential(nn.Linear(4, 4), nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), nn.GRU(4, 4))

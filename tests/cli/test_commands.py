@@ -83,6 +83,7 @@ def test_plan_as_json_with_selection(nets: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_weights_are_loaded_and_choices_told_on_stderr(nets: Path) -> None:
     model = nn.ModuleDict({"body": nn.Linear(4, 5), "head": nn.Linear(5, 3)})
     torch.save({"ema": {f"module.{name}": value for name, value in model.state_dict().items()}}, "best.pth")
@@ -96,6 +97,7 @@ def test_weights_are_loaded_and_choices_told_on_stderr(nets: Path) -> None:
     assert json.loads(result.stdout)["relative_error"] <= 1e-5
 
 
+@pytest.mark.slow
 def test_export_and_inspect_print_tables_and_json(nets: Path) -> None:
     exported = run("export", "nets:Net", "--input", "x=2x4", "--output", "net.onnx")
     assert exported.exit_code == 0, exported.output
@@ -257,6 +259,7 @@ def test_named_inputs_from_a_file(nets: Path) -> None:
     assert run("plan", "nets:Net", "--input", "batch.npz").exit_code == 0
 
 
+@pytest.mark.slow
 def test_uncertainty_is_exported_with_its_calibration(nets: Path) -> None:
     torch.manual_seed(0)
     bnn = bayesify(nn.ModuleDict({"body": nn.Linear(4, 5), "head": nn.Linear(5, 3)}), init_sigma=0.3)

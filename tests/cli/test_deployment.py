@@ -59,6 +59,7 @@ def test_compress_writes_the_smallest_file_within_the_drop(files: Path) -> None:
     assert right.mean() == chosen["metric"]
 
 
+@pytest.mark.slow
 def test_compress_takes_a_function_of_the_user(files: Path) -> None:
     result = run(*COMPRESS, "--evaluate", "scores:closeness", "-i", "8x4", "--max-size", "100000")
     assert result.exit_code == 0, result.output

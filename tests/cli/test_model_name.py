@@ -53,6 +53,7 @@ def test_reads_a_call_with_literal_arguments(text: str, expected: ModelName) -> 
 
 
 @given(st.lists(LITERALS, max_size=3), st.dictionaries(st.sampled_from(["a", "b", "width"]), LITERALS, max_size=3))
+@pytest.mark.slow
 def test_every_literal_comes_back_as_it_was(args: list[object], kwargs: dict[str, object]) -> None:
     written = [repr(value) for value in args] + [f"{name}={value!r}" for name, value in kwargs.items()]
     name = parse_model_name(f"m:build({', '.join(written)})")

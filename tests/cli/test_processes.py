@@ -56,6 +56,7 @@ assert not heavy, heavy
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, check=True)
 
 
+@pytest.mark.slow
 def test_json_on_stdout_is_json_whatever_the_users_module_prints(nets: Path) -> None:
     done = bensemble("plan", "nets:build", "--json", folder=nets)
     assert done.returncode == 0, done.stderr
@@ -63,6 +64,7 @@ def test_json_on_stdout_is_json_whatever_the_users_module_prints(nets: Path) -> 
     assert done.stderr.splitlines() == ["printed by the user's module", "and written", "printed by the builder"]
 
 
+@pytest.mark.slow
 def test_a_file_convert_py_of_the_user_does_no_harm(nets: Path) -> None:
     (nets / "convert.py").write_text("raise RuntimeError('must not run')")
     done = bensemble("plan", "nets:build", folder=nets)
@@ -73,6 +75,7 @@ def test_a_file_convert_py_of_the_user_does_no_harm(nets: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+@pytest.mark.slow
 def test_a_spinner_shows_on_a_terminal_and_only_on_stderr(nets: Path) -> None:
     ours, theirs = os.openpty()
     try:
@@ -91,6 +94,7 @@ def test_a_spinner_shows_on_a_terminal_and_only_on_stderr(nets: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error(nets: Path) -> None:
     line = f"'{SCRIPT}' plan nets:build 2>messages | true"
     subprocess.run(["bash", "-c", line], cwd=nets, env=PLAIN, check=True)

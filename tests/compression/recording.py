@@ -12,11 +12,11 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from bensemble.pruning.masks import pruning_scores
+from bensemble.pruning.criteria import pruning_scores
 from convert.compression import Point, search
 from convert.compression.candidates import SHARES, Candidate, Ladder
 from convert.compression.files import CandidateFiles
-from convert.graph import channel_groups
+from convert.graph.compaction import channel_groups
 
 from .digits import accuracy, data, posterior
 

@@ -66,6 +66,7 @@ def test_half_of_every_layer_goes_and_compaction_removes_it(name):
 
 
 @pytest.mark.parametrize("kind", ["torch", "own"])
+@pytest.mark.slow
 def test_half_of_the_heads_and_neurons_go(kind):
     bnn = uncertain(encoder(kind), TOKENS)
     groups = channel_groups(bnn, TOKENS)

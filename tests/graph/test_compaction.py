@@ -79,6 +79,7 @@ def shrunk(request):
     return model, compact(model, torch.randint(50, (2, 7)))
 
 
+@pytest.mark.slow
 def test_transformers_lose_heads_and_neurons(shrunk):
     model, small = shrunk
     assert parameters(small, "blocks") < 0.6 * parameters(model, "blocks")

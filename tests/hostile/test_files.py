@@ -50,6 +50,7 @@ def test_what_we_wrote_is_never_read_otherwise(sources):
     assert {answer["outcome"] for _, answer in run_cases(sources, chosen)} <= {"refused", "loaded equal"}
 
 
+@pytest.mark.slow
 def test_a_case_is_named_by_its_seed(sources):
     for name, loader in LOADERS.items():
         for mutation in mutations_of(loader.source):

@@ -156,6 +156,7 @@ def bomb(path, name, size):
 
 
 @pytest.mark.parametrize("kind", ["weights.pt", "data.npz"])
+@pytest.mark.slow
 def test_an_archive_that_unpacks_to_a_thousand_times_its_size_is_refused(kind, tmp_path):
     path = tmp_path / kind
     bomb(path, "x.npy", 300 * 2**20)

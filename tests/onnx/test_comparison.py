@@ -75,6 +75,7 @@ def test_a_fixed_batch_is_timed_as_it_is(tmp_path):
     assert compare_onnx({"fixed": path}, torch.randn(5, 3), rounds=0)["fixed"].latency == {}
 
 
+@pytest.mark.slow
 def test_ratios_are_of_the_same_round():
     def work(count):
         return lambda: sum(range(count))

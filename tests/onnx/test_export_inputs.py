@@ -25,6 +25,7 @@ def test_two_inputs_carry_the_names_of_forwards_arguments(tmp_path):
     assert_same(run_file(path, image=image, table=table)["output"], model(image, table))
 
 
+@pytest.mark.slow
 def test_a_mapping_is_called_by_name_and_constants_stay(tmp_path):
     model, path = TinyText().eval(), tmp_path / "m.onnx"
     report = export_onnx(model, path, {"attention_mask": torch.ones(1, 6), "input_ids": torch.ones(1, 6).long()})
@@ -92,6 +93,7 @@ def test_integer_inputs_of_two_lengths_have_two_names(tmp_path):
     assert shapes(report)["reply"] == ("batch", "reply_sequence")
 
 
+@pytest.mark.slow
 def test_states_in_a_tuple_are_inputs_and_outputs_of_their_own(tmp_path):
     model, path = nn.LSTM(4, 8), tmp_path / "m.onnx"
     state = torch.randn(1, 2, 8), torch.randn(1, 2, 8)

@@ -49,6 +49,7 @@ def network(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("bits", [7, 8])
+@pytest.mark.slow
 def test_no_pair_of_products_leaves_16_bits(network, bits, monkeypatch):
     if bits == 8:  # with the whole range the saturation has to be seen
         for name in ("quantize_static", "quantize_dynamic"):

@@ -119,6 +119,7 @@ def test_recurrent_networks_have_one_set_of_weights_for_each_draw(kind, tmp_path
     np.testing.assert_allclose(found["mutual_information"], expected.mutual_information, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_mapping_in_and_an_entry_of_a_mapping_out(tmp_path):
     torch.manual_seed(0)
     bnn = bayesian(TinyText())
@@ -149,6 +150,7 @@ def test_the_outputs_follow_from_the_likelihood(likelihood, tmp_path):
         np.testing.assert_allclose(value, getattr(expected, name), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_files_answer_bit_for_bit_the_same_and_the_same_seed_gives_the_same_file(tmp_path):
     torch.manual_seed(0)
     bnn, x = bayesian(cnn()), torch.randn(4, 1, 8, 8)

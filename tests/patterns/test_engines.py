@@ -30,6 +30,7 @@ def _fresh_compiler() -> Iterator[None]:
 
 @each_model
 @pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.slow
 def test_compiled_whole_in_mean_mode(build: Build, grad: bool) -> None:
     model, inputs = build()
     bnn = bayesify(model.eval())
@@ -93,6 +94,7 @@ def test_training_noise_of_a_compiled_model_has_the_right_spread() -> None:
 
 @each_model
 @pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.slow
 def test_exported_in_mean_mode(build: Build, strict: bool) -> None:
     model, inputs = build()
     bnn = bayesify(model.eval())

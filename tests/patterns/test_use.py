@@ -175,6 +175,7 @@ def test_vmap_over_an_ensemble_of_weights(x: Tensor) -> None:
 # -- training and averaging
 
 
+@pytest.mark.slow
 def test_every_kind_of_layer_learns(x: Tensor) -> None:
     torch.manual_seed(0)
     bnn, target = bayesify(Mixed()), torch.randn(2, 3, 3)

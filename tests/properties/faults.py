@@ -27,7 +27,7 @@ import convert.onnx.deployable
 import convert.surgery.converting
 from bensemble.kernels import Moments
 from bensemble.layers.parameters import PosteriorParameters
-from bensemble.layers.weights import PosteriorModule
+from bensemble.layers.reading import WeightReading
 from bensemble.noise.draws import random_draw
 from bensemble.noise.stack import active_sample
 from bensemble.posterior import Posterior
@@ -150,7 +150,7 @@ def _no_slope(backward: Any) -> Any:
 
 
 def _always_drawn(read_weight: Any) -> Any:
-    def wrong(self: PosteriorModule, name: str) -> Any:
+    def wrong(self: WeightReading, name: str) -> Any:
         posterior = self._posterior(name)
         if posterior is not None and isinstance(posterior.mu, Tensor) and active_sample(self) is None:
             return random_draw(posterior, posterior.draw_noise)
@@ -186,7 +186,7 @@ FAULTS = (
     Fault("a tied posterior counts twice in the KL", bensemble.objective, "named_posteriors", _ties_counted_twice),
     Fault("sigma is not squared in the local noise", bensemble.layers.linear_op, "shared_moments", _not_squared),
     Fault("the gradient of rho is zero", bensemble.kernels._Moments, "backward", _no_slope),
-    Fault("weights are drawn in eval mode too", PosteriorModule, "_read_weight", _always_drawn),
+    Fault("weights are drawn in eval mode too", WeightReading, "_read_weight", _always_drawn),
     Fault("deepcopy loses ties", PosteriorParameters, "__reduce_ex__", _ties_forgotten),
     Fault("samples ignore the masks", Posterior, "draw", _unmasked),
     Fault("the way back ignores the masks", convert.surgery.converting, "apply_masks", _no_masks),

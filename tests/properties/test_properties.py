@@ -21,6 +21,7 @@ def test_random_networks_have_every_property(recipe: Recipe, onnx: bool) -> None
     check_recipe(recipe, onnx)
 
 
+@pytest.mark.slow
 def test_random_networks_are_of_every_kind() -> None:
     drawn = draw_recipes(100)
     for trait in REQUIRED:
