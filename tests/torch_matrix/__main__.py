@@ -1,7 +1,8 @@
-"""``python -m tests.torch_matrix [--row NAME] [--missing] [-- PYTEST ARGUMENTS]``.
+"""``python -m tests.torch_matrix [--row NAME] [--missing] [--quick] [-- PYTEST ARGUMENTS]``.
 
 Each row has an environment of its own in ``.venv-matrix``, made on first use by the rule of the Makefile that makes
-``.venv``, and kept. The whole suite is run and recorded, row by row; with arguments for pytest nothing is recorded.
+``.venv``, and kept. The tests of ``make test`` are run and recorded, row by row, or with ``--quick`` those of ``make
+quick``. With arguments for pytest nothing is recorded.
 Two tests are left out: the one that installs the wheel would download another torch for every run, and the one of the
 recorded results comes after them.
 """
@@ -32,6 +33,7 @@ def main() -> int:
     parser.add_argument(
         "--missing", action="store_true", help="only rows without a recorded pass, to go on after a stop"
     )
+    parser.add_argument("--quick", action="store_true", help="only the tests of `make quick`")
     parser.add_argument("--install", action="store_true", help="make the environments and stop")
     parser.add_argument("--workers", default="auto", help="processes for pytest-xdist (default: auto)")
     parser.add_argument("arguments", nargs="*", help="for pytest, after `--`; nothing is recorded then")
@@ -43,7 +45,7 @@ def main() -> int:
         print(f"{row.name}: its environment", flush=True)
         python = environment(row)
         if not options.install:
-            results.append(run(row, python, options.workers, options.arguments))
+            results.append(run(row, python, options.workers, options.quick, options.arguments))
             if not options.arguments:
                 record(results[-1])
     print(f"\n{'python':8}{'torch':10}{'passed':>8}{'failed':>8}{'skipped':>9}")
@@ -80,11 +82,12 @@ def interpreter(python: str) -> str:
     raise SystemExit(f"torch-matrix: Python {python} must be installed, got neither python{python} nor one of pyenv.")
 
 
-def run(row: Row, python: Path, workers: str, arguments: list[str]) -> Result:
+def run(row: Row, python: Path, workers: str, quick: bool, arguments: list[str]) -> Result:
     """Run the suite, or what the arguments say, and count."""
     report = python.parents[1] / "report.xml"
     report.unlink(missing_ok=True)
-    command = [str(python), "-m", "pytest", "-n", workers, *IGNORED, f"--junitxml={report}"]
+    command = [str(python), "-m", "pytest", "-n", workers, "--dist", "loadgroup", *IGNORED, f"--junitxml={report}"]
+    command += ["-m", "not slow and not data" if quick else "not data"]
     subprocess.run([*command, *arguments], cwd=ROOT, check=False)
     counts = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
     if report.exists():  # pytest did not stop before the first test
@@ -93,7 +96,8 @@ def run(row: Row, python: Path, workers: str, arguments: list[str]) -> Result:
         counts = {name: int(suite.attrib[name]) for name in counts}
     failed = counts["failures"] + counts["errors"]
     passed = counts["tests"] - failed - counts["skipped"]
-    return Result(row.python, row.torch, passed, failed, counts["skipped"], date.today().isoformat())
+    which = "quick" if quick else "test"
+    return Result(row.python, row.torch, which, passed, failed, counts["skipped"], date.today().isoformat())
 
 
 if __name__ == "__main__":

@@ -41,10 +41,15 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Result:
-    """What pytest counted in a row; an error counts as a failure."""
+    """What pytest counted in a row; an error counts as a failure.
+
+    Attributes:
+        tests: Which tests were run, as ``make`` calls them: "test" or "quick".
+    """
 
     python: str
     torch: str
+    tests: str
     passed: int
     failed: int
     skipped: int

@@ -17,7 +17,7 @@ def pinned(pattern, text=PYPROJECT):
 def test_every_row_passed(row):
     result = read()[row.name]
     assert result.failed == 0, f"run `python -m tests.torch_matrix --row {row.name}`"
-    assert result.passed > 1000  # the whole suite
+    assert result.passed > 1000  # more than a part of the suite
 
 
 def test_the_bound_of_torch_is_the_oldest_that_passed():
