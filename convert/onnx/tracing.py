@@ -61,7 +61,7 @@ def trace(trials: Trials, opset: int | None, verbose: bool) -> Traced:
         ExportError: The exporter cannot follow the model, or cannot write that operator set.
     """
     try:
-        with quiet(verbose), _plain_attention(), torch.no_grad():
+        with quiet(verbose), torch.no_grad():
             proto, limits = _exported(trials, opset, verbose)
     except ExportError:
         raise
@@ -137,17 +137,6 @@ def quiet(verbose: bool) -> Iterator[None]:
             logger.debug("%s: %s", warning.category.__name__, warning.message)
         if printed.getvalue().strip():
             logger.debug("%s", printed.getvalue().strip())
-
-
-@contextlib.contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Without the fused encoder of torch.nn, whose padding mask torch 2.9 cannot export."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 class _Forward(logging.Handler):

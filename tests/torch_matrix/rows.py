@@ -31,7 +31,7 @@ class Row:
 
 
 ROWS = (
-    Row("3.10", "2.9.0", "0.24.0"),
+    Row("3.10", "2.10.0", "0.25.0"),
     Row("3.10", "2.13.0", "0.28.0"),
     Row("3.11", "2.13.0", "0.28.0"),
     Row("3.13", "2.13.0", "0.28.0"),
@@ -75,7 +75,7 @@ def record(result: Result) -> None:
 
 
 def version(text: str) -> tuple[int, ...]:
-    """A version as numbers, without the zeros at its end: 2.9 is 2.9.0."""
+    """A version as numbers, without the zeros at its end: 2.10 is 2.10.0."""
     numbers = [int(number) for number in text.split(".")]
     while numbers and not numbers[-1]:
         numbers.pop()

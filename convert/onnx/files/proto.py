@@ -130,7 +130,7 @@ def correct_output_shapes(
         dims = output.type.tensor_type.shape.dim
         if len(first) != len(second):  # the model squeezes a size of one
             continue
-        if len(dims) != len(first):  # torch 2.9 gives the states of an LSTM one axis too many
+        if len(dims) != len(first):  # torch 2.10 gives the states of an LSTM one axis too many
             del dims[:]
             dims.extend(onnx.TensorShapeProto.Dimension(dim_value=size) for size in first)
             wrong = True

@@ -71,7 +71,7 @@ class FlatModel(nn.Module):
         self.train(network.training)
 
     def forward(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The outputs in the order of :meth:`named`; on one tuple, because torch 2.9 cannot export ``*tensors``."""
+        """The outputs in the order of :meth:`named`; the inputs are one tuple."""
         return tuple(self.named(tensors).values())
 
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:

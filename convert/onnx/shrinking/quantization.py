@@ -134,6 +134,7 @@ class Quantization:
         from onnxruntime import quantization as ort  # not needed to export without quantization
 
         if not self.static:
+            del proto.graph.value_info[:]  # onnxruntime 1.23 transposes weights and keeps their old shapes
             ort.quantize_dynamic(
                 proto, str(target), weight_type=ort.QuantType.QInt8, per_channel=True, reduce_range=True
             )
