@@ -18,10 +18,10 @@ from .torch_internals import transforms_active
 __all__ = [
     "RHO_MIN",
     "add_noise",
-    "draw_weight",
     "entropy",
     "kl_normal",
     "precise",
+    "reparameterized",
     "rho_from_sigma",
     "root_mean_square",
     "sigma_from_rho",
@@ -141,7 +141,7 @@ def add_noise(mean: Tensor, variance: Tensor) -> Tensor:
     return mean + (deviation * standard_normal_like(variance)).to(mean.dtype)
 
 
-def draw_weight(mean: Tensor, sigma: Tensor, noise: Tensor, out: Tensor | None = None) -> Tensor:
+def reparameterized(mean: Tensor, sigma: Tensor, noise: Tensor, out: Tensor | None = None) -> Tensor:
     """A weight, ``mean + sigma * noise`` in float32 or float64, differentiable unless it is written into ``out``."""
     return torch.addcmul(precise(mean), sigma, noise, out=out)
 

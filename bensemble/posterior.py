@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import ConversionError
-from .gaussian import draw_weight, precise, sigma_from_rho, snr, standard_normal_like
+from .gaussian import precise, reparameterized, sigma_from_rho, snr, standard_normal_like
 from .kernels import applies_to, fused_kl
 from .models.sharding import PartialSums, is_sharded, part_here, part_of, whole
 from .priors import ARD, Normal, kl_to
@@ -122,7 +122,7 @@ class Posterior:
     def draw(self, noise: Tensor) -> Tensor:
         """The weight mu + sigma * noise in the dtype of mu, zero where it is pruned; differentiable in mu and rho."""
         mu, mask = whole(self.mu), self.mask
-        weight = draw_weight(mu, self.sigma(), noise).to(mu.dtype)
+        weight = reparameterized(mu, self.sigma(), noise).to(mu.dtype)
         return weight if mask is None else weight * mask.to(mu.dtype)
 
     def set_mask(self, mask: Tensor | None) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..checks import check_module
 from ..errors import CheckpointError, refuse, shown
 from ..layers.classes import bayesian_class
-from ..layers.linear_op import LinearOpLayer
+from ..layers.linear_in_weights import LinearOpLayer
 from ..layers.registry import bayesian_type
 from ..layers.swap import NewPosterior, make_bayesian, restorer
 from ..layers.weights import PosteriorModule

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..checks import check_module
 from ..errors import CheckpointError, refuse, shown
-from ..layers.linear_op import LinearOpLayer
+from ..layers.linear_in_weights import LinearOpLayer
 from ..layers.sampled import SampledWeights
 from ..models.sharding import is_sharded, once_for_all, whole
 from ..models.state import unwrapped

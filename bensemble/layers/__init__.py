@@ -6,7 +6,7 @@ What looks at a whole model, or decides which of its layers become Bayesian, doe
 from .base import BaseBayesianLayer
 from .conv import BayesianConv1d, BayesianConv2d, BayesianConv3d
 from .linear import BayesianLinear
-from .linear_op import LinearOpLayer
+from .linear_in_weights import LinearOpLayer
 from .registry import bayesian_type, register, register_lazily, registered_types
 from .transposed import BayesianConvTranspose1d, BayesianConvTranspose2d, BayesianConvTranspose3d
 from .weights import weight_property

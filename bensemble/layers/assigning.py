@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import ConversionError, InvalidTypeError
-from ..noise.draws import WeightDraw
+from ..noise.lazy_weights import WeightDraw
 from ..torch_internals import parameters_of
 from .parameters import called_from, order_message
 from .sharing import posterior_of_mean, share, stop_sharing

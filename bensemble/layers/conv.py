@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..kernels import ConvolutionOp, Operation
 from ..torch_internals import convolve
-from .linear_op import LinearOpLayer
+from .linear_in_weights import LinearOpLayer
 from .registry import register
 
 __all__ = ["BayesianConv1d", "BayesianConv2d", "BayesianConv3d"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from .linear_op import LinearOpLayer
+from .linear_in_weights import LinearOpLayer
 from .registry import register
 
 __all__ = ["BayesianHFConv1D"]

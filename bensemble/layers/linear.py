@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidValueError
 from ..kernels import LinearOp, Operation
-from .linear_op import LinearOpLayer
+from .linear_in_weights import LinearOpLayer
 from .registry import register
 
 __all__ = ["BayesianLinear"]

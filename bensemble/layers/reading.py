@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..noise.draws import random_draw, read_only
+from ..noise.lazy_weights import random_draw, read_only
 from ..noise.recomputation import refuse_part_of_forward
 from ..noise.stack import active_sample
 from ..posterior import Posterior

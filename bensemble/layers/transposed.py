@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..kernels import ConvolutionOp, Operation
 from ..torch_internals import output_padding
-from .linear_op import LinearOpLayer
+from .linear_in_weights import LinearOpLayer
 from .registry import register
 
 __all__ = ["BayesianConvTranspose1d", "BayesianConvTranspose2d", "BayesianConvTranspose3d"]

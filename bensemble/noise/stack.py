@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..posterior import Posterior
 from ..torch_internals import version
-from .draws import random_draw, read_only
+from .lazy_weights import random_draw, read_only
 from .recomputation import context_of_first_run, note_own_draw
 
 __all__ = ["HeldSample", "active_sample", "holding", "mean_mode", "one_draw"]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..gaussian import draw_weight, precise
+from ..gaussian import precise, reparameterized
 from ..models.batches import device_of
-from ..noise.draws import read_only
+from ..noise.lazy_weights import read_only
 from ..noise.stack import HeldSample
 from ..posterior import Posterior
 from ..posteriors import bayesian_layers
@@ -98,7 +98,7 @@ class WeightSamples:
         for same, mean, sigma in self._mean_and_sigma():
             noise = same[0].draw_noise(self.generator)
             out = noise if noise.stride() == mean.stride() else None
-            weight = draw_weight(mean, sigma, noise, out).to(same[0].mu.dtype)
+            weight = reparameterized(mean, sigma, noise, out).to(same[0].mu.dtype)
             weights |= {(id(posterior.layer), posterior.stem): weight for posterior in same}
         return HeldWeights(self._layers, weights)
 

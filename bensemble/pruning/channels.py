@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidValueError
 from ..gaussian import precise
-from ..layers.linear_op import LinearOpLayer
+from ..layers.linear_in_weights import LinearOpLayer
 from ..posterior import Posterior
 from ..posteriors import by_canonical_name, named_posteriors
 

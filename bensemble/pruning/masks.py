@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..checks import check_module, check_number
 from ..errors import InvalidTypeError, InvalidValueError, refuse
 from ..gaussian import precise
-from ..layers.linear_op import LinearOpLayer
+from ..layers.linear_in_weights import LinearOpLayer
 from ..posterior import Posterior, mask_problem
 from ..posteriors import by_canonical_name, named_posteriors
 from .channels import ChannelGroups

@@ -32,6 +32,7 @@ from .options import ExportOptions, check_arguments, checked_models
 from .shrinking.quantization import quantization_options
 from .shrinking.sparse import store_sparse
 from .tracing import quiet, trace
+from .uncertainty.metadata import uncertainty_metadata
 from .uncertainty.options import MOST_BYTES, check_draws_fit, num_bytes, uncertainty_options
 from .verification import Agreement, latency, measured, verified
 
@@ -216,7 +217,7 @@ def _metadata(trials: Trials, options: ExportOptions) -> dict[str, str]:
     """The user's strings and those that tell what the file is."""
     found = {**options.metadata, "bensemble.outputs": options.outputs, "bensemble.model": trials.model.name}
     if options.uncertainty is not None:
-        found |= options.uncertainty.metadata(trials.model.count, trials.example.outputs, options.metadata)
+        found |= uncertainty_metadata(options.uncertainty, trials.model.count, trials.example.outputs, options.metadata)
     if options.quantization is not None:
         found["bensemble.quantization"] = options.quantization.description
     return found

@@ -19,7 +19,7 @@ from .files.measuring import BATCH_SIZES, Deviation, error_of, interleaved
 from .files.running import OnnxModel, input_arrays, one_thread_session
 from .inputs.axes import BATCH, resized
 from .inputs.trials import Trial, Trials
-from .rounding import rounding_errors
+from .rounding_errors import rounding_errors
 
 __all__ = ["Agreement", "compare", "latency", "measured", "verified"]
 

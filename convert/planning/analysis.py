@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from bensemble.errors import InvalidValueError
-from bensemble.layers.linear_op import LinearOpLayer
+from bensemble.layers.linear_in_weights import LinearOpLayer
 from bensemble.layers.weights import PosteriorModule
 from bensemble.models.batches import call
 from bensemble.torch_internals import OpOverload, clear_forward_hooks, pytree

@@ -18,7 +18,7 @@ from torch.nn.utils import prune as torch_prune
 from bensemble.checks import check_module
 from bensemble.errors import ConversionError, InvalidTypeError, refuse
 from bensemble.layers.classes import bayesian_class
-from bensemble.layers.linear_op import LinearOpLayer, check_estimator, check_variance_dtype
+from bensemble.layers.linear_in_weights import LinearOpLayer, check_estimator, check_variance_dtype
 from bensemble.layers.registry import bayesian_type
 from bensemble.layers.sampled import SampledWeights
 from bensemble.layers.swap import (

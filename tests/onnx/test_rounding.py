@@ -11,7 +11,7 @@ from torch import nn
 from bensemble.errors import VerificationError
 from convert import export_onnx
 from convert.onnx.inputs.trials import Trial
-from convert.onnx.rounding import in_float64, rounding_errors
+from convert.onnx.rounding_errors import in_float64, rounding_errors
 from convert.onnx.verification import compare
 
 

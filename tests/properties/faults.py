@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import bensemble.checkpoint.saving
 import bensemble.kernels
-import bensemble.layers.linear_op
+import bensemble.layers.linear_in_weights
 import bensemble.objective
 import bensemble.posterior
 import convert.graph.compaction.cutting
@@ -28,7 +28,7 @@ import convert.surgery.converting
 from bensemble.kernels import Moments
 from bensemble.layers.parameters import PosteriorParameters
 from bensemble.layers.reading import WeightReading
-from bensemble.noise.draws import random_draw
+from bensemble.noise.lazy_weights import random_draw
 from bensemble.noise.stack import active_sample
 from bensemble.posterior import Posterior
 from bensemble.posteriors import bayesian_layers, is_bayesian
@@ -184,7 +184,9 @@ def _one_draw(copy_of: Any) -> Any:
 FAULTS = (
     Fault("the KL has the wrong sign", bensemble.posterior, "_kl", _negative),
     Fault("a tied posterior counts twice in the KL", bensemble.objective, "named_posteriors", _ties_counted_twice),
-    Fault("sigma is not squared in the local noise", bensemble.layers.linear_op, "shared_moments", _not_squared),
+    Fault(
+        "sigma is not squared in the local noise", bensemble.layers.linear_in_weights, "shared_moments", _not_squared
+    ),
     Fault("the gradient of rho is zero", bensemble.kernels._Moments, "backward", _no_slope),
     Fault("weights are drawn in eval mode too", WeightReading, "_read_weight", _always_drawn),
     Fault("deepcopy loses ties", PosteriorParameters, "__reduce_ex__", _ties_forgotten),

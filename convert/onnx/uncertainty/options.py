@@ -1,9 +1,8 @@
-"""The options of an uncertainty file, checked before anything is computed, and the metadata of the file."""
+"""The options of an uncertainty file, checked before anything is computed, and the draws that it holds."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +12,11 @@ from torch import Tensor, nn
 from bensemble.calibration import Calibration
 from bensemble.checks import check_count
 from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError
-from bensemble.likelihoods import Bernoulli, Categorical, DiscreteLikelihood, Likelihood, resolve
+from bensemble.likelihoods import DiscreteLikelihood, Likelihood, resolve
 from bensemble.models.outputs import OutputSelector
 from bensemble.posteriors import named_posteriors
 from bensemble.prediction.weight_samples import WeightSamples
 
-from ...runtime import class_names
 from ..inputs.arguments import Arguments
 from .networks import SampledModel
 from .statistics import Statistics
@@ -27,9 +25,6 @@ __all__ = ["MOST_BYTES", "UncertaintyOptions", "check_draws_fit", "num_bytes", "
 
 #: A protobuf message, and so a self-contained ONNX file, holds less than 2 GiB.
 MOST_BYTES = 2**31 - 1
-
-#: Names in the file of those references of a calibration that have another name there.
-OWN_NAMES = {"epistemic_std": "std"}
 
 
 @dataclass(frozen=True)
@@ -72,41 +67,6 @@ class UncertaintyOptions:
             statistics = Statistics(self.likelihood, self.calibration.temperature, threshold if sets else None)
         return SampledModel(networks, arguments, selector, draws, statistics)
 
-    def metadata(self, count: int, outputs: Mapping[str, Tensor], own: Mapping[str, str]) -> dict[str, str]:
-        """The metadata of the file.
-
-        Args:
-            count: Number of networks in the file.
-            outputs: The outputs at the example.
-            own: The user's strings.
-
-        Raises:
-            InvalidValueError: The user's ``classes`` are not as many as those of the outputs.
-        """
-        uncertainty = outputs["entropy" if "entropy" in outputs else "std"]
-        found = {
-            "bensemble.method": "samples",
-            "bensemble.num_samples": str(count),
-            "bensemble.likelihood": "none" if self.likelihood is None else _described(self.likelihood),
-            "bensemble.terms": str(uncertainty[0].numel()),
-        }
-        if isinstance(self.likelihood, (Bernoulli, Categorical)):
-            probs = outputs["probs"]
-            shape = self.likelihood.class_probs(probs).shape
-            axis = self.likelihood.axis(probs) if isinstance(self.likelihood, Categorical) else len(shape) - 1
-            found["bensemble.class_axis"] = str(axis)
-            classes = class_names(own.get("classes", ""))
-            if classes and len(classes) != shape[axis]:
-                raise InvalidValueError(
-                    f"export_onnx: metadata['classes'] must name {shape[axis]} classes, got {len(classes)}: "
-                    f"{', '.join(classes)}."
-                )
-        if self.calibration is not None:
-            reference = {OWN_NAMES.get(name, name): values for name, values in self.calibration.reference.items()}
-            found["bensemble.calibration"] = self.calibration.to_json()
-            found["bensemble.reference"] = json.dumps(reference)
-        return found
-
 
 def uncertainty_options(
     outputs: str, method: str, num_samples: int, likelihood: Any, calibration: Any, generator: Any
@@ -145,12 +105,6 @@ def _check_calibration(calibration: Any, likelihood: Likelihood | None) -> None:
             f"export_onnx: calibration must be of predictions by the same likelihood, got one with a reference of "
             f"{' and '.join(calibration.reference)} for likelihood={likelihood!r}."
         )
-
-
-def _described(likelihood: Likelihood) -> str:
-    """Name and settings that are plain values, as ``Categorical(dim=1)``."""
-    settings = {key: value for key, value in vars(likelihood).items() if isinstance(value, (int, float, str))}
-    return f"{type(likelihood).__name__}({', '.join(f'{key}={value!r}' for key, value in settings.items())})"
 
 
 def weight_draws(model: nn.Module, num_samples: int, generator: torch.Generator) -> dict[str, list[Tensor]]:

@@ -1,0 +1,64 @@
+"""The metadata of an uncertainty file: what its outputs mean, and what they were on the calibration data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from bensemble.errors import InvalidValueError
+from bensemble.likelihoods import Bernoulli, Categorical, Likelihood
+
+from ...runtime import class_names
+from .options import UncertaintyOptions
+
+__all__ = ["uncertainty_metadata"]
+
+#: Names in the file of those references of a calibration that have another name there.
+OWN_NAMES = {"epistemic_std": "std"}
+
+
+def uncertainty_metadata(
+    options: UncertaintyOptions, count: int, outputs: Mapping[str, Tensor], own: Mapping[str, str]
+) -> dict[str, str]:
+    """The metadata of the file.
+
+    Args:
+        options: What was asked.
+        count: Number of networks in the file.
+        outputs: The outputs at the example.
+        own: The user's strings.
+
+    Raises:
+        InvalidValueError: The user's ``classes`` are not as many as those of the outputs.
+    """
+    uncertainty = outputs["entropy" if "entropy" in outputs else "std"]
+    found = {
+        "bensemble.method": "samples",
+        "bensemble.num_samples": str(count),
+        "bensemble.likelihood": "none" if options.likelihood is None else _described(options.likelihood),
+        "bensemble.terms": str(uncertainty[0].numel()),
+    }
+    if isinstance(options.likelihood, (Bernoulli, Categorical)):
+        probs = outputs["probs"]
+        shape = options.likelihood.class_probs(probs).shape
+        axis = options.likelihood.axis(probs) if isinstance(options.likelihood, Categorical) else len(shape) - 1
+        found["bensemble.class_axis"] = str(axis)
+        classes = class_names(own.get("classes", ""))
+        if classes and len(classes) != shape[axis]:
+            raise InvalidValueError(
+                f"export_onnx: metadata['classes'] must name {shape[axis]} classes, got {len(classes)}: "
+                f"{', '.join(classes)}."
+            )
+    if options.calibration is not None:
+        reference = {OWN_NAMES.get(name, name): values for name, values in options.calibration.reference.items()}
+        found["bensemble.calibration"] = options.calibration.to_json()
+        found["bensemble.reference"] = json.dumps(reference)
+    return found
+
+
+def _described(likelihood: Likelihood) -> str:
+    """Name and settings that are plain values, as ``Categorical(dim=1)``."""
+    settings = {key: value for key, value in vars(likelihood).items() if isinstance(value, (int, float, str))}
+    return f"{type(likelihood).__name__}({', '.join(f'{key}={value!r}' for key, value in settings.items())})"
