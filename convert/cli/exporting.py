@@ -129,7 +129,7 @@ def _smaller(
 
     from ..graph.compaction import channel_groups
     from ..graph.compaction import compact as cut_out
-    from ..surgery.converting import to_deterministic
+    from ..surgery.collapsing import to_deterministic
 
     bayesian = any(True for _ in named_posteriors(network))
     if threshold is not None or sparsity is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from ..planning.copying import copy_model
-from ..surgery.converting import to_deterministic
+from ..surgery.collapsing import to_deterministic
 
 __all__ = ["accuracy", "by_size", "by_snr"]
 

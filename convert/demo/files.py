@@ -8,7 +8,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from ..surgery.converting import to_deterministic
+from ..surgery.collapsing import to_deterministic
 
 __all__ = ["Draws", "agreement"]
 

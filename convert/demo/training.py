@@ -12,7 +12,7 @@ from torch.optim.swa_utils import update_bn
 
 from bensemble import recipes
 
-from ..surgery.converting import to_deterministic
+from ..surgery.collapsing import to_deterministic
 from .data import Loader
 from .narrator import Narrator
 
