@@ -114,7 +114,7 @@ def _smaller(
 
     from ..graph.compaction import channel_groups
     from ..graph.compaction import compact as cut_out
-    from ..surgery.converting import to_deterministic
+    from ..surgery.collapsing import to_deterministic
 
     bayesian = is_bayesian(network)
     if threshold is not None or sparsity is not None:

@@ -22,7 +22,7 @@ from ..graph.compaction import compact
 from ..onnx import OnnxModel, compare_onnx, export_onnx
 from ..onnx.files.measuring import checked_metric
 from ..reports.zeros import sparsity
-from ..surgery.converting import to_deterministic
+from ..surgery.collapsing import to_deterministic
 from .candidates import Candidate
 from .results import Point
 

@@ -42,7 +42,7 @@ def deployable(model: nn.Module, computed_weights: bool) -> Iterator[nn.Module]:
 def _copy(model: nn.Module) -> nn.Module:
     try:
         if is_bayesian(model):
-            from ..surgery.converting import to_deterministic  # torch.fx comes with it
+            from ..surgery.collapsing import to_deterministic  # torch.fx comes with it
 
             return to_deterministic(model).cpu()
         return copy_model("export_onnx", model).cpu()

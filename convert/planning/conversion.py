@@ -13,11 +13,13 @@ from bensemble.checks import check_module
 from bensemble.layers.weights import PosteriorModule
 from bensemble.torch_internals import parameters_of
 
-from .analysis import Analysis, analyse
+from .analysis import Analysis
 from .eligibility import is_embedding, refusal, why_deterministic
 from .places import Place, owners_of
+from .probe import probe_forward
 from .rows import ConversionPlan, PlanRow
 from .selection import Selection, parse_selection
+from .trace import trace_forward
 from .trails import LINEAR_OPERATIONS
 
 __all__ = ["make_plan", "plan"]
@@ -26,13 +28,13 @@ __all__ = ["make_plan", "plan"]
 def plan(
     model: nn.Module, *, include: Any = None, exclude: Any = None, example_inputs: Any = None, trace: bool = True
 ) -> ConversionPlan:
-    """Say what ``bayesify`` would do with a model. The model and the random state are left alone.
+    """Say what ``bayesify`` would do with a model. The model and the random state do not change.
 
     Args:
         model: Any module.
         include: What may become Bayesian: dotted names, globs, module types, module objects, callables
             ``(name, module) -> bool``, or a sequence of these. Default: everything.
-        exclude: The same for what must not; wins over ``include``.
+        exclude: What must stay deterministic, named in the same ways; wins over ``include``.
         example_inputs: Inputs for one probe forward, which sees more than a torch.fx trace: a tensor, a tuple of
             arguments, or a mapping of keyword arguments.
         trace: Whether to trace with torch.fx when there are no example inputs.
@@ -56,14 +58,12 @@ def make_plan(
     owners = owners_of(model)
     selection = parse_selection(verb, model, include, exclude)
     refusal(verb, model, owners)
-    analysis = analyse(verb, model, example_inputs) if trace or example_inputs is not None else Analysis()
-    rows = []
-    verdicts: dict[int, PlanRow] = {}
-    for parameter, places in owners.values():
-        row = _row(parameter, places, selection, analysis, owners)
-        verdicts[id(parameter)] = row
-        rows.append(row)
-    return ConversionPlan(tuple(rows), type(model).__name__, analysis.source)
+    if example_inputs is not None:
+        analysis = probe_forward(verb, model, example_inputs)
+    else:
+        analysis = trace_forward(model) if trace else Analysis()
+    rows = tuple(_row(parameter, places, selection, analysis, owners) for parameter, places in owners.values())
+    return ConversionPlan(rows, type(model).__name__, analysis.source)
 
 
 def _row(
@@ -99,7 +99,7 @@ def _row(
 
 
 def _calls(parameter: nn.Parameter, places: list[Place], analysis: Analysis) -> int | None:
-    """How often the owning modules are called; a trace does not say it of modules that it looks into."""
+    """How often the owning modules are called; None where a trace looks into the module and does not see its calls."""
     calls = sum(analysis.calls[path] for path in {p.path for p in places})
     looked_into = analysis.source == "fx" and id(parameter) in analysis.seen and not any(p.is_local for p in places)
     return None if not analysis.known or (looked_into and not calls) else calls

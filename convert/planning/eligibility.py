@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ __all__ = ["is_embedding", "refusal", "why_deterministic"]
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 NORMS = (BatchNormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
-#: Names that tables and tokens go by, asked only where neither a trace nor a probe says what a Parameter does.
+#: Names of tables and tokens, used only where neither a trace nor a probe says what a Parameter does.
 _TABLE_NAME = re.compile(r"pos|token|cls|query|embed|anchor|bias|table|scale|gamma|beta|norm|prompt|prefix|dist")
 
 
@@ -31,43 +33,147 @@ def why_deterministic(
     parameter: nn.Parameter, places: list[Place], selection: Selection, analysis: Analysis
 ) -> str | None:
     """The reason why a Parameter stays deterministic, or None when it becomes Bayesian."""
-    if any(isinstance(p.module, PosteriorModule) for p in places):
-        return _why_left_as_it_is(places)
-    if any(isinstance(p.module, torch.jit.ScriptModule) for p in places):
-        return "compiled by TorchScript"
-    if any(selection.excludes(p.path, p.module, p.name) for p in places):
-        return "excluded"
-    if not any(selection.includes(p.path, p.module, p.name) for p in places):
-        return "not included"
-    named = any(selection.names_outright(p.path, p.module, p.name) for p in places)
-    if not parameter.is_floating_point():
-        return f"holds {parameter.dtype}, not floating point numbers"
-    if parameter.numel() == 0:
-        return "has no elements"
-    if any(isinstance(p.module, EMBEDDINGS) and p.module.max_norm is not None for p in places):
-        return "an embedding with max_norm writes into it in every forward"
-    if id(parameter) in analysis.written:
-        return "a forward writes into it, which would miss its sigma"
-    if not parameter.requires_grad and not named:
-        return "frozen; name it in include to convert it"
-    converts = [p for p in places if not (is_embedding(p) or _is_norm(p))]
-    if not converts and not named:
-        return "an embedding" if is_embedding(places[0]) else "a norm"
-    if any(p.is_local for p in places):
-        return _why_never_used(parameter, places, analysis)
-    if not named:
-        if parameter.dim() < 2:
-            return "a vector"
-        if sum(size > 1 for size in parameter.shape) < 2:
-            return "a vector in disguise"
-        unused = _why_never_used(parameter, places, analysis)
-        return unused or _why_no_linear_operation(parameter, converts[0], analysis)
-    return _why_never_used(parameter, places, analysis)
+    candidate = Candidate(parameter, places, selection, analysis)
+    found = next((reason for applies, reason in REASONS if applies(candidate)), None)
+    return found if found is None or isinstance(found, str) else found(candidate)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One Parameter, with all that decides whether it becomes Bayesian.
+
+    Attributes:
+        parameter: The Parameter.
+        places: Where it is registered.
+        selection: What the user named.
+        analysis: What is known about the forward.
+    """
+
+    parameter: nn.Parameter
+    places: list[Place]
+    selection: Selection
+    analysis: Analysis
+
+    @property
+    def is_excluded(self) -> bool:
+        """Whether ``exclude`` names it."""
+        return any(self.selection.excludes(p.path, p.module, p.name) for p in self.places)
+
+    @property
+    def is_included(self) -> bool:
+        """Whether ``include`` names it, or everything is included."""
+        return any(self.selection.includes(p.path, p.module, p.name) for p in self.places)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the user names it in a way that overrides the defaults."""
+        return any(self.selection.names_outright(p.path, p.module, p.name) for p in self.places)
+
+    @property
+    def is_guessed(self) -> bool:
+        """Whether its shape, name and use decide: no layer with a twin owns it, and the user does not name it."""
+        return not any(p.is_local for p in self.places) and not self.is_named
+
+    @property
+    def convertible(self) -> list[Place]:
+        """Places where it is neither a lookup table nor part of a norm."""
+        return [p for p in self.places if not (is_embedding(p) or _is_norm(p))]
+
+    @property
+    def operations(self) -> set[str]:
+        """Operations where it meets data."""
+        return self.analysis.operations.get(id(self.parameter), set())
+
+    def is_in(self, kinds: type | tuple[type, ...]) -> bool:
+        """Whether a module of one of these types owns it."""
+        return any(isinstance(p.module, kinds) for p in self.places)
 
 
 def is_embedding(place: Place) -> bool:
     """Whether the Parameter is a lookup table of torch's own."""
     return isinstance(place.module, EMBEDDINGS) and place.name == "weight"
+
+
+def _is_norm(place: Place) -> bool:
+    return isinstance(place.module, NORMS) and place.name in ("weight", "bias")
+
+
+def _is_renormalised(candidate: Candidate) -> bool:
+    """Whether an embedding with ``max_norm`` owns it."""
+    return any(isinstance(p.module, EMBEDDINGS) and p.module.max_norm is not None for p in candidate.places)
+
+
+def _is_unused(candidate: Candidate) -> bool:
+    """Whether the forward is known, and never uses the Parameter."""
+    analysis = candidate.analysis
+    if not analysis.known or id(candidate.parameter) in analysis.seen:
+        return False
+    # A trace does not look into what it calls. A probe sees every read, except by kernels that torch cannot see.
+    return not any(
+        place.path in analysis.inside or (analysis.calls[place.path] and (analysis.source == "fx" or place.is_local))
+        for place in candidate.places
+    )
+
+
+def _has_unknown_use(candidate: Candidate) -> bool:
+    """Whether no operation is known, and the owner is no layer of torch that the forward calls."""
+    place = candidate.convertible[0]
+    return not candidate.operations and not (candidate.analysis.calls[place.path] and _is_torchs_own(place))
+
+
+def _looks_like_table(candidate: Candidate) -> bool:
+    parameter = candidate.parameter
+    return _has_unknown_use(candidate) and parameter.shape[0] == 1 and parameter.dim() in (3, 4)
+
+
+def _is_named_like_table(candidate: Candidate) -> bool:
+    place = candidate.convertible[0]
+    return _has_unknown_use(candidate) and not _is_torchs_own(place) and bool(_TABLE_NAME.search(place.name))
+
+
+def _is_torchs_own(place: Place) -> bool:
+    return type(place.module).__module__.startswith("torch.nn.")
+
+
+def _left_as_it_is(candidate: Candidate) -> str:
+    stem, _, part = candidate.places[0].name.rpartition("_")
+    return "Bayesian already" if stem and part in ("mu", "rho") else "beside weights that are Bayesian already"
+
+
+#: Why a Parameter stays deterministic: (whether this applies, the reason). The first that applies counts.
+REASONS: tuple[tuple[Callable[[Candidate], bool], str | Callable[[Candidate], str]], ...] = (
+    (lambda c: c.is_in(PosteriorModule), _left_as_it_is),
+    (lambda c: c.is_in(torch.jit.ScriptModule), "compiled by TorchScript"),
+    (lambda c: c.is_excluded, "excluded"),
+    (lambda c: not c.is_included, "not included"),
+    (
+        lambda c: not c.parameter.is_floating_point(),
+        lambda c: f"holds {c.parameter.dtype}, not floating point numbers",
+    ),
+    (lambda c: c.parameter.numel() == 0, "has no elements"),
+    (_is_renormalised, "an embedding with max_norm writes into it in every forward"),
+    (lambda c: id(c.parameter) in c.analysis.written, "a forward writes into it, which would miss its sigma"),
+    (lambda c: not c.parameter.requires_grad and not c.is_named, "frozen; name it in include to convert it"),
+    (
+        lambda c: not c.convertible and not c.is_named,
+        lambda c: "an embedding" if is_embedding(c.places[0]) else "a norm",
+    ),
+    (lambda c: c.is_guessed and c.parameter.dim() < 2, "a vector"),
+    (lambda c: c.is_guessed and sum(size > 1 for size in c.parameter.shape) < 2, "a vector in disguise"),
+    (_is_unused, "never used in a forward; the KL alone would shrink it to nothing"),
+    (
+        lambda c: c.is_guessed and bool(c.operations) and c.operations.isdisjoint(LINEAR_OPERATIONS),
+        lambda c: f"reaches {', '.join(sorted(c.operations))}, no linear operation",
+    ),
+    (
+        lambda c: c.is_guessed and _looks_like_table(c),
+        "looks like a token or a position table; name it in include to convert it",
+    ),
+    (
+        lambda c: c.is_guessed and _is_named_like_table(c),
+        "named like a table or token; name it in include, or pass example_inputs, to convert it",
+    ),
+)
 
 
 def refusal(verb: str, model: nn.Module, owners: dict[int, tuple[nn.Parameter, list[Place]]]) -> None:
@@ -106,42 +212,5 @@ def _is_quantised(module: nn.Module) -> bool:
 
 
 def _is_sharded(parameter: Tensor) -> bool:
-    """Whether only a part of the tensor lives in this process."""
+    """Whether this process holds only a part of the tensor."""
     return bool(getattr(parameter, "_is_flat_param", False)) or is_sharded(parameter) or is_sharded(parameter.data)
-
-
-def _why_left_as_it_is(places: list[Place]) -> str:
-    place = places[0]
-    stem, _, part = place.name.rpartition("_")
-    return "Bayesian already" if stem and part in ("mu", "rho") else "beside weights that are Bayesian already"
-
-
-def _is_norm(place: Place) -> bool:
-    return isinstance(place.module, NORMS) and place.name in ("weight", "bias")
-
-
-def _why_never_used(parameter: nn.Parameter, places: list[Place], analysis: Analysis) -> str | None:
-    if not analysis.known or id(parameter) in analysis.seen:
-        return None
-    for place in places:
-        # A trace does not look into what it calls; a probe sees every read, except by kernels that torch cannot see.
-        if place.path in analysis.inside or (
-            analysis.calls[place.path] and (analysis.source == "fx" or place.is_local)
-        ):
-            return None
-    return "never used in a forward; the KL alone would shrink it to nothing"
-
-
-def _why_no_linear_operation(parameter: nn.Parameter, place: Place, analysis: Analysis) -> str | None:
-    operations = analysis.operations.get(id(parameter), set())
-    if operations:
-        if operations & LINEAR_OPERATIONS:
-            return None
-        return f"reaches {', '.join(sorted(operations))}, no linear operation"
-    if analysis.calls[place.path] and type(place.module).__module__.startswith("torch.nn."):
-        return None
-    if parameter.shape[0] == 1 and parameter.dim() in (3, 4):
-        return "looks like a token or a position table; name it in include to convert it"
-    if _TABLE_NAME.search(place.name) and not type(place.module).__module__.startswith("torch.nn."):
-        return "named like a table or token; name it in include, or pass example_inputs, to convert it"
-    return None

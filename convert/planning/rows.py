@@ -1,13 +1,27 @@
-"""The plan as data: one row for each Parameter, and how the whole of it prints."""
+"""The plan as data: one row for each Parameter. It prints as a table of at most forty lines, repeated blocks folded."""
 
 from __future__ import annotations
 
+import html
 import json
+import math
+import re
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 
-from .table import render_html, render_text
+from bensemble.tables import text_table
 
 __all__ = ["ConversionPlan", "PlanRow"]
+
+MOST_LINES = 40
+_HEADER = ("parameters", "type", "count", "weights", "becomes", "why / remark")
+#: Columns of numbers, aligned to the right.
+_NUMBERS = (2, 3)
+_SOURCES = {
+    "probe": "Call sites come from a forward on the example inputs.",
+    "fx": "Call sites come from a torch.fx trace.",
+    "unknown": "torch.fx cannot trace this model, so call sites are unknown; pass example_inputs to learn them.",
+}
 
 
 @dataclass(frozen=True)
@@ -40,10 +54,7 @@ class PlanRow:
     @property
     def numel(self) -> int:
         """Number of weights."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
     @property
     def is_bayesian(self) -> bool:
@@ -78,10 +89,19 @@ class ConversionPlan:
         )
 
     def __str__(self) -> str:
-        return render_text(self.summary, self.source, self.rows)
+        table = text_table([_HEADER, *_folded(self.rows)], right=_NUMBERS)
+        return "\n".join([self.summary, _SOURCES[self.source], *table])
 
     def _repr_html_(self) -> str:
-        return render_html(self.summary, self.source, self.rows)
+        """The same table for a notebook."""
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in _HEADER)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in _folded(self.rows)
+        )
+        return (
+            f"<p><b>{html.escape(self.summary)}</b><br>{html.escape(_SOURCES[self.source])}</p>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
 
     def to_json(self, indent: int | None = 2) -> str:
         """The plan as JSON, with every row."""
@@ -94,3 +114,41 @@ class ConversionPlan:
             },
             indent=indent,
         )
+
+
+def _folded(rows: Sequence[PlanRow]) -> list[tuple[str, ...]]:
+    """Rows grouped as finely as forty lines allow."""
+    groupings: tuple[Callable[[PlanRow], tuple[str, Hashable]], ...] = (
+        lambda row: (row.name, row.name),
+        lambda row: (pattern := _numbers_folded(row.name), pattern),
+        lambda row: (pattern := _numbers_folded(row.name).rpartition(".")[0] or row.name, pattern),
+        lambda row: (f"... .{row.name.rpartition('.')[2]}", row.name.rpartition(".")[2]),
+        lambda row: ("...", ""),
+    )
+    lines: list[tuple[str, ...]] = []
+    for grouping in groupings:
+        groups: dict[tuple[Hashable, ...], list[PlanRow]] = {}
+        labels: dict[tuple[Hashable, ...], str] = {}
+        for row in rows:
+            label, key = grouping(row)
+            full_key = (key, row.type, row.tier, _numbers_folded(row.reason))
+            groups.setdefault(full_key, []).append(row)
+            labels[full_key] = label
+        lines = [_line(labels[key], members) for key, members in groups.items()]
+        if len(lines) <= MOST_LINES - 3:
+            return lines
+    rest = len(lines) - (MOST_LINES - 4)
+    return [*lines[: MOST_LINES - 4], (f"... and {rest} more groups", "", "", "", "", "")]
+
+
+def _line(label: str, rows: list[PlanRow]) -> tuple[str, ...]:
+    first = rows[0]
+    weights = sum(row.numel for row in rows)
+    if len(rows) == 1:
+        return (first.name, first.type, "1", f"{weights:,}", first.tier, first.reason)
+    return (label, first.type, str(len(rows)), f"{weights:,}", first.tier, _numbers_folded(first.reason))
+
+
+def _numbers_folded(name: str) -> str:
+    """``layer1.0.conv2.weight`` as ``layer*.*.conv*.weight``."""
+    return re.sub(r"\d+", "*", name)

@@ -1,18 +1,24 @@
-"""Where Parameters go: followed through operations on weights alone to the operations where they meet data.
+"""Where Parameters go: through operations on weights alone, up to the operations where they meet data.
 
-What counts is whether a Parameter is a weight of a linear operation. A matrix that multiplies data is; a table of
-positions that is added is not; nor is a token or a query that a layer takes as its *input*, although that layer then
-multiplies it. So every Parameter carries a strength: a weight is computed from Parameters alone, a selection was picked
-from one by the data (the weights of an expert, or a row of a table), an input has been through a layer as its data.
+The question is whether a Parameter is a weight of a linear operation. A matrix that multiplies data is one. A table of
+positions that is added to data is not, and neither is a token or a query that a layer takes as its *input*.
+So every value has a strength for each Parameter that it comes from: a weight is computed from Parameters alone, a
+selection was picked from one by the data (the weights of an expert, a row of a table), an input went through a layer as
+its data.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-__all__ = ["LINEAR_OPERATIONS", "TrailRecord", "data_arguments", "plain_name"]
+from torch.overrides import resolve_name
+
+from bensemble.torch_internals import OpOverload
+
+__all__ = ["LINEAR_OPERATIONS", "Trails", "data_arguments", "operation_name", "plain_name", "writes_in_place"]
 
 #: Operations that tell weights from data, with the positions of what they take as data.
 _WEIGHTED = {
@@ -37,17 +43,16 @@ _ADDED_KEYWORDS = ("input", "attn_mask")
 LINEAR_OPERATIONS = frozenset((*_WEIGHTED, *_RECURRENT, *_PRODUCTS, "mul"))
 
 #: Operations that only move entries of a weight or scale them, so that a zero stays a zero.
-_KEEPS_ZEROS = frozenset(
-    [
-        *("alias", "as_strided", "bfloat16", "cat", "chunk", "clone", "contiguous", "detach"),
-        *("double", "expand", "expand_as", "flatten", "flip", "float", "gather"),
-        *("get", "getattr", "getitem", "half", "index_select", "movedim", "mul", "narrow"),
-        *("neg", "permute", "repeat", "requires_grad", "reshape", "reshape_as"),
-        *("select", "split", "squeeze", "stack", "swapaxes", "swapdims", "t", "take_along_dim"),
-        *("tensor_split", "to", "transpose", "type", "type_as", "unbind"),
-        *("unflatten", "unsafe_view", "unsqueeze", "view", "view_as"),
-    ]
-)
+# fmt: off
+_KEEPS_ZEROS = frozenset([
+    "alias", "as_strided", "bfloat16", "cat", "chunk", "clone", "contiguous", "detach", "double", "expand", "expand_as",
+    "flatten", "flip", "float", "gather", "get", "getattr", "getitem", "half", "index_select", "movedim", "mul",
+    "narrow", "neg", "permute", "repeat", "requires_grad", "reshape", "reshape_as", "select", "split", "squeeze",
+    "stack", "swapaxes", "swapdims", "t", "take_along_dim", "tensor_split", "to", "transpose", "type", "type_as",
+    "unbind", "unflatten", "unsafe_view", "unsqueeze", "view", "view_as",
+])
+# fmt: on
+#: Operations that pick entries of their first operand by the others.
 _SELECTIONS = frozenset(["getitem", "index_select", "gather", "take_along_dim", "index", "take"])
 _SYNONYMS = {
     **dict.fromkeys(("rmatmul", "imatmul"), "matmul"),
@@ -57,37 +62,52 @@ _SYNONYMS = {
 
 
 class Strength(IntEnum):
-    """How far a value still is the Parameter that it came from."""
+    """How much of a weight a value still is."""
 
     INPUT = 1
     SELECTION = 2
     WEIGHT = 3
 
 
-class Trail(NamedTuple):
-    """What a value has to do with a Parameter.
+class Origin(NamedTuple):
+    """One Parameter that a value comes from.
 
     Attributes:
-        strength: Whether it is still a weight.
+        strength: Whether the value is still a weight.
         exact: Whether a zero in the Parameter is a zero in the value.
     """
 
     strength: Strength
     exact: bool
 
-    def weakened(self, strength: Strength, exact: bool) -> Trail:
-        """The trail after a step that leaves at most this much."""
-        return Trail(min(self.strength, strength), self.exact and exact)
+    def after(self, strength: Strength, exact: bool) -> Origin:
+        """The origin after a step that leaves at most this much."""
+        return Origin(min(self.strength, strength), self.exact and exact)
 
 
-#: What a value carries, by identity of the Parameter.
-Trails = dict[int, Trail]
+#: What a value comes from, by identity of the Parameter; None for data.
+Origins = dict[int, Origin]
 
 
 def plain_name(name: str) -> str:
     """``__rmatmul__``, ``mul_`` and ``_native_x`` as ``matmul``, ``mul`` and ``native_x``."""
     stripped = name.strip("_")
     return _SYNONYMS.get(stripped, stripped)
+
+
+def operation_name(operation: Any) -> str:
+    """The plain name of a function, a method, or the name of a method."""
+    if isinstance(operation, OpOverload):
+        return plain_name(operation.overloadpacket.__name__)
+    name = operation if isinstance(operation, str) else resolve_name(operation) or getattr(operation, "__name__", "")
+    return plain_name(name.rpartition(".")[2])
+
+
+def writes_in_place(name: str) -> bool:
+    """Whether a method of this name changes its tensor."""
+    if name.endswith("__"):
+        return re.fullmatch("__i(add|sub|mul|truediv|div|pow)__", name) is not None
+    return name.endswith("_") and name not in ("requires_grad_", "detach_", "share_memory_")
 
 
 def data_arguments(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -111,25 +131,25 @@ def data_arguments(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     return [*args[where], *(kwargs[keyword] for keyword in keywords if keyword in kwargs)]
 
 
-class TrailRecord:
-    """The trails of all values seen so far. A value that is not known is data.
+class Trails:
+    """The trails of all Parameters: what each value seen so far comes from. A value that is not known is data.
 
     Attributes:
         operations: By identity of a Parameter, the names of the operations where it meets data.
-        altered: Identities of Parameters that are computed with first, so that a zero need not stay a zero.
+        altered: Identities of Parameters that are computed with first, so that a zero may not stay a zero.
     """
 
     def __init__(self, operations: dict[int, set[str]], altered: set[int]) -> None:
         self.operations = operations
         self.altered = altered
-        self._known: dict[Hashable, Trails] = {}
+        self._known: dict[Hashable, Origins] = {}
 
     def start(self, value: Hashable, parameter: int | None = None) -> None:
         """Make a value known: a Parameter, or with None something that carries neither weights nor data."""
-        self._known[value] = {} if parameter is None else {parameter: Trail(Strength.WEIGHT, True)}
+        self._known[value] = {} if parameter is None else {parameter: Origin(Strength.WEIGHT, True)}
 
     def knows(self, value: Hashable) -> bool:
-        """Whether the value came from Parameters, buffers and sizes alone."""
+        """Whether the value comes from Parameters, buffers and sizes alone."""
         return value in self._known
 
     def apply(self, name: str, operands: list[Any], data: list[Any], results: Iterable[Hashable]) -> None:
@@ -141,35 +161,43 @@ class TrailRecord:
             data: Those that it takes as data.
             results: The values it makes.
         """
-        carried = {operand: self._known.get(operand) for operand in operands}
+        origins = {operand: self._known.get(operand) for operand in operands}
         for operand in data:
-            trails = carried.get(operand)
-            for parameter, trail in (trails or {}).items():
-                if trail.strength == Strength.WEIGHT:
-                    self._note(parameter, f"input of {name}")
-            if trails is not None:
-                carried[operand] = {p: trail.weakened(Strength.INPUT, False) for p, trail in trails.items()}
-        for operand, trails in carried.items():
-            meets_data = any(_is_data(other) for key, other in carried.items() if key is not operand)
-            for parameter, trail in (trails or {}).items():
-                if meets_data and operand not in data and _counts(name, trail.strength):
-                    self._note(parameter, name)
-                    if not trail.exact:
-                        self.altered.add(parameter)
-        kept = _carried_on(name, carried, operands)
+            origins[operand] = self._taken_as_data(name, self._known.get(operand))
+        self._note_meetings(name, origins, data)
+        combined = _combined(name, origins, operands[0] if operands else None)
         for result in results:
             if result in self._known:  # changed in place
-                kept_zeros = name in _KEEPS_ZEROS
-                self._known[result] = {p: t.weakened(t.strength, kept_zeros) for p, t in self._known[result].items()}
-            elif kept is not None:
-                self._known[result] = kept
+                self._known[result] = _weakened(self._known[result], Strength.WEIGHT, name in _KEEPS_ZEROS)
+            elif combined is not None:
+                self._known[result] = combined
+
+    def _taken_as_data(self, name: str, origins: Origins | None) -> Origins | None:
+        """Note the Parameters that an operation takes as its data. What it makes of them is no weight any more."""
+        if origins is None:
+            return None
+        for parameter, origin in origins.items():
+            if origin.strength == Strength.WEIGHT:
+                self._note(parameter, f"input of {name}")
+        return _weakened(origins, Strength.INPUT, False)
+
+    def _note_meetings(self, name: str, origins: dict[Any, Origins | None], data: list[Any]) -> None:
+        """Note the Parameters that meet data in an operation, other than as its data."""
+        for operand, own in origins.items():
+            if operand in data or not any(_is_data(other) for key, other in origins.items() if key != operand):
+                continue
+            for parameter, origin in (own or {}).items():
+                if _counts(name, origin.strength):
+                    self._note(parameter, name)
+                    if not origin.exact:
+                        self.altered.add(parameter)
 
     def _note(self, parameter: int, name: str) -> None:
         self.operations.setdefault(parameter, set()).add(name)
 
 
-def _is_data(trails: Trails | None) -> bool:
-    return trails is None or any(trail.strength < Strength.WEIGHT for trail in trails.values())
+def _is_data(origins: Origins | None) -> bool:
+    return origins is None or any(origin.strength < Strength.WEIGHT for origin in origins.values())
 
 
 def _counts(name: str, strength: Strength) -> bool:
@@ -181,19 +209,21 @@ def _counts(name: str, strength: Strength) -> bool:
     return name in _WEIGHTED or name in _RECURRENT
 
 
-def _carried_on(name: str, carried: dict[Any, Trails | None], operands: list[Any]) -> Trails | None:
-    """What the result of an operation carries, None when it is data."""
-    keeps_zeros = name in _KEEPS_ZEROS
+def _weakened(origins: Origins, strength: Strength, exact: bool) -> Origins:
+    return {parameter: origin.after(strength, exact) for parameter, origin in origins.items()}
+
+
+def _combined(name: str, origins: dict[Any, Origins | None], first: Any) -> Origins | None:
+    """What the result of an operation comes from, None when it is data."""
     if name.startswith("new_") or name.endswith("_like"):
         return {}  # only shape, dtype and device of the operand
-    if any(trails is None for trails in carried.values()):
-        source = carried[operands[0]]
-        if name not in _SELECTIONS or source is None:
-            return None
-        return {p: trail.weakened(Strength.SELECTION, keeps_zeros) for p, trail in source.items()}
-    merged: Trails = {}
-    for trails in carried.values():
-        for parameter, trail in (trails or {}).items():
-            merged[parameter] = merged.get(parameter, trail).weakened(trail.strength, trail.exact and keeps_zeros)
-    weak = {parameter: trail for parameter, trail in merged.items() if trail.strength < Strength.WEIGHT}
+    keeps_zeros = name in _KEEPS_ZEROS
+    if any(own is None for own in origins.values()):
+        source = origins[first] if name in _SELECTIONS else None
+        return None if source is None else _weakened(source, Strength.SELECTION, keeps_zeros)
+    merged: Origins = {}
+    for own in origins.values():
+        for parameter, origin in (own or {}).items():
+            merged[parameter] = merged.get(parameter, origin).after(origin.strength, origin.exact and keeps_zeros)
+    weak = {parameter: origin for parameter, origin in merged.items() if origin.strength < Strength.WEIGHT}
     return weak or merged

@@ -25,7 +25,7 @@ from bensemble.noise.stack import HeldSample, holding, mean_mode
 from bensemble.posterior import Posterior
 from bensemble.posteriors import named_posteriors
 
-from ..planning.analysis import analyse
+from ..planning.probe import probe_forward
 
 __all__ = ["NoiseReport", "NoiseRow", "check_noise"]
 
@@ -175,7 +175,7 @@ def _why_quiet(trial: _Trial, posterior: Posterior, noise: Tensor, change: float
 
 def _uncalled(bnn: nn.Module, inputs: Any, posteriors: dict[str, Posterior], names: list[str]) -> set[str]:
     """Those of the names whose layers no forward calls, and whose weights no operation reads."""
-    analysis = analyse("check_noise", bnn, inputs)
+    analysis = probe_forward("check_noise", bnn, inputs)
     return {
         name
         for name in names

@@ -3,6 +3,7 @@
 How one module changes its class is written in ``bensemble.layers``. What to convert is decided in ``planning``.
 """
 
-from .converting import bayesify, to_deterministic
+from .collapsing import to_deterministic
+from .converting import bayesify
 
 __all__ = ["bayesify", "to_deterministic"]

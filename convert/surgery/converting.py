@@ -1,38 +1,24 @@
-"""From deterministic to Bayesian and back: ``bayesify`` and ``to_deterministic``.
+"""From deterministic to Bayesian: ``bayesify``.
 
-Both return the user's own model, a copy unless ``inplace=True``. Everything is checked and every tensor is made
-before the first module changes; if a change fails all the same, what was changed is put back.
+It returns the user's own model, a copy unless ``inplace=True``. Everything is checked and every tensor is made before
+the first module changes. If a change fails nevertheless, all earlier ones are undone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune as torch_prune
 
 from bensemble.checks import check_module
 from bensemble.errors import ConversionError, InvalidTypeError, refuse
 from bensemble.layers.classes import bayesian_class
 from bensemble.layers.linear_in_weights import LinearOpLayer, check_estimator, check_variance_dtype
-from bensemble.layers.registry import bayesian_type
-from bensemble.layers.sampled import SampledWeights
-from bensemble.layers.swap import (
-    Alias,
-    NewPosterior,
-    make_bayesian,
-    make_deterministic,
-    restorer,
-)
+from bensemble.layers.swap import Alias, NewPosterior, make_bayesian, restorer
 from bensemble.layers.weights import PosteriorModule
-from bensemble.models.sharding import holds_shards
-from bensemble.posteriors import bayesian_layers, is_bayesian, named_posteriors
-from bensemble.pruning.channels import ChannelGroups
-from bensemble.pruning.masks import apply_masks, pruning_masks
 from bensemble.torch_internals import parameters_of
 
 from ..planning.conversion import make_plan
@@ -41,8 +27,9 @@ from ..planning.places import owners_of
 from ..planning.rows import ConversionPlan
 from .aliases import aliases_of
 from .initial import initial_posterior
+from .undoing import undone_on_failure
 
-__all__ = ["bayesify", "to_deterministic"]
+__all__ = ["bayesify"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -109,7 +96,7 @@ def bayesify(
     changes = _changes(target, plan, prior, prior_sigma, init_sigma)
     classes = _classes(target, changes)
     undo: list[Callable[[], None]] = []
-    with _undone_on_failure(undo):
+    with undone_on_failure(undo):
         for change, cls in zip(changes, classes, strict=True):
             undo.append(restorer(change.module))
             layer = make_bayesian(change.module, cls, change.posteriors, change.aliases)
@@ -124,107 +111,6 @@ def _set_up(layer: LinearOpLayer, estimator: str, variance_dtype: torch.dtype) -
         layer.estimator = estimator
     if variance_dtype != layer.variance_dtype:
         layer.variance_dtype = variance_dtype
-
-
-def to_deterministic(
-    bnn: M,
-    *,
-    threshold: float | None = None,
-    sparsity: float | Mapping[str, float] | None = None,
-    granularity: str | ChannelGroups = "weight",
-    masks: dict[str, Tensor] | None = None,
-    sample: bool = False,
-    keep_masks: bool = False,
-    generator: torch.Generator | None = None,
-    inplace: bool = False,
-) -> M:
-    """Collapse every posterior to its mean, prune what was asked for, and give back plain torch.nn modules.
-
-    Original types, parameter names, ties and hooks come back. Without pruning, ``to_deterministic(bayesify(m))``
-    equals ``m`` bit for bit. Masks that the layers hold already always apply.
-
-    Args:
-        bnn: A model with Bayesian layers.
-        threshold: Prune weights with a signal-to-noise ratio ``|mu| / sigma`` of at most this (Graves 2011: 0.83).
-        sparsity: Prune this share of the weights, those with the lowest ratio in the whole model; biases stay. A
-            mapping gives layers shares of their own, see :func:`bensemble.pruning_masks`.
-        granularity: ``"weight"``; ``"channel"`` to score and prune whole output channels; or what
-            :func:`convert.channel_groups` finds, channels, attention heads and neurons that :func:`convert.compact` can
-            remove.
-        masks: Zeros and ones by original parameter name, instead of ``threshold`` and ``sparsity``.
-        sample: Take one draw from the posterior instead of the mean.
-        keep_masks: Leave the masks in place as ``torch.nn.utils.prune`` masks, for training on.
-        generator: Source of the noise for ``sample=True``.
-        inplace: Change the model itself instead of a copy.
-
-    Raises:
-        InvalidTypeError, InvalidValueError: an argument that cannot work.
-        ConversionError: the model has no Bayesian layers.
-    """
-    check_module("to_deterministic", bnn)
-    if not is_bayesian(bnn):
-        raise ConversionError(
-            f"to_deterministic: {type(bnn).__name__} has no Bayesian layers, got a deterministic model; "
-            "it can be used as it is."
-        )
-    _check_way_back(bnn)
-    wanted = pruning_masks(bnn, threshold=threshold, sparsity=sparsity, granularity=granularity, masks=masks)
-    target = bnn if inplace else copy_model("to_deterministic", bnn)
-    layers = [layer for _, layer in bayesian_layers(target)]
-    undo: list[Callable[[], None]] = [restorer(layer) for layer in layers]
-    if inplace and (wanted or sample):
-        undo += [_value_restorer(posterior.mu) for _, posterior in named_posteriors(target)]
-    with _undone_on_failure(undo):
-        apply_masks(target, wanted)
-        values = _plain_parameters(target, sample, generator)
-        kept_masks = []
-        for layer in layers:
-            held = list(layer._posteriors())
-            masked = [(p.name, p.mask) for p in held if keep_masks and p.mask is not None]
-            module = make_deterministic(layer, {p.name: values[id(p.mu)] for p in held})
-            kept_masks += [(module, name, mask) for name, mask in masked]
-    for module, name, mask in kept_masks:
-        torch_prune.custom_from_mask(module, name, mask)
-    return target
-
-
-@contextmanager
-def _undone_on_failure(undo: list[Callable[[], None]]) -> Iterator[None]:
-    """When the body raises, run the functions of ``undo``, the last one first, each whatever became of the others."""
-    try:
-        yield
-    except BaseException:
-        with ExitStack() as stack:
-            for restore in undo:
-                stack.callback(restore)
-        raise
-
-
-def _value_restorer(tensor: Tensor) -> Callable[[], None]:
-    kept = tensor.detach().clone()
-
-    def restore() -> None:
-        tensor.data.copy_(kept)
-
-    return restore
-
-
-def _check_way_back(bnn: nn.Module) -> None:
-    """Raise for sharded models, and for layers that stand for no deterministic module: nobody knows what they were."""
-    if holds_shards(bnn):
-        raise ConversionError(
-            f"to_deterministic: the model is sharded, got {type(bnn).__name__}; bensemble.save it in all processes and "
-            "bensemble.load the file into a plain model."
-        )
-    problems = []
-    for path, layer in bayesian_layers(bnn):
-        base = getattr(layer, "deterministic_class", None)
-        if base is None or not (isinstance(layer, SampledWeights) or bayesian_type(base) is type(layer)):
-            problems.append(
-                f"'{path}' is a {type(layer).__name__}, which stands for no deterministic type; "
-                "register it as the twin of one."
-            )
-    refuse("to_deterministic", problems)
 
 
 @dataclass
@@ -310,18 +196,3 @@ def _described(name: str, known: dict[str, tuple[tuple[int, ...], tuple[str, ...
         return f"no '{name}'"
     shape, aliases = known[name]
     return f"'{name}' of shape {shape}" + (f", also called {', '.join(aliases)}" if aliases else "")
-
-
-def _plain_parameters(model: nn.Module, sample: bool, generator: torch.Generator | None) -> dict[int, nn.Parameter]:
-    """What becomes of each posterior: the Parameter that was the mean, with its final value, by identity."""
-    values: dict[int, nn.Parameter] = {}
-    with torch.no_grad():
-        for _, posterior in named_posteriors(model):
-            mu = posterior.mu
-            if sample:
-                mu.copy_(posterior.draw(posterior.draw_noise(generator)))
-            elif posterior.mask is not None:
-                mu.copy_(posterior.mean())
-            assert isinstance(mu, nn.Parameter)
-            values[id(mu)] = mu
-    return values

@@ -1,10 +1,10 @@
-"""Which Parameters are weights of a linear operation: TrailRecord on the operations of a hand-written program."""
+"""Which Parameters are weights of a linear operation: Trails on the operations of a hand-written program."""
 
 from __future__ import annotations
 
 import pytest
 
-from convert.planning.trails import LINEAR_OPERATIONS, TrailRecord, data_arguments, plain_name
+from convert.planning.trails import LINEAR_OPERATIONS, Trails, data_arguments, plain_name
 
 W, V, TABLE = 1, 2, 3  # identities of Parameters
 
@@ -56,7 +56,7 @@ PROGRAMS = {
 
 @pytest.mark.parametrize(("program", "operations", "altered"), PROGRAMS.values(), ids=PROGRAMS)
 def test_programs(program: list, operations: dict[int, set[str]], altered: set[int]) -> None:
-    trails = TrailRecord({}, set())
+    trails = Trails({}, set())
     for value, parameter in (("w", W), ("v", V), ("table", TABLE), ("size", None)):
         trails.start(value, parameter)
     for name, operands, data, result in program:

@@ -10,6 +10,7 @@ from patterns.architectures import Mixed
 from torch import Tensor, nn
 from zoo.checks import Fingerprint
 
+import convert.surgery.collapsing
 import convert.surgery.converting
 from bensemble import ConversionError, prune
 from convert import bayesify, to_deterministic
@@ -99,7 +100,7 @@ def test_a_way_back_that_fails_half_way_leaves_the_model_as_it_was(
 ) -> None:
     bnn = bayesify(Mixed())
     before, calls = Fingerprint(bnn), []
-    make_deterministic = convert.surgery.converting.make_deterministic
+    make_deterministic = convert.surgery.collapsing.make_deterministic
 
     def fail_later(layer: nn.Module, values: dict) -> nn.Module:
         module = make_deterministic(layer, values)  # type: ignore[arg-type]
@@ -108,7 +109,7 @@ def test_a_way_back_that_fails_half_way_leaves_the_model_as_it_was(
             raise RuntimeError("no more")
         return module
 
-    monkeypatch.setattr(convert.surgery.converting, "make_deterministic", fail_later)
+    monkeypatch.setattr(convert.surgery.collapsing, "make_deterministic", fail_later)
     with pytest.raises(RuntimeError, match="no more"):
         to_deterministic(bnn, inplace=True, **asked)
     before.compare(bnn, "failed way back", identity=True)

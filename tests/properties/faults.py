@@ -24,7 +24,7 @@ import bensemble.posterior
 import convert.graph.compaction.cutting
 import convert.graph.compaction.rules.normalisation
 import convert.onnx.deployable
-import convert.surgery.converting
+import convert.surgery.collapsing
 from bensemble.kernels import Moments
 from bensemble.layers.parameters import PosteriorParameters
 from bensemble.layers.reading import WeightReading
@@ -176,7 +176,7 @@ def _unmasked(draw: Any) -> Any:
 
 def _one_draw(copy_of: Any) -> Any:
     def wrong(model: nn.Module) -> nn.Module:
-        return convert.surgery.converting.to_deterministic(model, sample=True) if is_bayesian(model) else copy_of(model)
+        return convert.surgery.collapsing.to_deterministic(model, sample=True) if is_bayesian(model) else copy_of(model)
 
     return wrong
 
@@ -191,7 +191,7 @@ FAULTS = (
     Fault("weights are drawn in eval mode too", WeightReading, "_read_weight", _always_drawn),
     Fault("deepcopy loses ties", PosteriorParameters, "__reduce_ex__", _ties_forgotten),
     Fault("samples ignore the masks", Posterior, "draw", _unmasked),
-    Fault("the way back ignores the masks", convert.surgery.converting, "apply_masks", _no_masks),
+    Fault("the way back ignores the masks", convert.surgery.collapsing, "apply_masks", _no_masks),
     Fault("the mean of a prior is not saved", bensemble.checkpoint.saving, "describe_prior", _centred_on_zero),
     Fault("compaction keeps the next channels", convert.graph.compaction.cutting, "_select", _next_channels),
     Fault("compaction folds a constant twice", convert.graph.compaction.cutting, "_fold", _folded_twice),

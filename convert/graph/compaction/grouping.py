@@ -18,7 +18,7 @@ from bensemble.errors import ConversionError
 from bensemble.posteriors import all_names, named_posteriors
 from bensemble.pruning.channels import ChannelGroups
 
-from ...surgery.converting import to_deterministic
+from ...surgery.collapsing import to_deterministic
 from ..capture import Capture, CaptureError, capture, undisturbed
 from .atoms.flow import Flow
 from .atoms.readers import Reader
