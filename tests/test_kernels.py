@@ -455,7 +455,7 @@ def test_a_step_on_a_device_without_values(prior, estimator):
         assert all(g.is_meta for g in found)
 
 
-@pytest.mark.parametrize("rho", [-60.0, -50.0, -49.0, -43.0, 25.0, 95.0])
+@pytest.mark.parametrize("rho", [-60.0, -50.01, -49.99, -43.0, 25.0, 95.0])
 def test_the_kl_at_extreme_rho_has_the_gradient_of_the_plain_formula(rho):
     mu, rho = torch.ones(4, requires_grad=True), torch.full((4,), rho, requires_grad=True)
     for prior in (Normal(0.7), Normal(torch.tensor(0.7), 2.0)):
