@@ -18,8 +18,9 @@ from bensemble.checks import check_module
 from bensemble.errors import ConversionError
 from bensemble.posteriors import named_posteriors
 
+from ...planning.analysis import undisturbed
 from ...planning.copying import copy_model
-from ..capture import CaptureError, DynamicAxes, capture, undisturbed
+from ..capture import CaptureError, DynamicAxes, capture
 from .atoms.flow import Flow
 from .cutting import CannotKeepClassError, Cut, cut_leaves, install
 from .equivalence import Run, copy_flags, difference, fresh, hollow, reference_runs, training_difference

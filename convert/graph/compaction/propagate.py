@@ -16,7 +16,7 @@ from ..capture import Capture, TensorMeta
 from .atoms.calls import Call
 from .atoms.domain import Value
 from .atoms.flow import Flow
-from .rules import MODULE_RULES, RULES
+from .rules import RULES, as_function
 
 __all__ = ["propagate"]
 
@@ -37,35 +37,13 @@ SIZES = frozenset(["shape", "size", "numel", "sym_size", "sym_numel"])
 #: New tensors that take no more than dtype and device from their operand.
 CREATIONS = frozenset(["new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"])
 #: Answers about a tensor that no removal changes, and checks.
-QUESTIONS = frozenset(
-    [
-        *(
-            "dim",
-            "ndim",
-            "dtype",
-            "device",
-            "is_floating_point",
-            "is_cuda",
-            "requires_grad",
-            "layout",
-            "_assert",
-            "len",
-        ),
-        *(
-            "_assert_is_none",
-            "eq",
-            "ne",
-            "lt",
-            "le",
-            "gt",
-            "ge",
-            "is_contiguous",
-            "get_device",
-            "_assert_tensor_metadata",
-        ),
-        *("_assert_scalar", "sym_constrain_range_for_size", "is_complex", "sym_constrain_range"),
-    ]
-)
+# fmt: off
+QUESTIONS = frozenset([
+    "dim", "ndim", "dtype", "device", "is_floating_point", "is_complex", "is_cuda", "requires_grad", "layout", "len",
+    "is_contiguous", "get_device", "eq", "ne", "lt", "le", "gt", "ge", "_assert", "_assert_is_none", "_assert_scalar",
+    "_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size",
+])
+# fmt: on
 
 
 def propagate(captured: Capture, model: nn.Module) -> Flow:
@@ -115,21 +93,21 @@ def _title(node: fx.Node) -> str:
 
 
 def _module_value(flow: Flow, call: Call, path: str) -> Any:
+    """What the rule of the module's function says; without one, its weights stay as they are."""
     module = flow.captured.module.get_submodule(path)
-    rule = MODULE_RULES.get(type(module))
-    reason = None
+    own_tensor = any(isinstance(value, torch.Tensor) for value in vars(module).values())
+    function = None if path in flow.captured.hooked or own_tensor else as_function(flow, call, module, path)
+    if function is not None:
+        return RULES[function.name](flow, function)
+    reason = f"{type(module).__name__} is not followed"
     if path in flow.captured.hooked:
         reason = f"'{path}' has hooks"
-    elif rule is None:
-        reason = f"{type(module).__name__} is not followed"
-    elif any(isinstance(value, torch.Tensor) for value in vars(module).values()):
+    elif own_tensor:
         reason = f"'{path}' holds a tensor that is neither parameter nor buffer"
-    if rule is not None and reason is None:
-        return rule(flow, call, module, path)
     held = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
     for name in held:
         flow.freeze(f"{path}.{name}")
-    return flow.unknown(call, reason or "", hides_weights=bool(held))
+    return flow.unknown(call, reason, hides_weights=bool(held))
 
 
 def _call(flow: Flow, node: fx.Node, meta: Any) -> Call:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from ..atoms.arrays import reshape_array, reshaped_size
 from ..atoms.calls import Call
@@ -96,19 +96,6 @@ def roll(flow: Flow, call: Call) -> Any:
     return flow.moved(x, call.shape, lambda array: array)
 
 
-@rule("channel_shuffle")
-def channel_shuffle(flow: Flow, call: Call) -> Any:
-    """Channels (G, C / G) transposed to (C / G, G)."""
-    x, groups = flow.operand(call.operands[0]), call.get(1, "groups")
-
-    def move(array: Tensor) -> Tensor:
-        if array.shape[1] == 1:
-            return array
-        return array.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
-
-    return flow.moved(x, call.shape, move)
-
-
 @rule("pixel_shuffle")
 def pixel_shuffle(flow: Flow, call: Call) -> Any:
     """(C r^2, H, W) to (C, H r, W r): the r^2 channels of one output go together."""
@@ -121,17 +108,6 @@ def pixel_shuffle(flow: Flow, call: Call) -> Any:
     known, const = known.reshape(1, -1, block, 1), const.reshape(1, -1, block, 1)
     known, const = (known & (const == const[:, :, :1])).all(2, keepdim=True), const[:, :, :1]
     return flow.normal(Value(call.shape, atoms[:, :, :1], known, const))
-
-
-@rule("pixel_unshuffle")
-def pixel_unshuffle(flow: Flow, call: Call) -> Any:
-    """(C, H r, W r) to (C r^2, H, W)."""
-    x, block = flow.settled(flow.operand(call.operands[0])), call.get(1, "downscale_factor") ** 2
-    if x.ndim != 4:
-        return flow.unknown(call, "pixel_unshuffle without a batch axis")
-    if any(extents.shape[k] > 1 for extents in (x.atoms, x.known) for k in (0, 2, 3)):
-        return flow.unknown(call, "pixel_unshuffle along its channels")
-    return flow.normal(x.mapped(call.shape, lambda a: a if a.shape[1] == 1 else a.repeat_interleave(block, 1)))
 
 
 def resized(flow: Flow, call: Call, out: Value, position: int, first_axis: int = 0) -> None:
