@@ -1,4 +1,4 @@
-"""``compact``: a network without the channels that its zeros made useless; the same function, fewer parameters.
+"""``compact``: remove the channels that no output depends on; the same function with fewer parameters.
 
 A channel that no weight reads, or that is constant, is removed, and its constant moves into the biases of those that
 read it. Where only sizes change, the result is a copy of the user's own model; else a ``torch.fx.GraphModule``.

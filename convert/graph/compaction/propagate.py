@@ -80,7 +80,7 @@ def _value(flow: Flow, node: fx.Node) -> Any:
     if call.name in SIZES:
         flow.sizes.append((node, flow.operand(call.operands[0])))
         return meta
-    if call.name in QUESTIONS and not _has_tensor(meta):
+    if call.name in QUESTIONS and not any(map(_is_meta, pytree.tree_leaves(meta, is_leaf=_is_meta))):
         return meta
     rule = RULES.get(call.name)
     if rule is None:
@@ -154,7 +154,7 @@ def _attribute(flow: Flow, node: fx.Node, meta: Any) -> Any:
 
 
 def _apply_writes(flow: Flow, node: fx.Node) -> None:
-    """After a write in place, later readers of the written tensor see the result, and readers of its views nothing."""
+    """After a write in place, later readers of the written tensor see the result; of its views nothing is known."""
     result = flow.values[node]
     for other in flow.captured.mutated.get(node, ()):
         value = flow.values[other]
@@ -180,14 +180,8 @@ def _input(flow: Flow, leaf: Any) -> Any:
 
 
 def _made(flow: Flow, leaf: Any) -> Any:
-    return flow.opaque(leaf.shape, "it is made from nothing that is followed") if _is_meta(leaf) else leaf
+    return flow.opaque(leaf.shape, "it is not made from the inputs or weights") if _is_meta(leaf) else leaf
 
 
 def _is_meta(leaf: Any) -> bool:
     return isinstance(leaf, TensorMeta)
-
-
-def _has_tensor(meta: Any) -> bool:
-    found = []
-    pytree.tree_map(lambda leaf: found.append(leaf) if _is_meta(leaf) else None, meta, is_leaf=_is_meta)
-    return bool(found)

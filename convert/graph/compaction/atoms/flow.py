@@ -102,9 +102,7 @@ class Flow:
         leaf, own = self.leaves[value.leaf.path], value.leaf.axes[axis]
         if own not in leaf.axes:
             leaf.axes[own] = self.atoms.fresh(value.shape[axis])
-            if leaf.value is not None:
-                self.atoms.pin(leaf.axes[own], f"'{leaf.path}' is used in different ways")
-                self.atoms.pin(leaf.value.atoms, f"'{leaf.path}' is used in different ways")
+            self._pin_mixed_use(leaf)
         return leaf.axes[own]
 
     def freeze(self, path: str) -> None:
@@ -125,11 +123,15 @@ class Flow:
         leaf = self.leaves[value.leaf.path]
         if leaf.value is None:
             leaf.value = self._describe(leaf)
-            for atoms in leaf.axes.values():
-                self.atoms.pin(atoms, f"'{leaf.path}' is used in different ways")
-                self.atoms.pin(leaf.value.atoms, f"'{leaf.path}' is used in different ways")
+            self._pin_mixed_use(leaf)
         own, axes = leaf.value, value.leaf.axes
         return Value(value.shape, own.atoms.permute(axes), own.known.permute(axes), own.const.permute(axes))
+
+    def _pin_mixed_use(self, leaf: Leaf) -> None:
+        """Keep a leaf that is used both as a matrix and element by element."""
+        if leaf.value is not None and leaf.axes:
+            for atoms in (leaf.value.atoms, *leaf.axes.values()):
+                self.atoms.pin(atoms, f"'{leaf.path}' is used in different ways")
 
     def _describe(self, leaf: Leaf) -> Value:
         tensor, shape = leaf.tensor, tuple(leaf.tensor.shape)

@@ -6,11 +6,11 @@ of ``torch.ops.aten``, ``torch.nn.functional`` and tensor methods, which agree. 
 
 from __future__ import annotations
 
-from . import attention, copies, elementwise, joining, movement, normalisation, pooling, products, slicing
+from . import attention, elementwise, joining, movement, normalisation, pooling, products, slicing
 from .lookup import RULES, rule
 from .modules import as_function
 
 __all__ = ["RULES", "as_function", "rule"]
 
 #: Importing a file of rules registers them.
-FILES = (attention, copies, elementwise, joining, movement, normalisation, pooling, products, slicing)
+FILES = (attention, elementwise, joining, movement, normalisation, pooling, products, slicing)

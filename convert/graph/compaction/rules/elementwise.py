@@ -77,14 +77,6 @@ def prelu(flow: Flow, call: Call) -> Any:
     return combine(flow, [x, slope], call.shape, lambda x, w: x.clamp(min=0) + w * x.clamp(max=0))
 
 
-@rule("zeros_like", "ones_like", "full_like")
-def constant_like(flow: Flow, call: Call) -> Any:
-    """A constant of the shape of another tensor."""
-    value = flow.settled(flow.operand(call.operands[0]))
-    const = call.run(torch.zeros((1,) * value.ndim)).to(torch.float64)
-    return Value(value.shape, value.atoms, torch.ones_like(const, dtype=torch.bool), const)
-
-
 def combine(
     flow: Flow,
     operands: Sequence[Value],

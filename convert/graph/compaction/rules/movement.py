@@ -1,4 +1,4 @@
-"""Operations that only rearrange elements: the same movement is applied to atoms, known flags and constants."""
+"""Operations that only rearrange or repeat elements: atoms, known flags and constants are moved alike."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..atoms.arrays import reshape_array, reshaped_size
+from ..atoms.arrays import reshape_array, reshaped_size, varying_axes
 from ..atoms.calls import Call
 from ..atoms.domain import LeafRef, Value
 from ..atoms.flow import Flow
 from .lookup import rule
 
-__all__ = ["resized"]
+__all__: list[str] = []
 
 #: Arrays of more elements than this are not spread out to be reshaped.
 MOST_ELEMENTS = 1 << 26
@@ -78,11 +78,36 @@ def squeeze(flow: Flow, call: Call) -> Any:
     return flow.moved(x, call.shape, lambda array: array.squeeze(axes))
 
 
-@rule("flip")
-def flip(flow: Flow, call: Call) -> Any:
-    """Axes reversed."""
-    x, axes = call.operands[0], call.get(1, "dims")
-    return flow.moved(x, call.shape, lambda array: array.flip(axes))
+@rule("expand", "broadcast_to", "expand_as")
+def expand(flow: Flow, call: Call) -> Any:
+    """Axes of size one repeated without copying.
+
+    A tensor without channels of its own (a gate of one channel) gets the channels of the tensor that it is expanded to.
+    """
+    x = flow.operand(call.operands[0])
+    lead = (1,) * (len(call.shape) - x.ndim)
+    shape = lead + x.shape
+    grown = [axis for axis, (old, new) in enumerate(zip(shape, call.shape, strict=True)) if old == 1 and new > 1]
+    alone = not varying_axes(flow.normal(x).atoms)
+    if call.name == "expand_as":
+        other = flow.settled(flow.operand(call.operands[1]))
+        if alone:
+            flow.pin(x, "it is spread over the channels of another tensor")
+            known, const = (array.reshape(lead + tuple(array.shape)) for array in (x.known, x.const))
+            return Value(call.shape, other.atoms, known, const)
+        out = flow.moved(x, call.shape, lambda array: array.reshape(lead + tuple(array.shape)))
+        if set(varying_axes(other.atoms)) & set(grown):
+            flow.atoms.pin(other.atoms, "its shape is taken")
+        else:
+            flow.atoms.unite(out.atoms, other.atoms)
+        return flow.normal(out)
+    out = flow.moved(x, call.shape, lambda array: array.reshape(lead + tuple(array.shape)))
+    if alone and call.meta.dtype.is_floating_point and [axis for axis in grown if axis] == [1] and len(call.shape) > 2:
+        flow.pin(x, "it is spread over channels")
+        extents = [size if axis == 1 else 1 for axis, size in enumerate(call.shape)]
+        out = replace(out, atoms=flow.atoms.fresh(*extents), parent=None, move=None)
+    resized(flow, call, out, 1)
+    return out
 
 
 @rule("roll")
