@@ -7,9 +7,7 @@
 from __future__ import annotations
 
 import inspect
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -30,7 +28,6 @@ __all__ = [
     "capture",
     "coarsest_precision",
     "outputs_agree",
-    "undisturbed",
 ]
 
 
@@ -100,14 +97,6 @@ def capture(
     if not outputs_agree(output, reference, coarsest_precision(model)):
         raise CaptureError(f"the torch.{source} graph computes something else")
     return captured
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Keep the random state of every device, gradients and warnings out of it."""
-    with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 #: Units of the coarsest precision that rounding may cost. In float32 a thousand; in half precision that would be all.

@@ -1,6 +1,6 @@
-"""What a conversion would do, and why: the plan, and what it is made from.
+"""What a conversion would do, and why: the plan, and how it is made.
 
-Everything here looks at a model, or at a copy of it. What changes a model belongs into ``surgery``.
+Code here only reads a model or runs a copy of it. Code that changes a model belongs into ``surgery``.
 """
 
 from .conversion import plan

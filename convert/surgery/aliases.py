@@ -1,6 +1,6 @@
 """Parameters that a module holds outside of the module tree: as a plain attribute, or inside of plain values.
 
-Their posteriors belong to the module that registers them, so what forward reads there has to come from it.
+Their posteriors belong to the module that registers them. An alias makes the attribute read from that module.
 """
 
 from __future__ import annotations

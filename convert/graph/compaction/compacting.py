@@ -1,4 +1,4 @@
-"""``compact``: a network without the channels that its zeros made useless; the same function, fewer parameters.
+"""``compact``: remove the channels that no output depends on; the same function with fewer parameters.
 
 A channel that no weight reads, or that is constant, is removed, and its constant moves into the biases of those that
 read it. Where only sizes change, the result is a copy of the user's own model; else a ``torch.fx.GraphModule``.
@@ -18,8 +18,9 @@ from bensemble.checks import check_module
 from bensemble.errors import ConversionError
 from bensemble.posteriors import named_posteriors
 
+from ...planning.analysis import undisturbed
 from ...planning.copying import copy_model
-from ..capture import CaptureError, DynamicAxes, capture, undisturbed
+from ..capture import CaptureError, DynamicAxes, capture
 from .atoms.flow import Flow
 from .cutting import CannotKeepClassError, Cut, cut_leaves, install
 from .equivalence import Run, copy_flags, difference, fresh, hollow, reference_runs, training_difference

@@ -1,4 +1,4 @@
-"""What remains of every weight: the channels that stay, with the constants of those that go folded in."""
+"""The new weights: only the channels that stay, with the constants of removed channels folded into biases."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _select(tensor: Tensor, masks: dict[int, Tensor]) -> Tensor:
 
 
 def _cut_weight(leaf: Leaf, reader: Reader, solution: Solution) -> Tensor | None:
-    """Rows and columns of a weight, after its carriers took over what the constants that go had to say."""
+    """The rows and columns of a weight that stay; carriers take over the shares of removed constants."""
     inputs, outputs = solution.stays(reader.inputs), solution.stays(reader.outputs)
     if outputs.all() and solution.counts(reader.inputs).all():
         return None
@@ -94,7 +94,7 @@ def _cut_weight(leaf: Leaf, reader: Reader, solution: Solution) -> Tensor | None
 
 
 def _without_fillers(weight: Tensor, reader: Reader, solution: Solution) -> Tensor:
-    """The weight with its carriers, and without what it would read from channels whose content is not there."""
+    """The weight with its carriers, and with zeros where it would read fillers."""
     inputs, outputs = solution.counts(reader.inputs), solution.counts(reader.outputs)
     if reader.carried and reader.shares(inputs, outputs).any():
         weight = _carry(weight, reader, inputs, outputs)
@@ -129,7 +129,7 @@ def _carry(weight: Tensor, reader: Reader, inputs: Tensor, outputs: Tensor) -> T
 
 
 def _fold(cut: Cut, flow: Flow, reader: Reader, solution: Solution) -> None:
-    """b_o + sum_i W_oi * c_i over the constants that go."""
+    """b_o + sum_i W_oi * c_i over the removed constants."""
     outputs = solution.stays(reader.outputs)
     shares = reader.shares(solution.counts(reader.inputs), solution.counts(reader.outputs))
     if reader.carried or not shares.any():

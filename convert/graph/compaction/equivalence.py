@@ -1,4 +1,4 @@
-"""Whether a smaller model stands for the model: the same outputs at the example, at another batch and another size."""
+"""Whether a smaller model equals the model: the same outputs for the example, a larger batch and another size."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _resized(tensor: Tensor) -> Tensor:
 
 
 def difference(candidate: nn.Module, model: nn.Module, runs: list[Run], keeps_class: bool) -> str | None:
-    """Why a candidate does not stand for the model; None if it does. Restores the model's training flags."""
+    """Why a candidate differs from the model; None if it does not. Gives the candidate the model's training flags."""
     candidate.eval()
     coarsest = coarsest_precision(model)
     try:
@@ -81,7 +81,7 @@ def difference(candidate: nn.Module, model: nn.Module, runs: list[Run], keeps_cl
                     return f"it does not run ({one_line(err)})"
                 continue
             if not outputs_agree(output, run.output, coarsest):
-                return "its output is another one"
+                return "its output differs"
     finally:
         copy_flags(model, candidate)
     return None

@@ -18,14 +18,15 @@ from bensemble.errors import ConversionError
 from bensemble.posteriors import all_names, named_posteriors
 from bensemble.pruning.channels import ChannelGroups
 
+from ...planning.analysis import undisturbed
 from ...surgery.collapsing import to_deterministic
-from ..capture import Capture, CaptureError, capture, undisturbed
+from ..capture import Capture, CaptureError, capture
 from .atoms.flow import Flow
 from .atoms.readers import Reader
 from .equivalence import fresh, hollow, reference_runs
 from .propagate import propagate
 from .solving import settle
-from .worklist import settle_loose
+from .worklist import settle_worklist
 
 __all__ = ["channel_groups"]
 
@@ -114,7 +115,7 @@ def _tie_groups(flow: Flow) -> None:
             flow.atoms.tie(atoms, 1 if whole else 0, "groups of a convolution are of equal size")
         if whole:
             flow.atoms.unite(sizes.inputs[:, 0], sizes.outputs[:, 0])
-    settle_loose(flow)
+    settle_worklist(flow)
 
 
 @dataclass(frozen=True)

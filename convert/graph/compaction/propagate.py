@@ -16,7 +16,7 @@ from ..capture import Capture, TensorMeta
 from .atoms.calls import Call
 from .atoms.domain import Value
 from .atoms.flow import Flow
-from .rules import MODULE_RULES, RULES
+from .rules import RULES, as_function
 
 __all__ = ["propagate"]
 
@@ -37,35 +37,13 @@ SIZES = frozenset(["shape", "size", "numel", "sym_size", "sym_numel"])
 #: New tensors that take no more than dtype and device from their operand.
 CREATIONS = frozenset(["new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"])
 #: Answers about a tensor that no removal changes, and checks.
-QUESTIONS = frozenset(
-    [
-        *(
-            "dim",
-            "ndim",
-            "dtype",
-            "device",
-            "is_floating_point",
-            "is_cuda",
-            "requires_grad",
-            "layout",
-            "_assert",
-            "len",
-        ),
-        *(
-            "_assert_is_none",
-            "eq",
-            "ne",
-            "lt",
-            "le",
-            "gt",
-            "ge",
-            "is_contiguous",
-            "get_device",
-            "_assert_tensor_metadata",
-        ),
-        *("_assert_scalar", "sym_constrain_range_for_size", "is_complex", "sym_constrain_range"),
-    ]
-)
+# fmt: off
+QUESTIONS = frozenset([
+    "dim", "ndim", "dtype", "device", "is_floating_point", "is_complex", "is_cuda", "requires_grad", "layout", "len",
+    "is_contiguous", "get_device", "eq", "ne", "lt", "le", "gt", "ge", "_assert", "_assert_is_none", "_assert_scalar",
+    "_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size",
+])
+# fmt: on
 
 
 def propagate(captured: Capture, model: nn.Module) -> Flow:
@@ -102,7 +80,7 @@ def _value(flow: Flow, node: fx.Node) -> Any:
     if call.name in SIZES:
         flow.sizes.append((node, flow.operand(call.operands[0])))
         return meta
-    if call.name in QUESTIONS and not _has_tensor(meta):
+    if call.name in QUESTIONS and not any(map(_is_meta, pytree.tree_leaves(meta, is_leaf=_is_meta))):
         return meta
     rule = RULES.get(call.name)
     if rule is None:
@@ -115,21 +93,21 @@ def _title(node: fx.Node) -> str:
 
 
 def _module_value(flow: Flow, call: Call, path: str) -> Any:
+    """What the rule of the module's function says; without one, its weights stay as they are."""
     module = flow.captured.module.get_submodule(path)
-    rule = MODULE_RULES.get(type(module))
-    reason = None
+    own_tensor = any(isinstance(value, torch.Tensor) for value in vars(module).values())
+    function = None if path in flow.captured.hooked or own_tensor else as_function(flow, call, module, path)
+    if function is not None:
+        return RULES[function.name](flow, function)
+    reason = f"{type(module).__name__} is not followed"
     if path in flow.captured.hooked:
         reason = f"'{path}' has hooks"
-    elif rule is None:
-        reason = f"{type(module).__name__} is not followed"
-    elif any(isinstance(value, torch.Tensor) for value in vars(module).values()):
+    elif own_tensor:
         reason = f"'{path}' holds a tensor that is neither parameter nor buffer"
-    if rule is not None and reason is None:
-        return rule(flow, call, module, path)
     held = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
     for name in held:
         flow.freeze(f"{path}.{name}")
-    return flow.unknown(call, reason or "", hides_weights=bool(held))
+    return flow.unknown(call, reason, hides_weights=bool(held))
 
 
 def _call(flow: Flow, node: fx.Node, meta: Any) -> Call:
@@ -176,7 +154,7 @@ def _attribute(flow: Flow, node: fx.Node, meta: Any) -> Any:
 
 
 def _apply_writes(flow: Flow, node: fx.Node) -> None:
-    """After a write in place, later readers of the written tensor see the result, and readers of its views nothing."""
+    """After a write in place, later readers of the written tensor see the result; of its views nothing is known."""
     result = flow.values[node]
     for other in flow.captured.mutated.get(node, ()):
         value = flow.values[other]
@@ -202,14 +180,8 @@ def _input(flow: Flow, leaf: Any) -> Any:
 
 
 def _made(flow: Flow, leaf: Any) -> Any:
-    return flow.opaque(leaf.shape, "it is made from nothing that is followed") if _is_meta(leaf) else leaf
+    return flow.opaque(leaf.shape, "it is not made from the inputs or weights") if _is_meta(leaf) else leaf
 
 
 def _is_meta(leaf: Any) -> bool:
     return isinstance(leaf, TensorMeta)
-
-
-def _has_tensor(meta: Any) -> bool:
-    found = []
-    pytree.tree_map(lambda leaf: found.append(leaf) if _is_meta(leaf) else None, meta, is_leaf=_is_meta)
-    return bool(found)

@@ -1,4 +1,4 @@
-"""A graph after the removal: sizes, indices and splits that speak of channels are adapted."""
+"""The graph of the smaller model: sizes, indices and splits are adapted to the channels that stay."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _is_regular(flow: Flow, node: fx.Node, solution: Solution) -> bool:
 
 
 def _keep_size(node: fx.Node, value: Value, solution: Solution) -> None:
-    """Arithmetic goes on with the sizes of before; movements are told theirs one by one."""
+    """Scale a size back to what it was before the removal; movements get their new sizes from their own edits."""
     before, after = value.shape, solution.shape(value)
     if before == after:
         return
@@ -83,7 +83,7 @@ def _keep_size(node: fx.Node, value: Value, solution: Solution) -> None:
 
 
 def _take_shortcuts(root: nn.Module, flow: Flow, solution: Solution) -> None:
-    """Replace movements through values that are no tensors any more by an index."""
+    """Replace movements by an index where the values in between can no longer be tensors."""
     for node, shortcut in flow.shortcuts.items():
         if all(solution.is_product(value) for value in shortcut.through):
             continue
@@ -132,7 +132,7 @@ def _index_select(root: nn.Module, node: fx.Node, source: fx.Node, axis: int, po
 
 
 def _erase_unused(node: fx.Node) -> None:
-    """Erase a node that nobody reads any more, and then its sources."""
+    """Erase a node that has no users any more, and then its sources."""
     if node.users or node.op in ("placeholder", "output"):
         return
     sources = node.all_input_nodes

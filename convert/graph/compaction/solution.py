@@ -21,7 +21,7 @@ class Solution:
 
     Attributes:
         roots: For every atom the representative of its set.
-        needed: For every representative whether its content counts.
+        needed: For every representative whether an output depends on its content.
         alive: For every representative whether the set stays: what is needed, and fillers.
         groups: New numbers of groups, by path of the weight.
     """

@@ -19,7 +19,7 @@ from .atoms.domain import Value
 from .atoms.flow import Flow
 from .atoms.readers import Reader
 from .solution import Solution
-from .worklist import settle_loose
+from .worklist import settle_worklist
 
 __all__ = ["settle", "solve"]
 
@@ -31,7 +31,7 @@ def settle(flow: Flow) -> None:
     """What all uses of a weight agree on, and which channels can only go together."""
     _agree_on_shared_weights(flow)
     _forget_unfoldable(flow)
-    settle_loose(flow)
+    settle_worklist(flow)
 
 
 def solve(flow: Flow) -> Solution:

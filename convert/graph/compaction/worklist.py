@@ -1,7 +1,7 @@
-"""Values that vary along several axes at once, such as channels viewed as (groups, channels of a group).
+"""Settling the worklist: values that vary along several axes, such as channels viewed as (groups, channels of a group).
 
-What stays of such a value need not be a tensor. Where the movements that made it only choose channels in the end, as a
-channel shuffle does, one index replaces them; elsewhere its inner axes go together.
+What remains of such a value may not be a tensor. Where all movements around it amount to a choice of channels, as in a
+channel shuffle, one index replaces them (a shortcut). Elsewhere the elements along its inner axes are tied.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from .atoms.arrays import varying_axes
 from .atoms.domain import Shortcut, Value
 from .atoms.flow import Flow
 
-__all__ = ["settle_loose"]
+__all__ = ["settle_worklist"]
 
 #: Values with more elements are not probed.
 MOST_ELEMENTS = 1 << 25
 
 
-def settle_loose(flow: Flow) -> None:
-    """Find the shortcuts, and tie what has none. Repeats, because every tie may settle other values."""
+def settle_worklist(flow: Flow) -> None:
+    """Find the shortcuts, and tie values that have none. Repeats, because every tie may settle other values."""
     while True:
         flow.shortcuts.clear()
         if not _one_round(flow):
@@ -32,6 +32,7 @@ def settle_loose(flow: Flow) -> None:
 
 
 def _one_round(flow: Flow) -> bool:
+    """Visit the unsettled values up to the first that has to be tied; False when none had to."""
     nodes: dict[int, fx.Node] = {}
     for node, value in flow.values.items():
         if isinstance(value, Value):
@@ -39,27 +40,28 @@ def _one_round(flow: Flow) -> bool:
     reached: set[int] = set()
     for node, value in flow.values.items():
         for leaf in pytree.tree_leaves(value, is_leaf=lambda item: isinstance(item, Value)):
-            if not isinstance(leaf, Value) or leaf.parent is None or not _is_loose(flow, leaf.parent):
+            if not isinstance(leaf, Value) or leaf.parent is None or _is_settled(flow, leaf.parent):
                 continue
             reached.add(id(leaf.parent))
-            if _is_loose(flow, leaf):
+            if not _is_settled(flow, leaf):
                 continue
             shortcut = _shortcut(flow, leaf, nodes) if leaf is value else None
             if shortcut is None and leaf is value:
                 return _tie(flow, leaf.parent)
             if shortcut is not None:
                 flow.shortcuts[node] = shortcut
-    for value in flow.loose:
-        if id(value) not in reached and _is_loose(flow, value):
+    for value in flow.worklist:
+        if id(value) not in reached and not _is_settled(flow, value):
             return _tie(flow, value)
     for entry in flow.leaves.values():
-        if entry.value is not None and _is_loose(flow, entry.value):
+        if entry.value is not None and not _is_settled(flow, entry.value):
             return _tie(flow, entry.value)
     return False
 
 
-def _is_loose(flow: Flow, value: Value) -> bool:
-    return len(varying_axes(flow.atoms.find(value.atoms))) > 1
+def _is_settled(flow: Flow, value: Value) -> bool:
+    """Whether a value varies along one axis at most."""
+    return len(varying_axes(flow.atoms.find(value.atoms))) <= 1
 
 
 def _tie(flow: Flow, value: Value) -> bool:
@@ -70,10 +72,10 @@ def _tie(flow: Flow, value: Value) -> bool:
 
 
 def _shortcut(flow: Flow, value: Value, nodes: dict[int, fx.Node]) -> Shortcut | None:
-    """The choice of channels that leads from the last settled value to this one, if that is all that happened."""
+    """The choice of channels that leads from the last settled value to this one; None where more happened."""
     moves, through = [value.move], []
     source = value.parent
-    while source is not None and _is_loose(flow, source):
+    while source is not None and not _is_settled(flow, source):
         moves.append(source.move)
         through.append(source)
         source = source.parent

@@ -1,6 +1,6 @@
-"""What a graph does to atoms and constants: the forward pass of the compaction, and what the rules may ask of it.
+"""The state of the forward pass of the compaction, and what the rules may do with it.
 
-Every operation gets a :class:`.calls.Call` and answers with what is known about its result. Without a rule the operands
+Each operation is a :class:`.calls.Call`. Its rule returns what is known about the result. Without a rule, the operands
 are pinned: nothing that an unknown operation reads may change.
 """
 
@@ -49,7 +49,7 @@ class Leaf:
 
 
 class Flow:
-    """State of the forward pass: atoms, values of nodes, leaves, and what has to be respected or rewritten later."""
+    """Atoms, values of nodes, leaves and readers, and the nodes that have to be rewritten for the smaller model."""
 
     def __init__(self, captured: Capture, model: nn.Module) -> None:
         self.captured = captured
@@ -60,13 +60,13 @@ class Flow:
         self.groups: list[GroupSizes] = []
         #: Nodes whose arguments depend on sizes, with the function that adapts them to a solution.
         self.edits: list[tuple[fx.Node, Callable[..., None]]] = []
-        #: Values that combine several varying axes and were not used by an arithmetic operation yet.
-        self.loose: list[Value] = []
+        #: Values that vary along several axes and are not settled yet.
+        self.worklist: list[Value] = []
         self._tensors: dict[str, Tensor] = {
             **dict(model.named_parameters(remove_duplicate=False)),
             **dict(model.named_buffers(remove_duplicate=False)),
         }
-        #: Values that one index makes from an earlier node, past values that need not be tensors any more.
+        #: Nodes whose values one index makes from an earlier node, instead of the movements between them.
         self.shortcuts: dict[fx.Node, Shortcut] = {}
         #: Operations that no rule follows, with the reason.
         self.unknowns: list[tuple[fx.Node, str]] = []
@@ -102,9 +102,7 @@ class Flow:
         leaf, own = self.leaves[value.leaf.path], value.leaf.axes[axis]
         if own not in leaf.axes:
             leaf.axes[own] = self.atoms.fresh(value.shape[axis])
-            if leaf.value is not None:
-                self.atoms.pin(leaf.axes[own], f"'{leaf.path}' is used in different ways")
-                self.atoms.pin(leaf.value.atoms, f"'{leaf.path}' is used in different ways")
+            self._pin_mixed_use(leaf)
         return leaf.axes[own]
 
     def freeze(self, path: str) -> None:
@@ -125,11 +123,15 @@ class Flow:
         leaf = self.leaves[value.leaf.path]
         if leaf.value is None:
             leaf.value = self._describe(leaf)
-            for atoms in leaf.axes.values():
-                self.atoms.pin(atoms, f"'{leaf.path}' is used in different ways")
-                self.atoms.pin(leaf.value.atoms, f"'{leaf.path}' is used in different ways")
+            self._pin_mixed_use(leaf)
         own, axes = leaf.value, value.leaf.axes
         return Value(value.shape, own.atoms.permute(axes), own.known.permute(axes), own.const.permute(axes))
+
+    def _pin_mixed_use(self, leaf: Leaf) -> None:
+        """Keep a leaf that is used both as a matrix and element by element."""
+        if leaf.value is not None and leaf.axes:
+            for atoms in (leaf.value.atoms, *leaf.axes.values()):
+                self.atoms.pin(atoms, f"'{leaf.path}' is used in different ways")
 
     def _describe(self, leaf: Leaf) -> Value:
         tensor, shape = leaf.tensor, tuple(leaf.tensor.shape)
@@ -144,7 +146,7 @@ class Flow:
     # -- what rules may do
 
     def opaque(self, shape: Sequence[int], reason: str) -> Value:
-        """A value about which nothing is known; all of it stays."""
+        """A value about which nothing is known. All its elements stay."""
         ones = (1,) * len(shape)
         atoms = self.atoms.fresh(*ones)
         self.atoms.pin(atoms, reason)
@@ -156,7 +158,7 @@ class Flow:
         self.atoms.pin(self.operand(value).atoms, reason)
 
     def tie(self, value: Value, axes: Sequence[int], reason: str) -> Value:
-        """Let the elements along some axes live or die together; returns the value with fewer atoms."""
+        """Remove the elements along some axes together or not at all; returns the value with fewer atoms."""
         atoms = value.atoms
         for axis in axes:
             self.atoms.tie(atoms, axis, reason)
@@ -198,7 +200,7 @@ class Flow:
     def unknown(self, call: Call, reason: str, hides_weights: bool = False) -> Any:
         """Pin all operands; the results are opaque.
 
-        It is noted where that may keep something: the operands have channels, or the operation has weights of its own.
+        The report mentions it where it may keep channels: of the operands, or of weights that the operation holds.
         """
         values = [self.operand(value) for value in call.operands]
         if hides_weights or any(varying_axes(self.atoms.find(value.atoms)) for value in values):
@@ -220,5 +222,5 @@ class Flow:
         value = self.operand(value)
         moved = self.normal(replace(value.mapped(shape, move), parent=value, move=move))
         if len(varying_axes(moved.atoms)) > 1:
-            self.loose.append(moved)
+            self.worklist.append(moved)
         return moved

@@ -1,15 +1,16 @@
-"""Transfer rules: what each operation does to atoms and constants, by the name of the operation.
+"""What each operation does to atoms and constants: one rule for each kind of operation, by name.
 
 A rule takes the ``Flow`` and a ``Call`` of the folder above and returns what is known about the result. Names are those
-of ``torch.ops.aten``, ``torch.nn.functional`` and tensor methods, which agree.
+of ``torch.ops.aten``, ``torch.nn.functional`` and tensor methods, which agree. A module has the rule of its function.
 """
 
 from __future__ import annotations
 
-from . import attention, copies, elementwise, joining, modules, movement, normalisation, pooling, products, slicing
-from .lookup import MODULE_RULES, RULES, module_rule, rule
+from . import attention, elementwise, joining, movement, normalisation, pooling, products, slicing
+from .lookup import RULES, rule
+from .modules import as_function
 
-__all__ = ["MODULE_RULES", "RULES", "module_rule", "rule"]
+__all__ = ["RULES", "as_function", "rule"]
 
 #: Importing a file of rules registers them.
-FILES = (attention, copies, elementwise, joining, modules, movement, normalisation, pooling, products, slicing)
+FILES = (attention, elementwise, joining, movement, normalisation, pooling, products, slicing)

@@ -89,10 +89,11 @@ def _scores(flow: Flow, call: Call, query: Value, key: Value) -> Value:
 @rule("embedding")
 def embedding(flow: Flow, call: Call) -> Any:
     """Rows of a table; the arguments come in the orders of aten and of torch.nn.functional."""
-    table = next((v for v in call.operands if v.leaf is not None), None)
-    if table is None or table.leaf is None or table.ndim != 2 or call.kwargs.get("max_norm") is not None:
+    table = next((v for v in call.operands if v.leaf and flow.leaves[v.leaf.path].tensor.is_floating_point()), None)
+    if table is None or table.leaf is None or table.ndim != 2:
         return flow.unknown(call, "embedding in a form that is not followed")
-    if any(isinstance(argument, float) for argument in call.args):
+    max_norm = call.get(3, "max_norm")  # aten has a flag in this place
+    if max_norm is not None and not isinstance(max_norm, bool):
         return flow.unknown(call, "embedding that renormalises its table")
     _pin_others(flow, call, table)
     atoms = flow.leaf_axis(table, 1)

@@ -18,38 +18,29 @@ from ..atoms.domain import Value
 from ..atoms.flow import Flow
 from .lookup import rule
 
-__all__ = ["combine", "identity"]
+__all__ = ["along_channels", "combine"]
 
+# fmt: off
 UNARY = (
-    *("relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "tanh", "gelu", "silu", "swish", "mish"),
-    *("elu", "selu", "celu", "leaky_relu", "softplus", "softsign", "logsigmoid", "log_sigmoid", "tanhshrink"),
-    *("softshrink", "hardshrink", "threshold", "abs", "neg", "negative", "exp", "expm1", "log", "log1p", "log2"),
-    *("sqrt", "rsqrt", "square", "reciprocal", "erf", "sin", "cos", "floor", "ceil", "round", "sign", "nan_to_num"),
-    *("clamp", "clip", "clamp_min", "clamp_max", "logical_not", "isnan"),
+    "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "tanh", "gelu", "silu", "swish", "mish", "elu",
+    "selu", "celu", "leaky_relu", "softplus", "softsign", "logsigmoid", "log_sigmoid", "tanhshrink", "softshrink",
+    "hardshrink", "threshold", "abs", "neg", "negative", "exp", "expm1", "log", "log1p", "log2", "sqrt", "rsqrt",
+    "square", "reciprocal", "erf", "sin", "cos", "floor", "ceil", "round", "sign", "nan_to_num", "clamp", "clip",
+    "clamp_min", "clamp_max", "logical_not", "isnan",
+    "activation",  # any module that is one of these
 )
 NARY = (
-    *("add", "sub", "subtract", "rsub", "div", "divide", "truediv", "true_divide", "pow", "maximum", "minimum"),
-    *("lerp", "addcmul", "addcdiv", "where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "logical_and"),
-    *(
-        "logical_or",
-        "bitwise_and",
-        "bitwise_or",
-        "__and__",
-        "__or__",
-        "and_",
-        "or_",
-        "atan2",
-        "floor_divide",
-        "remainder",
-        "fmod",
-    ),
+    "add", "sub", "subtract", "rsub", "div", "divide", "truediv", "true_divide", "pow", "maximum", "minimum", "lerp",
+    "addcmul", "addcdiv", "where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or",
+    "bitwise_and", "bitwise_or", "__and__", "__or__", "and_", "or_", "atan2", "floor_divide", "remainder", "fmod",
 )
 PRODUCTS = ("mul", "multiply")
 IDENTITIES = (
-    *("contiguous", "clone", "detach", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"),
-    *("feature_dropout", "feature_alpha_dropout", "identity", "to", "float", "double", "half", "bfloat16", "type_as"),
-    *("type", "_to_copy", "cpu", "cuda", "positive", "alias", "requires_grad", "lift_fresh_copy"),
+    "contiguous", "clone", "detach", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
+    "feature_dropout", "feature_alpha_dropout", "identity", "to", "float", "double", "half", "bfloat16", "type_as",
+    "type", "_to_copy", "cpu", "cuda", "positive", "alias", "requires_grad", "lift_fresh_copy",
 )
+# fmt: on
 DROPOUTS = frozenset(name for name in IDENTITIES if name.endswith(("dropout", "dropout1d", "dropout2d", "dropout3d")))
 
 
@@ -78,12 +69,12 @@ def product(flow: Flow, call: Call) -> Any:
     return combine(flow, call.operands, call.shape, call.run, annihilates=True)
 
 
-@rule("zeros_like", "ones_like", "full_like")
-def constant_like(flow: Flow, call: Call) -> Any:
-    """A constant of the shape of another tensor."""
-    value = flow.settled(flow.operand(call.operands[0]))
-    const = call.run(torch.zeros((1,) * value.ndim)).to(torch.float64)
-    return Value(value.shape, value.atoms, torch.ones_like(const, dtype=torch.bool), const)
+@rule("prelu")
+def prelu(flow: Flow, call: Call) -> Any:
+    """max(x, 0) + w min(x, 0) with one w, or one per channel."""
+    x, weight = call.operands
+    slope = along_channels(flow, weight, x.ndim) if max(weight.shape, default=1) > 1 else weight
+    return combine(flow, [x, slope], call.shape, lambda x, w: x.clamp(min=0) + w * x.clamp(max=0))
 
 
 def combine(
@@ -169,3 +160,12 @@ def _united(flow: Flow, values: list[Value], shape: Sequence[int]) -> Tensor:
     for found in taking_part[1:]:
         result = result.expand(torch.broadcast_shapes(result.shape, found.shape))
     return flow.atoms.find(result)
+
+
+def along_channels(flow: Flow, vector: Value, ndim: int) -> Value:
+    """A vector of one number per channel, laid along axis 1."""
+    value = flow.operand(vector)
+    if value.ndim != 1 or ndim == 1:
+        return value
+    tail = (1,) * (ndim - 2)
+    return value.mapped((1, value.shape[0], *tail), lambda array: array.reshape((1, -1, *tail)))

@@ -81,7 +81,8 @@ def pad(flow: Flow, call: Call) -> Any:
     channel_axes = [axis for axis in borders if x.atoms.shape[axis] > 1 or x.known.shape[axis] > 1]
     if not channel_axes:
         return _pad_positions(call, x, mode, filling)
-    if len(borders) > 1 or mode != "constant" or min(borders[channel_axes[0]]) < 0:
+    by_module = call.node.op == "call_module"
+    if by_module or len(borders) > 1 or mode != "constant" or min(borders[channel_axes[0]]) < 0:
         return flow.unknown(call, "its channels are padded in a form that is not followed")
     return _pad_channels(flow, call, x, channel_axes[0], borders[channel_axes[0]], filling)
 

@@ -1,4 +1,4 @@
-"""Operations that only rearrange elements: the same movement is applied to atoms, known flags and constants."""
+"""Operations that only rearrange or repeat elements: atoms, known flags and constants are moved alike."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from ..atoms.arrays import reshape_array, reshaped_size
+from ..atoms.arrays import reshape_array, reshaped_size, varying_axes
 from ..atoms.calls import Call
 from ..atoms.domain import LeafRef, Value
 from ..atoms.flow import Flow
 from .lookup import rule
 
-__all__ = ["resized"]
+__all__: list[str] = []
 
 #: Arrays of more elements than this are not spread out to be reshaped.
 MOST_ELEMENTS = 1 << 26
@@ -78,11 +78,36 @@ def squeeze(flow: Flow, call: Call) -> Any:
     return flow.moved(x, call.shape, lambda array: array.squeeze(axes))
 
 
-@rule("flip")
-def flip(flow: Flow, call: Call) -> Any:
-    """Axes reversed."""
-    x, axes = call.operands[0], call.get(1, "dims")
-    return flow.moved(x, call.shape, lambda array: array.flip(axes))
+@rule("expand", "broadcast_to", "expand_as")
+def expand(flow: Flow, call: Call) -> Any:
+    """Axes of size one repeated without copying.
+
+    A tensor without channels of its own (a gate of one channel) gets the channels of the tensor that it is expanded to.
+    """
+    x = flow.operand(call.operands[0])
+    lead = (1,) * (len(call.shape) - x.ndim)
+    shape = lead + x.shape
+    grown = [axis for axis, (old, new) in enumerate(zip(shape, call.shape, strict=True)) if old == 1 and new > 1]
+    alone = not varying_axes(flow.normal(x).atoms)
+    if call.name == "expand_as":
+        other = flow.settled(flow.operand(call.operands[1]))
+        if alone:
+            flow.pin(x, "it is spread over the channels of another tensor")
+            known, const = (array.reshape(lead + tuple(array.shape)) for array in (x.known, x.const))
+            return Value(call.shape, other.atoms, known, const)
+        out = flow.moved(x, call.shape, lambda array: array.reshape(lead + tuple(array.shape)))
+        if set(varying_axes(other.atoms)) & set(grown):
+            flow.atoms.pin(other.atoms, "its shape is taken")
+        else:
+            flow.atoms.unite(out.atoms, other.atoms)
+        return flow.normal(out)
+    out = flow.moved(x, call.shape, lambda array: array.reshape(lead + tuple(array.shape)))
+    if alone and call.meta.dtype.is_floating_point and [axis for axis in grown if axis] == [1] and len(call.shape) > 2:
+        flow.pin(x, "it is spread over channels")
+        extents = [size if axis == 1 else 1 for axis, size in enumerate(call.shape)]
+        out = replace(out, atoms=flow.atoms.fresh(*extents), parent=None, move=None)
+    resized(flow, call, out, 1)
+    return out
 
 
 @rule("roll")
@@ -94,19 +119,6 @@ def roll(flow: Flow, call: Call) -> Any:
     if not axes or any(extents.shape[axis] > 1 for extents in (x.atoms, x.known) for axis in axes):
         return flow.unknown(call, "its channels are rotated")
     return flow.moved(x, call.shape, lambda array: array)
-
-
-@rule("channel_shuffle")
-def channel_shuffle(flow: Flow, call: Call) -> Any:
-    """Channels (G, C / G) transposed to (C / G, G)."""
-    x, groups = flow.operand(call.operands[0]), call.get(1, "groups")
-
-    def move(array: Tensor) -> Tensor:
-        if array.shape[1] == 1:
-            return array
-        return array.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
-
-    return flow.moved(x, call.shape, move)
 
 
 @rule("pixel_shuffle")
@@ -121,17 +133,6 @@ def pixel_shuffle(flow: Flow, call: Call) -> Any:
     known, const = known.reshape(1, -1, block, 1), const.reshape(1, -1, block, 1)
     known, const = (known & (const == const[:, :, :1])).all(2, keepdim=True), const[:, :, :1]
     return flow.normal(Value(call.shape, atoms[:, :, :1], known, const))
-
-
-@rule("pixel_unshuffle")
-def pixel_unshuffle(flow: Flow, call: Call) -> Any:
-    """(C, H r, W r) to (C r^2, H, W)."""
-    x, block = flow.settled(flow.operand(call.operands[0])), call.get(1, "downscale_factor") ** 2
-    if x.ndim != 4:
-        return flow.unknown(call, "pixel_unshuffle without a batch axis")
-    if any(extents.shape[k] > 1 for extents in (x.atoms, x.known) for k in (0, 2, 3)):
-        return flow.unknown(call, "pixel_unshuffle along its channels")
-    return flow.normal(x.mapped(call.shape, lambda a: a if a.shape[1] == 1 else a.repeat_interleave(block, 1)))
 
 
 def resized(flow: Flow, call: Call, out: Value, position: int, first_axis: int = 0) -> None:

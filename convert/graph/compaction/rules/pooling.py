@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -14,77 +14,51 @@ from ..atoms.flow import Flow
 from .lookup import rule
 from .products import is_uniform
 
-__all__ = ["average_pool", "by_channel"]
-
-#: What an operation makes of a constant channel: itself, itself times a factor per position, or something else.
-Constants = Literal["keep", "pattern", "drop"]
+__all__: list[str] = []
 
 #: Endings of names, and the number of trailing axes that such an operation moves over.
 SPATIAL = {"1d": 1, "2d": 2, "3d": 3}
 
 
-@rule("max_pool1d", "max_pool2d", "max_pool3d", "lp_pool1d", "lp_pool2d")
-def max_pool(flow: Flow, call: Call) -> Any:
-    """The largest value of a window; what lies outside of the image does not count."""
-    return by_channel(flow, call, call.operands[0], "drop" if call.name.startswith("lp") else "keep")
-
-
+@rule("max_pool1d", "max_pool2d", "max_pool3d")
 @rule("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
 @rule("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
-def adaptive_pool(flow: Flow, call: Call) -> Any:
-    """One value per part of the image."""
-    return by_channel(flow, call, call.operands[0], "keep")
+@rule("reflection_pad1d", "reflection_pad2d", "reflection_pad3d")
+@rule("replication_pad1d", "replication_pad2d", "replication_pad3d")
+@rule("interpolate", "upsample", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_nearest")
+@rule("upsample_nearest1d", "upsample_linear1d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
+@rule("upsample_nearest3d", "upsample_trilinear3d", "_upsample_nearest_exact2d")
+def pool(flow: Flow, call: Call) -> Any:
+    """The largest value of a window, a mean whose weights sum to one, or a copy: a constant stays what it is."""
+    return by_channel(flow, call, patterned=False)
 
 
 @rule("avg_pool1d", "avg_pool2d", "avg_pool3d")
 def average_pool(flow: Flow, call: Call) -> Any:
     """Mean of a window; zero padding that counts makes a pattern of a constant."""
-    constants = averaged(
-        call.get(3, "padding", 0), call.get(5, "count_include_pad", True), call.get(6, "divisor_override")
-    )
-    return by_channel(flow, call, call.operands[0], constants)
+    padding, counted = call.get(3, "padding", 0), call.get(5, "count_include_pad", True)
+    divisor = call.get(6, "divisor_override")
+    return by_channel(flow, call, patterned=divisor is not None or (counted and not is_uniform(padding, (2,))))
 
 
-def averaged(padding: Any, counted: bool, divisor: int | None) -> Constants:
-    """What an average pool makes of a constant channel."""
-    return "keep" if divisor is None and (not counted or is_uniform(padding, (2,))) else "pattern"
-
-
-@rule("interpolate", "upsample", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_nearest")
-@rule("upsample_nearest1d", "upsample_linear1d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
-@rule("upsample_nearest3d", "upsample_trilinear3d", "_upsample_nearest_exact2d")
-def interpolate(flow: Flow, call: Call) -> Any:
-    """Weighted means of neighbours, the weights summing to one."""
-    return by_channel(flow, call, call.operands[0], "keep")
-
-
-@rule("unfold", "im2col")
-def unfold(flow: Flow, call: Call) -> Any:
-    """Windows as channels: their order is not followed."""
-    return flow.unknown(call, "unfold is not followed")
-
-
-def by_channel(flow: Flow, call: Call, x: Value, constants: Constants, positions: int | None = None) -> Any:
+def by_channel(flow: Flow, call: Call, patterned: bool) -> Any:
     """An operation on the positions of each channel by itself.
 
     Args:
         flow: The pass.
         call: The operation.
-        x: Its operand.
-        constants: What a constant channel becomes.
-        positions: Number of trailing axes that hold positions; default by the name of the operation.
+        patterned: Whether a constant channel is multiplied by a factor per position; else it stays as it is.
     """
+    x = call.operands[0]
     if not call.gives_tensor or len(call.shape) != x.ndim:
         return flow.unknown(call, f"{call.name} in a form that is not followed")
     x = flow.settled(flow.operand(x))
-    axes = range(x.ndim - (_positions(call.name, x.ndim) if positions is None else positions), x.ndim)
+    axes = range(x.ndim - _positions(call.name, x.ndim), x.ndim)
     if set(varying_axes(x.atoms)) & set(axes):
         return flow.unknown(call, f"{call.name} runs along its channels")
-    x = x.plain() if constants == "pattern" else x
+    x = x.plain() if patterned else x
     known, const = collapse(x.known, x.const, axes)
-    out = Value(call.shape, x.atoms, known, const, patterned=x.patterned or constants == "pattern")
-    # Another operation on a pattern gives another pattern, still one factor per position only if it is linear.
-    return out.forget() if constants == "drop" else out
+    return Value(call.shape, x.atoms, known, const, patterned=x.patterned or patterned)
 
 
 def _positions(name: str, ndim: int) -> int:

@@ -15,7 +15,7 @@ from ..atoms.readers import GroupSizes, Reader
 from .elementwise import combine
 from .lookup import rule
 
-__all__ = ["Geometry", "read_channels"]
+__all__ = ["Geometry", "is_uniform", "read_channels"]
 
 #: Operations with an optional bias as their third argument.
 BIASED = frozenset(["linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"])
