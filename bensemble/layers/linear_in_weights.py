@@ -177,7 +177,8 @@ class LinearOpLayer(BaseBayesianLayer):
 
 def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
     """Autocast switched off, on devices that know it (the meta device does not)."""
-    if torch.amp.is_autocast_available(device_type):
+    # Dynamo of torch 2.10 cannot trace the question; it compiles for devices that know autocast.
+    if torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
