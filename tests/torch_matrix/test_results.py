@@ -26,7 +26,3 @@ def test_the_bound_of_torch_is_the_oldest_that_passed():
 
 def test_the_bound_of_python_is_the_oldest_that_passed():
     assert version(pinned(r'requires-python = ">=([\d.]+)"')) == min(version(r.python) for r in read().values())
-
-
-def test_the_torch_of_the_development_environment_is_among_the_rows():
-    assert pinned(r"^torch==([\d.]+)$", (ROOT / "constraints.txt").read_text()) in {row.torch for row in ROWS}
