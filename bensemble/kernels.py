@@ -11,26 +11,20 @@ Second derivatives come from the plain formulas, and so does everything where :f
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 import weakref
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .gaussian import RHO_MIN, sigma_from_rho, standard_normal_like, tracing
+from .gaussian import sigma_from_rho, standard_normal_like, tracing
+from .operations import Operation
 from .priors import ARD, Normal
+from .softplus import LEAST_SIGMA, blocks, is_usual, scratch, softplus, times_slope_
 from .torch_internals import is_view, version
-
-_BLOCK = 1 << 17  # elements; on the CPU, each step on a block finds it in the cache
-_LEAST = 1e-18  # a standard deviation that can still divide: its square is a normal float32
-_FEW = 1 << 12
-_USUAL = (-40.0, -2.0)  # rho between which short series in sigma are exact to float32, and nothing has to be clamped
 
 
 def applies_to(first: Tensor, *others: Tensor | None) -> bool:
@@ -98,69 +92,6 @@ def _state(mu: Tensor, rho: Tensor, prior: Any) -> tuple[Any, ...]:
     return (threading.get_ident(), torch.is_grad_enabled(), type(prior), *states)
 
 
-def _blocks(first: Tensor, *others: Tensor | None) -> Iterable[tuple[Any, ...]]:
-    """Pieces of tensors of one shape, small enough for the processor's cache; on other devices the whole of them."""
-    if first.numel() <= _BLOCK or first.device.type != "cpu":
-        return [(first, *others)]
-    rows = max(1, _BLOCK * len(first) // first.numel())
-    return zip(*(itertools.repeat(None) if t is None else t.split(rows) for t in (first, *others)), strict=False)
-
-
-def _is_usual(rho: Tensor) -> bool:
-    """Whether all rho are so. Not asked where that costs more than it saves: of other devices, of a few numbers."""
-    if rho.device.type != "cpu" or rho.dtype is not torch.float32 or rho.numel() < _FEW:
-        return False
-    least, most = rho.aminmax()
-    return float(least) > _USUAL[0] and float(most) < _USUAL[1]
-
-
-def _scratch(block: Tensor) -> tuple[Tensor, Tensor]:
-    """Two tensors like a block, for what a pass needs in between.
-
-    On the CPU each thread keeps its own: the C library hands freed memory back to the kernel, and to take it again
-    costs more than the pass.
-    """
-    numel, shape, steps = block.numel(), block.shape, block.stride()
-    is_dense = block.is_contiguous() or numel == 1 + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
-    if block.device.type != "cpu" or numel > _BLOCK or not is_dense:
-        return torch.empty_like(block), torch.empty_like(block)
-    kept: dict[torch.dtype, list[Tensor]] = _memory.__dict__
-    if block.dtype not in kept:
-        kept[block.dtype] = [torch.empty(_BLOCK, dtype=block.dtype, device="cpu") for _ in range(2)]
-    first, second = kept[block.dtype]
-    return first.as_strided(shape, steps), second.as_strided(shape, steps)
-
-
-_memory = threading.local()
-
-
-def _sigma(rho: Tensor, usual: bool, out: Tensor) -> Tensor:
-    """As sigma_from_rho, without gradients and in less time. The memory of ``out`` may be used, what comes may not."""
-    first, second = _scratch(rho)
-    if usual:  # 2 artanh(y / 2) = y + y^3 / 12 + y^5 / 80 + ... with y = e / (1 + e / 2) and e = exp(rho)
-        one = rho.new_ones(())
-        y = torch.exp(rho, out=first).div_(torch.add(one, first, alpha=0.5, out=second))
-        square = torch.mul(y, y, out=out)
-        return y.addcmul_(y, torch.add(one / 12, square, alpha=1 / 80, out=second).mul_(square))
-    sigma = torch.clamp(rho, RHO_MIN, 20.0, out=first).exp_().log1p_()
-    return torch.maximum(sigma, rho, out=sigma)  # softplus is the identity where exp would overflow
-
-
-def _times_slope(g: Tensor, rho: Tensor, variance: Tensor, usual: bool) -> None:
-    """The gradient of log sigma becomes that of rho, in place: times sigmoid(rho) / sigma."""
-    first, second = _scratch(rho)
-    if usual:  # (1 - exp(-sigma)) / sigma = 1 - sigma / 2 + sigma^2 / 6 - sigma^3 / 24 + sigma^4 / 120 - ...
-        one = rho.new_ones(())
-        odd = torch.add(0.5 * one, variance, alpha=1 / 24, out=first).mul_(torch.sqrt(variance, out=second))
-        even = torch.add(one, variance, alpha=1 / 6, out=second).addcmul_(variance, variance, value=1 / 120)
-        g.mul_(even.sub_(odd))
-        return
-    # 1 where both are tiny, and nothing where rho is clamped.
-    sigma = torch.clamp_min(variance, _LEAST**2, out=second).sqrt_()
-    slope = torch.sigmoid(rho, out=first).clamp_min_(_LEAST).mul_(g.div_(sigma))
-    torch.ops.aten.threshold_backward.grad_input(slope, rho, RHO_MIN - 1e-5, grad_input=g)
-
-
 class _Moments(torch.autograd.Function):
     """(mu, rho) -> (mu, sigma^2, KL).
 
@@ -172,10 +103,10 @@ class _Moments(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         mu, rho, prior = args
         means, precision, offset = _constants(prior, rho)
-        variance, usual = torch.empty_like(rho), _is_usual(rho)
+        variance, usual = torch.empty_like(rho), is_usual(rho)
         squares, logs, parts = [], [], []
-        for m, r, v, center in _blocks(mu, rho, variance, means):
-            sigma = _sigma(r, usual, out=v)
+        for m, r, v, center in blocks(mu, rho, variance, means):
+            sigma = softplus(r, usual, out=v)
             torch.mul(sigma, sigma, out=v)
             if type(prior) is Normal:  # as kl_normal has it, with less memory
                 distance = (m if center is None else m - center).reshape(-1)
@@ -205,24 +136,24 @@ class _Moments(torch.autograd.Function):
         variance, ctx.variance = ctx.variance, None
         if variance is None:
             variance = torch.empty_like(rho)
-            for r, v in _blocks(rho.detach(), variance):
-                torch.square(_sigma(r, ctx.usual, out=v), out=v)
+            for r, v in blocks(rho.detach(), variance):
+                torch.square(softplus(r, ctx.usual, out=v), out=v)
         g_mu = torch.zeros_like(mu) if g_mu is None and g_kl is not None else g_mu
         g_rho = torch.zeros_like(variance) if g_rho is None else g_rho
         means, precision, _ = _constants(prior, rho)
         pull = None if g_kl is None or precision is None else g_kl * precision
         # In place of the gradients that come in: nobody else holds them. That of v becomes that of log sigma, then rho.
-        for g, gm, m, r, v, center in _blocks(g_rho, g_mu, mu, rho, variance, means):
+        for g, gm, m, r, v, center in blocks(g_rho, g_mu, mu, rho, variance, means):
             if g_kl is None:
                 g.mul_(v).mul_(2.0)
             elif pull is not None:
                 gm.addcmul_(m if center is None else m - center, pull)
                 torch.addcmul(-g_kl, g.add_(0.5 * pull), v, value=2.0, out=g)
             else:
-                share = torch.addcmul(v, m, m).clamp_min_(_LEAST**2).reciprocal_().mul_(g_kl).mul_(m)
+                share = torch.addcmul(v, m, m).clamp_min_(LEAST_SIGMA**2).reciprocal_().mul_(g_kl).mul_(m)
                 gm.add_(share)
                 g.mul_(v).mul_(2.0).sub_(share.mul_(m))
-            _times_slope(g, r, v, ctx.usual)
+            times_slope_(g, r, v, ctx.usual)
         return g_mu, g_rho, None
 
 
@@ -253,7 +184,7 @@ def _differentiable(mu: Tensor, rho: Tensor, prior: Any, grads: tuple[Any, ...])
 
 def _slope(variance: Tensor, slope: Tensor) -> Tensor:
     """The slope eps / (2 sqrt(v)) that a draw has kept, as a function of v."""
-    deviation = variance.clamp_min(_LEAST**2).sqrt()
+    deviation = variance.clamp_min(LEAST_SIGMA**2).sqrt()
     return slope * deviation.detach() / deviation
 
 
@@ -270,10 +201,10 @@ class _Draw(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> Tensor:
         mean, variance, moments = args
         weight, slope = torch.empty_like(variance), standard_normal_like(variance)
-        for v, m, w, r in _blocks(variance, mean, weight, slope):
-            deviation = torch.sqrt(v, out=_scratch(v)[0])
+        for v, m, w, r in blocks(variance, mean, weight, slope):
+            deviation = torch.sqrt(v, out=scratch(v)[0])
             torch.addcmul(m, deviation, r, out=w)
-            r.div_(deviation.clamp_min_(_LEAST)).mul_(0.5)
+            r.div_(deviation.clamp_min_(LEAST_SIGMA)).mul_(0.5)
         ctx.moments = moments  # the KL of this step finds them for as long as they are held
         ctx.save_for_backward(variance, slope)
         return weight
@@ -315,7 +246,7 @@ class _Local(torch.autograd.Function):
         noise = standard_normal_like(output)
         # A view (a product over three and more axes is one) could not be changed in place by the user any more.
         output = torch.addcmul(output, noise, deviation) if is_view(output) else output.addcmul_(noise, deviation)
-        slope = noise.div_(deviation.clamp_min_(_LEAST)).mul_(0.5)
+        slope = noise.div_(deviation.clamp_min_(LEAST_SIGMA)).mul_(0.5)
         ctx.operation, ctx.variance_dtype = operation, dtype
         ctx.moments = moments  # the KL of this step finds them for as long as they are held
         ctx.save_for_backward(input, w_mean, w_var, b_var, slope)
@@ -342,50 +273,3 @@ class _Local(torch.autograd.Function):
         if g_square is not None:
             g_input = g_input.addcmul_(g_square.to(grad.dtype), input, value=2.0)
         return g_input, g_mean, g_var, g_bias, g_b_var, None, None, None
-
-
-class LinearOp:
-    """``input @ weight.T + bias`` over the last axis."""
-
-    precise_weight_gradient = False  # whether it stays in float32 where the rest is in bfloat16
-
-    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Apply weight and bias."""
-        return F.linear(input, weight, bias)
-
-    def backward(self, grad: Tensor, input: Tensor, weight: Tensor, needs: tuple[bool, ...]) -> tuple[Any, ...]:
-        """Gradients with respect to input, weight and bias, as far as they are needed."""
-        count = math.prod(input.shape[:-1])  # -1 says nothing where an axis is empty
-        rows = grad.reshape(count, grad.shape[-1])
-        g_input = (rows @ weight).view_as(input) if needs[0] else None
-        g_weight = rows.t() @ input.reshape(count, input.shape[-1]) if needs[1] else None
-        return g_input, g_weight, rows.sum(0) if needs[2] else None
-
-
-class ConvolutionOp:
-    """A convolution of batched input with zero padding, transposed or not: the arguments of ``torch.convolution``."""
-
-    precise_weight_gradient = True  # in bfloat16 oneDNN's takes ten times as long on more than one thread
-
-    def __init__(
-        self,
-        stride: Any,
-        padding: Any,
-        dilation: Any,
-        groups: int,
-        transposed: bool = False,
-        output_padding: Any = (0,),
-    ) -> None:
-        self._options = (stride, padding, dilation, transposed, output_padding, groups)
-
-    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Apply weight and bias."""
-        return torch.convolution(input, weight, bias, *self._options)
-
-    def backward(self, grad: Tensor, input: Tensor, weight: Tensor, needs: tuple[bool, ...]) -> tuple[Any, ...]:
-        """Gradients with respect to input, weight and bias, as far as they are needed."""
-        options = ([grad.shape[1]], *self._options, needs)
-        return torch.ops.aten.convolution_backward(grad, input, weight, *options)
-
-
-Operation = LinearOp | ConvolutionOp

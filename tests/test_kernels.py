@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from bensemble import BayesianConv2d, BayesianConvTranspose2d, BayesianLinear, kernels
+from bensemble import BayesianConv2d, BayesianConvTranspose2d, BayesianLinear, softplus
 from bensemble.gaussian import kl_normal, sigma_from_rho
-from bensemble.kernels import ConvolutionOp, LinearOp, applies_to, draw_weight, fused_kl, shared_moments
+from bensemble.kernels import applies_to, draw_weight, fused_kl, shared_moments
 from bensemble.kernels import local_reparameterization as kernel
+from bensemble.operations import ConvolutionOp, LinearOp
 from bensemble.priors import ARD, Normal
 
 OPERATIONS = {
@@ -175,10 +176,27 @@ def test_the_kl_of_tensors_from_inference_mode():
     torch.testing.assert_close(_copied(layer).kl_divergence(), layer.kl_divergence())
 
 
+@pytest.mark.parametrize(("low", "high"), [(-60, -39), (-39.9, -10), (-10, -2.01), (-2.01, 30)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_sigma_and_its_slope_are_exact_to_float32(low, high, memory_format):
+    rho = torch.linspace(low, high, 8 * 50 * 9 * 9).view(50, 8, 9, 9).to(memory_format=memory_format)
+    wide = rho.double().requires_grad_()
+    exact = sigma_from_rho(wide)
+    log_sigma = exact.log()
+    log_sigma.sum().backward()
+    usual, variance, slope = softplus.is_usual(rho), torch.empty_like(rho), torch.ones_like(rho)
+    assert usual == (low > -40 and high < -2)
+    sigma = softplus.softplus(rho, usual, out=variance)
+    torch.testing.assert_close(sigma, exact.detach().float(), rtol=5e-7, atol=0)
+    torch.square(sigma, out=variance)
+    softplus.times_slope_(slope, rho, variance, usual)
+    torch.testing.assert_close(slope, wide.grad.float(), rtol=1e-6, atol=0)
+
+
 def test_large_weights_are_drawn_block_by_block():
-    mu, rho = torch.zeros(700, 400), torch.full((700, 400), -2.0)
+    mu, rho = torch.zeros(900, 400), torch.full((900, 400), -1.0)
     draws = draw_weight(shared_moments(mu, rho, Normal())) / sigma_from_rho(rho)
-    assert draws.numel() > 2 * kernels._BLOCK
+    assert draws.numel() > 2 * softplus.BLOCK
     assert abs(float(draws.mean())) < 0.01
     assert abs(float(draws.std()) - 1) < 0.01
     assert len(draws.flatten().unique()) > 0.9 * draws.numel()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels import ConvolutionOp, Operation
+from ..operations import ConvolutionOp, Operation
 from ..torch_internals import convolve
 from .linear_in_weights import LinearOpLayer
 from .registry import register

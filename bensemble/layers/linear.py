@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InvalidValueError
-from ..kernels import LinearOp, Operation
+from ..operations import LinearOp, Operation
 from .linear_in_weights import LinearOpLayer
 from .registry import register
 

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from ..checks import check_number
 from ..errors import InvalidValueError
 from ..gaussian import add_noise, precise, rho_from_sigma
-from ..kernels import Operation, applies_to, draw_weight, local_reparameterization, shared_moments
+from ..kernels import applies_to, draw_weight, local_reparameterization, shared_moments
 from ..noise.stack import HeldSample, active_sample, mean_mode
+from ..operations import Operation
 from ..priors import make_prior
 from ..torch_internals import buffers_of, parameters_of
 from .base import BaseBayesianLayer

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import ConvolutionOp, Operation
+from ..operations import ConvolutionOp, Operation
 from ..torch_internals import output_padding
 from .linear_in_weights import LinearOpLayer
 from .registry import register
