@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import ConversionError
+from .basis import Basis
+from .errors import ConversionError, InvalidTypeError
 from .gaussian import precise, reparameterized, sigma_from_rho, snr, standard_normal_like
 from .kernels import applies_to, fused_kl
 from .models.sharding import PartialSums, is_sharded, part_here, part_of, whole
@@ -56,6 +57,13 @@ class Posterior:
         return getattr(self.layer, key, None) if mask is None else mask
 
     @property
+    def basis(self) -> Basis | None:
+        """The basis in which rho is one number per independent element; None for the plain one."""
+        buffers = buffers_of(self.layer)
+        outer = buffers.get(f"{self.stem}_basis_outer")
+        return None if outer is None else Basis(outer, buffers.get(f"{self.stem}_basis_inner"))
+
+    @property
     def prior(self) -> Any:
         """The prior of this tensor."""
         return self.layer._prior_of(self.stem)
@@ -65,9 +73,14 @@ class Posterior:
         """Whether a zero in the mean is a zero in the weight that the layer uses."""
         return self.layer._is_prunable(self.stem)
 
-    def sigma(self) -> Tensor:
-        """Posterior standard deviation in float32 or float64, differentiable; not masked."""
+    def scale(self) -> Tensor:
+        """Standard deviation of every coordinate in the posterior's own basis, differentiable; not masked."""
         return sigma_from_rho(whole(self.rho))
+
+    def sigma(self) -> Tensor:
+        """Standard deviation of every weight in float32 or float64, differentiable; not masked."""
+        scale, basis = self.scale(), self.basis
+        return scale if basis is None else basis.variance(scale.square()).sqrt()
 
     def mean(self) -> Tensor:
         """Mean weight: mu, and zero where it is pruned."""
@@ -94,6 +107,9 @@ class Posterior:
         """Add the KL to ``sums``: of a sharded weight only the local part, if its prior is a sum over weights."""
         self._check_shapes()
         mu, prior, mask = self.mu, self.prior, self.mask
+        if self.basis is not None:
+            sums.add(self._rotated_kl(self.basis), of=None)
+            return
         by_parts = is_sharded(mu) and type(prior) in (Normal, ARD)
         here = part_here if by_parts else whole
         own_mu, own_rho = here(mu), here(self.rho)
@@ -108,6 +124,18 @@ class Posterior:
             prior = self.layer._prior_of(self.stem, cut)
         sums.add(_kl(prior, own_mu, own_rho, keep), of=mu if by_parts else None)
 
+    def _rotated_kl(self, basis: Basis) -> Tensor:
+        """KL to a normal prior with one standard deviation; a mask, which acts on plain weights, changes nothing."""
+        prior = self.prior
+        if type(prior) is not Normal or not prior.is_constant:
+            raise InvalidTypeError(
+                f"kl: '{self.name}' has a posterior in a rotated basis, which needs a normal prior with one standard "
+                f"deviation, got {prior}; call set_prior with 'normal', 'empirical' or 'pretrained', or set_posterior "
+                "with plain sigmas."
+            )
+        distance = basis.from_plain(precise(whole(self.mu)) - prior.mean)
+        return Normal(prior.sigma).kl(distance, self.scale())
+
     def draw_noise(self, generator: torch.Generator | None = None) -> Tensor:
         """Standard normal noise in the shape and dtype of rho."""
         self._check_shapes()
@@ -121,9 +149,17 @@ class Posterior:
 
     def draw(self, noise: Tensor) -> Tensor:
         """The weight mu + sigma * noise in the dtype of mu, zero where it is pruned; differentiable in mu and rho."""
-        mu, mask = whole(self.mu), self.mask
-        weight = reparameterized(mu, self.sigma(), noise).to(mu.dtype)
+        mu, mask, basis = whole(self.mu), self.mask, self.basis
+        if basis is None:
+            weight = reparameterized(mu, self.scale(), noise).to(mu.dtype)
+        else:
+            weight = (precise(mu) + basis.to_plain(self.scale() * noise)).to(mu.dtype)
         return weight if mask is None else weight * mask.to(mu.dtype)
+
+    def set_basis(self, basis: Basis | None) -> None:
+        """Say in which basis rho stands; None for the plain one."""
+        for posterior in (self, *self.ties):
+            posterior.layer._set_basis(posterior.stem, basis)
 
     def set_mask(self, mask: Tensor | None) -> None:
         """Prune where ``mask`` is 0: the weight reads as zero there, and mu is set to zero.

@@ -28,7 +28,7 @@ __all__ = [
     "unique_keys",
 ]
 
-FORMAT_VERSION = 2  # 1 has no digest
+FORMAT_VERSION = 3  # 1 has no digest, 2 no basis
 _LONGEST = 64 * 1024 * 1024  # characters; a header of a model with 100,000 posteriors has about a third of this
 
 
@@ -42,6 +42,7 @@ class PosteriorEntry:
         shape: Shape of the weight.
         prior: The result of :func:`describe_prior`.
         mask: Whether the weight has a pruning mask.
+        basis: Whether rho stands in a basis of its own.
         prunable: For each place, whether the weight may be pruned.
         estimators: For each place, the estimator of the layer.
     """
@@ -53,6 +54,7 @@ class PosteriorEntry:
     mask: bool
     prunable: tuple[bool, ...]
     estimators: tuple[str, ...]
+    basis: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,11 @@ class Header:
 
     def to_json(self) -> str:
         """The header as text, the same for the same model."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        content = asdict(self)
+        if self.version < 3:
+            for entry in content["posteriors"]:
+                del entry["basis"]
+        return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     def digest_of(self, tensors: dict[str, Tensor]) -> str:
         """The digest of this header with these tensors, which must be contiguous and on the CPU."""
@@ -159,12 +165,12 @@ def _checked(raw: dict[str, Any]) -> Header:
     _require(isinstance(raw["posteriors"], list), "posteriors is not a list")
     shared = raw["shared"]
     _require(isinstance(shared, dict) and all(isinstance(v, str) for v in shared.values()), "shared does not map names")
-    entries = tuple(_checked_entry(entry) for entry in raw["posteriors"])
+    entries = tuple(_checked_entry(entry, raw["version"]) for entry in raw["posteriors"])
     return Header(entries, dict(shared), raw["version"], raw.get("digest", ""))
 
 
-def _checked_entry(entry: Any) -> PosteriorEntry:
-    wanted = {field.name for field in fields(PosteriorEntry)}
+def _checked_entry(entry: Any, version: int) -> PosteriorEntry:
+    wanted = {field.name for field in fields(PosteriorEntry)} - ({"basis"} if version < 3 else set())
     _require(isinstance(entry, dict) and set(entry) == wanted, "an entry has other fields than a posterior")
     places, count = entry["places"], len(entry["places"])
     _require(isinstance(places, list) and count > 0, "a posterior has no place")
@@ -174,7 +180,8 @@ def _checked_entry(entry: Any) -> PosteriorEntry:
         _require(isinstance(values, list) and len(values) == count and all(v in allowed for v in values), f"bad {key}")
     prunable = entry["prunable"]
     _require(isinstance(prunable, list) and len(prunable) == count, "bad prunable")
-    _require(all(type(value) is bool for value in [*prunable, entry["mask"]]), "a flag is neither true nor false")
+    flags = [*prunable, entry["mask"], entry.get("basis", False)]
+    _require(all(type(flag) is bool for flag in flags), "a flag is neither true nor false")
     _require(isinstance(entry["shape"], list) and all(type(n) is int and n >= 0 for n in entry["shape"]), "bad shape")
     _check_prior(entry["prior"])
     checked: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}

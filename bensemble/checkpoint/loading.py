@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..basis import Basis
 from ..checks import check_module
 from ..errors import CheckpointError, refuse, shown
 from ..layers.classes import bayesian_class
@@ -151,6 +152,18 @@ def _posterior_mismatches(
             yield f"'{place}' needs '{key}' of shape {entry.shape} in the file, got {got}."
         elif not is_finite(stored[key]):
             yield f"'{key}' is {NOT_FINITE}"
+    if entry.basis:
+        yield from _basis_mismatches(entry, place, prefix, stored)
+
+
+def _basis_mismatches(entry: PosteriorEntry, place: str, prefix: str, stored: dict[str, Tensor]) -> Iterator[str]:
+    """What is wrong with the basis of one posterior in the file."""
+    outer, inner = stored.get(f"{prefix}basis_outer"), stored.get(f"{prefix}basis_inner")
+    if outer is None or not entry.shape:
+        yield f"'{place}' needs '{prefix}basis_outer' in the file, got none."
+        return
+    for problem in Basis(outer, inner).problems(torch.Size(entry.shape)):
+        yield f"'{prefix}basis' {problem}"
 
 
 def _other_mismatches(expected: dict[str, Any], stored: dict[str, Tensor]) -> Iterator[str]:

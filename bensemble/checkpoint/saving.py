@@ -76,6 +76,7 @@ def _entries(bnn: nn.Module) -> list[PosteriorEntry]:
                 shape=tuple(first.mu.shape),
                 prior=describe_prior(name, first),
                 mask=first.mask is not None,
+                basis=first.basis is not None,
                 prunable=tuple(p.prunable for _, p in tied),
                 estimators=tuple(p.layer.estimator if isinstance(p.layer, LinearOpLayer) else "local" for _, p in tied),
             )

@@ -52,6 +52,7 @@ def set_posterior(
     wrong_type = any("must be a tensor" in problem for problem in problems)
     refuse("set_posterior", problems, InvalidTypeError if wrong_type else InvalidValueError)
     for posterior, value in sigmas.values():
+        posterior.set_basis(None)
         wide = torch.as_tensor(value, dtype=torch.float64)
         rho = rho_from_sigma(wide).expand(posterior.rho.shape)
         posterior.rho.copy_(sharded_like(rho, like=posterior.rho))

@@ -46,6 +46,13 @@ class _BayesianConv(LinearOpLayer):
         """The convolution, with the layer's stride, padding, padding mode, dilation and groups."""
         return convolve(self, input, weight, bias)
 
+    @property
+    def channel_axis(self) -> int | None:
+        """The axis before the positions, where the kernel has one element."""
+        module: Any = self
+        pointwise = module.groups == 1 and set(module.kernel_size) == {1}
+        return -1 - len(module.kernel_size) if pointwise else None
+
     def operation(self, input: Tensor) -> Operation | None:
         """The convolution of batched input with zero padding."""
         module: Any = self

@@ -71,6 +71,11 @@ class BayesianLinear(LinearOpLayer, nn.Linear):
         """``input @ weight.T + bias``."""
         return F.linear(input, weight, bias)
 
+    @property
+    def channel_axis(self) -> int:
+        """The last axis."""
+        return -1
+
     def operation(self, input: Tensor) -> Operation | None:
         """A matrix product over the last axis."""
         return LinearOp()

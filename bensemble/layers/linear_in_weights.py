@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..basis import mix
 from ..checks import check_number
 from ..errors import InvalidValueError
 from ..gaussian import add_noise, precise, rho_from_sigma
@@ -69,6 +70,34 @@ class LinearOpLayer(BaseBayesianLayer):
         """The operation with gradients of its own, for speed; None where only :meth:`linear_op` is right."""
         return None
 
+    @property
+    def channel_axis(self) -> int | None:
+        """The axis of channels, counted from the end, of inputs and outputs between which one matrix stands.
+
+        None where there is more than one matrix, as in a convolution with a kernel: its posterior cannot be rotated.
+        """
+        return None
+
+    def preactivation_variance(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
+        r"""The exact variance of the pre-activations of each position, given independent elements of the weights.
+
+        In a rotated basis :math:`y \sim N(M\phi, Q_g\,\mathrm{diag}(v)\,Q_g^T)` with
+        :math:`v_j = \sum_i (Q_a^T\phi)_i^2 S_{ji}^2`.
+
+        Returns:
+            v in the shape of the output, float32 or float64, and :math:`Q_g`; None for the plain basis.
+        """
+        weight, bias = self._posterior("weight"), self._posterior("bias")
+        assert weight is not None
+        input, basis, axis = precise(input), weight.basis, self.channel_axis
+        if basis is None:
+            return self.linear_op(weight.variance(), bias.variance() if bias else None, input.square()), None
+        assert axis is not None
+        assert basis.inner is not None
+        rotated = mix(input, basis.inner.t(), axis)
+        offset = bias.scale().square() if bias else None
+        return self.linear_op(weight.scale().square(), offset, rotated.square()), basis.outer
+
     def channel_rows(self, weight: Tensor) -> Tensor:
         """A tensor in the shape of the weight as one row per output channel."""
         return weight.flatten(1)
@@ -102,8 +131,11 @@ class LinearOpLayer(BaseBayesianLayer):
         if weight is None:
             return super().forward(input, *args, **kwargs)
         unmasked = weight.mask is None and (bias is None or bias.mask is None)
+        if weight.basis is not None and not unmasked:  # a mask acts on plain weights
+            return self.linear_op(self._drawn("weight", False), self._drawn("bias", False), input, *args, **kwargs)  # type: ignore[arg-type]
         tensors = (weight.mu, weight.rho, bias.mu if bias else plain_bias, bias.rho if bias else None)
-        operation = self.operation(input, *args, **kwargs) if unmasked and applies_to(input, *tensors) else None
+        plain = unmasked and weight.basis is None
+        operation = self.operation(input, *args, **kwargs) if plain and applies_to(input, *tensors) else None
         if operation is not None:
             moments = shared_moments(weight.mu, weight.rho, weight.prior)
             offset = shared_moments(bias.mu, bias.rho, bias.prior) if bias else plain_bias
@@ -111,6 +143,12 @@ class LinearOpLayer(BaseBayesianLayer):
         mean = self.linear_op(weight.mean(), bias.mean() if bias else plain_bias, input, *args, **kwargs)
         # Squares overflow and small variances vanish in half precision, so the variance is never computed in it.
         with _no_autocast(input.device.type):
+            if weight.basis is not None:
+                variance, outer = self.preactivation_variance(input)
+                noise = add_noise(torch.zeros_like(variance), variance)
+                assert outer is not None
+                assert self.channel_axis is not None
+                return mean + mix(noise, outer, self.channel_axis).to(mean.dtype)
             variances = (weight.variance(), bias.variance() if bias else None, precise(input).square())
             low = (t if t is None or t.dtype != torch.float32 else t.to(self.variance_dtype) for t in variances)
             variance = precise(self.linear_op(*low, *args, **kwargs))  # type: ignore[arg-type]
@@ -122,7 +160,8 @@ class LinearOpLayer(BaseBayesianLayer):
         if posterior is None:
             return parameters_of(self).get(name)
         mu, rho = posterior.mu, posterior.rho
-        if by_kernel and posterior.mask is None and applies_to(mu, rho) and mu.shape == rho.shape:
+        plain = posterior.mask is None and posterior.basis is None
+        if by_kernel and plain and applies_to(mu, rho) and mu.shape == rho.shape:
             return draw_weight(shared_moments(mu, rho, posterior.prior))
         return posterior.draw(posterior.draw_noise())
 

@@ -45,6 +45,7 @@ def share(posterior: Posterior, source: Posterior) -> None:
     parameters_of(layer)[f"{stem}_rho"] = source.rho
     layer._set_prior(stem, source.prior)
     layer._set_mask(stem, source.mask)
+    layer._set_basis(stem, source.basis)
     if not (posterior.prunable and source.prunable):
         for tie in [p for p in _posteriors_with(posterior.mu) if p.mu is posterior.mu]:
             tie.layer._forbid_pruning(tie.stem)

@@ -73,11 +73,14 @@ def _adapted(layer: PosteriorStorage, state_dict: Any, prefix: str, args: tuple[
                 own.setdefault(rho_key, posterior.rho)
             if posterior.mask is not None:
                 own.setdefault(mask_key, posterior.mask)
+            for key in _basis_keys(layer, posterior.stem):
+                own.setdefault(prefix + key, buffers_of(layer)[key])
             _warn_once(args[2], name_key)
         if isinstance(own.get(rho_key), Tensor):
             _pruned_rho_to_mask(own, mu_key, rho_key, mask_key)
         if mu_key in own:
             _match_mask(layer, posterior.stem, mask_key in own)
+            _match_basis(layer, posterior.stem, prefix, own)
         for field, value in layer.named_buffers(recurse=False):
             if field.startswith(f"{posterior.stem}_prior_"):
                 own.setdefault(prefix + field, value)
@@ -109,6 +112,22 @@ def _match_mask(layer: Any, stem: str, wanted: bool) -> None:
         nn.Module.register_buffer(layer, f"{stem}_mask", ones)
     elif not wanted and mask is not None:
         layer._set_mask(stem, None)
+
+
+def _basis_keys(layer: PosteriorStorage, stem: str) -> list[str]:
+    """The buffers of the basis that a posterior has now."""
+    return [key for key in (f"{stem}_basis_outer", f"{stem}_basis_inner") if key in buffers_of(layer)]
+
+
+def _match_basis(layer: PosteriorStorage, stem: str, prefix: str, own: dict[str, Any]) -> None:
+    """Give the layer buffers to load a basis into, or remove its basis if the checkpoint has none."""
+    for key in (f"{stem}_basis_outer", f"{stem}_basis_inner"):
+        loaded, rho = own.get(prefix + key), parameters_of(layer)[f"{stem}_rho"]
+        if not isinstance(loaded, Tensor):
+            buffers_of(layer).pop(key, None)
+        elif key not in buffers_of(layer) or buffers_of(layer)[key].shape != loaded.shape:
+            empty = torch.empty(loaded.shape, device=rho.device, dtype=rho.dtype)
+            nn.Module.register_buffer(layer, key, empty)
 
 
 def _warn_once(call: Any, key: str) -> None:

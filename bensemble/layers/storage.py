@@ -1,7 +1,8 @@
 """How a module stores posteriors: Parameters and buffers with names made from a stem.
 
 A posterior is a pair of Parameters ``<stem>_mu`` and ``<stem>_rho`` of one module. It may have a mask, the buffer
-``<stem>_mask``, and tensors of its prior, the buffers ``<stem>_prior_<field>``. If the module is the twin of a
+``<stem>_mask``, a basis other than the plain one, the buffers ``<stem>_basis_outer`` and ``<stem>_basis_inner``, and
+tensors of its prior, the buffers ``<stem>_prior_<field>``. If the module is the twin of a
 deterministic one, ``_stems`` maps the original parameter names to stems.
 
 All methods have private names, because this class is mixed into modules of any type and must not hide their names.
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..basis import Basis
 from ..errors import InvalidValueError, refuse
 from ..gaussian import precise
 from ..models.sharding import sharded_like, whole
@@ -106,6 +108,16 @@ class PosteriorStorage(nn.Module):
         with torch.no_grad():
             mu.mul_(sharded_like(mask.to(mu.device, mu.dtype), like=mu))
 
+    def _set_basis(self, stem: str, basis: Basis | None) -> None:
+        """Set or remove the basis of one posterior; see :meth:`Posterior.set_basis`."""
+        rho = getattr(self, f"{stem}_rho")
+        for part in ("outer", "inner"):
+            buffers_of(self).pop(f"{stem}_basis_{part}", None)
+            matrix = None if basis is None else getattr(basis, part)
+            if matrix is not None:
+                copy = matrix.detach().to(rho.device, rho.dtype, copy=True).contiguous()
+                nn.Module.register_buffer(self, f"{stem}_basis_{part}", copy)
+
     def _posterior_keys(self) -> set[str]:
         """The names of all ``<stem>_mu`` and ``<stem>_rho``."""
         return {f"{p.stem}_{part}" for p in self._posteriors() for part in ("mu", "rho")}
@@ -133,13 +145,13 @@ class PosteriorStorage(nn.Module):
         return key in self._posterior_keys() or self._stays_precise(key)
 
     def _stays_precise(self, key: str) -> bool:
-        """Whether a Parameter or buffer is a rho, a mask or a part of a prior."""
+        """Whether a Parameter or buffer is a rho, a mask, a part of a basis or of a prior."""
         return any(key == f"{p.stem}_rho" or is_posterior_buffer(p.stem, key) for p in self._posteriors())
 
 
 def is_posterior_buffer(stem: str, key: str) -> bool:
-    """Whether a buffer is the mask or a part of the prior of the posterior with this stem.
+    """Whether a buffer is the mask, or a part of the basis or the prior, of the posterior with this stem.
 
     A name such as ``weight_scale``, which also starts with a stem, may belong to the user.
     """
-    return key == f"{stem}_mask" or key.startswith(f"{stem}_prior_")
+    return key in (f"{stem}_mask", f"{stem}_basis_outer", f"{stem}_basis_inner") or key.startswith(f"{stem}_prior_")

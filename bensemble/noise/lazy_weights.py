@@ -133,7 +133,8 @@ class _Reparameterize(torch.autograd.Function):
         draw.value()
         grad_rho = None
         if draw.noise is not None and ctx.needs_input_grad[1]:
-            grad_rho = precise(grad) * draw.noise * torch.sigmoid(rho)
+            basis, slope = draw.posterior.basis, precise(grad)
+            grad_rho = (slope if basis is None else basis.from_plain(slope)) * draw.noise * torch.sigmoid(rho)
         return grad, grad_rho, None
 
 

@@ -67,7 +67,8 @@ class HeldSample:
         if posterior.mu.is_inference():
             return posterior.draw(noise)
         # Without gradients the value is kept, as long as nobody replaces or updates the tensors it came from.
-        source = _Source((posterior.mu, posterior.rho, posterior.mask))
+        basis = posterior.basis
+        source = _Source((posterior.mu, posterior.rho, posterior.mask, None if basis is None else basis.outer))
         key = (id(posterior.layer), posterior.stem)
         if key not in self._values or self._values[key][0] != source:
             self._values[key] = (source, posterior.draw(noise))

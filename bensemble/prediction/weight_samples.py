@@ -97,6 +97,10 @@ class WeightSamples:
         weights: dict[tuple[int, str], Tensor] = {}
         for same, mean, sigma in self._mean_and_sigma():
             noise = same[0].draw_noise(self.generator)
+            if same[0].basis is not None:
+                weight = same[0].draw(noise)
+                weights |= {(id(posterior.layer), posterior.stem): weight for posterior in same}
+                continue
             out = noise if noise.stride() == mean.stride() else None
             weight = reparameterized(mean, sigma, noise, out).to(same[0].mu.dtype)
             weights |= {(id(posterior.layer), posterior.stem): weight for posterior in same}
@@ -107,6 +111,6 @@ class WeightSamples:
         if self._moments is None:
             self._moments = []
             for same in self._posteriors.values():
-                sigma, mask = same[0].sigma(), same[0].mask
+                sigma, mask = same[0].scale(), same[0].mask
                 self._moments.append((same, precise(same[0].mean()), sigma if mask is None else sigma * mask))
         return self._moments
