@@ -28,7 +28,7 @@ __all__ = [
     "unique_keys",
 ]
 
-FORMAT_VERSION = 3  # 1 has no digest, 2 no basis
+FORMAT_VERSION = 3  # 1 has no digest; 2 no basis, and is what files without one are written in
 _LONGEST = 64 * 1024 * 1024  # characters; a header of a model with 100,000 posteriors has about a third of this
 
 
@@ -70,7 +70,7 @@ class Header:
 
     posteriors: tuple[PosteriorEntry, ...]
     shared: dict[str, str]
-    version: int = FORMAT_VERSION
+    version: int
     digest: str = ""
 
     def to_json(self) -> str:

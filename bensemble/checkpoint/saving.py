@@ -48,7 +48,7 @@ def save(bnn: nn.Module, path: str | os.PathLike[str]) -> None:
     weights = [name for name in tensors if isinstance(state[name], nn.Parameter)]
     broken = [f"'{name}' is {NOT_FINITE}" for name in weights if not is_finite(tensors[name])]
     refuse("save", broken, CheckpointError)
-    header = Header(tuple(entries), shared)
+    header = Header(tuple(entries), shared, version=3 if any(entry.basis for entry in entries) else 2)
     header = replace(header, digest=header.digest_of(tensors))
 
     def write() -> None:
