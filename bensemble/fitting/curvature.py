@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from ..errors import InvalidValueError
 from ..likelihoods import Likelihood
+from ..likelihoods.base import Signs
 from ..models.batches import batch_size, call, device_of, split_inputs, to_device
 from ..models.outputs import OutputSelector, select_output
 from ..posteriors import named_posteriors
 
-__all__ = ["Curvature", "diagonal_curvature"]
+__all__ = ["Curvature", "diagonal_curvature", "random_signs"]
 
 #: Backward passes to aim for. From P passes the relative error of a curvature is about sqrt(2 / P), of a sigma half.
 PASSES = 512
@@ -108,16 +109,22 @@ def diagonal_curvature(
 
 def _probe(likelihood: Likelihood, kind: str, raw: Tensor, target: Any, generator: torch.Generator) -> Tensor:
     """A random vector whose gradient, squared, is an unbiased estimate of the diagonal curvature."""
-
-    def signs(like: Tensor) -> Tensor:
-        bits = torch.randint(0, 2, like.shape, generator=generator, device=generator.device)
-        return (2 * bits - 1).to(like.device, like.dtype)
-
+    signs = random_signs(generator)
     if kind == "ggn":
         return likelihood.probe(raw.detach(), signs, target).to(raw.dtype)
     leaf = raw.detach().requires_grad_()
     terms = likelihood.terms(leaf, target)
     return torch.autograd.grad(terms, leaf, signs(terms))[0]
+
+
+def random_signs(generator: torch.Generator) -> Signs:
+    """Independent random signs in the shape of any tensor."""
+
+    def signs(like: Tensor) -> Tensor:
+        bits = torch.randint(0, 2, like.shape, generator=generator, device=generator.device)
+        return (2 * bits - 1).to(like.device, like.dtype)
+
+    return signs
 
 
 def _chunks(inputs: Any, target: Any, batches: int | None) -> Iterator[tuple[Any, Any]]:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ..basis import Basis
 from ..checks import check_count, check_number
 from ..errors import InvalidTypeError, InvalidValueError
 from ..gaussian import precise, rho_from_sigma
@@ -33,9 +34,11 @@ from ..models.sharding import check_in_one_process
 from ..models.state import evaluating
 from ..posterior import Posterior
 from ..posteriors import check_bayesian, named_posteriors
+from .closed_terms import ClosedTerms
 from .curvature import diagonal_curvature
 from .fit_report import FitReport, FitRow
 from .heldout import best_scale, heldout_terms, largest_scale
+from .kronecker import check_structure, kronecker_curvature
 
 __all__ = ["fit_posterior"]
 
@@ -53,6 +56,7 @@ def fit_posterior(
     *,
     likelihood: Likelihood | str,
     curvature: str = "ggn",
+    structure: str = "auto",
     val_loader: Iterable[Any] | None = None,
     beta: float | None = None,
     num_samples: int = 10,
@@ -72,6 +76,9 @@ def fit_posterior(
         likelihood: What the outputs mean, such as ``"categorical"``.
         curvature: ``"ggn"``, the generalised Gauss-Newton matrix, needs no targets. ``"fisher"``, the empirical
             Fisher, uses the targets and becomes small where the network fits them well.
+        structure: ``"diagonal"``; ``"kronecker"``, for Linear layers and 1x1 convolutions, a posterior that is
+            diagonal in the eigenbasis of the Kronecker-factored curvature; ``"auto"``, the latter where the posterior
+            is that of one last layer, see ``convert.last_layer``.
         val_loader: Held-out data with targets, kept in memory, to choose ``beta`` and reach. Default: the first
             examples of ``loader``. The network was trained on these, so sigma is more likely too small than too large.
         beta: Use this tempering with a reach of 1 and ignore the targets. A smaller beta gives a narrower posterior.
@@ -101,7 +108,10 @@ def fit_posterior(
                 "or pass a list of batches."
             )
     posteriors = dict(named_posteriors(bnn))
-    widths = {name: _width(posterior) for name, posterior in posteriors.items()}
+    kronecker = check_structure(structure, bnn)
+    if kronecker and curvature != "ggn":
+        raise InvalidValueError("fit_posterior: structure='kronecker' needs curvature='ggn', got 'fisher'.")
+    widths = {name: _width(posterior, kronecker) for name, posterior in posteriors.items()}
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))  # a DataLoader draws a seed when it starts
@@ -110,10 +120,17 @@ def fit_posterior(
         recorded: list[tuple[Any, Any]] = []
         batches = _recording(loader, unpack, OWN_EXAMPLES if val_loader is None and beta is None else 0, recorded)
         with _means_require_grad(posteriors), torch.enable_grad():
-            found = diagonal_curvature(
-                bnn, batches, resolved, curvature, num_batches=len(loader) if isinstance(loader, Sized) else None,
-                output=output, generator=generator, progress=progress,
-            )  # fmt: skip
+            options: dict[str, Any] = {
+                "num_batches": len(loader) if isinstance(loader, Sized) else None,
+                "output": output, "generator": generator, "progress": progress,
+            }  # fmt: skip
+            bases: dict[str, Basis] = {}
+            if kronecker:
+                found, bases = kronecker_curvature(bnn, batches, resolved, **options)
+            else:
+                found = diagonal_curvature(bnn, batches, resolved, curvature, **options)
+        for name, posterior in posteriors.items():
+            posterior.set_basis(bases.get(name))
         nll = mean_nll = None
         tried: dict[tuple[float, float], float] = {}
         reach = 1.0
@@ -122,10 +139,14 @@ def fit_posterior(
             pairs = recorded if val_loader is None else [split_batch(batch, unpack) for batch in val_loader]
             _check_pairs(pairs)
             mean_terms = heldout_terms(bnn, pairs, resolved, output)
+            closed = ClosedTerms.of(bnn, pairs, resolved, output)
 
             def evaluate(beta: float, reach: float) -> Tensor:
                 _set_sigmas(posteriors, found.values, widths, beta, reach)
-                terms = heldout_terms(bnn, pairs, resolved, output, num_samples, seed)
+                if closed is not None:
+                    terms = closed.terms()
+                else:
+                    terms = heldout_terms(bnn, pairs, resolved, output, num_samples, seed)
                 mean = float(terms.mean())
                 _log.debug("fit_posterior: beta %.3g, reach %.3g give a held-out NLL of %.5f", beta, reach, mean)
                 return terms
@@ -191,8 +212,13 @@ def _check_pairs(pairs: list[tuple[Any, Any]]) -> None:
 
 
 @torch.no_grad()
-def _width(posterior: Posterior) -> float:
-    """Root mean square of the weights that are kept. If all are 0: the largest of the layer, or 1e-3."""
+def _width(posterior: Posterior, one_for_layer: bool) -> float:
+    """Root mean square of the weights that are kept. If all are 0: the largest of the layer, or 1e-3.
+
+    In a rotated basis weight and bias have one width, that of the weight.
+    """
+    if one_for_layer:
+        posterior = posterior.layer._posterior("weight")
 
     def root_mean_square(p: Posterior) -> float:
         kept = p.mu.numel() if p.mask is None else max(int(p.mask.sum()), 1)
@@ -227,13 +253,14 @@ def _means_require_grad(posteriors: dict[str, Posterior]) -> Iterator[None]:
 @contextmanager
 def _restored_on_failure(posteriors: dict[str, Posterior]) -> Iterator[None]:
     """Restore every rho if the block fails."""
-    before = {name: posterior.rho.detach().clone() for name, posterior in posteriors.items()}
+    before = {name: (posterior.rho.detach().clone(), posterior.basis) for name, posterior in posteriors.items()}
     try:
         yield
     except BaseException:
         with torch.no_grad():
             for name, posterior in posteriors.items():
-                posterior.rho.copy_(before[name])
+                posterior.rho.copy_(before[name][0])
+                posterior.set_basis(before[name][1])
         raise
 
 

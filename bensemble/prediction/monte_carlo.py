@@ -24,6 +24,7 @@ from ..models.outputs import OutputSelector, describe
 from ..models.sharding import whole
 from ..models.state import evaluating
 from ..posteriors import named_posteriors
+from .closed import PAIRS, ClosedForm, closed_form, mixture
 from .ensembles import Member
 from .gathering import RunningMoments, assemble
 from .results import ClassPrediction, Prediction, RegressionPrediction
@@ -95,6 +96,7 @@ def predict(
             # A DataLoader draws a seed from the global generator whenever it starts.
             stack.enter_context(torch.random.fork_rng(devices=[]))
         several = loader or chunk_size is not None
+        forms = [closed_form(member, resolved) for member in models]
         members = [Member(member, num_samples, generator, several) for member in models]
         if len({member.bayesian for member in members}) > 1:
             raise InvalidValueError(
@@ -104,8 +106,16 @@ def predict(
         forwards = _Forwards(progress, num_samples, _num_pieces(inputs, loader, chunk_size))
         parts = []
         for index, piece in enumerate(_pieces(inputs, loader, unpack, chunk_size)):
-            part = _predict_piece(members, piece, index, resolved, output, keep, forwards)
+            part = _predict_closed(forms, piece, output, keep) if all(forms) else None
+            if part is None:
+                forms = [None]
+                part = _predict_piece(members, piece, output, resolved, keep, forwards)
+            else:
+                forwards.count()
+            _check_finite(part, index)
             parts.append({name: tensor.cpu() for name, tensor in part.items()} if loader else part)
+    if all(forms):
+        return assemble(parts, resolved, 2 * PAIRS * len(models), "closed")
     return assemble(parts, resolved, num_samples, min(member.method for member in members))
 
 
@@ -126,9 +136,8 @@ class _Forwards:
 def _predict_piece(
     members: list[Member],
     piece: Inputs,
-    index: int,
-    likelihood: Likelihood | None,
     output: OutputSelector | None,
+    likelihood: Likelihood | None,
     keep: bool,
     forwards: _Forwards,
 ) -> dict[str, Tensor]:
@@ -138,14 +147,30 @@ def _predict_piece(
         for raw in member.outputs(piece, output):
             moments.add(raw.to(members[0].device))
             forwards.count()
-    found = moments.result()
+    return moments.result()
+
+
+def _predict_closed(
+    forms: list[ClosedForm | None], piece: Inputs, output: OutputSelector | None, keep: bool
+) -> dict[str, Tensor] | None:
+    """The same in closed form; None if the outputs are not those of the last layer."""
+    parts = []
+    for form in forms:
+        assert form is not None
+        recorded = form.record(piece, output)
+        if recorded is None:
+            return None
+        parts.append(form.outputs(recorded).prediction(form.likelihood, keep))
+    return mixture(parts)
+
+
+def _check_finite(found: dict[str, Tensor], index: int) -> None:
     broken = ~found["mean"].isfinite()
     if bool(broken.any()):
         raise InvalidValueError(
             f"predict: outputs must be finite, got {int(broken.sum())} of {broken.numel()} values that are not, in "
             f"batch {index}; look at the inputs, at sigma and at half precision."
         )
-    return found
 
 
 def _pieces(inputs: Any, loader: bool, unpack: Unpack | None, chunk_size: int | None) -> Iterator[Inputs]:

@@ -32,7 +32,9 @@ class Prediction:
         num_samples: Number of samples S.
         samples: One value per weight sample, shape (S, B, ...), whose mean is ``mean``; None when they were not kept.
         likelihood: What the outputs were taken for.
-        method: How the samples were made: ``"weights"``, each one function for all examples; ``"deterministic"``.
+        method: How the samples were made: ``"weights"``, each one function for all examples; ``"closed"``, draws of
+            the outputs of a model whose last layer alone is Bayesian, with ``mean`` exact or by probit;
+            ``"deterministic"``.
         temperature: At which :class:`bensemble.Calibration` tempered the prediction; 1 as ``predict`` returns it.
     """
 
@@ -47,7 +49,7 @@ class Prediction:
     @property
     def mcse(self) -> Tensor:
         """Monte Carlo standard error of ``mean``, std / sqrt(S): what more samples would still change."""
-        return self.std / math.sqrt(self.num_samples)
+        return torch.zeros_like(self.std) if self.method == "closed" else self.std / math.sqrt(self.num_samples)
 
     def quantile(self, q: float) -> Tensor:
         """The value that a share ``q`` of the samples stays below, in the shape of ``mean``.
