@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from ..tables import text_table
 
@@ -29,11 +32,52 @@ class FitRow:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """NLL per held-out term in nats of three predictions, each chosen on one half of the terms, measured on the other.
+
+    Attributes:
+        network: The network as it was.
+        tempered: The network with one temperature.
+        fitted: The predictive distribution of the fitted posterior.
+        gain: ``tempered - fitted``: what the noise buys beyond a temperature.
+        error: Standard error of ``gain``.
+    """
+
+    network: float
+    tempered: float
+    fitted: float
+    gain: float
+    error: float
+
+    @classmethod
+    def of(cls, network: Tensor, tempered: Tensor | None, fitted: Tensor) -> Comparison | None:
+        """From the NLL of every term; None where outputs are no logits, so that no temperature was measured."""
+        if tempered is None:
+            return None
+        difference = tempered - fitted
+        error = float(difference.std()) / max(difference.numel(), 1) ** 0.5 if difference.numel() > 1 else math.inf
+        means = [float(terms.mean()) for terms in (network, tempered, fitted)]
+        return cls(means[0], means[1], means[2], float(difference.mean()), error)
+
+    @property
+    def verdict(self) -> str:
+        """What follows, in words."""
+        if self.gain > 2 * self.error:
+            return "the noise predicts better than one temperature does"
+        result = "worse than" if self.gain < -2 * self.error else "no better than"
+        return (
+            f"the noise predicts {result} one temperature does; a posterior of the last layer alone "
+            "(convert.last_layer), an ensemble, or fit_novelty for unfamiliar inputs may give more"
+        )
+
+
+@dataclass(frozen=True)
 class FitReport:
     """The result of :func:`bensemble.fit_posterior`.
 
     Attributes:
         curvature: ``"ggn"`` or ``"fisher"``.
+        structure: ``"diagonal"`` or ``"kronecker"``.
         num_terms: Terms of the likelihood that the curvature sums over: examples, tokens or pixels.
         num_passes: Backward passes of the curvature.
         beta: Tempering that was chosen or given: the posterior is optimal for this weight of the KL.
@@ -43,9 +87,12 @@ class FitReport:
         tried: Every candidate ``(beta, reach)`` with its held-out NLL.
         heldout: The data that beta and reach were chosen on, and its number of terms.
         rows: One row for each posterior.
+        comparison: With the network and with one temperature, on held-out data; None without ``val_loader`` and for
+            outputs that are no logits.
     """
 
     curvature: str
+    structure: str
     num_terms: int
     num_passes: int
     beta: float
@@ -55,14 +102,21 @@ class FitReport:
     tried: tuple[tuple[tuple[float, float], float], ...]
     heldout: str
     rows: tuple[FitRow, ...]
+    comparison: Comparison | None = None
 
     def __str__(self) -> str:
-        lines = [f"Posterior fitted by the diagonal {self.curvature.upper()} over {self.num_terms} terms"]
+        lines = [f"Posterior fitted by the {self.structure} {self.curvature.upper()} over {self.num_terms} terms"]
         if self.nll is None or self.mean_nll is None:
             lines.append(f"  beta {self.beta:.3g}, as given")
         else:
             lines.append(f"  beta {self.beta:.3g} and reach {self.reach:.3g}, chosen on {self.heldout}")
             lines.append(f"  NLL per term {self.nll:.4f}, of the mean network {self.mean_nll:.4f} nats")
+        if self.comparison is not None:
+            found = self.comparison
+            lines.append(
+                f"  with one temperature {found.tempered:.4f}; fitted {found.gain:+.4f} +- {found.error:.4f} better: "
+                f"{found.verdict}"
+            )
         cells = [
             (row.name, str(row.shape), f"{row.sigma:.3g}", f"{row.width:.3g}", f"{row.snr:.3g}") for row in self.rows
         ]

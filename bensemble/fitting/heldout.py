@@ -25,7 +25,7 @@ from ..models.outputs import OutputSelector, select_output
 from ..noise.stack import holding
 from ..prediction.weight_samples import WeightSamples
 
-__all__ = ["BETAS", "REACHES", "best_scale", "heldout_terms", "largest_scale", "standard_error"]
+__all__ = ["BETAS", "REACHES", "best_scale", "heldout_terms", "largest_scale", "scanned_scale", "standard_error"]
 
 #: Candidates for beta, half a decade apart.
 BETAS = tuple(10 ** (exponent / 2) for exponent in range(-14, 3))
@@ -98,6 +98,33 @@ def best_scale(evaluate: Evaluate, mean_terms: Tensor) -> Choice:
         largest = max(within, key=lambda c: (c[0], -c[1]), default=None)
         place, reach = largest or min(errors, key=lambda c: (c[0], -c[1]))
     return BETAS[place], REACHES[reach], tried.summary()
+
+
+def scanned_scale(evaluate: Evaluate) -> Choice:
+    """The candidate with the lowest NLL of a grid, where a candidate costs no forward of the network.
+
+    Decades of beta and of reach are scanned first, then the half decades around the best; the grid grows by a decade
+    for as long as the best lies at its edge, up to 1e8 and down to 1e-8.
+    """
+    tried: dict[tuple[int, int], float] = {}  # by exponents in half decades
+
+    def nll(place: tuple[int, int]) -> float:
+        if place not in tried:
+            value = float(evaluate(10 ** (place[0] / 2), 10 ** (place[1] / 2)).mean())
+            tried[place] = value if math.isfinite(value) else math.inf
+        return tried[place]
+
+    grid = [(beta, reach) for beta in range(-8, 9, 2) for reach in range(-4, 3, 2)]
+    best = min(grid, key=nll)
+    for step in (2, 1):
+        while True:
+            around = [(best[0] + i * step, best[1] + j * step) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+            nearest = min((p for p in around if max(map(abs, p)) <= 16), key=nll)
+            if nll(nearest) >= nll(best):
+                break
+            best = nearest
+    scales = {place: (10 ** (place[0] / 2), 10 ** (place[1] / 2)) for place in tried}
+    return *scales[best], {scales[place]: value for place, value in sorted(tried.items())}
 
 
 def largest_scale(evaluate: Evaluate, mean_terms: Tensor, allowance: float) -> Choice:

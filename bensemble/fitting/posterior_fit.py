@@ -35,9 +35,10 @@ from ..models.state import evaluating
 from ..posterior import Posterior
 from ..posteriors import check_bayesian, named_posteriors
 from .closed_terms import ClosedTerms
+from .comparison import crossed, tempered_terms
 from .curvature import diagonal_curvature
-from .fit_report import FitReport, FitRow
-from .heldout import best_scale, heldout_terms, largest_scale
+from .fit_report import Comparison, FitReport, FitRow
+from .heldout import best_scale, heldout_terms, largest_scale, scanned_scale
 from .kronecker import check_structure, kronecker_curvature
 
 __all__ = ["fit_posterior"]
@@ -131,8 +132,9 @@ def fit_posterior(
                 found = diagonal_curvature(bnn, batches, resolved, curvature, **options)
         for name, posterior in posteriors.items():
             posterior.set_basis(bases.get(name))
-        nll = mean_nll = None
+        nll = mean_nll = comparison = None
         tried: dict[tuple[float, float], float] = {}
+        terms_of: dict[tuple[float, float], Tensor] = {}
         reach = 1.0
         heldout = "nothing, beta was given"
         if beta is None:
@@ -147,22 +149,28 @@ def fit_posterior(
                     terms = closed.terms()
                 else:
                     terms = heldout_terms(bnn, pairs, resolved, output, num_samples, seed)
+                terms_of[beta, reach] = terms
                 mean = float(terms.mean())
                 _log.debug("fit_posterior: beta %.3g, reach %.3g give a held-out NLL of %.5f", beta, reach, mean)
                 return terms
 
             if val_loader is not None:
-                beta, reach, tried = best_scale(evaluate, mean_terms)
+                beta, reach, tried = best_scale(evaluate, mean_terms) if closed is None else scanned_scale(evaluate)
                 heldout = f"{mean_terms.numel()} held-out terms"
+                tempered = tempered_terms(bnn, pairs, resolved, output)
+                comparison = Comparison.of(mean_terms, tempered, crossed(terms_of))
             else:
                 beta, reach, tried = largest_scale(evaluate, mean_terms, ALLOWANCE)
-                heldout = f"{mean_terms.numel()} training terms, at a cost of at most {ALLOWANCE:g} nats each"
+                heldout = (
+                    f"{mean_terms.numel()} training terms, at a cost of at most {ALLOWANCE:g} nats each; none held out"
+                )
             nll, mean_nll = tried[beta, reach], float(mean_terms.mean())
         _set_sigmas(posteriors, found.values, widths, beta, reach)
     rows = tuple(_row(name, posterior, widths[name] * reach) for name, posterior in posteriors.items())
     return FitReport(
-        curvature, found.num_terms, found.num_passes, beta, reach, nll, mean_nll, tuple(tried.items()), heldout, rows
-    )
+        curvature, "kronecker" if kronecker else "diagonal", found.num_terms, found.num_passes, beta, reach,
+        nll, mean_nll, tuple(tried.items()), heldout, rows, comparison,
+    )  # fmt: skip
 
 
 def _recording(
