@@ -37,6 +37,10 @@ class Basis:
     outer: Tensor
     inner: Tensor | None = None
 
+    def double(self) -> Basis:
+        """The same in float64."""
+        return Basis(self.outer.double(), None if self.inner is None else self.inner.double())
+
     def from_plain(self, weight: Tensor) -> Tensor:
         """The coordinates of a weight of shape (out, in, ...) or (out,), in the same shape."""
         rows = self.outer.t() @ weight.reshape(len(weight), -1)

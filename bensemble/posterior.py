@@ -133,7 +133,7 @@ class Posterior:
                 f"deviation, got {prior}; call set_prior with 'normal', 'empirical' or 'pretrained', or set_posterior "
                 "with plain sigmas."
             )
-        distance = basis.from_plain(precise(whole(self.mu)) - prior.mean)
+        distance = basis.from_plain(precise(self.mean()) - prior.mean)
         return Normal(prior.sigma).kl(distance, self.scale())
 
     def draw_noise(self, generator: torch.Generator | None = None) -> Tensor:

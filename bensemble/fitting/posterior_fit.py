@@ -161,9 +161,7 @@ def fit_posterior(
                 comparison = Comparison.of(mean_terms, tempered, crossed(terms_of))
             else:
                 beta, reach, tried = largest_scale(evaluate, mean_terms, ALLOWANCE)
-                heldout = (
-                    f"{mean_terms.numel()} training terms, at a cost of at most {ALLOWANCE:g} nats each; none held out"
-                )
+                heldout = f"{mean_terms.numel()} training terms, at a cost of at most {ALLOWANCE:g} nats each"
             nll, mean_nll = tried[beta, reach], float(mean_terms.mean())
         _set_sigmas(posteriors, found.values, widths, beta, reach)
     rows = tuple(_row(name, posterior, widths[name] * reach) for name, posterior in posteriors.items())

@@ -43,7 +43,8 @@ def masks(case: Case) -> None:
     for posterior in layer.posteriors():
         posterior.set_mask(kept[posterior.stem].float())
     if all(isinstance(posterior.prior, Normal) for posterior in layer.posteriors()):
-        terms = torch.cat([_kl_terms(posterior)[kept[posterior.stem]] for posterior in layer.posteriors()])
+        counted = [torch.ones_like(k) if p.basis else k for p, k in zip(layer.posteriors(), kept.values(), strict=True)]
+        terms = torch.cat([_kl_terms(p)[c] for p, c in zip(layer.posteriors(), counted, strict=True)])
         assert_close(layer.kl_divergence().double(), terms.sum(), rtol=0, atol=1e-5 * float(terms.abs().sum()))
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
     for _ in range(10):
@@ -72,10 +73,13 @@ def masks(case: Case) -> None:
 
 
 def _kl_terms(posterior: Posterior) -> Tensor:
-    """KL of each weight by torch.distributions, in float64."""
+    """KL of each weight, or each coordinate in a rotated basis, by torch.distributions, in float64."""
     mean, sigma = (torch.as_tensor(v).double() for v in (posterior.prior.mean, posterior.prior.sigma))
+    distance, basis = posterior.mu.double() - mean, posterior.basis
     with torch.no_grad():
-        return kl_divergence(TorchNormal(posterior.mu.double(), posterior.sigma().double()), TorchNormal(mean, sigma))
+        if basis is not None:
+            distance = basis.double().from_plain(distance)
+        return kl_divergence(TorchNormal(distance, posterior.scale().double()), TorchNormal(0.0 * mean, sigma))
 
 
 CONTRACTS: dict[str, Callable[[Case], None]] = {"kl": kl, "masks": masks}

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from ..gaussian import rho_from_sigma
 from ..layers import BaseBayesianLayer, LinearOpLayer
+from ..posterior import Posterior
 from ..prediction.contexts import sampling
 from .case import Case, require, require_equal, seeded
 from .moments import Moments, require_same_moments
@@ -147,27 +148,34 @@ def _sampled(layer: BaseBayesianLayer, twin: nn.Module, x: Tensor, count: int) -
 def _variance_of_linear(layer: BaseBayesianLayer, twin: nn.Module, x: Tensor) -> Tensor | None:
     """Exact variance of the module's outputs, weight by weight in float64; None if they are not linear in the weights.
 
-    The column of a weight is what its output changes by while the weight changes by 1.
+    The column of a weight is what its output changes by while the weight changes by 1; in a rotated basis, its
+    coordinate.
     """
     twin, x = copy.deepcopy(twin).double(), x.double()
     center = twin(x)
     variance, together = torch.zeros_like(center), torch.zeros_like(center)
+    named = {posterior.name: posterior for posterior in layer.posteriors()}
     step = {posterior.name: torch.randn_like(posterior.mu, dtype=torch.float64) for posterior in layer.posteriors()}
     for posterior in layer.posteriors():
         weight = getattr(twin, posterior.name)
         before = weight.clone()
-        units = torch.eye(before.numel(), dtype=torch.float64)
+        units = torch.eye(before.numel(), dtype=torch.float64).view(-1, *before.shape)
         for unit, sigma, length in zip(
-            units, posterior.sigma().double().flatten(), step[posterior.name].flatten(), strict=True
+            units, posterior.scale().double().flatten(), step[posterior.name].flatten(), strict=True
         ):
-            weight.copy_(before + unit.view_as(before))
+            weight.copy_(before + _in_plain_basis(posterior, unit))
             column = twin(x) - center
             variance += (sigma * column).square()
             together += length * column
         weight.copy_(before)
     for name, length in step.items():
-        getattr(twin, name).add_(length)
+        getattr(twin, name).add_(_in_plain_basis(named[name], length))
     return variance if torch.allclose(twin(x), center + together, rtol=1e-6, atol=1e-9) else None
+
+
+def _in_plain_basis(posterior: Posterior, coordinates: Tensor) -> Tensor:
+    basis = posterior.basis
+    return coordinates if basis is None else basis.double().to_plain(coordinates)
 
 
 def _probes(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 import torch
 
+from bensemble.basis import Basis
 from bensemble.layers import BayesianConv2d, BayesianLinear, registered_types
 from bensemble.testing import CONTRACTS, check_layer
 
@@ -15,6 +16,11 @@ STATISTICAL = ("noise", "samples")
 SAMPLED_MOST = ("Linear", "Conv2d", "ConvTranspose1d")
 #: The twins of torch.nn's own types have constructors; others are made by converting.
 BUILT = [twin for nn_type, twin in registered_types().items() if nn_type.__module__.startswith("torch.nn.")]
+
+
+def pointwise(inputs, outputs):
+    """A 1x1 convolution."""
+    return BayesianConv2d(inputs, outputs, 1)
 
 
 def check(make_layer, contract, **options):
@@ -46,6 +52,21 @@ def test_a_variant_keeps(cls, contract, change):
         return layer
 
     check(make_variant, contract)
+
+
+@pytest.mark.parametrize("contract", [c for c in CONTRACTS if c != "samples"])
+@pytest.mark.parametrize("cls", [BayesianLinear, pointwise])
+def test_a_layer_in_a_rotated_basis_keeps(cls, contract):
+    def make_rotated():
+        torch.manual_seed(0)
+        layer = cls(6, 4)
+        outer, inner = (torch.linalg.qr(torch.randn(n, n))[0] for n in (4, 6))
+        for posterior in layer.posteriors():
+            posterior.set_basis(Basis(outer, inner if posterior.name == "weight" else None))
+        return layer
+
+    shape = (5, 6, 3, 2) if cls is pointwise else (5, 6)
+    check_layer(make_rotated, lambda: torch.randn(shape), contracts=[contract])
 
 
 def test_the_types_of_this_package_are_all_under_test():
