@@ -85,7 +85,7 @@ def target_values(target: Any) -> Tensor:
             f"fit_novelty: target of a regression must be one number for each example, got {describe(target)}; "
             "several numbers have no quantile bins, so fit a novelty by classes of your own."
         )
-    return target.detach().flatten().cpu().double()
+    return target.detach().flatten().cpu().double().contiguous()
 
 
 def bin_edges(values: Tensor) -> Tensor:

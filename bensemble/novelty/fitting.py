@@ -32,7 +32,7 @@ def fit_novelty(
     *,
     likelihood: Likelihood | str = "categorical",
     layers: str | Sequence[str] = "all",
-    projection: int | None = 64,
+    projection: int | None = 128,
     output: OutputSelector | None = None,
     unpack: Unpack | None = None,
     generator: torch.Generator | None = None,

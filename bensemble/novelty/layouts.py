@@ -66,7 +66,7 @@ def chosen_layouts(model: nn.Module, layers: str | Sequence[str], forward: Calla
     """
     modules = _asked(model, layers)
     shapes: dict[str, torch.Size] = {}
-    last = ""
+    last: str | None = None
 
     def note(name: str, output: Tensor) -> None:
         nonlocal last
@@ -76,12 +76,12 @@ def chosen_layouts(model: nn.Module, layers: str | Sequence[str], forward: Calla
     with with_outputs(modules, note):
         batch = forward()
     if layers == "all":
-        shapes.pop(last, None)
+        shapes.pop(str(last), None)
         if not shapes:
+            found_instead = "no Linear, convolution or attention at all" if last is None else f"{last!r} alone"
             raise InvalidValueError(
-                f"fit_novelty: {type(model).__name__} has no layer before its last one, got "
-                f"{f'{last!r} alone' if last else 'no Linear, convolution or attention at all'}; name modules in "
-                f"layers=, there are {_some(_names(model))}."
+                f"fit_novelty: {type(model).__name__} has no layer before its last one, got {found_instead}; name "
+                f"modules in layers=, there are {_some(_names(model))}."
             )
     elif missing := [name for name in modules if name not in shapes]:
         raise InvalidValueError(

@@ -32,4 +32,5 @@ def conformal_pvalue(heldout: Tensor, scores: Tensor) -> Tensor:
     if bool(scores.isnan().any()):
         raise InvalidValueError("pvalue: scores must be numbers, got NaN; look at the inputs that have them.")
     below = torch.searchsorted(heldout, scores.detach().to(heldout.device, heldout.dtype).contiguous())
-    return ((1 + len(heldout) - below) / (len(heldout) + 1)).to(scores.device, scores.dtype)
+    share = (1 + len(heldout) - below).to(heldout.dtype) / (len(heldout) + 1)
+    return share.to(scores.device, scores.dtype)

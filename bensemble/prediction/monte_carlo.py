@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from ..posteriors import named_posteriors
 from .ensembles import Member
 from .gathering import RunningMoments, assemble
 from .results import ClassPrediction, Prediction, RegressionPrediction
+from .strangers import NoveltyLike, bound_novelty
 
 __all__ = ["ClassPrediction", "Prediction", "RegressionPrediction", "predict"]
 
@@ -44,6 +46,7 @@ def predict(
     unpack: Unpack | None = None,
     keep_samples: bool | None = None,
     chunk_size: int | None = None,
+    novelty: NoveltyLike | Sequence[NoveltyLike] | None = None,
     generator: torch.Generator | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Prediction:
@@ -61,6 +64,9 @@ def predict(
         unpack: ``callable(batch) -> (inputs, target)`` for a loader's batches.
         keep_samples: Whether the prediction carries the samples; default for the inputs of one call, not for a loader.
         chunk_size: Most examples in one forward; default the whole input, or the loader's batch.
+        novelty: What :func:`bensemble.fit_novelty` returned for this network, plain or Bayesian; for an ensemble a
+            list, one for each member. The prediction then has ``novelty`` and ``novelty_pvalue``, at the cost of one
+            more forward of each member.
         generator: Source of the noise. With it, the same call gives the same samples, and torch's global random state
             is left as it was. Without it the noise follows ``torch.manual_seed``, and the global state advances.
         progress: Called with (forwards done, forwards in all or None) after each forward.
@@ -86,6 +92,7 @@ def predict(
     if chunk_size is not None:
         check_count("predict", "chunk_size", chunk_size)
     resolved = resolve(likelihood)
+    strangeness = bound_novelty(novelty, models)
     keep = (not loader) if keep_samples is None else keep_samples
     for member in models:
         _warn_if_untouched(member)
@@ -105,8 +112,14 @@ def predict(
         parts = []
         for index, piece in enumerate(_pieces(inputs, loader, unpack, chunk_size)):
             part = _predict_piece(members, piece, index, resolved, output, keep, forwards)
+            if strangeness is not None:
+                part["novelty"] = strangeness.score(piece)
             parts.append({name: tensor.cpu() for name, tensor in part.items()} if loader else part)
-    return assemble(parts, resolved, num_samples, min(member.method for member in members))
+    prediction = assemble(parts, resolved, num_samples, min(member.method for member in members))
+    if strangeness is None or prediction.novelty is None:
+        return prediction
+    pvalue, smallest = strangeness.pvalue(prediction.novelty), strangeness.smallest_pvalue
+    return replace(prediction, novelty_pvalue=pvalue, smallest_pvalue=smallest)
 
 
 class _Forwards:
