@@ -30,6 +30,7 @@ from .layers import (
     BayesianConvTranspose3d,
     BayesianLinear,
 )
+from .novelty import Novelty, fit_novelty
 from .objective import elbo_loss, kl_divergence, kl_warmup, param_groups, posterior_summary
 from .posterior import Posterior
 from .posteriors import named_posteriors
@@ -58,6 +59,7 @@ __all__ = [
     "FitReport",
     "InvalidTypeError",
     "InvalidValueError",
+    "Novelty",
     "OutOfMemoryError",
     "Posterior",
     "Prediction",
@@ -70,6 +72,7 @@ __all__ = [
     "calibrate",
     "clear_masks",
     "elbo_loss",
+    "fit_novelty",
     "fit_posterior",
     "kl_divergence",
     "kl_warmup",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from ..torch_internals import is_compiled
 from .prefix import Prefix
 from .weight_samples import WeightSamples
 
-__all__ = ["Member"]
+__all__ = ["Member", "memory_errors"]
 
 
 class Member:
@@ -42,15 +43,8 @@ class Member:
     def outputs(self, inputs: Inputs, output: OutputSelector | None) -> Iterator[Tensor]:
         """The output of each sample for one batch."""
         inputs = to_device(inputs, self.device)
-        try:
+        with memory_errors(inputs):
             yield from self._outputs(inputs, output)
-        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as err:
-            if isinstance(err, RuntimeError) and not _is_about_memory(err):
-                raise
-            raise OutOfMemoryError(
-                f"predict: {batch_size(inputs)} examples in one forward do not fit into memory; pass chunk_size with "
-                "fewer, and keep_samples=False where the samples are not needed."
-            ) from err
 
     def _outputs(self, inputs: Inputs, output: OutputSelector | None) -> Iterator[Tensor]:
         def forward() -> Tensor:
@@ -66,6 +60,20 @@ class Member:
                 found = forward() if prefix is None else prefix.run(held, forward)
             self._share_prefix = prefix is not None and prefix.useful
             yield found
+
+
+@contextmanager
+def memory_errors(inputs: Inputs) -> Iterator[None]:
+    """Say what to do where a forward does not fit into memory."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as err:
+        if isinstance(err, RuntimeError) and not _is_about_memory(err):
+            raise
+        raise OutOfMemoryError(
+            f"predict: {batch_size(inputs)} examples in one forward do not fit into memory; pass chunk_size with "
+            "fewer, and keep_samples=False where the samples are not needed."
+        ) from err
 
 
 def _is_about_memory(error: RuntimeError) -> bool:

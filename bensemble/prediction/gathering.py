@@ -116,6 +116,7 @@ def assemble(
         "samples": found.get("samples"),
         "likelihood": likelihood,
         "method": method,
+        "novelty": found.get("novelty"),
     }
     if isinstance(likelihood, DiscreteLikelihood):
         return ClassPrediction(**common, expected_entropy=found["spread"])

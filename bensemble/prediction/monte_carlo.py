@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,9 +26,10 @@ from ..models.sharding import whole
 from ..models.state import evaluating
 from ..posteriors import named_posteriors
 from .closed import PAIRS, ClosedForm, closed_form, mixture
-from .ensembles import Member
+from .ensembles import Member, memory_errors
 from .gathering import RunningMoments, assemble
 from .results import ClassPrediction, Prediction, RegressionPrediction
+from .strangers import NoveltyLike, bound_novelty
 
 __all__ = ["ClassPrediction", "Prediction", "RegressionPrediction", "predict"]
 
@@ -45,6 +47,7 @@ def predict(
     unpack: Unpack | None = None,
     keep_samples: bool | None = None,
     chunk_size: int | None = None,
+    novelty: NoveltyLike | Sequence[NoveltyLike] | None = None,
     generator: torch.Generator | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Prediction:
@@ -62,6 +65,9 @@ def predict(
         unpack: ``callable(batch) -> (inputs, target)`` for a loader's batches.
         keep_samples: Whether the prediction carries the samples; default for the inputs of one call, not for a loader.
         chunk_size: Most examples in one forward; default the whole input, or the loader's batch.
+        novelty: What :func:`bensemble.fit_novelty` returned for this network, plain or Bayesian; for an ensemble a
+            list, one for each member. The prediction then has ``novelty`` and ``novelty_pvalue``, at the cost of one
+            more forward of each member.
         generator: Source of the noise. With it, the same call gives the same samples, and torch's global random state
             is left as it was. Without it the noise follows ``torch.manual_seed``, and the global state advances.
         progress: Called with (forwards done, forwards in all or None) after each forward.
@@ -87,6 +93,7 @@ def predict(
     if chunk_size is not None:
         check_count("predict", "chunk_size", chunk_size)
     resolved = resolve(likelihood)
+    strangeness = bound_novelty(novelty, models)
     keep = (not loader) if keep_samples is None else keep_samples
     for member in models:
         _warn_if_untouched(member)
@@ -103,7 +110,8 @@ def predict(
                 "predict: an ensemble must be all Bayesian or all deterministic, got both; bayesify the rest."
             )
         num_samples = sum(member.count for member in members)
-        forwards = _Forwards(progress, num_samples, _num_pieces(inputs, loader, chunk_size))
+        count = len(models) if all(forms) else num_samples
+        forwards = _Forwards(progress, count, _num_pieces(inputs, loader, chunk_size))
         parts = []
         for index, piece in enumerate(_pieces(inputs, loader, unpack, chunk_size)):
             part = _predict_closed(forms, piece, output, keep) if all(forms) else None
@@ -111,12 +119,19 @@ def predict(
                 forms = [None]
                 part = _predict_piece(members, piece, output, resolved, keep, forwards)
             else:
-                forwards.count()
+                forwards.count(len(models))
             _check_finite(part, index)
+            if strangeness is not None:
+                part["novelty"] = strangeness.score(piece)
             parts.append({name: tensor.cpu() for name, tensor in part.items()} if loader else part)
     if all(forms):
-        return assemble(parts, resolved, 2 * PAIRS * len(models), "closed")
-    return assemble(parts, resolved, num_samples, min(member.method for member in members))
+        prediction = assemble(parts, resolved, 2 * PAIRS * len(models), "closed")
+    else:
+        prediction = assemble(parts, resolved, num_samples, min(member.method for member in members))
+    if strangeness is None or prediction.novelty is None:
+        return prediction
+    pvalue, smallest = strangeness.pvalue(prediction.novelty), strangeness.smallest_pvalue
+    return replace(prediction, novelty_pvalue=pvalue, smallest_pvalue=smallest)
 
 
 class _Forwards:
@@ -126,9 +141,9 @@ class _Forwards:
         self._report, self._done = report, 0
         self._total = None if pieces is None else samples * pieces
 
-    def count(self) -> None:
-        """One more forward is done."""
-        self._done += 1
+    def count(self, forwards: int = 1) -> None:
+        """So many more forwards are done."""
+        self._done += forwards
         if self._report is not None:
             self._report(self._done, self._total)
 
@@ -157,7 +172,8 @@ def _predict_closed(
     parts = []
     for form in forms:
         assert form is not None
-        recorded = form.record(piece, output)
+        with memory_errors(piece):
+            recorded = form.record(piece, output)
         if recorded is None:
             return None
         parts.append(form.outputs(recorded).prediction(form.likelihood, keep))

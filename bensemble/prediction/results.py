@@ -18,6 +18,7 @@ from torch import Tensor
 from ..checks import check_number
 from ..errors import InvalidValueError
 from ..likelihoods import DiscreteLikelihood, Likelihood
+from .rejecting import rejected
 
 __all__ = ["ClassPrediction", "Prediction", "RegressionPrediction"]
 
@@ -36,6 +37,10 @@ class Prediction:
             the outputs of a model whose last layer alone is Bayesian, with ``mean`` exact or by probit;
             ``"deterministic"``.
         temperature: At which :class:`bensemble.Calibration` tempered the prediction; 1 as ``predict`` returns it.
+        novelty: How strange each input is to the network, (B, ...), larger for stranger ones, without a unit; None
+            without ``predict(novelty=)``.
+        novelty_pvalue: The share of held-out familiar inputs at least as strange, in the same shape; None without.
+        smallest_pvalue: The smallest p-value that an input can get.
     """
 
     mean: Tensor
@@ -45,6 +50,9 @@ class Prediction:
     likelihood: Likelihood | None = None
     method: str = "weights"
     temperature: float = 1.0
+    novelty: Tensor | None = None
+    novelty_pvalue: Tensor | None = None
+    smallest_pvalue: float = 0.0
 
     @property
     def mcse(self) -> Tensor:
@@ -75,7 +83,8 @@ class Prediction:
             f"{type(self).__name__}: {len(self.mean)} examples, {self.num_samples} samples ({self.method}, {kept})"
         ]
         lines += [f"  {'':<19}{'shape':<18}smallest .. mean .. largest"]
-        rows = [(name, getattr(self, name)) for name in self._shown()]
+        names = (*self._shown(), *(("novelty", "novelty_pvalue") if self.novelty is not None else ()))
+        rows = [(name, getattr(self, name)) for name in names]
         lines += [f"  {name:<19}{tuple(t.shape)!s:<18}{_ranges(t)}" for name, t in rows]
         return "\n".join(lines)
 
@@ -118,37 +127,39 @@ class ClassPrediction(Prediction):
         """H[E p] - E H[p], between prediction and weights: what more data would remove (epistemic); not negative."""
         return (self.entropy - self.expected_entropy).clamp_min(0)
 
-    def reject(self, *, share: float | None = None, threshold: float | None = None, by: str = "entropy") -> Tensor:
+    def reject(
+        self,
+        *,
+        share: float | None = None,
+        threshold: float | None = None,
+        level: float | None = None,
+        by: str = "entropy",
+    ) -> Tensor:
         """Which predictions to hand to somebody who knows better.
+
+        Novelty is for strangers: inputs of a kind that the network has never seen. For errors on familiar inputs the
+        entropy is the better number.
 
         Args:
             share: Reject this share of the predictions, the most uncertain ones.
-            threshold: Reject every prediction whose uncertainty exceeds this many nats.
-            by: ``"entropy"``, ``"mutual_information"`` or ``"expected_entropy"``.
+            threshold: Reject every prediction whose uncertainty exceeds this many nats; novelty has no unit.
+            level: Reject every prediction whose ``novelty_pvalue`` is at most this: about this share of the familiar
+                ones.
+            by: ``"entropy"``, ``"mutual_information"``, ``"expected_entropy"`` or ``"novelty"``.
 
         Returns:
             Boolean tensor in the shape of ``entropy``, True where rejected.
 
         Raises:
-            InvalidValueError: Not exactly one of ``share`` and ``threshold``, or a value out of range.
+            InvalidValueError: Not exactly one of ``share``, ``threshold`` and ``level``, or a value out of range.
 
         Example:
             >>> sure = ~p.reject(share=0.1)
             >>> accuracy = (p.probs[sure].argmax(-1) == y[sure]).float().mean()
+            >>> strangers = p.reject(by="novelty", level=0.01)
         """
         measures = ("entropy", "mutual_information", "expected_entropy")
-        if by not in measures:
-            raise InvalidValueError(f"reject: by must be one of {', '.join(measures)}, got {by!r}.")
-        if (share is None) == (threshold is None):
-            raise InvalidValueError("reject: exactly one of share and threshold must be given.")
-        uncertainty: Tensor = getattr(self, by)
-        if threshold is not None:
-            return uncertainty > check_number("reject", "threshold", threshold)
-        check_number("reject", "share", share, least=0, most=1)
-        flat = uncertainty.flatten()
-        rejected = torch.zeros_like(flat, dtype=torch.bool)
-        rejected[flat.argsort(descending=True, stable=True)[: round(share * flat.numel())]] = True  # type: ignore[operator]
-        return rejected.view_as(uncertainty)
+        return rejected(self, measures, by, share, threshold, level)
 
     def _shown(self) -> tuple[str, ...]:
         return ("probs", "std", "mcse", "entropy", "expected_entropy", "mutual_information")
@@ -203,6 +214,24 @@ class RegressionPrediction(Prediction):
             below = torch.special.ndtr((middle - self.samples) / sigma).mean(0) < q
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return (low + high) / 2
+
+    def reject(
+        self,
+        *,
+        share: float | None = None,
+        threshold: float | None = None,
+        level: float | None = None,
+        by: str = "total_std",
+    ) -> Tensor:
+        """Which predictions to hand to somebody who knows better; see :meth:`ClassPrediction.reject`.
+
+        Args:
+            share: Reject this share of the predictions, the most uncertain ones.
+            threshold: Reject every prediction whose uncertainty exceeds this, in the units of the target.
+            level: Reject every prediction whose ``novelty_pvalue`` is at most this.
+            by: ``"total_std"``, ``"epistemic_std"``, ``"noise_std"`` or ``"novelty"``.
+        """
+        return rejected(self, ("total_std", "epistemic_std", "noise_std"), by, share, threshold, level)
 
     def _shown(self) -> tuple[str, ...]:
         return ("mean", "epistemic_std", "noise_std", "total_std", "mcse")

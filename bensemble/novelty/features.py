@@ -1,0 +1,178 @@
+"""The features of a batch: the pre-activations of some layers, one row for each example or each position.
+
+Features are reduced inside the forward that makes them: averaged over positions where the model's output is one for
+each example, and projected where a layer is wide. So no layer's output is held for longer than torch itself holds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InvalidValueError
+from ..gaussian import precise
+from ..models.batches import Inputs, call
+from ..models.outputs import OutputSelector, select_output
+from ..models.state import evaluating
+from ..noise.stack import mean_mode
+from ..torch_internals import is_compiled
+from .layouts import Layout, with_outputs
+from .projection import random_signs
+
+__all__ = ["FeatureReader", "home", "mean_output"]
+
+#: Rows that are computed with at once.
+ROWS = 2**15
+
+
+@dataclass(frozen=True)
+class FeatureReader:
+    """Reads the features of a model.
+
+    Attributes:
+        layouts: The layers.
+        projection: Dimensions that wider layers are projected to; None for no projection.
+        seed: Seed of the projections.
+        per_position: Whether the model's output has positions, such as tokens or pixels.
+    """
+
+    layouts: tuple[Layout, ...]
+    projection: int | None
+    seed: int
+    per_position: bool
+    _signs: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Features of each layer after the projection."""
+        limit = self.projection
+        return tuple(layout.width if limit is None else min(layout.width, limit) for layout in self.layouts)
+
+    def without(self, names: Collection[str]) -> FeatureReader:
+        """The reader of the other layers."""
+        return replace(self, layouts=tuple(layout for layout in self.layouts if layout.name not in names))
+
+    def read(self, model: nn.Module, inputs: Inputs, output: OutputSelector | None) -> tuple[Tensor, list[Tensor]]:
+        """The output of the mean network for one batch, and the features of each layer.
+
+        Args:
+            model: Any model.
+            inputs: The inputs on the model's device.
+            output: Which part of a structured output.
+
+        Returns:
+            The output, and for each layer a tensor of shape (B, k), or (B, ..., k) with the layer's own positions.
+
+        Raises:
+            InvalidValueError: A layer is not called, or has another width than in the fit.
+        """
+        numbers = {layout.name: number for number, layout in enumerate(self.layouts)}
+        found: list[list[Tensor]] = [[] for _ in self.layouts]
+        batch = _examples(inputs)
+        mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+
+        def note(name: str, tensor: Tensor) -> None:
+            found[numbers[name]].append(self._reduced(numbers[name], tensor, batch, mask))
+
+        modules = {layout.name: model.get_submodule(layout.name) for layout in self.layouts}
+        with with_outputs(modules, note):
+            raw = mean_output(model, inputs, output)
+        for layout, calls in zip(self.layouts, found, strict=True):
+            if not calls:
+                raise InvalidValueError(f"novelty: '{layout.name}' is not called for these inputs; leave it out.")
+        return raw, [_mean_of_calls(calls) for calls in found]
+
+    def rows(self, features: list[Tensor], shape: torch.Size) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Examples in small parts, and for each layer its rows, one for each example or position of these.
+
+        Args:
+            features: What :meth:`read` returned.
+            shape: Shape of the output without its class axis, (B, ...).
+        """
+        positions = shape[1:]
+        step = max(1, ROWS // max(positions.numel(), 1))
+        for start in range(0, shape[0], step):
+            part = slice(start, min(start + step, shape[0]))
+            yield part, [self._spread(number, tensor[part], positions) for number, tensor in enumerate(features)]
+
+    def _reduced(self, number: int, tensor: Tensor, batch: int | None, mask: Tensor | None) -> Tensor:
+        """The output of one layer as (B, ..., k)."""
+        layout = self.layouts[number]
+        x = precise(tensor).movedim(layout.axis, -1)
+        if x.shape[-1] != layout.width:
+            raise InvalidValueError(
+                f"novelty: '{layout.name}' has {layout.width} features in the fit, got {x.shape[-1]}; fit it again."
+            )
+        if layout.batch == "second":
+            x = x.transpose(0, 1)
+        elif layout.batch == "merged":
+            if batch is None or x.shape[0] % batch:
+                raise InvalidValueError(
+                    f"novelty: the output of '{layout.name}' has no axis for the examples, got shape "
+                    f"{tuple(tensor.shape)}; leave it out of layers=."
+                )
+            x = x.reshape(batch, -1, *x.shape[1:])
+        if not self.per_position and x.ndim > 2:
+            if mask is not None and x.ndim == 3 and mask.shape == x.shape[:2]:  # not over padding
+                kept = mask.to(x.dtype).unsqueeze(-1)
+                x = (x * kept).sum(1) / kept.sum(1).clamp_min(1)
+            else:
+                x = x.flatten(1, -2).mean(1)
+        return x if self.sizes[number] == layout.width else x @ self._projection(number, x)
+
+    def _projection(self, number: int, like: Tensor) -> Tensor:
+        layout = self.layouts[number]
+        key = (layout.number, like.device)
+        if key not in self._signs:
+            signs = random_signs(self.seed, layout.number, layout.width, self.sizes[number])
+            self._signs[key] = signs.to(like.device)
+        return self._signs[key].to(like.dtype)
+
+    def _spread(self, number: int, x: Tensor, positions: torch.Size) -> Tensor:
+        """The features (b, ..., k) of some examples at the positions of the output, as rows in float64."""
+        own, layout = x.shape[1:-1], self.layouts[number]
+        if own != positions:
+            if layout.batch == "merged" and len(own) > 1 and own[:1] == positions:
+                x = x.flatten(2, -2).mean(2)
+            elif layout.batch != "merged" and len(own) == len(positions) and (layout.axis == 1 or len(own) > 1):
+                pool: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(own) - 1]
+                x = pool(x.movedim(-1, 1), tuple(positions)).movedim(1, -1)
+            else:
+                x = x.flatten(1, -2).mean(1) if own else x
+                x = x.view(len(x), *(1 for _ in positions), x.shape[-1]).expand(-1, *positions, -1)
+        return x.reshape(-1, x.shape[-1]).to(home(x.device)).double()
+
+
+@torch.no_grad()
+def mean_output(model: nn.Module, inputs: Inputs, output: OutputSelector | None) -> Tensor:
+    """The output of the network at the posterior means, in evaluation mode and without torch.compile."""
+    with ExitStack() as stack:
+        if is_compiled(model):  # a compiled forward does not run hooks that are new
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(evaluating(model))
+        stack.enter_context(mean_mode(model))
+        return select_output(call(model, inputs), output).detach()
+
+
+def home(device: torch.device) -> torch.device:
+    """The device that computes in float64 for another one; Apple's has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def _examples(inputs: Inputs) -> int | None:
+    """Axis 0 of the first tensor that has one."""
+    items = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple) else (inputs,)
+    return next((item.shape[0] for item in items if isinstance(item, Tensor) and item.ndim), None)
+
+
+def _mean_of_calls(calls: list[Tensor]) -> Tensor:
+    """The features of a layer that one forward calls several times."""
+    if len(calls) > 1 and len({tensor.shape for tensor in calls}) > 1:
+        calls = [tensor.flatten(1, -2).mean(1) if tensor.ndim > 2 else tensor for tensor in calls]
+    return calls[0] if len(calls) == 1 else torch.stack(calls).mean(0)
