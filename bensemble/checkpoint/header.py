@@ -44,6 +44,7 @@ class PosteriorEntry:
         mask: Whether the weight has a pruning mask.
         prunable: For each place, whether the weight may be pruned.
         estimators: For each place, the estimator of the layer.
+        is_last: For each place, whether the layer is the model's last one; empty where none is, and in older files.
     """
 
     places: tuple[str, ...]
@@ -53,6 +54,7 @@ class PosteriorEntry:
     mask: bool
     prunable: tuple[bool, ...]
     estimators: tuple[str, ...]
+    is_last: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,11 @@ class Header:
 
     def to_json(self) -> str:
         """The header as text, the same for the same model."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        content = asdict(self)
+        for entry in content["posteriors"]:
+            if not entry["is_last"]:
+                del entry["is_last"]
+        return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     def digest_of(self, tensors: dict[str, Tensor]) -> str:
         """The digest of this header with these tensors, which must be contiguous and on the CPU."""
@@ -165,7 +171,9 @@ def _checked(raw: dict[str, Any]) -> Header:
 
 def _checked_entry(entry: Any) -> PosteriorEntry:
     wanted = {field.name for field in fields(PosteriorEntry)}
-    _require(isinstance(entry, dict) and set(entry) == wanted, "an entry has other fields than a posterior")
+    _require(
+        isinstance(entry, dict) and set(entry) | {"is_last"} == wanted, "an entry has other fields than a posterior"
+    )
     places, count = entry["places"], len(entry["places"])
     _require(isinstance(places, list) and count > 0, "a posterior has no place")
     _require(all(isinstance(p, str) and p and ".." not in p for p in places), "a place is not a parameter name")
@@ -174,7 +182,9 @@ def _checked_entry(entry: Any) -> PosteriorEntry:
         _require(isinstance(values, list) and len(values) == count and all(v in allowed for v in values), f"bad {key}")
     prunable = entry["prunable"]
     _require(isinstance(prunable, list) and len(prunable) == count, "bad prunable")
-    _require(all(type(value) is bool for value in [*prunable, entry["mask"]]), "a flag is neither true nor false")
+    last = entry.get("is_last", [])
+    _require(isinstance(last, list) and len(last) in (0, count), "bad is_last")
+    _require(all(type(flag) is bool for flag in [*prunable, *last, entry["mask"]]), "a flag is neither true nor false")
     _require(isinstance(entry["shape"], list) and all(type(n) is int and n >= 0 for n in entry["shape"]), "bad shape")
     _check_prior(entry["prior"])
     checked: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}

@@ -78,9 +78,16 @@ def _entries(bnn: nn.Module) -> list[PosteriorEntry]:
                 mask=first.mask is not None,
                 prunable=tuple(p.prunable for _, p in tied),
                 estimators=tuple(p.layer.estimator if isinstance(p.layer, LinearOpLayer) else "local" for _, p in tied),
+                is_last=_last_flags([p.layer for _, p in tied]),
             )
         )
     return found
+
+
+def _last_flags(layers: list[nn.Module]) -> tuple[bool, ...]:
+    """For each layer whether it is the model's last one; empty where none is."""
+    flags = tuple(isinstance(layer, LinearOpLayer) and layer.is_last for layer in layers)
+    return flags if any(flags) else ()
 
 
 def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
