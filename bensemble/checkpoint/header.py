@@ -171,9 +171,8 @@ def _checked(raw: dict[str, Any]) -> Header:
 
 def _checked_entry(entry: Any) -> PosteriorEntry:
     wanted = {field.name for field in fields(PosteriorEntry)}
-    _require(
-        isinstance(entry, dict) and set(entry) | {"is_last"} == wanted, "an entry has other fields than a posterior"
-    )
+    known = isinstance(entry, dict) and set(entry) | {"is_last"} == wanted
+    _require(known, "an entry has other fields than a posterior")
     places, count = entry["places"], len(entry["places"])
     _require(isinstance(places, list) and count > 0, "a posterior has no place")
     _require(all(isinstance(p, str) and p and ".." not in p for p in places), "a place is not a parameter name")

@@ -53,7 +53,7 @@ class LinearOpLayer(BaseBayesianLayer):
     estimator: str = "local"
     #: In what a training forward computes the variance of float32 pre-activations: float32 or bfloat16.
     variance_dtype: torch.dtype = torch.float32
-    #: Whether the output of this layer is the model's output: its logits, up to moves and one constant factor.
+    #: Whether the output of this layer is the model's, up to moves, resizing of positions and one constant factor.
     #: ``bayesify`` sets it where it can prove it; whoever builds a model by hand sets it too.
     is_last: bool = False
     #: Standard deviation that a freshly built layer starts with; None for a converted one.

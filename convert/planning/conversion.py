@@ -73,7 +73,7 @@ def _last(
     model: nn.Module, rows: tuple[PlanRow, ...], owners: dict[int, tuple[nn.Parameter, list[Place]]], inputs: Any
 ) -> str | None:
     """The only Bayesian layer of the converted model, if it is the last one. Other plans cost no forward."""
-    modules = {id(module): module for module in model.modules() if isinstance(module, PosteriorModule)}
+    modules: dict[int, nn.Module] = {id(m): m for m in model.modules() if isinstance(m, PosteriorModule)}
     for row, (_, places) in zip(rows, owners.values(), strict=True):
         if row.is_bayesian:
             modules |= {id(place.module): place.module for place in places}

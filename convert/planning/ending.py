@@ -150,10 +150,9 @@ def _proven(trials: Trials, survey: Survey) -> Last:
 
 def _no_layer(survey: Survey) -> str:
     if survey.parameters:
-        by = _operations(survey) or "a function"
         return (
-            f"the output must come from the call of a layer, got {by} of {_listed(map(repr, survey.parameters))}, which "
-            f"no Linear or convolution calls; call such a layer instead, or {_CURE}."
+            f"the output must come from the call of a layer, got {_listed(map(repr, survey.parameters))}, used by "
+            f"{_operations(survey) or 'a function'} without such a call; call a Linear or a convolution, or {_CURE}."
         )
     without = " its forward runs without gradients, or" if survey.calls else ""
     return (
@@ -167,15 +166,13 @@ def _not_linear(path: str, survey: Survey) -> str:
     between = _operations(survey)
     if survey.weights:
         return (
-            f"the output must come from the call of a layer, got {_listed(map(repr, survey.weights))} after {_at(path)}, "
-            f"used by {between or 'a function'} without such a call; call the layer, or {_CURE}."
+            f"the output must come from the call of a layer, got {_listed(map(repr, survey.weights))} after "
+            f"{_at(path)}, used by {between or 'a function'} without such a call; call the layer, or {_CURE}."
         )
     read = f" with {_listed(map(repr, survey.parameters))}" if survey.parameters else ""
-    if not between and not read:
-        between = "something that is added or computed by elements"
     return (
-        f"the output must be the output of {_at(path)} times one constant, got {between or 'a function'}{read} after it; "
-        f"end the model with the layer, or {_CURE}."
+        f"the output must be the output of {_at(path)} times one constant, got {between or 'other elements'}{read} "
+        f"after it; end the model with the layer, or {_CURE}."
     )
 
 

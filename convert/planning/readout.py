@@ -1,15 +1,15 @@
 """The proof on data that a model's output is a layer's output, moved or resized, times a constant.
 
 With y the output of the layer and f all that follows, either f(y)_i = c y_pi(i) for every i, or f resizes the positions
-of y. Vector-Jacobian products at the trained y propose c and pi: J^T 1 is c wherever y is read, and with the digits of i
-in place of 1 it tells i. Values then prove them: f is computed for a y of random signs over six orders of magnitude, and for -y.
-A rectifier, a bound, a soft cap, a sort, or anything that is added shows in one of the two.
+of y. Vector-Jacobian products at the trained y propose c and pi: J^T 1 is c wherever y is read, and with the digits of
+i in place of 1 it tells i. Values then prove them: f is computed for a y of random signs over six orders of magnitude,
+and for -y. A rectifier, a bound, a soft cap, a sort, or anything that is added shows in one of the two.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -81,13 +81,14 @@ def is_link(name: str, output: Tensor, before: Tensor) -> bool:
         before: What it may be a function of.
     """
     logits = before.detach().double()
-    functions: list[Callable[[], Tensor]] = {
-        "sigmoid": [logits.sigmoid],
-        "log_sigmoid": [lambda: F.logsigmoid(logits)],
-        "softmax": [lambda axis=axis: logits.softmax(axis) for axis in range(logits.ndim)],  # type: ignore[misc]
-        "log_softmax": [lambda axis=axis: logits.log_softmax(axis) for axis in range(logits.ndim)],  # type: ignore[misc]
-    }[name]
-    return output.shape == before.shape and any(_close(output, function(), before.dtype) for function in functions)
+    axes = range(logits.ndim)
+    functions: dict[str, Iterable[Tensor]] = {
+        "sigmoid": map(torch.sigmoid, [logits]),
+        "log_sigmoid": map(F.logsigmoid, [logits]),
+        "softmax": map(logits.softmax, axes),
+        "log_softmax": map(logits.log_softmax, axes),
+    }
+    return output.shape == before.shape and any(_close(output, expected, before.dtype) for expected in functions[name])
 
 
 def _proposal(output: Tensor, leaf: Tensor) -> tuple[float, Tensor] | None:

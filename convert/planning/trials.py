@@ -163,7 +163,7 @@ def _cut(path: str, output: Tensor) -> Tensor:
     """The output with a new history: a leaf and, as a model may write into it in place, a copy of that."""
     cut = output.detach().requires_grad_().clone()
     if cut.grad_fn is not None:  # none where the model's own forward runs without gradients
-        cut.grad_fn.metadata[_CUT] = path
+        _metadata(cut.grad_fn)[_CUT] = path
     return cut
 
 
@@ -178,9 +178,15 @@ def _labelling(path: str) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         for _, tensor in tensor_paths(output):
             if tensor.grad_fn is not None:
-                tensor.grad_fn.metadata.setdefault(_MODULE, path)  # the innermost module comes first
+                _metadata(tensor.grad_fn).setdefault(_MODULE, path)  # the innermost module comes first
 
     return hook
+
+
+def _metadata(node: Any) -> dict[Any, Any]:
+    """The dictionary that every node of a graph has for its users (torch declares it as a method)."""
+    metadata: dict[Any, Any] = node.metadata
+    return metadata
 
 
 def _leaf_of(cut: Any) -> Tensor:
@@ -196,13 +202,13 @@ def _read_graph(output: Tensor, names: dict[int, str], survey: Survey) -> None:
         if node in seen:
             continue
         seen.add(node)
-        if _CUT in node.metadata:
-            survey.layers.append(node.metadata[_CUT])
+        if _CUT in _metadata(node):
+            survey.layers.append(_metadata(node)[_CUT])
             survey.leaves.append(_leaf_of(node))
         elif hasattr(node, "variable"):
             if id(node.variable) in names:
                 survey.parameters.append(names[id(node.variable)])
                 survey.weights += survey.parameters[-1:] if node.variable.dim() > 1 else []
         else:
-            survey.steps.append((node.name(), node.metadata.get(_MODULE)))
+            survey.steps.append((node.name(), _metadata(node).get(_MODULE)))
             waiting += [following for following, _ in node.next_functions]
