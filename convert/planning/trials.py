@@ -8,7 +8,7 @@ Parameters that a function reads. This needs no trace, so it works on every modu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,7 @@ from bensemble.layers.linear_in_weights import LinearOpLayer
 from bensemble.layers.registry import bayesian_type
 from bensemble.models.batches import Inputs, call
 from bensemble.models.outputs import OutputSelector, select_output, tensor_paths
-from bensemble.torch_internals import ConvBase
+from bensemble.torch_internals import ConvBase, pytree
 
 from .trails import operation_name
 
@@ -111,7 +111,7 @@ class Trials:
                 parameter.requires_grad_(requires_grad)
         # What torch.compile runs cannot be watched.
         with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
-            return main_output(call(self.model, self.inputs), self.selector)
+            return main_output(call(self.model, _copied(self.inputs)), self.selector)
 
     @contextmanager
     def _hooked(
@@ -137,6 +137,12 @@ def main_output(output: Any, selector: OutputSelector | None = None) -> Tensor:
         if selector is not None or not floating:
             raise
     return floating[0]
+
+
+def _copied(inputs: Inputs) -> Inputs:
+    """Inputs of their own for each run: a forward may write into them, and autograd takes no inference tensors."""
+    whole = dict(inputs) if isinstance(inputs, Mapping) else inputs
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, whole)
 
 
 class _WithoutLinks(TorchFunctionMode):
