@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .compression import Compression, UnmetConstraintsError, compress
     from .graph.compaction import CompactionReport, channel_groups, compact, compaction_report
     from .onnx import Comparison, ExportReport, OnnxModel, OnnxSummary, compare_onnx, export_onnx, inspect_onnx
-    from .planning import ConversionPlan, PlanRow, plan
+    from .planning import ConversionPlan, PlanRow, last_layer, plan
     from .reports import NoiseReport, SparsityReport, check_noise, sparsity
     from .surgery import bayesify, to_deterministic
 
@@ -37,6 +37,7 @@ _HOMES = {
     "compare_onnx": "onnx",
     "export_onnx": "onnx",
     "inspect_onnx": "onnx",
+    "last_layer": "planning",
     "plan": "planning",
     "sparsity": "reports",
     "to_deterministic": "surgery",
@@ -63,6 +64,7 @@ __all__ = [
     "compress",
     "export_onnx",
     "inspect_onnx",
+    "last_layer",
     "plan",
     "sparsity",
     "to_deterministic",

@@ -28,7 +28,8 @@ __all__ = [
     "unique_keys",
 ]
 
-FORMAT_VERSION = 3  # 1 has no digest; 2 no basis, and is what files without one are written in
+FORMAT_VERSION = 3  # 1 has no digest; 2 none of the optional fields, and is written where there are none
+_OPTIONAL = ("basis", "is_last")
 _LONGEST = 64 * 1024 * 1024  # characters; a header of a model with 100,000 posteriors has about a third of this
 
 
@@ -45,6 +46,7 @@ class PosteriorEntry:
         basis: Whether rho stands in a basis of its own.
         prunable: For each place, whether the weight may be pruned.
         estimators: For each place, the estimator of the layer.
+        is_last: For each place, whether the layer is the model's last one; empty where none is, and in older files.
     """
 
     places: tuple[str, ...]
@@ -55,6 +57,7 @@ class PosteriorEntry:
     prunable: tuple[bool, ...]
     estimators: tuple[str, ...]
     basis: bool = False
+    is_last: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,10 @@ class Header:
     def to_json(self) -> str:
         """The header as text, the same for the same model."""
         content = asdict(self)
-        if self.version < 3:
-            for entry in content["posteriors"]:
-                del entry["basis"]
+        for entry in content["posteriors"]:
+            for key in _OPTIONAL:
+                if not entry[key]:
+                    del entry[key]
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     def digest_of(self, tensors: dict[str, Tensor]) -> str:
@@ -170,8 +174,10 @@ def _checked(raw: dict[str, Any]) -> Header:
 
 
 def _checked_entry(entry: Any, version: int) -> PosteriorEntry:
-    wanted = {field.name for field in fields(PosteriorEntry)} - ({"basis"} if version < 3 else set())
-    _require(isinstance(entry, dict) and set(entry) == wanted, "an entry has other fields than a posterior")
+    _require(isinstance(entry, dict), "an entry is not an object")
+    optional = set(_OPTIONAL) & set(entry) if version > 2 else set()
+    wanted = {field.name for field in fields(PosteriorEntry)} - set(_OPTIONAL)
+    _require(set(entry) - optional == wanted, "an entry has other fields than a posterior")
     places, count = entry["places"], len(entry["places"])
     _require(isinstance(places, list) and count > 0, "a posterior has no place")
     _require(all(isinstance(p, str) and p and ".." not in p for p in places), "a place is not a parameter name")
@@ -180,7 +186,9 @@ def _checked_entry(entry: Any, version: int) -> PosteriorEntry:
         _require(isinstance(values, list) and len(values) == count and all(v in allowed for v in values), f"bad {key}")
     prunable = entry["prunable"]
     _require(isinstance(prunable, list) and len(prunable) == count, "bad prunable")
-    flags = [*prunable, entry["mask"], entry.get("basis", False)]
+    last = entry.get("is_last", [])
+    _require(isinstance(last, list) and len(last) in (0, count), "bad is_last")
+    flags = [*prunable, *last, entry["mask"], entry.get("basis", False)]
     _require(all(type(flag) is bool for flag in flags), "a flag is neither true nor false")
     _require(isinstance(entry["shape"], list) and all(type(n) is int and n >= 0 for n in entry["shape"]), "bad shape")
     _check_prior(entry["prior"])

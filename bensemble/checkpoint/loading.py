@@ -225,12 +225,12 @@ def _convert(header: Header, stored: dict[str, Tensor], model: nn.Module) -> Non
     for module, posteriors, local in modules.values():
         make_bayesian(module, bayesian_class(module, posteriors, local), posteriors)
     for entry in header.posteriors:
-        for place, estimator in zip(entry.places, entry.estimators, strict=True):
-            _prepare(entry, place, estimator, stored, model)
+        for number, place in enumerate(entry.places):
+            _prepare(entry, number, place, stored, model)
 
 
-def _prepare(entry: PosteriorEntry, place: str, estimator: str, stored: dict[str, Tensor], model: nn.Module) -> None:
-    """Give a layer the prior and the estimator of one posterior in the file."""
+def _prepare(entry: PosteriorEntry, number: int, place: str, stored: dict[str, Tensor], model: nn.Module) -> None:
+    """Give a layer what the file knows of one of its posteriors: the prior, the estimator, whether it is the last."""
     layer, name = _owner(model, place)
     assert isinstance(layer, PosteriorModule)
     stem = layer._stems.get(name, name)
@@ -240,4 +240,6 @@ def _prepare(entry: PosteriorEntry, place: str, estimator: str, stored: dict[str
     tensors = {part: stored[f"{prefix}_prior_{part}"].clone().to(device) for part in parts}
     layer._set_prior(stem, restore_prior(entry.prior, tensors))
     if isinstance(layer, LinearOpLayer):
-        layer.estimator = estimator
+        layer.estimator = entry.estimators[number]
+        if entry.is_last and entry.is_last[number]:
+            layer.is_last = True

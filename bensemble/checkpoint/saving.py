@@ -48,7 +48,7 @@ def save(bnn: nn.Module, path: str | os.PathLike[str]) -> None:
     weights = [name for name in tensors if isinstance(state[name], nn.Parameter)]
     broken = [f"'{name}' is {NOT_FINITE}" for name in weights if not is_finite(tensors[name])]
     refuse("save", broken, CheckpointError)
-    header = Header(tuple(entries), shared, version=3 if any(entry.basis for entry in entries) else 2)
+    header = Header(tuple(entries), shared, version=3 if any(e.basis or e.is_last for e in entries) else 2)
     header = replace(header, digest=header.digest_of(tensors))
 
     def write() -> None:
@@ -79,9 +79,16 @@ def _entries(bnn: nn.Module) -> list[PosteriorEntry]:
                 basis=first.basis is not None,
                 prunable=tuple(p.prunable for _, p in tied),
                 estimators=tuple(p.layer.estimator if isinstance(p.layer, LinearOpLayer) else "local" for _, p in tied),
+                is_last=_last_flags([p.layer for _, p in tied]),
             )
         )
     return found
+
+
+def _last_flags(layers: list[nn.Module]) -> tuple[bool, ...]:
+    """For each layer whether it is the model's last one; empty where none is."""
+    flags = tuple(isinstance(layer, LinearOpLayer) and layer.is_last for layer in layers)
+    return flags if any(flags) else ()
 
 
 def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -25,6 +25,7 @@ from ..likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from ..models.batches import call, device_of, to_device
 from ..models.outputs import OutputSelector, select_output
 from ..posteriors import named_posteriors
+from ..prediction.closed import output_places
 from .curvature import Curvature, random_signs
 
 __all__ = ["check_structure", "kronecker_curvature", "rotatable"]
@@ -157,6 +158,8 @@ def _add(sums: list[_Sums], raw: Tensor, target: Any, likelihood: Likelihood, ge
     seen = [s for s in sums for _ in s.calls]
     results = [y for s in sums for _, y in s.calls]
     is_last = len(sums) == 1 and len(results) == 1 and sums[0].layer.is_last
+    # Without random signs the positions must not mix, as they do where a segmenter resizes its output.
+    is_last = is_last and output_places(raw, results[0]) is not None
     for probe in _probes(likelihood, raw.detach(), target, is_last, generator):
         slopes = torch.autograd.grad(raw, results, probe.to(raw.dtype), retain_graph=True, allow_unused=True)
         for s, slope in zip(seen, slopes, strict=True):

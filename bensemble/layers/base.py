@@ -48,7 +48,7 @@ class BaseBayesianLayer(PosteriorModule):
         InvalidValueError: ``prior_sigma`` is not positive and finite.
     """
 
-    _twin_attributes = ("prior_sigma", "init_sigma", "estimator", "variance_dtype", "weight_init", "is_last")
+    _twin_attributes = ("prior_sigma", "init_sigma", "estimator", "variance_dtype", "is_last", "weight_init")
 
     def __init__(self, prior_sigma: float = 1.0) -> None:
         super().__init__()

@@ -54,8 +54,9 @@ class LinearOpLayer(BaseBayesianLayer):
     estimator: str = "local"
     #: In what a training forward computes the variance of float32 pre-activations: float32 or bfloat16.
     variance_dtype: torch.dtype = torch.float32
-    #: Whether the output of this layer is that of the model, but for reshapes, indexing and constant factors.
-    #: ``bayesify`` proves and sets it; who builds a model by hand may set it. ``predict`` then needs no weight samples.
+    #: Whether the output of this layer is the model's, up to moves, resizing of positions and one constant factor.
+    #: ``bayesify`` sets it where it can prove it; whoever builds a model by hand may set it too. ``predict`` then needs
+    #: no weight samples.
     is_last: bool = False
     #: Standard deviation that a freshly built layer starts with; None for a converted one.
     init_sigma: float | None = None

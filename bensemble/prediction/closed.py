@@ -26,7 +26,7 @@ from ..models.batches import Inputs, call, to_device
 from ..models.outputs import OutputSelector, select_output
 from ..posteriors import bayesian_layers
 
-__all__ = ["PAIRS", "ClosedForm", "OutputGaussian", "Recorded", "closed_form", "mixture"]
+__all__ = ["PAIRS", "ClosedForm", "OutputGaussian", "Recorded", "closed_form", "mixture", "output_places"]
 
 #: Antithetic pairs of logits.
 PAIRS = 32
@@ -73,7 +73,7 @@ class ClosedForm:
         if len(seen) != 1:
             return None
         phi, result = seen[0]
-        found = _places(raw, result)
+        found = output_places(raw, result)
         return None if found is None else Recorded(phi, precise(raw.detach()), result.shape, *found)
 
     def outputs(self, recorded: Recorded) -> OutputGaussian:
@@ -188,7 +188,7 @@ def mixture(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return found
 
 
-def _places(raw: Tensor, result: Tensor) -> tuple[Tensor, Tensor] | None:
+def output_places(raw: Tensor, result: Tensor) -> tuple[Tensor, Tensor] | None:
     """Which element of a layer's output each output is, flat, and its constant factor; None if it is no such thing.
 
     Vector-Jacobian products with coded vectors tell: each element of the layer's output goes to one place at most.

@@ -4,6 +4,7 @@ Code here only reads a model or runs a copy of it. Code that changes a model bel
 """
 
 from .conversion import plan
+from .ending import last_layer
 from .rows import ConversionPlan, PlanRow
 
-__all__ = ["ConversionPlan", "PlanRow", "plan"]
+__all__ = ["ConversionPlan", "PlanRow", "last_layer", "plan"]

@@ -15,6 +15,7 @@ from bensemble.torch_internals import parameters_of
 
 from .analysis import Analysis
 from .eligibility import is_embedding, refusal, why_deterministic
+from .ending import proven_last
 from .places import Place, owners_of
 from .probe import probe_forward
 from .rows import ConversionPlan, PlanRow
@@ -36,7 +37,8 @@ def plan(
             ``(name, module) -> bool``, or a sequence of these. Default: everything.
         exclude: What must stay deterministic, named in the same ways; wins over ``include``.
         example_inputs: Inputs for one probe forward, which sees more than a torch.fx trace: a tensor, a tuple of
-            arguments, or a mapping of keyword arguments.
+            arguments, or a mapping of keyword arguments. Where one layer alone becomes Bayesian, some more forwards
+            prove whether it is the last one.
         trace: Whether to trace with torch.fx when there are no example inputs.
 
     Raises:
@@ -63,7 +65,22 @@ def make_plan(
     else:
         analysis = trace_forward(model) if trace else Analysis()
     rows = tuple(_row(parameter, places, selection, analysis, owners) for parameter, places in owners.values())
-    return ConversionPlan(rows, type(model).__name__, analysis.source)
+    last = None if example_inputs is None else _last(model, rows, owners, example_inputs)
+    return ConversionPlan(rows, type(model).__name__, analysis.source, last)
+
+
+def _last(
+    model: nn.Module, rows: tuple[PlanRow, ...], owners: dict[int, tuple[nn.Parameter, list[Place]]], inputs: Any
+) -> str | None:
+    """The only Bayesian layer of the converted model, if it is the last one. Other plans cost no forward."""
+    modules: dict[int, nn.Module] = {id(m): m for m in model.modules() if isinstance(m, PosteriorModule)}
+    for row, (_, places) in zip(rows, owners.values(), strict=True):
+        if row.is_bayesian:
+            modules |= {id(place.module): place.module for place in places}
+    if len(modules) != 1:
+        return None
+    path = proven_last(model, inputs)
+    return path if path is not None and id(model.get_submodule(path)) in modules else None
 
 
 def _row(

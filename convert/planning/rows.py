@@ -70,11 +70,14 @@ class ConversionPlan:
         rows: One for each distinct Parameter, in the model's order.
         model: Type of the model.
         source: "probe" (example inputs), "fx" (a torch.fx trace) or "unknown" (neither was possible).
+        last_layer: The only layer that will be Bayesian, where example inputs prove that its output is the model's
+            (see :func:`convert.last_layer`); else None.
     """
 
     rows: tuple[PlanRow, ...]
     model: str
     source: str
+    last_layer: str | None = None
 
     @property
     def summary(self) -> str:
@@ -109,6 +112,7 @@ class ConversionPlan:
             {
                 "model": self.model,
                 "source": self.source,
+                "last_layer": self.last_layer,
                 "summary": self.summary,
                 "rows": [asdict(row) for row in self.rows],
             },

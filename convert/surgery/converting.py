@@ -64,7 +64,8 @@ def bayesify(
         include: What may become Bayesian; see :func:`convert.plan`.
         exclude: What must not; wins over ``include``.
         plan: A plan to execute exactly, instead of ``include``, ``exclude`` and ``example_inputs``.
-        example_inputs: Inputs for a probe forward, where torch.fx cannot trace the model.
+        example_inputs: Inputs for a probe forward, where torch.fx cannot trace the model. Where one layer alone becomes
+            Bayesian, they also tell whether it is the last one, which its ``is_last`` records.
         estimator: How the twins draw noise in training: ``"local"`` per activation, ``"weights"`` one draw of the
             weights per call of the layer (as in prediction, at a higher gradient variance). For one draw per forward
             of the whole model, train inside :func:`bensemble.sampling`.
@@ -102,6 +103,8 @@ def bayesify(
             layer = make_bayesian(change.module, cls, change.posteriors, change.aliases)
             if isinstance(layer, LinearOpLayer):
                 _set_up(layer, estimator, variance_dtype)
+        if plan.last_layer is not None and isinstance(last := target.get_submodule(plan.last_layer), LinearOpLayer):
+            last.is_last = True
     return target
 
 
