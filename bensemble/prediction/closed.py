@@ -208,5 +208,6 @@ def output_places(raw: Tensor, result: Tensor) -> tuple[Tensor, Tensor] | None:
     places[target], factors[target] = used, factor[used]
     factors = precise(factors).view_as(raw)
     rebuilt = precise(result.detach()).flatten()[places].view_as(raw) * factors
-    close = torch.allclose(rebuilt, precise(raw.detach()), rtol=1e-4, atol=1e-5 * float(rebuilt.abs().max() + 1e-30))
+    largest = float(rebuilt.abs().nan_to_num(0.0, 0.0, 0.0).max())
+    close = torch.allclose(rebuilt, precise(raw.detach()), rtol=1e-4, atol=1e-5 * largest, equal_nan=True)
     return (places, factors) if close else None
