@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from ..atoms.flow import Flow
 from .elementwise import combine
 from .lookup import rule
 
-__all__ = ["index"]
+__all__: list[str] = []
 
 
 @rule("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes")
@@ -63,12 +64,13 @@ def part(flow: Flow, call: Call) -> Any:
     """One element, or a range, of an axis."""
     x = flow.operand(call.operands[0])
     axis = call.get(1, "dim", 0) % x.ndim
-    if call.name == "select":
-        return _one(flow, call, x, axis, call.get(2, "index"))
+    first = call.get(2, "index" if call.name == "select" else "start")
+    item: Any = first
     if call.name == "narrow":
-        start = call.get(2, "start")
-        return _range(flow, call, x, axis, slice(start, start + call.get(3, "length")))
-    return _range(flow, call, x, axis, slice(call.get(2, "start"), call.get(3, "end"), call.get(4, "step", 1)))
+        item = slice(first, first + call.get(3, "length"))
+    elif call.name == "slice":
+        item = slice(first, call.get(3, "end"), call.get(4, "step", 1))
+    return _indexed(flow, call, x, [*[slice(None)] * axis, item, *[slice(None)] * (x.ndim - axis - 1)])
 
 
 @rule("index_select")
@@ -115,7 +117,8 @@ def _indexed(flow: Flow, call: Call, x: Value, items: list[Any]) -> Any:
         alive = iter(solution.alive_axes(x))
         new = [k if k is None else _moved_item(k, size, next(alive)) for k, size in zip(items, axes, strict=True)]
         if new != items:
-            node.args = (node.args[0], tuple(new))
+            node.op, node.target = "call_function", operator.getitem
+            node.args, node.kwargs = (node.args[0], tuple(new)), {}
 
     if any(isinstance(k, slice) and k.step not in (None, 1) and x.atoms.shape[a] > 1 for a, k in _named(items)):
         return flow.unknown(call, "channels are taken in steps")
@@ -137,34 +140,6 @@ def _moved_item(item: Any, size: int | None, alive: Tensor | None) -> Any:
         return before[item % size]
     start, stop, _ = item.indices(size)
     return item if item == slice(None) else slice(before[start], before[max(stop, start)])
-
-
-def _one(flow: Flow, call: Call, x: Value, axis: int, position: int) -> Value:
-    position %= x.shape[axis]
-
-    def change(node: fx.Node, solution: Any) -> None:
-        alive = solution.alive_axes(x)[axis]
-        if alive is not None:
-            node.args, node.kwargs = (node.args[0], axis, int(alive[:position].sum())), {}
-
-    flow.edit(call.node, change)
-    return flow.moved(x, call.shape, _select(axis, position))
-
-
-def _range(flow: Flow, call: Call, x: Value, axis: int, span: slice) -> Any:
-    start, stop, step = span.indices(x.shape[axis])
-    if step != 1 and x.atoms.shape[axis] > 1:
-        return flow.unknown(call, "channels are taken in steps")
-
-    def change(node: fx.Node, solution: Any) -> None:
-        alive = solution.alive_axes(x)[axis]
-        if alive is not None:
-            first, length = int(alive[:start].sum()), int(alive[start:stop].sum())
-            node.op, node.target = "call_function", torch.narrow
-            node.args, node.kwargs = (node.args[0], axis, first, length), {}
-
-    flow.edit(call.node, change)
-    return flow.moved(x, call.shape, _cut(axis, slice(start, stop, step)))
 
 
 def _cut(axis: int, span: slice) -> Callable[[Tensor], Tensor]:
