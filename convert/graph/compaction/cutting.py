@@ -211,12 +211,5 @@ def _tell_sizes(module: nn.Module, groups: int | None) -> None:
         module.num_parameters = module.weight.shape[0]
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
-    else:
-        _tell_hugging_face_conv1d(module)
-
-
-def _tell_hugging_face_conv1d(module: nn.Module) -> None:
-    """Conv1D of transformers keeps its sizes as ``nx`` and ``nf``; loaded when the user has it loaded."""
-    library = sys.modules.get("transformers.pytorch_utils")
-    if library is not None and isinstance(module, library.Conv1D):
-        module.nx, module.nf = module.weight.shape
+    elif (library := sys.modules.get("transformers.pytorch_utils")) and isinstance(module, library.Conv1D):
+        module.nx, module.nf = module.weight.shape  # a user who has one has loaded transformers
