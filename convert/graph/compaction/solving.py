@@ -8,7 +8,6 @@ nobody reads: groups of equal size, and at least one element along every axis.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -59,7 +58,9 @@ class _Search:
     def __init__(self, flow: Flow, solution: Solution) -> None:
         self.flow = flow
         self.solution = solution
-        self.values = [value.atoms.reshape(-1) for value in _all_values(flow)]
+        leaves = pytree.tree_leaves(list(flow.values.values()))
+        values = [leaf for leaf in leaves if isinstance(leaf, Value) and leaf.leaf is None and all(leaf.shape)]
+        self.values = [value.atoms.reshape(-1) for value in values]
         self.values += [reader.inputs for reader in flow.readers if reader.selects]
 
     def run(self) -> None:
@@ -167,13 +168,6 @@ def _remaining(flow: Flow, solution: Solution) -> int:
             shape[axis] = int(solution.stays(atoms).sum())
         total += math.prod(shape)
     return total
-
-
-def _all_values(flow: Flow) -> Iterator[Value]:
-    for value in flow.values.values():
-        for leaf in pytree.tree_leaves(value, is_leaf=lambda item: isinstance(item, Value)):
-            if isinstance(leaf, Value) and leaf.leaf is None and all(leaf.shape):
-                yield leaf
 
 
 def _agree_on_shared_weights(flow: Flow) -> None:

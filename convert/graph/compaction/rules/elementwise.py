@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..atoms.arrays import varying_axes
+from ..atoms.arrays import nothing_known, varying_axes, widened
 from ..atoms.calls import Call
 from ..atoms.domain import Value
 from ..atoms.flow import Flow
@@ -97,13 +97,11 @@ def combine(
     # Leaves take on the axis of whatever they meet; everything else has one already.
     values = [_aligned(flow.operand(v) if v.leaf else flow.settled(v), len(shape)).plain() for v in operands]
     atoms = _united(flow, values, shape)
-    known = torch.ones((1,) * len(shape), dtype=torch.bool)
+    zero, const = nothing_known(len(shape))
+    known = ~zero
     for value in values:
         known = known & value.known
-    const = torch.zeros(known.shape, dtype=torch.float64)
-    zero = torch.zeros_like(known)
-    if annihilates:
-        for value in values:
+        if annihilates:
             zero = zero | (value.known & (value.const == 0))
     if known.any():
         computed = _constants(run, values, operands)
@@ -129,10 +127,7 @@ def _constants(run: Callable[..., Tensor] | None, values: list[Value], operands:
 def _aligned(value: Value, ndim: int) -> Value:
     """The value with leading axes of size one."""
     missing = ndim - value.ndim
-    if not missing:
-        return value
-    lead = (1,) * missing
-    return value.mapped(lead + value.shape, lambda array: array.reshape(lead + tuple(array.shape)))
+    return value.mapped((1,) * missing + value.shape, lambda array: widened(array, missing)) if missing else value
 
 
 def _own(array: Tensor, operand: Value) -> tuple[int, ...]:

@@ -57,16 +57,13 @@ def _joined(values: Sequence[Value], shape: Sequence[int], axis: int) -> Value:
 
 def _joined_arrays(arrays: Sequence[Tensor], values: Sequence[Value], axis: int) -> Tensor:
     """Arrays one after the other, each spread out along the axis."""
-    extents = list(torch.broadcast_shapes(*(_without(array, axis) for array in arrays)))
+    across = [[1 if k == axis else size for k, size in enumerate(array.shape)] for array in arrays]
+    extents = list(torch.broadcast_shapes(*across))
     pieces = []
     for array, value in zip(arrays, values, strict=True):
         extents[axis] = value.shape[axis]
         pieces.append(array.expand(extents))
     return torch.cat(pieces, axis)
-
-
-def _without(array: Tensor, axis: int) -> tuple[int, ...]:
-    return tuple(1 if k == axis else size for k, size in enumerate(array.shape))
 
 
 @rule("pad", "constant_pad_nd")

@@ -56,7 +56,7 @@ def unbind(flow: Flow, call: Call) -> Any:
     """The elements of an axis as tensors."""
     x = flow.operand(call.operands[0])
     axis = call.get(1, "dim", 0) % x.ndim
-    return tuple(flow.moved(x, meta.shape, _select(axis, k)) for k, meta in enumerate(call.meta))
+    return tuple(flow.moved(x, meta.shape, _cut(axis, k)) for k, meta in enumerate(call.meta))
 
 
 @rule("select", "narrow", "slice")
@@ -120,15 +120,11 @@ def _indexed(flow: Flow, call: Call, x: Value, items: list[Any]) -> Any:
             node.op, node.target = "call_function", operator.getitem
             node.args, node.kwargs = (node.args[0], tuple(new)), {}
 
-    if any(isinstance(k, slice) and k.step not in (None, 1) and x.atoms.shape[a] > 1 for a, k in _named(items)):
+    along = enumerate(k for k in items if k is not None)
+    if any(isinstance(k, slice) and k.step not in (None, 1) and x.atoms.shape[axis] > 1 for axis, k in along):
         return flow.unknown(call, "channels are taken in steps")
     flow.edit(call.node, change)
     return out
-
-
-def _named(items: list[Any]) -> list[tuple[int, Any]]:
-    """The items that consume an axis, with that axis."""
-    return list(enumerate(k for k in items if k is not None))
 
 
 def _moved_item(item: Any, size: int | None, alive: Tensor | None) -> Any:
@@ -142,15 +138,11 @@ def _moved_item(item: Any, size: int | None, alive: Tensor | None) -> Any:
     return item if item == slice(None) else slice(before[start], before[max(stop, start)])
 
 
-def _cut(axis: int, span: slice) -> Callable[[Tensor], Tensor]:
+def _cut(axis: int, item: int | slice) -> Callable[[Tensor], Tensor]:
+    """The movement to an element or a part of an axis; an array of one element there stands for all."""
+
     def move(array: Tensor) -> Tensor:
-        return array if array.shape[axis] == 1 else array[(slice(None),) * axis + (span,)]
-
-    return move
-
-
-def _select(axis: int, position: int) -> Callable[[Tensor], Tensor]:
-    def move(array: Tensor) -> Tensor:
-        return array.select(axis, position if array.shape[axis] > 1 else 0)
+        whole = slice(None) if isinstance(item, slice) else 0
+        return array[(slice(None),) * axis + (item if array.shape[axis] > 1 else whole,)]
 
     return move
