@@ -60,14 +60,12 @@ def _put(cut: Cut, flow: Flow, path: str, tensor: Tensor) -> None:
 
 def _cut_leaf(leaf: Leaf, solution: Solution) -> Tensor | None:
     """A leaf that is used element by element, or as a table."""
-    masks: dict[int, Tensor] = {}
-    if leaf.value is not None:
-        masks = {axis: mask for axis, mask in enumerate(solution.alive_axes(leaf.value)) if mask is not None}
-    for axis, atoms in leaf.axes.items():
-        stays = solution.stays(atoms)
-        if not stays.all():
-            masks[axis] = stays
-    return _select(leaf.tensor.detach(), masks) if masks else None
+    alive = [] if leaf.value is None else solution.alive_axes(leaf.value)
+    masks = {axis: mask for axis, mask in enumerate(alive) if mask is not None}
+    masks |= {axis: solution.stays(atoms) for axis, atoms in leaf.axes.items()}
+    if all(mask.all() for mask in masks.values()):
+        return None
+    return _select(leaf.tensor.detach(), masks)
 
 
 def _select(tensor: Tensor, masks: dict[int, Tensor]) -> Tensor:

@@ -77,13 +77,7 @@ def channel_groups(bnn: nn.Module, example_inputs: Any) -> ChannelGroups:
 
 
 def _groups(captured: Capture, plain: nn.Module, weights: dict[str, str]) -> ChannelGroups:
-    """The groups that one graph shows.
-
-    Args:
-        captured: The graph.
-        plain: The network at the posterior mean.
-        weights: Canonical names of the weights that pruning may touch, by path.
-    """
+    """The groups that one graph of the network at its mean shows; the weights that pruning may touch, by path."""
     flow = propagate(captured, plain)
     settle(flow)
     _tie_groups(flow)
@@ -93,12 +87,9 @@ def _groups(captured: Capture, plain: nn.Module, weights: dict[str, str]) -> Cha
     made: dict[str, Tensor] = {}
     read: dict[str, Tensor] = {}
     for reader in flow.readers:
-        name = weights.get(reader.weight)
-        if name is None:
-            continue
         for part, ids in ((made, candidates.made_by(reader)), (read, needed.read_by(reader))):
-            if (ids >= 0).any():
-                part[name] = ids
+            if reader.weight in weights and (ids >= 0).any():
+                part[weights[reader.weight]] = ids
     return ChannelGroups(made, read, tuple(dict.fromkeys(reason for _, reason in flow.unknowns)))
 
 

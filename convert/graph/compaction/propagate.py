@@ -22,7 +22,6 @@ __all__ = ["propagate"]
 
 #: Operations of the operator module under another name than the tensor method, without "in place".
 OPERATORS = {
-    operator.truediv: "div",
     operator.itruediv: "div",
     operator.floordiv: "floor_divide",
     operator.mod: "remainder",
@@ -30,7 +29,6 @@ OPERATORS = {
     operator.isub: "sub",
     operator.imul: "mul",
     operator.ipow: "pow",
-    operator.matmul: "matmul",
 }
 #: What asks for the size of a tensor.
 SIZES = frozenset(["shape", "size", "numel", "sym_size", "sym_numel"])
@@ -47,12 +45,7 @@ QUESTIONS = frozenset([
 
 
 def propagate(captured: Capture, model: nn.Module) -> Flow:
-    """Run the rules over a graph.
-
-    Args:
-        captured: The graph.
-        model: Holds the graph's parameters and buffers.
-    """
+    """Run the rules over a graph; the model holds its parameters and buffers."""
     flow = Flow(captured, model)
     for node in captured.module.graph.nodes:
         flow.values[node] = _value(flow, node)

@@ -87,19 +87,14 @@ def _take_shortcuts(root: nn.Module, flow: Flow, solution: Solution) -> None:
     for node, shortcut in flow.shortcuts.items():
         if all(solution.is_product(value) for value in shortcut.through):
             continue
-        source, target = flow.values[shortcut.source], flow.values[node]
-        masks = solution.alive_axes(source), solution.alive_axes(target)
-        places = _renumbered(masks[0][shortcut.axis], shortcut.positions, masks[1][shortcut.axis])
+        source, target = (solution.alive_axes(flow.values[n])[shortcut.axis] for n in (shortcut.source, node))
+        places = shortcut.positions if target is None else shortcut.positions[target]
+        if source is not None:
+            places = (source.long().cumsum(0) - 1)[places]
         with node.graph.inserting_before(node):
             new = _index_select(root, node, shortcut.source, shortcut.axis, places)
         node.replace_all_uses_with(new)
         _erase_unused(node)
-
-
-def _renumbered(source: Tensor | None, positions: Tensor, target: Tensor | None) -> Tensor:
-    """Positions among the source channels that stay, for the target channels that stay."""
-    kept = positions if target is None else positions[target]
-    return kept if source is None else (source.long().cumsum(0) - 1)[kept]
 
 
 def _select_inputs(root: nn.Module, flow: Flow, reader: Reader, solution: Solution) -> None:

@@ -8,6 +8,7 @@ nobody reads: groups of equal size, and at least one element along every axis.
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import torch
 from torch import Tensor
@@ -127,20 +128,19 @@ class _Search:
 
     def _carry(self) -> bool:
         """Where constants go that a bias cannot replace, one of them stays: the one that helps most."""
-        wanted: dict[int, int] = {}
-        pending: list[tuple[Reader, Tensor]] = []
+        wanted: Counter[int] = Counter()
+        pending: list[Reader] = []
         for reader in self.flow.readers:
             candidates = self._missing_carriers(reader)
             if candidates is not None:
-                pending.append((reader, candidates))
-                for root in self.solution.roots[reader.inputs[candidates]].unique().tolist():
-                    wanted[root] = wanted.get(root, 0) + 1
-        for reader, _ in pending:
+                pending.append(reader)
+                wanted.update(self.solution.roots[reader.inputs[candidates]].unique().tolist())
+        for reader in pending:
             candidates = self._missing_carriers(reader)
             if candidates is not None:
                 roots = self.solution.roots[reader.inputs[candidates]].tolist()
                 sizes = reader.const[candidates].abs().tolist()
-                ranks = [(wanted.get(root, 0), size) for root, size in zip(roots, sizes, strict=True)]
+                ranks = [(wanted[root], size) for root, size in zip(roots, sizes, strict=True)]
                 best = int(candidates[ranks.index(max(ranks))])
                 self._need(reader.inputs[best : best + 1])
         return bool(pending)
@@ -194,18 +194,14 @@ def _agree_on_shared_weights(flow: Flow) -> None:
 
 def _forget_unfoldable(flow: Flow) -> None:
     """Constants that no bias can take are not known, unless they are zero."""
-    users: dict[str, set[str]] = {}
-    counts: dict[str, int] = {}
-    for reader in flow.readers:
-        if reader.bias is not None:
-            users.setdefault(reader.bias, set()).add(reader.weight)
-            counts[reader.bias] = counts.get(reader.bias, 0) + 1
+    counts = Counter(reader.bias for reader in flow.readers)
+    weights = Counter(bias for bias, _ in {(reader.bias, reader.weight) for reader in flow.readers})
     for reader in flow.readers:
         if reader.carried:
             continue
         if reader.bias is None:
             foldable = reader.new_bias is not None
         else:
-            foldable = len(users[reader.bias]) == 1 and flow.leaves[reader.bias].uses == counts[reader.bias]
+            foldable = weights[reader.bias] == 1 and flow.leaves[reader.bias].uses == counts[reader.bias]
         if not foldable:
             reader.known = reader.known & (reader.const == 0)

@@ -1,8 +1,4 @@
-"""How files are measured, in the same way for every report: bytes, milliseconds and error.
-
-``gzip_size`` counts bytes; ``interleaved`` times callables in rounds, so that a busy machine slows all of them;
-``resized_batch`` makes inputs of other batch sizes; ``error_of`` compares the outputs of two models on data.
-"""
+"""How files are measured, in the same way for every report: bytes, milliseconds and error."""
 
 from __future__ import annotations
 

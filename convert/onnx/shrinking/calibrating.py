@@ -20,10 +20,6 @@ __all__ = ["calibration_batches"]
 def calibration_batches(data: Any, trials: Trials) -> Iterator[tuple[Tensor, ...]]:
     """The tensors of every batch in the order of the file's inputs, each batch checked when it is read.
 
-    Args:
-        data: Inputs of one call, or a loader or list of batches.
-        trials: What the model answers; the batches must be like its example.
-
     Raises:
         InvalidValueError: There is no batch, or one that the file cannot take.
     """

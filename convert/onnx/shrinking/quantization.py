@@ -136,14 +136,11 @@ class Quantization:
             )
             return
 
-        names = [value.name for value in proto.graph.input]
+        names, left = [value.name for value in proto.graph.input], iter(batches)
 
         class Reader(ort.CalibrationDataReader):
-            def __init__(self) -> None:
-                self.left = iter(batches)
-
             def get_next(self) -> dict[str, Any] | None:
-                tensors = next(self.left, None)
+                tensors = next(left, None)
                 return None if tensors is None else {n: t.numpy() for n, t in zip(names, tensors, strict=True)}
 
         ort.quantize_static(

@@ -58,7 +58,7 @@ class Flow:
         self.leaves: dict[str, Leaf] = {}
         self.readers: list[Reader] = []
         self.groups: list[GroupSizes] = []
-        #: Nodes whose arguments depend on sizes, with the function that adapts them to a solution.
+        #: Nodes whose arguments depend on sizes, with a function ``change(node, solution)`` that adapts them.
         self.edits: list[tuple[fx.Node, Callable[..., None]]] = []
         #: Values that vary along several axes and are not settled yet.
         self.worklist: list[Value] = []
@@ -202,10 +202,6 @@ class Flow:
         for value in values:
             self.pin(value, reason)
         return self.opaque_results(call.meta, reason)
-
-    def edit(self, node: fx.Node, change: Callable[..., None]) -> None:
-        """Have ``change(node, solution)`` adapt the node's arguments once it is known what goes."""
-        self.edits.append((node, change))
 
     def moved(self, value: Value, shape: Sequence[int], move: Callable[[Tensor], Tensor]) -> Value:
         """The value after an operation that only rearranges elements."""

@@ -18,11 +18,11 @@ from .products import Geometry, read_channels
 __all__ = ["attend", "multiply_matrices"]
 
 
-@rule("matmul", "bmm", "mm", "baddbmm")
+@rule("matmul", "bmm", "mm")
 def matmul(flow: Flow, call: Call) -> Any:
     """(..., M, K) x (..., K, N); with a weight on the right a linear layer without bias."""
     a, b = call.operands[:2]
-    if call.name == "baddbmm" or a.ndim < 2 or b.ndim < 2:
+    if a.ndim < 2 or b.ndim < 2:
         return flow.unknown(call, f"{call.name} in a form that is not followed")
     if b.leaf is not None and b.ndim == 2 and a.leaf is None:
         return read_channels(flow, call, a, b, None, Geometry(a.ndim - 1, 1, 0, selects=True))

@@ -118,21 +118,17 @@ def _constants(run: Callable[..., Tensor] | None, values: list[Value], operands:
     if run is None:
         return None
     try:
-        const = run(*(value.const.reshape(_own(value.const, v)) for value, v in zip(values, operands, strict=True)))
+        pairs = zip(values, operands, strict=True)
+        const = run(*(v.const.reshape(v.const.shape[v.ndim - operand.ndim :]) for v, operand in pairs))
     except (RuntimeError, TypeError):
         return None
-    return const.to(torch.float64).reshape((1,) * (values[0].ndim - const.ndim) + tuple(const.shape))
+    return widened(const.to(torch.float64), values[0].ndim - const.ndim)
 
 
 def _aligned(value: Value, ndim: int) -> Value:
     """The value with leading axes of size one."""
     missing = ndim - value.ndim
     return value.mapped((1,) * missing + value.shape, lambda array: widened(array, missing)) if missing else value
-
-
-def _own(array: Tensor, operand: Value) -> tuple[int, ...]:
-    """Shape of an aligned array without the axes that the operand does not have."""
-    return tuple(array.shape[array.ndim - operand.ndim :]) if operand.ndim else ()
 
 
 def _united(flow: Flow, values: list[Value], shape: Sequence[int]) -> Tensor:
@@ -151,10 +147,7 @@ def _united(flow: Flow, values: list[Value], shape: Sequence[int]) -> Tensor:
         return flow.opaque(shape, "an outer product").atoms
     for found in taking_part[1:]:
         flow.atoms.unite(taking_part[0], found)
-    result = taking_part[0]
-    for found in taking_part[1:]:
-        result = result.expand(torch.broadcast_shapes(result.shape, found.shape))
-    return flow.atoms.find(result)
+    return flow.atoms.find(torch.broadcast_tensors(*taking_part)[0])
 
 
 def along_channels(flow: Flow, vector: Value, ndim: int) -> Value:

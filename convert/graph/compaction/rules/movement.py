@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..atoms.arrays import reshape_array, reshaped_size, varying_axes, widened
+from ..atoms.arrays import collapse, reshape_array, reshaped_size, varying_axes, widened
 from ..atoms.calls import Call
 from ..atoms.domain import LeafRef, Value
 from ..atoms.flow import Flow
@@ -74,7 +74,7 @@ def squeeze(flow: Flow, call: Call) -> Any:
             if node.op == "call_function":
                 node.target = torch.squeeze
 
-    flow.edit(call.node, change)
+    flow.edits.append((call.node, change))
     return flow.moved(x, call.shape, lambda array: array.squeeze(axes))
 
 
@@ -130,8 +130,7 @@ def pixel_shuffle(flow: Flow, call: Call) -> Any:
     flow.atoms.tie(atoms, 2, "pixel_shuffle interleaves them")
     known, const = x.plain().constants(1)
     known, const = known.reshape(1, -1, block, 1), const.reshape(1, -1, block, 1)
-    known, const = (known & (const == const[:, :, :1])).all(2, keepdim=True), const[:, :, :1]
-    return flow.normal(Value(call.shape, atoms[:, :, :1], known, const))
+    return flow.normal(Value(call.shape, atoms[:, :, :1], *collapse(known, const, [2])))
 
 
 def resized(flow: Flow, call: Call, out: Value, position: int, first_axis: int = 0) -> None:
@@ -148,4 +147,4 @@ def resized(flow: Flow, call: Call, out: Value, position: int, first_axis: int =
         else:
             node.args = node.args[:position] + ((sizes,) if packed else sizes)
 
-    flow.edit(call.node, change)
+    flow.edits.append((call.node, change))

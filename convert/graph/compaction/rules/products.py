@@ -77,7 +77,7 @@ def convolution(flow: Flow, call: Call) -> Any:
             elif path in solution.groups:
                 node.update_kwarg("groups", solution.groups[path])
 
-        flow.edit(call.node, change)
+        flow.edits.append((call.node, change))
     if call.name.startswith("conv_transpose"):
         geometry = Geometry(1, 1, 0, groups=groups, transposed=True, uniform=False)
     else:

@@ -37,7 +37,7 @@ def split(flow: Flow, call: Call) -> Any:
             node.op, node.target = "call_function", torch.split
             node.args, node.kwargs = (node.args[0], sizes, axis), {}
 
-    flow.edit(call.node, change)
+    flow.edits.append((call.node, change))
     return tuple(parts)
 
 
@@ -123,7 +123,7 @@ def _indexed(flow: Flow, call: Call, x: Value, items: list[Any]) -> Any:
     along = enumerate(k for k in items if k is not None)
     if any(isinstance(k, slice) and k.step not in (None, 1) and x.atoms.shape[axis] > 1 for axis, k in along):
         return flow.unknown(call, "channels are taken in steps")
-    flow.edit(call.node, change)
+    flow.edits.append((call.node, change))
     return out
 
 
