@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,17 +20,21 @@ from bensemble.errors import one_line
 from bensemble.models.outputs import tensor_paths
 from bensemble.torch_internals import clear_forward_hooks, flat_inputs, has_forward_hooks, pytree, storage_key, version
 
-from .einsum import left_to_right
-
 __all__ = [
+    "SOURCES",
     "Capture",
     "CaptureError",
+    "Source",
     "TensorMeta",
     "capture",
     "coarsest_precision",
+    "left_to_right",
     "outputs_agree",
 ]
 
+#: The tracers, in the order in which they are tried.
+Source = Literal["fx", "export"]
+SOURCES: tuple[Source, ...] = ("fx", "export")
 
 #: Input axes that an exported graph leaves open: none, the batch and all axes of integer inputs, or all.
 DynamicAxes = Literal["none", "batch", "all"]
@@ -39,7 +44,8 @@ class CaptureError(Exception):
     """A tracer cannot express the model; the message says why."""
 
 
-class TensorMeta(NamedTuple):
+@dataclass(frozen=True)
+class TensorMeta:
     """Shape and dtype of a tensor in the example run."""
 
     shape: tuple[int, ...]
@@ -60,16 +66,14 @@ class Capture:
     """
 
     module: fx.GraphModule
-    source: Literal["fx", "export"]
+    source: Source
     metas: dict[fx.Node, Any] = field(default_factory=dict)
     unchanged: dict[fx.Node, fx.Node] = field(default_factory=dict)
     mutated: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     hooked: frozenset[str] = frozenset()
 
 
-def capture(
-    source: Literal["fx", "export"], model: nn.Module, inputs: Any, reference: Any, dynamic: DynamicAxes = "none"
-) -> Capture:
+def capture(source: Source, model: nn.Module, inputs: Any, reference: Any, dynamic: DynamicAxes = "none") -> Capture:
     """The model's graph from one of the tracers, run once and checked against the model's own output.
 
     Args:
@@ -82,7 +86,9 @@ def capture(
     Raises:
         CaptureError: the tracer fails, or its graph computes something else.
     """
-    hooked = _remove_hooks(model)
+    hooked = frozenset(path for path, module in model.named_modules() if has_forward_hooks(module))
+    for path in hooked:
+        clear_forward_hooks(model.get_submodule(path))
     args, kwargs = _arguments(inputs)
     try:
         with left_to_right():
@@ -124,23 +130,29 @@ def coarsest_precision(model: nn.Module) -> torch.dtype:
 
 
 def _agree(a: Tensor, b: Tensor, coarsest: torch.dtype) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype:
+    if a.shape != b.shape or a.dtype != b.dtype or not torch.equal(a.isfinite(), b.isfinite()):
         return False
     if not a.is_floating_point():
         return torch.equal(a, b)
-    finite = b.isfinite()
-    if not torch.equal(a.isfinite(), finite):
-        return False
-    if not finite.any():
-        return True
-    difference = (a[finite].double() - b[finite].double()).abs().max()
-    scale = b[finite].double().abs().max()
     precision = max((torch.float32, coarsest, b.dtype), key=lambda dtype: torch.finfo(dtype).eps)
     tolerance = _ROUNDINGS.get(precision, 1e3) * torch.finfo(precision).eps
-    return bool(difference <= tolerance * scale + torch.finfo(b.dtype).tiny)
+    found, expected = a[b.isfinite()].double(), b[b.isfinite()].double()
+    if not expected.numel():
+        return True
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max() + torch.finfo(b.dtype).tiny)
 
 
-# -- torch.fx
+# -- the tracers
+
+
+def left_to_right() -> AbstractContextManager[None]:
+    """Keep opt_einsum, where it is installed, from choosing the order of three and more operands.
+
+    It computes with the sizes of the operands as plain numbers, and so torch.export takes them all, the batch as well,
+    for sizes that never change.
+    """
+    opt_einsum = torch.backends.opt_einsum
+    return opt_einsum.flags(enabled=False) if opt_einsum.enabled else nullcontext()  # torch cannot restore "off"
 
 
 class _Tracer(fx.Tracer):
@@ -160,9 +172,6 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> f
         raise CaptureError("an argument is a container of tensors")
     graph = _Tracer().trace(model, concrete_args=fixed or None)
     return fx.GraphModule(model, graph, type(model).__name__)
-
-
-# -- torch.export
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: DynamicAxes) -> fx.GraphModule:
@@ -207,7 +216,9 @@ class _Observer(fx.Interpreter):
         versions = [(tensor, version(tensor)) for tensors in before.values() for tensor in tensors]
         result = super().run_node(node)
         captured = self.captured
-        captured.metas[node] = pytree.tree_map(_meta, result)
+        captured.metas[node] = pytree.tree_map_only(
+            Tensor, lambda tensor: TensorMeta(tuple(tensor.shape), tensor.dtype), result
+        )
         written = {storage_key(tensor) for tensor, before_it in versions if version(tensor) != before_it}
         if written:
             captured.mutated[node] = [
@@ -221,20 +232,6 @@ class _Observer(fx.Interpreter):
 
     def _tensors(self, node: fx.Node) -> list[Tensor]:
         return [leaf for leaf in pytree.tree_leaves(self.env.get(node)) if isinstance(leaf, Tensor)]
-
-
-def _meta(value: Any) -> Any:
-    return TensorMeta(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
-
-
-def _remove_hooks(model: nn.Module) -> frozenset[str]:
-    """Take the forward hooks off, and say where there were any."""
-    hooked = set()
-    for path, module in model.named_modules():
-        if has_forward_hooks(module):
-            hooked.add(path)
-            clear_forward_hooks(module)
-    return frozenset(hooked)
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from bensemble.errors import ConversionError, ExportError, one_line
-from bensemble.models.state import unwrapped
 from bensemble.posteriors import is_bayesian
 
 from ..planning.copying import copy_model
@@ -32,7 +31,7 @@ def deployable(model: nn.Module, computed_weights: bool) -> Iterator[nn.Module]:
         ExportError: The model cannot be copied to the CPU.
     """
     with torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
-        network = _copy(unwrapped(model)).eval()
+        network = _copy(model).eval()
         if computed_weights:
             _compute_weights(network)
         with _without_caches(network):

@@ -28,7 +28,7 @@ from .finishing import check_ranges, finished, serialized
 from .inputs.arguments import FlatModel, checked_names, read_arguments
 from .inputs.axes import Axis, dynamic_axes
 from .inputs.trials import Trials, run_trials
-from .options import ExportOptions, check_arguments, checked_models
+from .options import ExportOptions, checked_models
 from .shrinking.quantization import quantization_options
 from .shrinking.sparse import store_sparse
 from .tracing import quiet, trace
@@ -123,14 +123,13 @@ def export_onnx(
         >>> print(export_onnx(bnn, "sure.onnx", images[:1], metadata={"classes": "cat,dog"}))
     """
     models = checked_models(model, outputs)
-    check_arguments(outputs, output_names, opset, metadata)
     options = ExportOptions(
         target=checked_target(path, "export_onnx"),
         path=Path(path),
         outputs=outputs,
         output_names=output_names,
         opset=opset,
-        metadata=metadata or {},
+        metadata={} if metadata is None else metadata,
         uncertainty=uncertainty_options(outputs, method, num_samples, likelihood, calibration, generator),
         quantization=quantization_options(quantize, calibration_data, outputs),
         sparse=sparse,
@@ -197,10 +196,10 @@ def _pack(
     if quantization is not None or options.sparse:
         data = serialized(proto, verify)
         file.write_bytes(data)
-        if verify and quantization is not None:
-            found = measured(file, trials, names, quantization.batches(trials))
-        elif verify:
-            found = verified(file, trials, names)
+    if verify and quantization is not None:
+        found = measured(file, trials, names, quantization.batches(trials))
+    elif verify and options.sparse:
+        found = verified(file, trials, names)
     return summarize(
         ExportReport,
         options.path,

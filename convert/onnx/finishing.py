@@ -12,15 +12,7 @@ from bensemble import __version__
 from bensemble.errors import ExportError, one_line, refuse
 
 from ..runtime import DIGEST_HEAD, SCHEMA
-from .files.proto import (
-    correct_output_shapes,
-    operators,
-    rename_symbols,
-    rename_values,
-    set_metadata,
-    share_transposed,
-    strip,
-)
+from .files.proto import correct_output_shapes, operators, rename_symbols, rename_values, share_transposed, strip
 from .inputs.axes import BATCH
 from .inputs.trials import Trials
 from .tracing import Traced
@@ -90,7 +82,7 @@ def finished(trials: Trials, traced: Traced, outputs: Sequence[str], metadata: M
         if smallest != largest and (smallest > 2 or largest is not None)
     }
     toolkit = {"bensemble.schema": str(SCHEMA), "bensemble.version": __version__}
-    set_metadata(proto, {**metadata, **toolkit, **bounds})
+    onnx.helper.set_model_props(proto, dict(sorted({**metadata, **toolkit, **bounds}.items())))
     return proto
 
 

@@ -17,25 +17,17 @@ from bensemble.models.state import unwrapped
 from .shrinking.quantization import Quantization
 from .uncertainty.options import UncertaintyOptions
 
-__all__ = ["ExportOptions", "check_arguments", "checked_models"]
+__all__ = ["ExportOptions", "checked_models"]
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """The arguments of one export.
+    """The arguments of one export, under the names that they have there; ``target`` is ``path`` with links followed.
 
-    Attributes:
-        path: Where to write, as the user gave it.
-        target: The same with links followed.
-        outputs: ``"mean"`` or ``"uncertainty"``.
-        output_names: Names in place of those of the outputs, or None.
-        opset: Version of the operator set, or None for the exporter's own choice.
-        metadata: The user's strings.
-        uncertainty: Options of an uncertainty file, or None.
-        quantization: Options of an int8 file, or None.
-        sparse: Whether weights with many zeros are stored by their nonzero entries.
-        verify: Whether the file is run.
-        verbose: Whether the exporter may print, log and warn.
+    Raises:
+        InvalidTypeError: ``metadata`` is not a mapping.
+        InvalidValueError: Another argument cannot work; all of them in one error.
+        ExportError: onnxruntime is needed and not installed.
     """
 
     path: Path
@@ -51,6 +43,22 @@ class ExportOptions:
     verbose: bool
 
     def __post_init__(self) -> None:
+        if not isinstance(self.metadata, Mapping):
+            kind = type(self.metadata).__name__
+            raise InvalidTypeError(f"export_onnx: metadata must be a mapping of strings, got {kind}.")
+        opset, problems = self.opset, []
+        if self.outputs not in ("mean", "uncertainty"):
+            problems.append(f"outputs: must be 'mean' or 'uncertainty', got {self.outputs!r}.")
+        if self.outputs == "uncertainty" and self.output_names is not None:
+            problems.append(f"output_names: must be left out with outputs='uncertainty', got {self.output_names!r}.")
+        if opset is not None and (isinstance(opset, bool) or not isinstance(opset, int) or opset < 1):
+            problems.append(f"opset: must be a positive integer, got {opset!r}.")
+        for key, value in self.metadata.items():
+            if not isinstance(key, str) or not isinstance(value, str) or not key:
+                problems.append(f"metadata: must map strings to strings, got {key!r}: {value!r}.")
+            elif key.startswith("bensemble."):
+                problems.append(f"metadata: {key!r} is reserved; choose a key that does not start with 'bensemble.'.")
+        refuse("export_onnx", problems, InvalidValueError)
         if (self.verify or self.quantization) and find_spec("onnxruntime") is None:
             raise ExportError(
                 f"export_onnx: {'verify=True' if self.verify else 'quantize'} needs onnxruntime, which is not "
@@ -73,29 +81,3 @@ def checked_models(model: Any, outputs: str) -> list[nn.Module]:
                 "export_onnx: model must be Python code, got a ScriptModule; give the module it came from."
             )
     return [unwrapped(member) for member in models]
-
-
-def check_arguments(
-    outputs: str, output_names: Sequence[str] | None, opset: int | None, metadata: Mapping[str, str] | None
-) -> None:
-    """Refuse arguments that cannot work, before anything is computed.
-
-    Raises:
-        InvalidTypeError: ``metadata`` is not a mapping.
-        InvalidValueError: Any other problem; all of them in one error.
-    """
-    if metadata is not None and not isinstance(metadata, Mapping):
-        raise InvalidTypeError(f"export_onnx: metadata must be a mapping of strings, got {type(metadata).__name__}.")
-    problems = []
-    if outputs not in ("mean", "uncertainty"):
-        problems.append(f"outputs: must be 'mean' or 'uncertainty', got {outputs!r}.")
-    if outputs == "uncertainty" and output_names is not None:
-        problems.append(f"output_names: must be left out with outputs='uncertainty', got {output_names!r}.")
-    if opset is not None and (isinstance(opset, bool) or not isinstance(opset, int) or opset < 1):
-        problems.append(f"opset: must be a positive integer, got {opset!r}.")
-    for key, value in (metadata or {}).items():
-        if not isinstance(key, str) or not isinstance(value, str) or not key:
-            problems.append(f"metadata: must map strings to strings, got {key!r}: {value!r}.")
-        elif key.startswith("bensemble."):
-            problems.append(f"metadata: {key!r} is reserved; choose a key that does not start with 'bensemble.'.")
-    refuse("export_onnx", problems, InvalidValueError)

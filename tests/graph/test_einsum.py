@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from convert.graph.capture import capture
-from convert.graph.einsum import left_to_right
+from convert.graph.capture import capture, left_to_right
 
 EINSUM = torch.backends.opt_einsum
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from bensemble.checks import check_module
 from bensemble.errors import ConversionError
@@ -20,7 +19,7 @@ from bensemble.posteriors import named_posteriors
 
 from ...planning.analysis import undisturbed
 from ...planning.copying import copy_model
-from ..capture import CaptureError, DynamicAxes, capture
+from ..capture import SOURCES, CaptureError, DynamicAxes, Source, capture
 from .atoms.flow import Flow
 from .cutting import CannotKeepClassError, Cut, cut_leaves, install
 from .equivalence import Run, copy_flags, difference, fresh, hollow, reference_runs, training_difference
@@ -32,7 +31,7 @@ from .summary import CompactionReport, describe_layers
 
 __all__ = ["compact", "compaction_report"]
 
-Source = Literal["fx", "export"]
+_Result: TypeAlias = "tuple[nn.Module, CompactionReport]"
 
 log = logging.getLogger("bensemble.compact")
 
@@ -60,9 +59,9 @@ def compact(model: nn.Module, example_inputs: Any) -> nn.Module:
     Example:
         >>> small = compact(to_deterministic(bnn, threshold=0.83), x)
     """
-    result = _compact("compact", model, example_inputs)
-    log.info("%s", result.report)
-    return result.module
+    small, report = _compact("compact", model, example_inputs)
+    log.info("%s", report)
+    return small
 
 
 def compaction_report(model: nn.Module, example_inputs: Any) -> CompactionReport:
@@ -70,13 +69,7 @@ def compaction_report(model: nn.Module, example_inputs: Any) -> CompactionReport
 
     Takes the same arguments and raises the same errors.
     """
-    return _compact("compaction_report", model, example_inputs).report
-
-
-@dataclass(frozen=True)
-class _Result:
-    module: nn.Module
-    report: CompactionReport
+    return _compact("compaction_report", model, example_inputs)[1]
 
 
 def _compact(verb: str, model: nn.Module, example_inputs: Any) -> _Result:
@@ -84,9 +77,8 @@ def _compact(verb: str, model: nn.Module, example_inputs: Any) -> _Result:
     with undisturbed():
         runs = reference_runs(verb, model, example_inputs)
         notes: list[str] = []
-        best: _Result | None = None
-        sources: tuple[Source, ...] = ("fx", "export")
-        for source in sources:
+        found: list[_Result] = []
+        for source in SOURCES:
             try:
                 result, complete = _attempt(source, model, runs)
             except CaptureError as err:
@@ -96,15 +88,15 @@ def _compact(verb: str, model: nn.Module, example_inputs: Any) -> _Result:
                 log.warning("%s: the torch.%s graph was given up", verb, source, exc_info=True)
                 notes.append(f"the torch.{source} graph was given up ({type(err).__name__}: {err})")
                 continue
-            if result is not None and (best is None or result.report.parameters[1] < best.report.parameters[1]):
-                best = result
+            if result is not None:
+                found.append(result)
             if complete:
                 break
-        if best is None:
-            before = _count(model)
-            best = _Result(_copy(verb, model), CompactionReport((before, before), "unchanged", notes=tuple(notes)))
-            log.info("%s: %s is returned unchanged (%s)", verb, type(model).__name__, "; ".join(notes) or "no zeros")
-        return best
+        if found:
+            return min(found, key=lambda result: result[1].parameters[1])
+        log.info("%s: %s is returned unchanged (%s)", verb, type(model).__name__, "; ".join(notes) or "no zeros")
+        before = _count(model)
+        return _copy(verb, model), CompactionReport((before, before), "unchanged", notes=tuple(notes))
 
 
 def _check(verb: str, model: Any) -> None:
@@ -120,64 +112,56 @@ def _check(verb: str, model: Any) -> None:
             raise ConversionError(f"{verb}: '{name}' has no shape yet; run the model once first.")
 
 
-@dataclass(frozen=True)
-class _Analysis:
-    """What one graph says about the model."""
-
-    flow: Flow
-    solution: Solution
-    cut: Cut
-
-    @property
-    def complete(self) -> bool:
-        """Whether every operation was followed, so that another graph could not show more."""
-        return not self.flow.unknowns
-
-    def report(self, model: nn.Module, small: nn.Module, form: str, reason: str | None = None) -> CompactionReport:
-        source = self.flow.captured.source
-        notes = [f"no class: {reason}"] if reason else []
-        notes += dict.fromkeys(found for _, found in self.flow.unknowns)
-        layers = describe_layers(self.flow, self.solution)
-        return CompactionReport((_count(model), _count(small)), form, source, layers, tuple(notes))
-
-
-def _analyse(source: Source, model: nn.Module, run: Run, dynamic: DynamicAxes = "none") -> _Analysis:
-    captured = capture(source, hollow("compact", model), fresh(run.inputs), run.output, dynamic)
-    flow = propagate(captured, model)
-    solution = solve(flow)
-    return _Analysis(flow, solution, cut_leaves(flow, solution))
-
-
 def _attempt(source: Source, model: nn.Module, runs: list[Run]) -> tuple[_Result | None, bool]:
     """The model compacted by one tracer's graph, and whether another tracer could not do better."""
-    analysis = _analyse(source, model, runs[0])
-    if not analysis.cut.tensors:
-        return None, analysis.complete
-    reason = needs_graph(analysis.flow, analysis.solution)
+    flow, solution, cut = _analyse(source, model, runs[0])
+    if not cut.tensors:
+        return None, not flow.unknowns
+    reason = needs_graph(flow, solution)
     if reason is None:
         small = _copy("compact", model)
         try:
-            install(small, analysis.cut, keep_class=True)
+            install(small, cut, keep_class=True)
         except CannotKeepClassError as err:
             reason = str(err)
         else:
-            reason = difference(small, model, runs, keeps_class=True) or training_difference(
-                small, model, analysis.flow, runs
-            )
+            reason = difference(small, model, runs, keeps_class=True) or training_difference(small, model, flow, runs)
     if reason is None:
-        return _Result(small, analysis.report(model, small, "class")), analysis.complete
+        return (small, _report(flow, solution, model, small)), not flow.unknowns
     if source == "export":
         # A batch of one would be taken for a size that never changes.
-        analysis = _analyse(
-            source, model, [run for run in runs if run.required][-1], "batch" if _attends(analysis.flow) else "all"
-        )
-    graph = rewrite(analysis.flow, analysis.solution, analysis.cut)
+        run = [run for run in runs if run.required][-1]
+        flow, solution, cut = _analyse(source, model, run, "batch" if _attends(flow) else "all")
+    graph = rewrite(flow, solution, cut)
     wrong = difference(graph, model, runs, keeps_class=False)
     if wrong is not None:
         log.warning("compact: the graph of torch.%s was given up: %s", source, wrong)
         return None, False
-    graph = _own_copy(graph, model)
-    return _Result(graph, analysis.report(model, graph, "graph", reason)), analysis.complete
+    graph = copy.deepcopy(graph)  # so far it shares the tensors that did not change
+    copy_flags(model, graph)
+    return (graph, _report(flow, solution, model, graph, reason)), not flow.unknowns
+
+
+def _analyse(source: Source, model: nn.Module, run: Run, dynamic: DynamicAxes = "none") -> tuple[Flow, Solution, Cut]:
+    """What one graph says about the model."""
+    flow = propagate(capture(source, hollow("compact", model), fresh(run.inputs), run.output, dynamic), model)
+    solution = solve(flow)
+    return flow, solution, cut_leaves(flow, solution)
+
+
+def _report(
+    flow: Flow, solution: Solution, model: nn.Module, small: nn.Module, reason: str | None = None
+) -> CompactionReport:
+    """The report on a model of its own class, or on a graph with the reason why it is one."""
+    notes = [f"no class: {reason}"] if reason else []
+    notes += dict.fromkeys(found for _, found in flow.unknowns)
+    return CompactionReport(
+        (_count(model), _count(small)),
+        "graph" if reason else "class",
+        flow.captured.source,
+        describe_layers(flow, solution),
+        tuple(notes),
+    )
 
 
 def _attends(flow: Flow) -> bool:
@@ -185,13 +169,6 @@ def _attends(flow: Flow) -> bool:
     aten = torch.ops.aten
     products = (aten.scaled_dot_product_attention.default, aten.matmul.default, aten.bmm.default)
     return any(node.target in products for node in flow.captured.module.graph.nodes)
-
-
-def _own_copy(graph: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
-    """The graph's module with tensors of its own: so far it shares those that did not change."""
-    own = copy.deepcopy(graph)
-    copy_flags(model, own)
-    return own
 
 
 def _copy(verb: str, model: nn.Module) -> nn.Module:

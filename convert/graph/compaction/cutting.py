@@ -60,14 +60,12 @@ def _put(cut: Cut, flow: Flow, path: str, tensor: Tensor) -> None:
 
 def _cut_leaf(leaf: Leaf, solution: Solution) -> Tensor | None:
     """A leaf that is used element by element, or as a table."""
-    masks: dict[int, Tensor] = {}
-    if leaf.value is not None:
-        masks = {axis: mask for axis, mask in enumerate(solution.alive_axes(leaf.value)) if mask is not None}
-    for axis, atoms in leaf.axes.items():
-        stays = solution.stays(atoms)
-        if not stays.all():
-            masks[axis] = stays
-    return _select(leaf.tensor.detach(), masks) if masks else None
+    alive = [] if leaf.value is None else solution.alive_axes(leaf.value)
+    masks = {axis: mask for axis, mask in enumerate(alive) if mask is not None}
+    masks |= {axis: solution.stays(atoms) for axis, atoms in leaf.axes.items()}
+    if all(mask.all() for mask in masks.values()):
+        return None
+    return _select(leaf.tensor.detach(), masks)
 
 
 def _select(tensor: Tensor, masks: dict[int, Tensor]) -> Tensor:
@@ -211,12 +209,5 @@ def _tell_sizes(module: nn.Module, groups: int | None) -> None:
         module.num_parameters = module.weight.shape[0]
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
-    else:
-        _tell_hugging_face_conv1d(module)
-
-
-def _tell_hugging_face_conv1d(module: nn.Module) -> None:
-    """Conv1D of transformers keeps its sizes as ``nx`` and ``nf``; loaded when the user has it loaded."""
-    library = sys.modules.get("transformers.pytorch_utils")
-    if library is not None and isinstance(module, library.Conv1D):
-        module.nx, module.nf = module.weight.shape
+    elif (library := sys.modules.get("transformers.pytorch_utils")) and isinstance(module, library.Conv1D):
+        module.nx, module.nf = module.weight.shape  # a user who has one has loaded transformers

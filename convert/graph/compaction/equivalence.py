@@ -44,7 +44,7 @@ def reference_runs(verb: str, model: nn.Module, inputs: Any) -> list[Run]:
             "pass what its forward takes: a tensor, a tuple of arguments, or a mapping of keyword arguments."
         ) from err
     for change, required in ((_twice, True), (_resized, False)):
-        other = pytree.tree_map(lambda leaf, change=change: change(leaf) if isinstance(leaf, Tensor) else leaf, inputs)
+        other = pytree.tree_map_only(Tensor, change, inputs)
         try:
             runs.append(Run(other, call(network, fresh(other)), required))
         except Exception as err:
@@ -121,4 +121,4 @@ def hollow(verb: str, model: nn.Module) -> nn.Module:
 
 def fresh(inputs: Any) -> Any:
     """Inputs that a model may write into."""
-    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+    return pytree.tree_map_only(Tensor, torch.clone, inputs)

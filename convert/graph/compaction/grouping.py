@@ -9,7 +9,7 @@ behind a mask, a layer without a posterior among those that make it), the weight
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from bensemble.pruning.channels import ChannelGroups
 
 from ...planning.analysis import undisturbed
 from ...surgery.collapsing import to_deterministic
-from ..capture import Capture, CaptureError, capture
+from ..capture import SOURCES, Capture, CaptureError, capture
 from .atoms.flow import Flow
 from .atoms.readers import Reader
 from .equivalence import fresh, hollow, reference_runs
@@ -58,8 +58,7 @@ def channel_groups(bnn: nn.Module, example_inputs: Any) -> ChannelGroups:
         run = reference_runs("channel_groups", plain, example_inputs)[0]
         found: list[ChannelGroups] = []
         notes: list[str] = []
-        sources: tuple[Literal["fx", "export"], ...] = ("fx", "export")
-        for source in sources:
+        for source in SOURCES:
             try:
                 captured = capture(source, hollow("channel_groups", plain), fresh(run.inputs), run.output)
             except CaptureError as err:
@@ -73,22 +72,12 @@ def channel_groups(bnn: nn.Module, example_inputs: Any) -> ChannelGroups:
             f"channel_groups: {type(bnn).__name__} cannot be traced, got {'; '.join(notes)}; "
             "granularity='channel' prunes the channels of each layer by themselves."
         )
-    return max(found, key=_weights_in)
-
-
-def _weights_in(groups: ChannelGroups) -> float:
-    """About how much could go."""
-    return sum(float((ids >= 0).float().mean()) for ids in groups.made.values())
+    # the graph by which most could go, about
+    return max(found, key=lambda groups: sum(float((ids >= 0).float().mean()) for ids in groups.made.values()))
 
 
 def _groups(captured: Capture, plain: nn.Module, weights: dict[str, str]) -> ChannelGroups:
-    """The groups that one graph shows.
-
-    Args:
-        captured: The graph.
-        plain: The network at the posterior mean.
-        weights: Canonical names of the weights that pruning may touch, by path.
-    """
+    """The groups that one graph of the network at its mean shows; the weights that pruning may touch, by path."""
     flow = propagate(captured, plain)
     settle(flow)
     _tie_groups(flow)
@@ -98,12 +87,9 @@ def _groups(captured: Capture, plain: nn.Module, weights: dict[str, str]) -> Cha
     made: dict[str, Tensor] = {}
     read: dict[str, Tensor] = {}
     for reader in flow.readers:
-        name = weights.get(reader.weight)
-        if name is None:
-            continue
         for part, ids in ((made, candidates.made_by(reader)), (read, needed.read_by(reader))):
-            if (ids >= 0).any():
-                part[name] = ids
+            if reader.weight in weights and (ids >= 0).any():
+                part[weights[reader.weight]] = ids
     return ChannelGroups(made, read, tuple(dict.fromkeys(reason for _, reason in flow.unknowns)))
 
 

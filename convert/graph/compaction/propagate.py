@@ -22,7 +22,6 @@ __all__ = ["propagate"]
 
 #: Operations of the operator module under another name than the tensor method, without "in place".
 OPERATORS = {
-    operator.truediv: "div",
     operator.itruediv: "div",
     operator.floordiv: "floor_divide",
     operator.mod: "remainder",
@@ -30,7 +29,6 @@ OPERATORS = {
     operator.isub: "sub",
     operator.imul: "mul",
     operator.ipow: "pow",
-    operator.matmul: "matmul",
 }
 #: What asks for the size of a tensor.
 SIZES = frozenset(["shape", "size", "numel", "sym_size", "sym_numel"])
@@ -47,12 +45,7 @@ QUESTIONS = frozenset([
 
 
 def propagate(captured: Capture, model: nn.Module) -> Flow:
-    """Run the rules over a graph.
-
-    Args:
-        captured: The graph.
-        model: Holds the graph's parameters and buffers.
-    """
+    """Run the rules over a graph; the model holds its parameters and buffers."""
     flow = Flow(captured, model)
     for node in captured.module.graph.nodes:
         flow.values[node] = _value(flow, node)
@@ -63,7 +56,8 @@ def propagate(captured: Capture, model: nn.Module) -> Flow:
 def _value(flow: Flow, node: fx.Node) -> Any:
     meta = flow.captured.metas.get(node)
     if node.op == "placeholder":
-        return pytree.tree_map(lambda leaf: _input(flow, leaf), meta, is_leaf=_is_meta)
+        inputs = flow.opaque_results(meta, "it is an input of the model")
+        return pytree.tree_map_only(Value, lambda value: replace(value, from_inputs=True), inputs)
     if node.op == "get_attr":
         return _attribute(flow, node, meta)
     call = _call(flow, node, meta)
@@ -76,20 +70,17 @@ def _value(flow: Flow, node: fx.Node) -> Any:
     if node.op == "call_module":
         return _module_value(flow, call, str(node.target))
     if not call.operands or call.name in CREATIONS:
-        return pytree.tree_map(lambda leaf: _made(flow, leaf), meta, is_leaf=_is_meta)
+        return flow.opaque_results(meta, "it is not made from the inputs or weights")
     if call.name in SIZES:
         flow.sizes.append((node, flow.operand(call.operands[0])))
         return meta
-    if call.name in QUESTIONS and not any(map(_is_meta, pytree.tree_leaves(meta, is_leaf=_is_meta))):
+    if call.name in QUESTIONS and not any(isinstance(leaf, TensorMeta) for leaf in pytree.tree_leaves(meta)):
         return meta
     rule = RULES.get(call.name)
     if rule is None:
-        return flow.unknown(call, f"{call.name or _title(node)} is not followed")
+        name = call.name or str(getattr(node.target, "__name__", node.target))
+        return flow.unknown(call, f"{name} is not followed")
     return rule(flow, call)
-
-
-def _title(node: fx.Node) -> str:
-    return str(getattr(node.target, "__name__", node.target))
 
 
 def _module_value(flow: Flow, call: Call, path: str) -> Any:
@@ -148,7 +139,7 @@ def _attribute(flow: Flow, node: fx.Node, meta: Any) -> Any:
     if not isinstance(meta, TensorMeta):
         return meta
     written = any(node in nodes for nodes in flow.captured.mutated.values())
-    if not flow.is_leaf(path) or written:
+    if path not in flow.tensors or written:
         return flow.opaque(meta.shape, f"'{path}' is written to" if written else f"'{path}' is no parameter or buffer")
     return flow.leaf(path, uses=len(node.users))
 
@@ -156,32 +147,15 @@ def _attribute(flow: Flow, node: fx.Node, meta: Any) -> Any:
 def _apply_writes(flow: Flow, node: fx.Node) -> None:
     """After a write in place, later readers of the written tensor see the result; of its views nothing is known."""
     result = flow.values[node]
+
+    def written(value: Value) -> Value:
+        flow.pin(value, "it is written to through a view")
+        return flow.opaque(value.shape, "it is written to through a view")
+
     for other in flow.captured.mutated.get(node, ()):
         value = flow.values[other]
         same = other in node.args[:1] and isinstance(result, Value) and isinstance(value, Value)
         if same and result.shape == value.shape:
             flow.values[other] = result
-            continue
-        for leaf in Call(other, "", (value,), {}, None, operator.pos).operands:
-            flow.pin(leaf, "it is written to through a view")
-        flow.values[other] = pytree.tree_map(
-            lambda leaf: (
-                flow.opaque(leaf.shape, "it is written to through a view") if isinstance(leaf, Value) else leaf
-            ),
-            value,
-            is_leaf=lambda leaf: isinstance(leaf, Value),
-        )
-
-
-def _input(flow: Flow, leaf: Any) -> Any:
-    if not _is_meta(leaf):
-        return leaf
-    return replace(flow.opaque(leaf.shape, "it is an input of the model"), from_inputs=True)
-
-
-def _made(flow: Flow, leaf: Any) -> Any:
-    return flow.opaque(leaf.shape, "it is not made from the inputs or weights") if _is_meta(leaf) else leaf
-
-
-def _is_meta(leaf: Any) -> bool:
-    return isinstance(leaf, TensorMeta)
+        else:
+            flow.values[other] = pytree.tree_map_only(Value, written, value)

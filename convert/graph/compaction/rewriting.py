@@ -87,19 +87,14 @@ def _take_shortcuts(root: nn.Module, flow: Flow, solution: Solution) -> None:
     for node, shortcut in flow.shortcuts.items():
         if all(solution.is_product(value) for value in shortcut.through):
             continue
-        source, target = flow.values[shortcut.source], flow.values[node]
-        masks = solution.alive_axes(source), solution.alive_axes(target)
-        places = _renumbered(masks[0][shortcut.axis], shortcut.positions, masks[1][shortcut.axis])
+        source, target = (solution.alive_axes(flow.values[n])[shortcut.axis] for n in (shortcut.source, node))
+        places = shortcut.positions if target is None else shortcut.positions[target]
+        if source is not None:
+            places = (source.long().cumsum(0) - 1)[places]
         with node.graph.inserting_before(node):
             new = _index_select(root, node, shortcut.source, shortcut.axis, places)
         node.replace_all_uses_with(new)
         _erase_unused(node)
-
-
-def _renumbered(source: Tensor | None, positions: Tensor, target: Tensor | None) -> Tensor:
-    """Positions among the source channels that stay, for the target channels that stay."""
-    kept = positions if target is None else positions[target]
-    return kept if source is None else (source.long().cumsum(0) - 1)[kept]
 
 
 def _select_inputs(root: nn.Module, flow: Flow, reader: Reader, solution: Solution) -> None:
@@ -109,17 +104,11 @@ def _select_inputs(root: nn.Module, flow: Flow, reader: Reader, solution: Soluti
     node = reader.node
     source = node.all_input_nodes[0]
     with node.graph.inserting_before(node):
-        new = _rows(root, node, source, flow.values[source].ndim, stays.nonzero().flatten())
+        # Chosen along the first axis: copying rows is many times faster than picking elements.
+        turned = node.graph.call_function(torch.transpose, (source, 0, -1))
+        chosen = _index_select(root, node, turned, 0, stays.nonzero().flatten())
+        new = node.graph.call_function(torch.transpose, (chosen, 0, -1))
     node.replace_input_with(source, new)
-
-
-def _rows(root: nn.Module, node: fx.Node, source: fx.Node, axes: int, positions: Tensor) -> fx.Node:
-    """A choice along the last axis, made along the first: copying rows is many times faster than picking elements."""
-    if axes == 1:
-        return _index_select(root, node, source, 0, positions)
-    turned = node.graph.call_function(torch.transpose, (source, 0, -1))
-    chosen = _index_select(root, node, turned, 0, positions)
-    return node.graph.call_function(torch.transpose, (chosen, 0, -1))
 
 
 def _index_select(root: nn.Module, node: fx.Node, source: fx.Node, axis: int, positions: Tensor) -> fx.Node:
@@ -148,9 +137,7 @@ def _pass_biases(flow: Flow, cut: Cut) -> None:
             node = reader.node
             with node.graph.inserting_before(node):
                 bias = node.graph.get_attr(reader.new_bias)
-            if len(node.args) > 2:
-                node.update_arg(2, bias)
-            elif len(node.args) == 2:
-                node.args = (*node.args, bias)
+            if len(node.args) > 1:
+                node.args = (*node.args[:2], bias, *node.args[3:])
             else:
                 node.update_kwarg("bias", bias)

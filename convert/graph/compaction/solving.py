@@ -8,7 +8,7 @@ nobody reads: groups of equal size, and at least one element along every axis.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
 
 import torch
 from torch import Tensor
@@ -59,7 +59,9 @@ class _Search:
     def __init__(self, flow: Flow, solution: Solution) -> None:
         self.flow = flow
         self.solution = solution
-        self.values = [value.atoms.reshape(-1) for value in _all_values(flow)]
+        leaves = pytree.tree_leaves(list(flow.values.values()))
+        values = [leaf for leaf in leaves if isinstance(leaf, Value) and leaf.leaf is None and all(leaf.shape)]
+        self.values = [value.atoms.reshape(-1) for value in values]
         self.values += [reader.inputs for reader in flow.readers if reader.selects]
 
     def run(self) -> None:
@@ -126,20 +128,19 @@ class _Search:
 
     def _carry(self) -> bool:
         """Where constants go that a bias cannot replace, one of them stays: the one that helps most."""
-        wanted: dict[int, int] = {}
-        pending: list[tuple[Reader, Tensor]] = []
+        wanted: Counter[int] = Counter()
+        pending: list[Reader] = []
         for reader in self.flow.readers:
             candidates = self._missing_carriers(reader)
             if candidates is not None:
-                pending.append((reader, candidates))
-                for root in self.solution.roots[reader.inputs[candidates]].unique().tolist():
-                    wanted[root] = wanted.get(root, 0) + 1
-        for reader, _ in pending:
+                pending.append(reader)
+                wanted.update(self.solution.roots[reader.inputs[candidates]].unique().tolist())
+        for reader in pending:
             candidates = self._missing_carriers(reader)
             if candidates is not None:
                 roots = self.solution.roots[reader.inputs[candidates]].tolist()
                 sizes = reader.const[candidates].abs().tolist()
-                ranks = [(wanted.get(root, 0), size) for root, size in zip(roots, sizes, strict=True)]
+                ranks = [(wanted[root], size) for root, size in zip(roots, sizes, strict=True)]
                 best = int(candidates[ranks.index(max(ranks))])
                 self._need(reader.inputs[best : best + 1])
         return bool(pending)
@@ -169,13 +170,6 @@ def _remaining(flow: Flow, solution: Solution) -> int:
     return total
 
 
-def _all_values(flow: Flow) -> Iterator[Value]:
-    for value in flow.values.values():
-        for leaf in pytree.tree_leaves(value, is_leaf=lambda item: isinstance(item, Value)):
-            if isinstance(leaf, Value) and leaf.leaf is None and all(leaf.shape):
-                yield leaf
-
-
 def _agree_on_shared_weights(flow: Flow) -> None:
     """A weight that several operations use is cut once, so they must agree on what goes and what it is worth."""
     for leaf in flow.leaves.values():
@@ -200,18 +194,14 @@ def _agree_on_shared_weights(flow: Flow) -> None:
 
 def _forget_unfoldable(flow: Flow) -> None:
     """Constants that no bias can take are not known, unless they are zero."""
-    users: dict[str, set[str]] = {}
-    counts: dict[str, int] = {}
-    for reader in flow.readers:
-        if reader.bias is not None:
-            users.setdefault(reader.bias, set()).add(reader.weight)
-            counts[reader.bias] = counts.get(reader.bias, 0) + 1
+    counts = Counter(reader.bias for reader in flow.readers)
+    weights = Counter(bias for bias, _ in {(reader.bias, reader.weight) for reader in flow.readers})
     for reader in flow.readers:
         if reader.carried:
             continue
         if reader.bias is None:
             foldable = reader.new_bias is not None
         else:
-            foldable = len(users[reader.bias]) == 1 and flow.leaves[reader.bias].uses == counts[reader.bias]
+            foldable = weights[reader.bias] == 1 and flow.leaves[reader.bias].uses == counts[reader.bias]
         if not foldable:
             reader.known = reader.known & (reader.const == 0)

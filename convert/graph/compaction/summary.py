@@ -78,7 +78,10 @@ class CompactionReport:
 
 def describe_layers(flow: Flow, solution: Solution) -> tuple[LayerChange, ...]:
     """The readers of a graph as rows, each weight once."""
-    reasons = _reasons(flow, solution)
+    reasons: dict[int, str] = {}  # why sets of atoms stay, by representative
+    for atoms, reason in (*flow.atoms.pins, *flow.atoms.ties):
+        for root in torch.unique(solution.roots[atoms]).tolist():
+            reasons.setdefault(root, reason)
     rows: dict[str, LayerChange] = {}
     for reader in flow.readers:
         inputs, outputs = solution.stays(reader.inputs), solution.stays(reader.outputs)
@@ -94,12 +97,3 @@ def describe_layers(flow: Flow, solution: Solution) -> tuple[LayerChange, ...]:
             ),
         )
     return tuple(rows.values())
-
-
-def _reasons(flow: Flow, solution: Solution) -> dict[int, str]:
-    """Why sets of atoms stay, by representative."""
-    reasons: dict[int, str] = {}
-    for atoms, reason in (*flow.atoms.pins, *flow.atoms.ties):
-        for root in torch.unique(solution.roots[atoms]).tolist():
-            reasons.setdefault(root, reason)
-    return reasons

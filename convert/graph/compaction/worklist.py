@@ -39,7 +39,7 @@ def _one_round(flow: Flow) -> bool:
             nodes.setdefault(id(value), node)
     reached: set[int] = set()
     for node, value in flow.values.items():
-        for leaf in pytree.tree_leaves(value, is_leaf=lambda item: isinstance(item, Value)):
+        for leaf in pytree.tree_leaves(value):
             if not isinstance(leaf, Value) or leaf.parent is None or _is_settled(flow, leaf.parent):
                 continue
             reached.add(id(leaf.parent))

@@ -111,15 +111,7 @@ def _check_text(file: Path, proto: onnx.ModelProto) -> None:
 
 
 def summarize(kind: type[S], path: Path, proto: onnx.ModelProto, data: bytes, **more: Any) -> S:
-    """The summary of a parsed file, or a report with ``more`` fields.
-
-    Args:
-        kind: The class to make.
-        path: The file.
-        proto: Its content.
-        data: Its bytes.
-        more: Fields that only the report has.
-    """
+    """The summary of a file with that content and those bytes, or a report, which has ``more`` fields."""
     scales = _scales(proto)
     counts = [_weights(tensor) for tensor in tensors(proto) if _values(tensor).name not in scales]
     initializers = {tensor.name for tensor in proto.graph.initializer}

@@ -1,8 +1,4 @@
-"""How files are measured, in the same way for every report: bytes, milliseconds and error.
-
-``gzip_size`` counts bytes; ``interleaved`` times callables in rounds, so that a busy machine slows all of them;
-``resized_batch`` makes inputs of other batch sizes; ``error_of`` compares the outputs of two models on data.
-"""
+"""How files are measured, in the same way for every report: bytes, milliseconds and error."""
 
 from __future__ import annotations
 
@@ -145,7 +141,8 @@ def error_of(
     Raises:
         InvalidValueError: There is no batch, the outputs differ in number or shape, or some are NaN.
     """
-    total = _Sums()
+    worst = largest = squares = power = 0.0
+    rows = same = 0
     for inputs in batches:
         theirs = call(model, inputs)
         wanted = [select_output(theirs, output)] if output is not None else [t for _, t in tensor_paths(theirs)]
@@ -155,39 +152,22 @@ def error_of(
                 f"compare: outputs must have the shapes of the model's {[list(t.shape) for t in wanted]}, "
                 f"got {[list(t.shape) for t in given]}; name the output that was exported with output=."
             )
-        for a, b in zip(given, wanted, strict=True):
-            if b.is_floating_point():
-                total.add(a.cpu().double(), b.cpu().double())
-    return total.error()
-
-
-class _Sums:
-    """Running sums of a comparison."""
-
-    def __init__(self) -> None:
-        self.worst = self.largest = self.squares = self.power = 0.0
-        self.rows = self.same = 0
-
-    def add(self, found: Tensor, expected: Tensor) -> None:
-        """One output of one batch."""
-        if found.isnan().any() or expected.isnan().any():
-            raise InvalidValueError("compare: outputs must be numbers, got NaN; look at the data and at the model.")
-        difference = (found - expected).abs()
-        self.worst = max(self.worst, float(difference.max()) if difference.numel() else 0.0)
-        self.largest = max(self.largest, float(expected.abs().max()) if expected.numel() else 0.0)
-        self.squares += float(difference.square().sum())
-        self.power += float(expected.square().sum())
-        if expected.ndim > 1 and expected.shape[-1] > 1:
-            self.rows += expected.numel() // expected.shape[-1]
-            self.same += int((found.argmax(-1) == expected.argmax(-1)).sum())
-
-    def error(self) -> Deviation:
-        """The result."""
-        if not self.power and not self.squares:
-            raise InvalidValueError("compare: data must give outputs other than 0, got no batch, or zeros only.")
-        relative = self.worst / self.largest if self.largest else float("inf")
-        rms = (self.squares / self.power) ** 0.5 if self.power else float("inf")
-        return Deviation(self.worst, relative, rms, self.same / self.rows if self.rows else None)
+        floating = [pair for pair in zip(given, wanted, strict=True) if pair[1].is_floating_point()]
+        for a, b in ((a.cpu().double(), b.cpu().double()) for a, b in floating if b.numel()):
+            if a.isnan().any() or b.isnan().any():
+                raise InvalidValueError("compare: outputs must be numbers, got NaN; look at the data and at the model.")
+            worst = max(worst, float((a - b).abs().max()))
+            largest = max(largest, float(b.abs().max()))
+            squares += float((a - b).square().sum())
+            power += float(b.square().sum())
+            if b.ndim > 1 and b.shape[-1] > 1:
+                rows += b.numel() // b.shape[-1]
+                same += int((a.argmax(-1) == b.argmax(-1)).sum())
+    if not power and not squares:
+        raise InvalidValueError("compare: data must give outputs other than 0, got no batch, or zeros only.")
+    relative = worst / largest if largest else float("inf")
+    rms = (squares / power) ** 0.5 if power else float("inf")
+    return Deviation(worst, relative, rms, same / rows if rows else None)
 
 
 # -- metric of the user

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -18,7 +19,6 @@ __all__ = [
     "rename_captured",
     "rename_symbols",
     "rename_values",
-    "set_metadata",
     "share_transposed",
     "strip",
     "tensors",
@@ -145,17 +145,9 @@ def correct_output_shapes(
             del graph.value_info[:]
 
 
-def set_metadata(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
-    """Store strings in the file, sorted by key."""
-    onnx.helper.set_model_props(proto, dict(sorted(metadata.items())))
-
-
 def operators(proto: onnx.ModelProto) -> dict[str, int]:
     """How often each operator occurs, the most frequent first."""
-    counts: dict[str, int] = {}
-    nodes = [node for graph in _graphs(proto.graph) for node in graph.node]
-    for node in (*nodes, *(node for function in proto.functions for node in function.node)):
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    counts = Counter(node.op_type for node in _nodes(proto))
     return dict(sorted(counts.items(), key=lambda item: (-item[1], str(item[0]))))
 
 
@@ -164,18 +156,18 @@ def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto | onnx.SparseTe
     for graph in _graphs(proto.graph):
         yield from graph.initializer
         yield from graph.sparse_initializer
-        yield from _constants(graph.node)
-    for function in proto.functions:
-        yield from _constants(function.node)
-
-
-def _constants(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto | onnx.SparseTensorProto]:
-    for node in nodes:
+    for node in _nodes(proto):
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             elif attribute.HasField("sparse_tensor"):
                 yield attribute.sparse_tensor
+
+
+def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of all graphs and functions."""
+    for graph in (*_graphs(proto.graph), *proto.functions):
+        yield from graph.node
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

@@ -133,9 +133,7 @@ class ExportReport(OnnxSummary):
 
 def _bytes(count: int) -> str:
     """Bytes in decimal units: 1.56 MB."""
-    size = float(count)
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
-        size /= 1000
-    return f"{size:.3g} GB"
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"

@@ -75,8 +75,19 @@ class FlatModel(nn.Module):
         return tuple(self.named(tensors).values())
 
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The outputs by name."""
-        return _read_outputs(call(self.network, self.arguments.rebuild(tensors)), self.selector)
+        """Every output by a readable name, or the selected one."""
+        output = call(self.network, self.arguments.rebuild(tensors))
+        if self.selector is not None:
+            path = self.selector if isinstance(self.selector, str) else ""
+            return {_readable([path])[0]: select_output(output, self.selector)}
+        paths, found = [path for path, _ in tensor_paths(output)], [tensor for _, tensor in tensor_paths(output)]
+        if not paths:
+            raise ExportError(
+                f"export_onnx: the model returns no tensor, got {describe(output)}; "
+                "pass output=, a callable that finds it."
+            )
+        names = _readable([""] if len(paths) == 1 and paths[0].isdigit() else paths)
+        return dict(zip(names, found, strict=True))
 
     def rewrite(self, proto: onnx.ModelProto) -> None:
         """Change the graph as the exporter translated it, in place."""
@@ -133,21 +144,6 @@ def _by_argument(model: nn.Module, template: Any) -> Mapping[str, Any]:
         return inspect.signature(model.forward).bind(*arguments).arguments
     except (TypeError, ValueError):  # no signature; or the inputs do not fit it: the error of the call says more
         return {f"input_{index}": argument for index, argument in enumerate(arguments)}
-
-
-def _read_outputs(output: Any, selector: OutputSelector | None) -> dict[str, Tensor]:
-    """Every tensor of an output by a readable name, or the selected one."""
-    if selector is not None:
-        path = selector if isinstance(selector, str) else ""
-        return {_readable([path])[0]: select_output(output, selector)}
-    found = list(tensor_paths(output))
-    if not found:
-        raise ExportError(
-            f"export_onnx: the model returns no tensor, got {describe(output)}; pass output=, a callable that finds it."
-        )
-    paths = [path for path, _ in found]
-    names = _readable([""] if len(paths) == 1 and paths[0].isdigit() else paths)
-    return dict(zip(names, (tensor for _, tensor in found), strict=True))
 
 
 def _readable(paths: Iterable[str]) -> tuple[str, ...]:

@@ -71,9 +71,12 @@ def run_trials(model: FlatModel, axes: Sequence[Axis]) -> Trials:
     except BensembleError:  # its message names the output
         raise
     except Exception as err:
+        given = ", ".join(
+            f"'{name}' {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+            for name, tensor in zip(model.arguments.names, model.arguments.tensors, strict=True)
+        )
         raise ExportError(
-            f"export_onnx: the model rejects example_inputs, got {one_line(err)}; "
-            f"they are {_listing(model, model.arguments.tensors)}."
+            f"export_onnx: the model rejects example_inputs, got {one_line(err)}; they are {given}."
         ) from err
     varied, accepted = example, []
     for axis in axes:
@@ -82,7 +85,12 @@ def run_trials(model: FlatModel, axes: Sequence[Axis]) -> Trials:
             varied = found
             accepted.append(axis)
         elif axis.required and failure is not None:
-            raise _fixed(model, axis, failure)
+            index, dim = axis.places[0]
+            name, tried = model.arguments.names[index], ", ".join(map(str, axis.other_sizes()))
+            raise ExportError(
+                f"export_onnx: axis {dim} of '{name}' ({axis.name}) must vary, but the model accepts {axis.size} and "
+                f"not {tried}, got {one_line(failure)}; if the size is fixed, pass dynamic_shapes={{'{name}': {{}}}}."
+            )
         elif failure is None:  # the user's bounds leave no other size
             accepted.append(axis)
     batch = next((axis for axis in accepted if axis.name == BATCH and axis.size > 1 and axis.allows(1)), None)
@@ -106,20 +114,3 @@ def _vary(model: FlatModel, trial: Trial, axis: Axis, sizes: Sequence[int]) -> t
 def _run(model: FlatModel, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
     copies = [tensor.clone() for tensor in tensors]  # a model may write into its inputs
     return {name: output.detach().clone() for name, output in model.named(copies).items()}
-
-
-def _fixed(model: FlatModel, axis: Axis, failure: Exception) -> ExportError:
-    index, dim = axis.places[0]
-    name = model.arguments.names[index]
-    tried = ", ".join(str(size) for size in axis.other_sizes())
-    return ExportError(
-        f"export_onnx: axis {dim} of '{name}' ({axis.name}) must vary, but the model accepts {axis.size} and not "
-        f"{tried}, got {one_line(failure)}; if the size is fixed, pass dynamic_shapes={{'{name}': {{}}}}."
-    )
-
-
-def _listing(model: FlatModel, tensors: Sequence[Tensor]) -> str:
-    return ", ".join(
-        f"'{name}' {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-        for name, tensor in zip(model.arguments.names, tensors, strict=True)
-    )

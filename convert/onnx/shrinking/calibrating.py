@@ -20,10 +20,6 @@ __all__ = ["calibration_batches"]
 def calibration_batches(data: Any, trials: Trials) -> Iterator[tuple[Tensor, ...]]:
     """The tensors of every batch in the order of the file's inputs, each batch checked when it is read.
 
-    Args:
-        data: Inputs of one call, or a loader or list of batches.
-        trials: What the model answers; the batches must be like its example.
-
     Raises:
         InvalidValueError: There is no batch, or one that the file cannot take.
     """
@@ -50,12 +46,9 @@ def _checked(inputs: Any, trials: Trials, where: str) -> tuple[Tensor, ...]:
             f"example_inputs does, got {describe(inputs)}."
         )
     for index, (name, tensor, like) in enumerate(zip(arguments.names, given, arguments.tensors, strict=True)):
-        sizes = [
-            (axis, size)
-            for axis, size in enumerate(like.shape)
-            if tensor.ndim == like.ndim and (index, axis) not in free
-        ]
-        if tensor.dtype != like.dtype or tensor.ndim != like.ndim or any(tensor.shape[a] != n for a, n in sizes):
+        fixed = [axis for axis in range(like.ndim) if (index, axis) not in free]
+        fits = tensor.dtype == like.dtype and tensor.ndim == like.ndim
+        if not fits or any(tensor.shape[axis] != like.shape[axis] for axis in fixed):
             raise InvalidValueError(
                 f"export_onnx: {where} must be like example_inputs, {describe(like)} for '{name}', got "
                 f"{describe(tensor)}; prepare it as the model's inputs are prepared."

@@ -57,11 +57,7 @@ QUANTISED = (
 
 @dataclass(frozen=True)
 class Quantization:
-    """What the user asked for.
-
-    Attributes:
-        data: Calibration data as given; None for the dynamic way.
-    """
+    """What the user asked for: calibration data for the static way, None for the dynamic one."""
 
     data: Any
 
@@ -99,9 +95,9 @@ class Quantization:
                     "quantize."
                 ) from err
             found = onnx.load(target)
-        if not any(
-            tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1 for tensor in found.graph.initializer
-        ):
+        if onnx.TensorProto.INT8 not in {
+            tensor.data_type for tensor in found.graph.initializer if len(tensor.dims) > 1
+        }:
             raise ExportError(
                 f"export_onnx: quantize='int8' must find weights of convolutions or matrix products, got "
                 f"{_listing(proto)}; export without quantize."
@@ -140,14 +136,11 @@ class Quantization:
             )
             return
 
-        names = [value.name for value in proto.graph.input]
+        names, left = [value.name for value in proto.graph.input], iter(batches)
 
         class Reader(ort.CalibrationDataReader):
-            def __init__(self) -> None:
-                self.left = iter(batches)
-
             def get_next(self) -> dict[str, Any] | None:
-                tensors = next(self.left, None)
+                tensors = next(left, None)
                 return None if tensors is None else {n: t.numpy() for n, t in zip(names, tensors, strict=True)}
 
         ort.quantize_static(
@@ -159,12 +152,8 @@ class Quantization:
             reduce_range=True,
             activation_type=ort.QuantType.QUInt8,
             weight_type=ort.QuantType.QInt8,
-            op_types_to_quantize=[*CONVOLUTIONS, *PRODUCTS] if self._normalises(proto) else None,
+            op_types_to_quantize=[*CONVOLUTIONS, *PRODUCTS] if set(NORMALISING) & set(operators(proto)) else None,
         )
-
-    @staticmethod
-    def _normalises(proto: onnx.ModelProto) -> bool:
-        return any(name in operators(proto) for name in NORMALISING)
 
 
 def quantization_options(quantize: str | None, calibration_data: Any, outputs: str) -> Quantization | None:

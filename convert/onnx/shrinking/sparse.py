@@ -23,11 +23,7 @@ TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT
 
 
 def store_sparse(proto: onnx.ModelProto) -> int:
-    """Move initializers into coordinate form where that is smaller; the number of those moved.
-
-    Args:
-        proto: The model; it is changed in place.
-    """
+    """Move initializers into coordinate form where that is smaller, in place; the number of those moved."""
     graph = proto.graph
     moved = []
     for tensor in graph.initializer:

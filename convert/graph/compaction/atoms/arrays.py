@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["collapse", "reshape_array", "reshaped_size", "varying_axes"]
+__all__ = ["collapse", "nothing_known", "reshape_array", "reshaped_size", "varying_axes", "widened"]
 
 
 def varying_axes(array: Tensor) -> list[int]:
@@ -18,6 +18,16 @@ def varying_axes(array: Tensor) -> list[int]:
         for axis, size in enumerate(array.shape)
         if size > 1 and not torch.equal(array, array.narrow(axis, 0, 1).expand_as(array))
     ]
+
+
+def nothing_known(ndim: int) -> tuple[Tensor, Tensor]:
+    """Known flags and constants of a value whose elements are all unknown."""
+    return torch.zeros((1,) * ndim, dtype=torch.bool), torch.zeros((1,) * ndim, dtype=torch.float64)
+
+
+def widened(array: Tensor, missing: int) -> Tensor:
+    """The array with as many more leading axes of size one."""
+    return array[(None,) * missing]
 
 
 def collapse(known: Tensor, const: Tensor, axes: Iterable[int]) -> tuple[Tensor, Tensor]:

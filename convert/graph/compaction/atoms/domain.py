@@ -10,13 +10,14 @@ channels describes an image of any size, and operations that only move data are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
 
-from .arrays import collapse
+from .arrays import collapse, nothing_known
 
 __all__ = ["LeafRef", "Partition", "Shortcut", "Value"]
 
@@ -40,10 +41,7 @@ class Partition:
 
     def fresh(self, *shape: int) -> Tensor:
         """New atoms, each in a set of its own."""
-        count = 1
-        for size in shape:
-            count *= size
-        start, self._count = self._count, self._count + count
+        start, self._count = self._count, self._count + math.prod(shape)
         if self._count > len(self._parent):
             grown = torch.arange(max(2 * len(self._parent), self._count))
             grown[: len(self._parent)] = self._parent
@@ -137,8 +135,7 @@ class Value:
 
     def forget(self) -> Value:
         """The same value with nothing known about its elements."""
-        ones = (1,) * self.ndim
-        known, const = torch.zeros(ones, dtype=torch.bool), torch.zeros(ones, dtype=torch.float64)
+        known, const = nothing_known(self.ndim)
         return replace(self, known=known, const=const, patterned=False, stochastic=False)
 
     def plain(self) -> Value:

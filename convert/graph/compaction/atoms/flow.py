@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from bensemble.torch_internals import pytree
 
 from ...capture import Capture, TensorMeta
-from .arrays import varying_axes
+from .arrays import nothing_known, varying_axes
 from .calls import Call
 from .domain import LeafRef, Partition, Shortcut, Value
 from .readers import GroupSizes, Reader
@@ -58,11 +58,12 @@ class Flow:
         self.leaves: dict[str, Leaf] = {}
         self.readers: list[Reader] = []
         self.groups: list[GroupSizes] = []
-        #: Nodes whose arguments depend on sizes, with the function that adapts them to a solution.
+        #: Nodes whose arguments depend on sizes, with a function ``change(node, solution)`` that adapts them.
         self.edits: list[tuple[fx.Node, Callable[..., None]]] = []
         #: Values that vary along several axes and are not settled yet.
         self.worklist: list[Value] = []
-        self._tensors: dict[str, Tensor] = {
+        #: Parameters and buffers by each of their paths.
+        self.tensors: dict[str, Tensor] = {
             **dict(model.named_parameters(remove_duplicate=False)),
             **dict(model.named_buffers(remove_duplicate=False)),
         }
@@ -78,23 +79,18 @@ class Flow:
 
     def leaf(self, path: str, uses: int = 1) -> Value:
         """The value of a parameter or buffer that so many operations read; tied ones share one leaf."""
-        tensor = self._tensors[path]
+        tensor = self.tensors[path]
         first = self._first_path.setdefault(id(tensor), path)
         if first not in self.leaves:
             self.leaves[first] = Leaf(first, tensor)
         self.leaves[first].uses += uses
-        ones = (1,) * tensor.ndim
-        empty = torch.zeros(ones, dtype=torch.int64)
-        known, const = torch.zeros(ones, dtype=torch.bool), torch.zeros(ones, dtype=torch.float64)
-        return Value(tuple(tensor.shape), empty, known, const, leaf=LeafRef(first, tuple(range(tensor.ndim))))
+        known, const = nothing_known(tensor.ndim)
+        ref = LeafRef(first, tuple(range(tensor.ndim)))
+        return Value(tuple(tensor.shape), torch.zeros_like(known, dtype=torch.int64), known, const, leaf=ref)
 
     def aliases(self, path: str) -> list[str]:
         """All paths of a leaf."""
-        return [other for other, tensor in self._tensors.items() if tensor is self._tensors[path]]
-
-    def is_leaf(self, path: str) -> bool:
-        """Whether the model holds a parameter or buffer there."""
-        return path in self._tensors
+        return [other for other, tensor in self.tensors.items() if tensor is self.tensors[path]]
 
     def leaf_axis(self, value: Value, axis: int) -> Tensor:
         """Atoms along one axis of a leaf that is used as a matrix."""
@@ -147,11 +143,13 @@ class Flow:
 
     def opaque(self, shape: Sequence[int], reason: str) -> Value:
         """A value about which nothing is known. All its elements stay."""
-        ones = (1,) * len(shape)
-        atoms = self.atoms.fresh(*ones)
+        atoms = self.atoms.fresh(*(1,) * len(shape))
         self.atoms.pin(atoms, reason)
-        known, const = torch.zeros(ones, dtype=torch.bool), torch.zeros(ones, dtype=torch.float64)
-        return Value(tuple(shape), atoms, known, const)
+        return Value(tuple(shape), atoms, *nothing_known(len(shape)))
+
+    def opaque_results(self, meta: Any, reason: str) -> Any:
+        """What a node returned, with opaque values for its tensors."""
+        return pytree.tree_map_only(TensorMeta, lambda tensor: self.opaque(tensor.shape, reason), meta)
 
     def pin(self, value: Value, reason: str) -> None:
         """Keep every element of a value."""
@@ -168,13 +166,9 @@ class Flow:
     def normal(self, value: Value) -> Value:
         """The value with as few atoms as say the same."""
         atoms = self.atoms.find(value.atoms)
-        for axis in range(atoms.ndim):
-            if atoms.shape[axis] > 1 and torch.equal(atoms, atoms.narrow(axis, 0, 1).expand_as(atoms)):
-                atoms = atoms.narrow(axis, 0, 1)
-        known, const = value.known, value.const
-        if not known.any():
-            ones = (1,) * value.ndim
-            known, const = torch.zeros(ones, dtype=torch.bool), torch.zeros(ones, dtype=torch.float64)
+        varying = varying_axes(atoms)
+        atoms = atoms[tuple(slice(None) if axis in varying else slice(1) for axis in range(atoms.ndim))]
+        known, const = (value.known, value.const) if value.known.any() else nothing_known(value.ndim)
         return replace(value, atoms=atoms, known=known, const=const)
 
     def settled(self, value: Value, prefer: Collection[int] = ()) -> Value:
@@ -207,15 +201,7 @@ class Flow:
             self.unknowns.append((call.node, reason))
         for value in values:
             self.pin(value, reason)
-        return pytree.tree_map(
-            lambda leaf: self.opaque(leaf.shape, reason) if isinstance(leaf, TensorMeta) else leaf,
-            call.meta,
-            is_leaf=lambda leaf: isinstance(leaf, TensorMeta),
-        )
-
-    def edit(self, node: fx.Node, change: Callable[..., None]) -> None:
-        """Have ``change(node, solution)`` adapt the node's arguments once it is known what goes."""
-        self.edits.append((node, change))
+        return self.opaque_results(call.meta, reason)
 
     def moved(self, value: Value, shape: Sequence[int], move: Callable[[Tensor], Tensor]) -> Value:
         """The value after an operation that only rearranges elements."""

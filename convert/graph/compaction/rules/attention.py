@@ -6,9 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..atoms.arrays import collapse, varying_axes
+from ..atoms.arrays import collapse, varying_axes, widened
 from ..atoms.calls import Call
 from ..atoms.domain import Value
 from ..atoms.flow import Flow
@@ -19,11 +18,11 @@ from .products import Geometry, read_channels
 __all__ = ["attend", "multiply_matrices"]
 
 
-@rule("matmul", "bmm", "mm", "baddbmm")
+@rule("matmul", "bmm", "mm")
 def matmul(flow: Flow, call: Call) -> Any:
     """(..., M, K) x (..., K, N); with a weight on the right a linear layer without bias."""
     a, b = call.operands[:2]
-    if call.name == "baddbmm" or a.ndim < 2 or b.ndim < 2:
+    if a.ndim < 2 or b.ndim < 2:
         return flow.unknown(call, f"{call.name} in a form that is not followed")
     if b.leaf is not None and b.ndim == 2 and a.leaf is None:
         return read_channels(flow, call, a, b, None, Geometry(a.ndim - 1, 1, 0, selects=True))
@@ -44,9 +43,8 @@ def multiply_matrices(flow: Flow, call: Call, a: Value, b: Value) -> Value:
     known, const = collapse(b.known, b.const, [b.ndim - 2])
     if not averages:
         known = known & (const == 0)
-    lead = (1,) * (out.ndim - b.ndim)
-    known, const = (array.reshape(lead + tuple(array.shape)) for array in (known, const))
-    return flow.normal(replace(out, known=known, const=const))
+    missing = out.ndim - b.ndim
+    return flow.normal(replace(out, known=widened(known, missing), const=widened(const, missing)))
 
 
 def _summed(flow: Flow, value: Value, axis: int, reason: str) -> Value:
@@ -71,19 +69,15 @@ def attention(flow: Flow, call: Call) -> Any:
 
 def attend(flow: Flow, call: Call, query: Value, key: Value, value: Value, mask: Value | None) -> Value:
     """Attention weights sum to one, unless a mask leaves nothing: then only zeros stay what they are."""
-    scores = _blank(_scores(flow, call, query, key))
-    if isinstance(mask, Value):
-        scores = combine(flow, [scores, _blank(flow.operand(mask))], scores.shape, None)
-    return multiply_matrices(flow, call, replace(scores, stochastic=mask is None), value)
-
-
-def _scores(flow: Flow, call: Call, query: Value, key: Value) -> Value:
-    reason = f"{call.name} sums over it"
     q, k = flow.settled(flow.operand(query)), flow.settled(flow.operand(key))
+    reason = f"{call.name} sums over it"
     left, right = _summed(flow, q, q.ndim - 1, reason), _summed(flow, k, k.ndim - 1, reason)
     right = _summed(flow, right, k.ndim - 2, reason)
     shape = (*torch.broadcast_shapes(q.shape[:-2], k.shape[:-2]), q.shape[-2], k.shape[-2])
-    return combine(flow, [_blank(left), _blank(right)], shape, None)
+    scores = _blank(combine(flow, [_blank(left), _blank(right)], shape, None))
+    if isinstance(mask, Value):
+        scores = combine(flow, [scores, _blank(flow.operand(mask))], scores.shape, None)
+    return multiply_matrices(flow, call, replace(scores, stochastic=mask is None), value)
 
 
 @rule("embedding")
@@ -97,10 +91,12 @@ def embedding(flow: Flow, call: Call) -> Any:
         return flow.unknown(call, "embedding that renormalises its table")
     _pin_others(flow, call, table)
     atoms = flow.leaf_axis(table, 1)
-    first = flow.leaves[table.leaf.path].tensor.detach()
-    known = (first == first[:1]).all(0).cpu()
-    wide = (1,) * (len(call.shape) - 1) + (-1,)
-    return flow.normal(Value(call.shape, atoms.reshape(wide), known.reshape(wide), _row(first).reshape(wide)))
+    rows = flow.leaves[table.leaf.path].tensor.detach()
+    known = (rows == rows[:1]).all(0).cpu()
+    const = rows[0].to("cpu", torch.float64) if len(rows) else torch.zeros(known.shape, dtype=torch.float64)
+    missing = len(call.shape) - 1
+    row = Value(call.shape, widened(atoms, missing), widened(known, missing), widened(const, missing))
+    return flow.normal(row)
 
 
 def _pin_others(flow: Flow, call: Call, table: Value) -> None:
@@ -108,10 +104,6 @@ def _pin_others(flow: Flow, call: Call, table: Value) -> None:
     for value in call.operands:
         if value is not table:
             flow.pin(value, "it is an index")
-
-
-def _row(table: Tensor) -> Tensor:
-    return table[0].to("cpu", torch.float64) if len(table) else torch.zeros(table.shape[1], dtype=torch.float64)
 
 
 @rule("index")
@@ -125,7 +117,6 @@ def look_up(flow: Flow, call: Call) -> Any:
     _pin_others(flow, call, x)
     x = flow.operand(x)
     x = flow.settled(flow.tie(x, [0], "it is indexed")) if x.atoms.shape[0] > 1 else x
-    lead = (1,) * first.ndim
     known, const = collapse(x.known, x.const, [0])
     row = replace(x, known=known, const=const)
-    return flow.normal(row.mapped(call.shape, lambda array: array.reshape(lead + tuple(array.shape[1:]))))
+    return flow.normal(row.mapped(call.shape, lambda array: widened(array[0], first.ndim)))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..atoms.arrays import varying_axes
+from ..atoms.arrays import nothing_known, varying_axes, widened
 from ..atoms.calls import Call
 from ..atoms.domain import Value
 from ..atoms.flow import Flow
@@ -97,13 +97,11 @@ def combine(
     # Leaves take on the axis of whatever they meet; everything else has one already.
     values = [_aligned(flow.operand(v) if v.leaf else flow.settled(v), len(shape)).plain() for v in operands]
     atoms = _united(flow, values, shape)
-    known = torch.ones((1,) * len(shape), dtype=torch.bool)
+    zero, const = nothing_known(len(shape))
+    known = ~zero
     for value in values:
         known = known & value.known
-    const = torch.zeros(known.shape, dtype=torch.float64)
-    zero = torch.zeros_like(known)
-    if annihilates:
-        for value in values:
+        if annihilates:
             zero = zero | (value.known & (value.const == 0))
     if known.any():
         computed = _constants(run, values, operands)
@@ -120,24 +118,17 @@ def _constants(run: Callable[..., Tensor] | None, values: list[Value], operands:
     if run is None:
         return None
     try:
-        const = run(*(value.const.reshape(_own(value.const, v)) for value, v in zip(values, operands, strict=True)))
+        pairs = zip(values, operands, strict=True)
+        const = run(*(v.const.reshape(v.const.shape[v.ndim - operand.ndim :]) for v, operand in pairs))
     except (RuntimeError, TypeError):
         return None
-    return const.to(torch.float64).reshape((1,) * (values[0].ndim - const.ndim) + tuple(const.shape))
+    return widened(const.to(torch.float64), values[0].ndim - const.ndim)
 
 
 def _aligned(value: Value, ndim: int) -> Value:
     """The value with leading axes of size one."""
     missing = ndim - value.ndim
-    if not missing:
-        return value
-    lead = (1,) * missing
-    return value.mapped(lead + value.shape, lambda array: array.reshape(lead + tuple(array.shape)))
-
-
-def _own(array: Tensor, operand: Value) -> tuple[int, ...]:
-    """Shape of an aligned array without the axes that the operand does not have."""
-    return tuple(array.shape[array.ndim - operand.ndim :]) if operand.ndim else ()
+    return value.mapped((1,) * missing + value.shape, lambda array: widened(array, missing)) if missing else value
 
 
 def _united(flow: Flow, values: list[Value], shape: Sequence[int]) -> Tensor:
@@ -156,10 +147,7 @@ def _united(flow: Flow, values: list[Value], shape: Sequence[int]) -> Tensor:
         return flow.opaque(shape, "an outer product").atoms
     for found in taking_part[1:]:
         flow.atoms.unite(taking_part[0], found)
-    result = taking_part[0]
-    for found in taking_part[1:]:
-        result = result.expand(torch.broadcast_shapes(result.shape, found.shape))
-    return flow.atoms.find(result)
+    return flow.atoms.find(torch.broadcast_tensors(*taking_part)[0])
 
 
 def along_channels(flow: Flow, vector: Value, ndim: int) -> Value:

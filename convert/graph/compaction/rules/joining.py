@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from ..atoms.calls import Call
 from ..atoms.domain import Value
@@ -50,23 +50,18 @@ def _share_other_axes(flow: Flow, values: Sequence[Value], axis: int) -> None:
 
 
 def _joined(values: Sequence[Value], shape: Sequence[int], axis: int) -> Value:
-    """Values one after the other along an axis."""
-    arrays = zip(*((v.atoms, v.known, v.const) for v in values), strict=True)
-    return Value(tuple(shape), *(_joined_arrays(each, values, axis) for each in arrays))  # type: ignore[arg-type]
-
-
-def _joined_arrays(arrays: Sequence[Tensor], values: Sequence[Value], axis: int) -> Tensor:
-    """Arrays one after the other, each spread out along the axis."""
-    extents = list(torch.broadcast_shapes(*(_without(array, axis) for array in arrays)))
-    pieces = []
-    for array, value in zip(arrays, values, strict=True):
-        extents[axis] = value.shape[axis]
-        pieces.append(array.expand(extents))
-    return torch.cat(pieces, axis)
-
-
-def _without(array: Tensor, axis: int) -> tuple[int, ...]:
-    return tuple(1 if k == axis else size for k, size in enumerate(array.shape))
+    """Values one after the other along an axis, their arrays spread out along it."""
+    joined = []
+    for arrays in zip(*((v.atoms, v.known, v.const) for v in values), strict=True):
+        across = [[1 if k == axis else size for k, size in enumerate(array.shape)] for array in arrays]
+        extents = list(torch.broadcast_shapes(*across))
+        pieces = []
+        for array, value in zip(arrays, values, strict=True):
+            extents[axis] = value.shape[axis]
+            pieces.append(array.expand(extents))
+        joined.append(torch.cat(pieces, axis))
+    atoms, known, const = joined
+    return Value(tuple(shape), atoms, known, const)
 
 
 @rule("pad", "constant_pad_nd")
@@ -112,7 +107,7 @@ def _pad_channels(flow: Flow, call: Call, x: Value, axis: int, border: tuple[int
             amounts[at : at + 2] = sizes
             node.update_arg(1, amounts)
 
-    flow.edit(call.node, change)
+    flow.edits.append((call.node, change))
     return flow.normal(joined)
 
 

@@ -21,8 +21,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     """Register a rule for operations by name."""
 
     def register(function: Rule) -> Rule:
-        for name in names:
-            RULES[name] = function
+        RULES.update(dict.fromkeys(names, function))
         return function
 
     return register

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..atoms.arrays import reshape_array, reshaped_size, varying_axes
+from ..atoms.arrays import collapse, reshape_array, reshaped_size, varying_axes, widened
 from ..atoms.calls import Call
 from ..atoms.domain import LeafRef, Value
 from ..atoms.flow import Flow
@@ -74,7 +74,7 @@ def squeeze(flow: Flow, call: Call) -> Any:
             if node.op == "call_function":
                 node.target = torch.squeeze
 
-    flow.edit(call.node, change)
+    flow.edits.append((call.node, change))
     return flow.moved(x, call.shape, lambda array: array.squeeze(axes))
 
 
@@ -85,23 +85,22 @@ def expand(flow: Flow, call: Call) -> Any:
     A tensor without channels of its own (a gate of one channel) gets the channels of the tensor that it is expanded to.
     """
     x = flow.operand(call.operands[0])
-    lead = (1,) * (len(call.shape) - x.ndim)
-    shape = lead + x.shape
+    missing = len(call.shape) - x.ndim
+    shape = (1,) * missing + x.shape
     grown = [axis for axis, (old, new) in enumerate(zip(shape, call.shape, strict=True)) if old == 1 and new > 1]
     alone = not varying_axes(flow.normal(x).atoms)
     if call.name == "expand_as":
         other = flow.settled(flow.operand(call.operands[1]))
         if alone:
             flow.pin(x, "it is spread over the channels of another tensor")
-            known, const = (array.reshape(lead + tuple(array.shape)) for array in (x.known, x.const))
-            return Value(call.shape, other.atoms, known, const)
-        out = flow.moved(x, call.shape, lambda array: array.reshape(lead + tuple(array.shape)))
+            return Value(call.shape, other.atoms, widened(x.known, missing), widened(x.const, missing))
+        out = flow.moved(x, call.shape, lambda array: widened(array, missing))
         if set(varying_axes(other.atoms)) & set(grown):
             flow.atoms.pin(other.atoms, "its shape is taken")
         else:
             flow.atoms.unite(out.atoms, other.atoms)
         return flow.normal(out)
-    out = flow.moved(x, call.shape, lambda array: array.reshape(lead + tuple(array.shape)))
+    out = flow.moved(x, call.shape, lambda array: widened(array, missing))
     if alone and call.meta.dtype.is_floating_point and [axis for axis in grown if axis] == [1] and len(call.shape) > 2:
         flow.pin(x, "it is spread over channels")
         extents = [size if axis == 1 else 1 for axis, size in enumerate(call.shape)]
@@ -131,8 +130,7 @@ def pixel_shuffle(flow: Flow, call: Call) -> Any:
     flow.atoms.tie(atoms, 2, "pixel_shuffle interleaves them")
     known, const = x.plain().constants(1)
     known, const = known.reshape(1, -1, block, 1), const.reshape(1, -1, block, 1)
-    known, const = (known & (const == const[:, :, :1])).all(2, keepdim=True), const[:, :, :1]
-    return flow.normal(Value(call.shape, atoms[:, :, :1], known, const))
+    return flow.normal(Value(call.shape, atoms[:, :, :1], *collapse(known, const, [2])))
 
 
 def resized(flow: Flow, call: Call, out: Value, position: int, first_axis: int = 0) -> None:
@@ -149,4 +147,4 @@ def resized(flow: Flow, call: Call, out: Value, position: int, first_axis: int =
         else:
             node.args = node.args[:position] + ((sizes,) if packed else sizes)
 
-    flow.edit(call.node, change)
+    flow.edits.append((call.node, change))

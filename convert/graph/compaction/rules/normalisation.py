@@ -82,5 +82,5 @@ def group_norm(flow: Flow, call: Call) -> Any:
             node.update_arg(1, groups * alive // channels)
 
     if call.node.op == "call_function":
-        flow.edit(call.node, change)
+        flow.edits.append((call.node, change))
     return combine(flow, [normed, *affine], call.shape, lambda x, *vectors: _scaled(x, vectors, weight, bias))

@@ -16,9 +16,6 @@ from .products import is_uniform
 
 __all__: list[str] = []
 
-#: Endings of names, and the number of trailing axes that such an operation moves over.
-SPATIAL = {"1d": 1, "2d": 2, "3d": 3}
-
 
 @rule("max_pool1d", "max_pool2d", "max_pool3d")
 @rule("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
@@ -53,17 +50,13 @@ def by_channel(flow: Flow, call: Call, patterned: bool) -> Any:
     if not call.gives_tensor or len(call.shape) != x.ndim:
         return flow.unknown(call, f"{call.name} in a form that is not followed")
     x = flow.settled(flow.operand(x))
-    axes = range(x.ndim - _positions(call.name, x.ndim), x.ndim)
+    positions = next((count for count in (1, 2, 3) if f"{count}d" in call.name), x.ndim - 2)
+    axes = range(x.ndim - positions, x.ndim)
     if set(varying_axes(x.atoms)) & set(axes):
         return flow.unknown(call, f"{call.name} runs along its channels")
     x = x.plain() if patterned else x
     known, const = collapse(x.known, x.const, axes)
     return Value(call.shape, x.atoms, known, const, patterned=x.patterned or patterned)
-
-
-def _positions(name: str, ndim: int) -> int:
-    """Number of trailing axes with positions: by the number in the name, else all from the third on."""
-    return next((count for ending, count in SPATIAL.items() if ending in name), ndim - 2)
 
 
 @rule("mean", "amax", "amin", "sum", "logsumexp", "std", "var", "norm", "prod", "all", "any")

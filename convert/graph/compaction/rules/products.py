@@ -62,28 +62,26 @@ def addmm(flow: Flow, call: Call) -> Any:
     return read_channels(flow, call, x, weight, bias, Geometry(1, 1, 0))
 
 
-@rule("conv1d", "conv2d", "conv3d")
+@rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def convolution(flow: Flow, call: Call) -> Any:
-    """Convolution; the argument order is that of torch.nn.functional."""
-    x, weight, bias = call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias")
-    padding, groups = call.get(4, "padding", 0), call.get(6, "groups", 1)
-    if x.ndim != weight.ndim:
-        return flow.unknown(call, "a convolution without a batch axis")
-    if groups != 1 and weight.leaf is not None:
-        reader_groups(flow, call, 6, weight)
-    geometry = Geometry(1, groups=groups, uniform=is_uniform(padding, weight.shape[2:]))
-    return read_channels(flow, call, x, weight, bias, geometry)
-
-
-@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-def transposed_convolution(flow: Flow, call: Call) -> Any:
-    """Transposed convolution; the argument order is that of torch.nn.functional."""
+    """Convolution, also transposed; the argument order is that of torch.nn.functional."""
     x, weight, bias, groups = call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias"), call.get(6, "groups", 1)
     if x.ndim != weight.ndim:
         return flow.unknown(call, "a convolution without a batch axis")
-    if groups != 1 and weight.leaf is not None:
-        reader_groups(flow, call, 6, weight)
-    geometry = Geometry(1, 1, 0, groups=groups, transposed=True, uniform=False)
+    if groups != 1 and weight.leaf is not None and call.node.op == "call_function":
+        path = weight.leaf.path
+
+        def change(node: fx.Node, solution: Any) -> None:
+            if path in solution.groups and len(node.args) > 6:
+                node.update_arg(6, solution.groups[path])
+            elif path in solution.groups:
+                node.update_kwarg("groups", solution.groups[path])
+
+        flow.edits.append((call.node, change))
+    if call.name.startswith("conv_transpose"):
+        geometry = Geometry(1, 1, 0, groups=groups, transposed=True, uniform=False)
+    else:
+        geometry = Geometry(1, groups=groups, uniform=is_uniform(call.get(4, "padding", 0), weight.shape[2:]))
     return read_channels(flow, call, x, weight, bias, geometry)
 
 
@@ -94,23 +92,6 @@ def is_uniform(padding: Any, kernel: tuple[int, ...]) -> bool:
     if padding == "same":
         return all(size == 1 for size in kernel)
     return all(amount == 0 for amount in (padding if isinstance(padding, (tuple, list)) else (padding,)))
-
-
-def reader_groups(flow: Flow, call: Call, position: int, weight: Value) -> None:
-    """Adapt the literal number of groups of a functional convolution."""
-    path = weight.leaf.path if weight.leaf else ""
-
-    def change(node: fx.Node, solution: Any) -> None:
-        groups = solution.groups.get(path)
-        if groups is None:
-            return
-        if len(node.args) > position:
-            node.update_arg(position, groups)
-        else:
-            node.update_kwarg("groups", groups)
-
-    if call.node.op == "call_function":
-        flow.edit(call.node, change)
 
 
 def read_channels(flow: Flow, call: Call, x: Value, weight: Value, bias: Value | None, geometry: Geometry) -> Any:
@@ -164,15 +145,13 @@ def _by_group(weight: Tensor, out_axis: int, in_axis: int, geometry: Geometry) -
 def _tie_weight(flow: Flow, weight: Value, inputs: Tensor, outputs: Tensor, geometry: Geometry) -> None:
     """Unite the axes of the weight with the channels that they produce and read."""
     groups = geometry.groups
+    # With groups one axis counts positions within a group, which have no channels of their own: the reader cuts it.
+    if groups == 1 or not geometry.transposed:
+        flow.atoms.unite(flow.leaf_axis(weight, geometry.out_axis), outputs)
+    if groups == 1 or geometry.transposed:
+        flow.atoms.unite(flow.leaf_axis(weight, geometry.in_axis), inputs)
     if groups == 1:
-        flow.atoms.unite(flow.leaf_axis(weight, geometry.out_axis), outputs)
-        flow.atoms.unite(flow.leaf_axis(weight, geometry.in_axis), inputs)
         return
-    # The other axis counts positions within a group, which have no channels of their own: the reader cuts it.
-    if geometry.transposed:
-        flow.atoms.unite(flow.leaf_axis(weight, geometry.in_axis), inputs)
-    else:
-        flow.atoms.unite(flow.leaf_axis(weight, geometry.out_axis), outputs)
     by_group = inputs.reshape(groups, -1), outputs.reshape(groups, -1)
     if by_group[0].shape[1] == by_group[1].shape[1] == 1:
         flow.atoms.unite(inputs, outputs)
@@ -190,6 +169,6 @@ def _output(flow: Flow, call: Call, reader: Reader, sums: Tensor, bias: Value | 
     out = Value(call.shape, reader.outputs.reshape(shape), constant.reshape(shape), shares.reshape(shape))
     if bias is None:
         return flow.normal(out)
-    wide = (1,) * axis + (len(reader.outputs),) + (1,) * (len(call.shape) - axis - 1)
-    lifted = flow.operand(bias).mapped(wide, lambda array: array.reshape(wide))
+    wide = [len(reader.outputs) if k == -1 else 1 for k in shape]
+    lifted = flow.operand(bias).mapped(wide, lambda array: array.reshape(shape))
     return combine(flow, [out, lifted], call.shape, torch.add)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from ..atoms.flow import Flow
 from .elementwise import combine
 from .lookup import rule
 
-__all__ = ["index"]
+__all__: list[str] = []
 
 
 @rule("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes")
@@ -36,7 +37,7 @@ def split(flow: Flow, call: Call) -> Any:
             node.op, node.target = "call_function", torch.split
             node.args, node.kwargs = (node.args[0], sizes, axis), {}
 
-    flow.edit(call.node, change)
+    flow.edits.append((call.node, change))
     return tuple(parts)
 
 
@@ -55,7 +56,7 @@ def unbind(flow: Flow, call: Call) -> Any:
     """The elements of an axis as tensors."""
     x = flow.operand(call.operands[0])
     axis = call.get(1, "dim", 0) % x.ndim
-    return tuple(flow.moved(x, meta.shape, _select(axis, k)) for k, meta in enumerate(call.meta))
+    return tuple(flow.moved(x, meta.shape, _cut(axis, k)) for k, meta in enumerate(call.meta))
 
 
 @rule("select", "narrow", "slice")
@@ -63,12 +64,13 @@ def part(flow: Flow, call: Call) -> Any:
     """One element, or a range, of an axis."""
     x = flow.operand(call.operands[0])
     axis = call.get(1, "dim", 0) % x.ndim
-    if call.name == "select":
-        return _one(flow, call, x, axis, call.get(2, "index"))
+    first = call.get(2, "index" if call.name == "select" else "start")
+    item: Any = first
     if call.name == "narrow":
-        start = call.get(2, "start")
-        return _range(flow, call, x, axis, slice(start, start + call.get(3, "length")))
-    return _range(flow, call, x, axis, slice(call.get(2, "start"), call.get(3, "end"), call.get(4, "step", 1)))
+        item = slice(first, first + call.get(3, "length"))
+    elif call.name == "slice":
+        item = slice(first, call.get(3, "end"), call.get(4, "step", 1))
+    return _indexed(flow, call, x, [*[slice(None)] * axis, item, *[slice(None)] * (x.ndim - axis - 1)])
 
 
 @rule("index_select")
@@ -115,17 +117,14 @@ def _indexed(flow: Flow, call: Call, x: Value, items: list[Any]) -> Any:
         alive = iter(solution.alive_axes(x))
         new = [k if k is None else _moved_item(k, size, next(alive)) for k, size in zip(items, axes, strict=True)]
         if new != items:
-            node.args = (node.args[0], tuple(new))
+            node.op, node.target = "call_function", operator.getitem
+            node.args, node.kwargs = (node.args[0], tuple(new)), {}
 
-    if any(isinstance(k, slice) and k.step not in (None, 1) and x.atoms.shape[a] > 1 for a, k in _named(items)):
+    along = enumerate(k for k in items if k is not None)
+    if any(isinstance(k, slice) and k.step not in (None, 1) and x.atoms.shape[axis] > 1 for axis, k in along):
         return flow.unknown(call, "channels are taken in steps")
-    flow.edit(call.node, change)
+    flow.edits.append((call.node, change))
     return out
-
-
-def _named(items: list[Any]) -> list[tuple[int, Any]]:
-    """The items that consume an axis, with that axis."""
-    return list(enumerate(k for k in items if k is not None))
 
 
 def _moved_item(item: Any, size: int | None, alive: Tensor | None) -> Any:
@@ -139,43 +138,11 @@ def _moved_item(item: Any, size: int | None, alive: Tensor | None) -> Any:
     return item if item == slice(None) else slice(before[start], before[max(stop, start)])
 
 
-def _one(flow: Flow, call: Call, x: Value, axis: int, position: int) -> Value:
-    position %= x.shape[axis]
+def _cut(axis: int, item: int | slice) -> Callable[[Tensor], Tensor]:
+    """The movement to an element or a part of an axis; an array of one element there stands for all."""
 
-    def change(node: fx.Node, solution: Any) -> None:
-        alive = solution.alive_axes(x)[axis]
-        if alive is not None:
-            node.args, node.kwargs = (node.args[0], axis, int(alive[:position].sum())), {}
-
-    flow.edit(call.node, change)
-    return flow.moved(x, call.shape, _select(axis, position))
-
-
-def _range(flow: Flow, call: Call, x: Value, axis: int, span: slice) -> Any:
-    start, stop, step = span.indices(x.shape[axis])
-    if step != 1 and x.atoms.shape[axis] > 1:
-        return flow.unknown(call, "channels are taken in steps")
-
-    def change(node: fx.Node, solution: Any) -> None:
-        alive = solution.alive_axes(x)[axis]
-        if alive is not None:
-            first, length = int(alive[:start].sum()), int(alive[start:stop].sum())
-            node.op, node.target = "call_function", torch.narrow
-            node.args, node.kwargs = (node.args[0], axis, first, length), {}
-
-    flow.edit(call.node, change)
-    return flow.moved(x, call.shape, _cut(axis, slice(start, stop, step)))
-
-
-def _cut(axis: int, span: slice) -> Callable[[Tensor], Tensor]:
     def move(array: Tensor) -> Tensor:
-        return array if array.shape[axis] == 1 else array[(slice(None),) * axis + (span,)]
-
-    return move
-
-
-def _select(axis: int, position: int) -> Callable[[Tensor], Tensor]:
-    def move(array: Tensor) -> Tensor:
-        return array.select(axis, position if array.shape[axis] > 1 else 0)
+        whole = slice(None) if isinstance(item, slice) else 0
+        return array[(slice(None),) * axis + (item if array.shape[axis] > 1 else whole,)]
 
     return move
