@@ -42,6 +42,10 @@ class LinearOpLayer(BaseBayesianLayer):
         class BayesianConv1d(LinearOpLayer, nn.Conv1d):
             def linear_op(self, weight, bias, input):
                 return self._conv_forward(input, weight, bias)
+
+    Attributes:
+        is_last: Whether the output of this layer is the model's output, up to moves, resizing of positions and one
+            constant factor. ``bayesify`` sets it where it can prove it; whoever builds a model by hand sets it too.
     """
 
     _stems: ClassVar[dict[str, str]] = {"weight": "w", "bias": "b"}
@@ -53,8 +57,7 @@ class LinearOpLayer(BaseBayesianLayer):
     estimator: str = "local"
     #: In what a training forward computes the variance of float32 pre-activations: float32 or bfloat16.
     variance_dtype: torch.dtype = torch.float32
-    #: Whether the output of this layer is the model's, up to moves, resizing of positions and one constant factor.
-    #: ``bayesify`` sets it where it can prove it; whoever builds a model by hand sets it too.
+    #: Whether the output of this layer is the model's output.
     is_last: bool = False
     #: Standard deviation that a freshly built layer starts with; None for a converted one.
     init_sigma: float | None = None

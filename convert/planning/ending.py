@@ -48,9 +48,9 @@ def last_layer(model: nn.Module, example_inputs: Any, *, output: OutputSelector 
     """The name of the layer whose output becomes the model's output, for ``bayesify(model, include=...)``.
 
     What comes after the layer may move, pick and cast its outputs, multiply them by one constant (a temperature), and
-    resize positions, as segmenters do. That is observed and proven on the example inputs, in four to eight forwards of
-    a copy in evaluation mode; what Python does differently for other inputs is not seen. The model and the random state
-    do not change; files and global variables that a forward writes do.
+    resize positions, as segmenters do. That is observed and proven on the example inputs, in three to eight forwards
+    of a copy in evaluation mode; what Python does differently for other inputs is not seen. The model and the random
+    state do not change; files and global variables that a forward writes do.
 
     Args:
         model: Any module, deterministic or Bayesian, traceable or not.
