@@ -43,6 +43,10 @@ class LinearOpLayer(BaseBayesianLayer):
         class BayesianConv1d(LinearOpLayer, nn.Conv1d):
             def linear_op(self, weight, bias, input):
                 return self._conv_forward(input, weight, bias)
+
+    Attributes:
+        is_last: Whether the output of this layer is the model's output, up to moves, resizing of positions and one
+            constant factor. ``bayesify`` sets it where it can prove it; whoever builds a model by hand sets it too.
     """
 
     _stems: ClassVar[dict[str, str]] = {"weight": "w", "bias": "b"}

@@ -53,6 +53,7 @@ def compress(s):
 
 
 CONVERT = {
+    "last_layer": lambda s: convert.last_layer(s.plain, X),
     "plan": lambda s: (str(convert.plan(s.plain)), str(convert.plan(s.plain, example_inputs=X))),
     "bayesify": lambda s: convert.bayesify(s.plain, example_inputs=X),
     "to_deterministic": lambda s: convert.to_deterministic(s.bnn, sparsity=0.5),

@@ -38,7 +38,7 @@ EXPECTED = {
     "transformers GPT2LMHeadModel": "lm_head",
     "transformers GPT2ForSequenceClassification": "score",
     "transformers LlamaForCausalLM": "lm_head",
-    "transformers Gemma2ForCausalLM": "the output of 'lm_head' times one constant, got tanh after it",
+    "transformers Gemma2ForCausalLM": "the output must be the output of 'lm_head' times one constant, got tanh",
     "transformers T5ForConditionalGeneration": "lm_head",
     "transformers ViTForImageClassification": "classifier",
     "transformers SegformerForSemanticSegmentation": "decode_head.classifier",
