@@ -300,6 +300,17 @@ def test_plain_sigmas_bring_the_plain_basis_back(case):
     assert all(p.basis is None for p in layer.posteriors())
 
 
+@pytest.mark.parametrize("prior", ["ard", "pretrained"])
+def test_a_prior_that_a_rotation_would_change_is_refused(case, prior):
+    model, layer, *_ = case
+    before = layer.w_prior_sigma.clone() if hasattr(layer, "w_prior_sigma") else layer.prior_sigma
+    with pytest.raises(InvalidValueError, match="rotated basis"):
+        bensemble.set_prior(model, prior)
+    assert torch.equal(torch.as_tensor(layer.prior_sigma), torch.as_tensor(before))
+    bensemble.set_prior(model, "empirical")
+    assert bool(bensemble.kl_divergence(model).isfinite())
+
+
 def test_a_fit_that_fails_leaves_the_basis(case):
     model, layer, x, *_ = case
     before = {key: tensor.clone() for key, tensor in layer.state_dict().items()}

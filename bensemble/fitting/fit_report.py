@@ -66,8 +66,8 @@ class Comparison:
             return "the noise predicts better than one temperature does"
         result = "worse than" if self.gain < -2 * self.error else "no better than"
         return (
-            f"the noise predicts {result} one temperature does; a posterior of the last layer alone "
-            "(convert.last_layer), an ensemble, or fit_novelty for unfamiliar inputs may give more"
+            f"the noise predicts {result} one temperature does; a last layer alone (convert.last_layer) or an ensemble "
+            "may predict better, and fit_novelty tells unfamiliar inputs"
         )
 
 
@@ -113,10 +113,9 @@ class FitReport:
             lines.append(f"  NLL per term {self.nll:.4f}, of the mean network {self.mean_nll:.4f} nats")
         if self.comparison is not None:
             found = self.comparison
-            lines.append(
-                f"  with one temperature {found.tempered:.4f}; fitted {found.gain:+.4f} +- {found.error:.4f} better: "
-                f"{found.verdict}"
-            )
+            gain = f"{found.gain:.4f} +- {found.error:.4f}"
+            lines.append(f"  with one temperature {found.tempered:.4f}, which the fit improves by {gain}:")
+            lines.append(f"  {found.verdict}")
         cells = [
             (row.name, str(row.shape), f"{row.sigma:.3g}", f"{row.width:.3g}", f"{row.snr:.3g}") for row in self.rows
         ]

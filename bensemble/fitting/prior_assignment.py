@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import InvalidValueError, refuse
 from ..models.sharding import whole
 from ..posteriors import check_bayesian, named_posteriors
-from ..priors import make_prior
+from ..priors import Normal, make_prior
 
 __all__ = ["set_prior"]
 
@@ -36,6 +37,13 @@ def set_prior(model: nn.Module, prior: Any, *, prior_sigma: float | None = None)
         (posterior, make_prior("set_prior", prior, prior_sigma, whole(posterior.mu), posterior.sigma()))
         for _, posterior in named_posteriors(model)
     ]
+    problems = [
+        f"'{posterior.name}' has a posterior in a rotated basis, which needs a normal prior with one standard deviation, "
+        f"got {new}; pass prior_sigma=, or set_posterior with plain sigmas first."
+        for posterior, new in made
+        if posterior.basis is not None and not (type(new) is Normal and new.is_constant)
+    ]
+    refuse("set_prior", problems, InvalidValueError)
     for posterior, new in made:
         for place in (posterior, *posterior.ties):
             place.layer._set_prior(place.stem, new)
