@@ -38,8 +38,8 @@ def set_prior(model: nn.Module, prior: Any, *, prior_sigma: float | None = None)
         for _, posterior in named_posteriors(model)
     ]
     problems = [
-        f"'{posterior.name}' has a posterior in a rotated basis, which needs a normal prior with one standard deviation, "
-        f"got {new}; pass prior_sigma=, or set_posterior with plain sigmas first."
+        f"'{posterior.name}' has a posterior in a rotated basis, which needs a normal prior with one sigma, got "
+        f"{new}; pass prior_sigma=, or set_posterior with plain sigmas first."
         for posterior, new in made
         if posterior.basis is not None and not (type(new) is Normal and new.is_constant)
     ]
