@@ -26,7 +26,6 @@ from torch.utils.data import Dataset
 from ..basis import Basis
 from ..checks import check_count, check_number
 from ..errors import InvalidTypeError, InvalidValueError
-from ..gaussian import precise, rho_from_sigma
 from ..likelihoods import Likelihood, required
 from ..models.batches import Unpack, batch_size, device_of, split_batch
 from ..models.outputs import OutputSelector
@@ -40,6 +39,7 @@ from .curvature import diagonal_curvature
 from .fit_report import Comparison, FitReport, FitRow
 from .heldout import best_scale, heldout_terms, largest_scale, scanned_scale
 from .kronecker import check_structure, kronecker_curvature
+from .sigmas import restored_on_failure, set_sigmas, width
 
 __all__ = ["fit_posterior"]
 
@@ -112,12 +112,12 @@ def fit_posterior(
     kronecker = check_structure(structure, bnn)
     if kronecker and curvature != "ggn":
         raise InvalidValueError("fit_posterior: structure='kronecker' needs curvature='ggn', got 'fisher'.")
-    widths = {name: _width(posterior, kronecker) for name, posterior in posteriors.items()}
+    widths = {name: width(posterior, kronecker) for name, posterior in posteriors.items()}
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))  # a DataLoader draws a seed when it starts
         stack.enter_context(evaluating(bnn))
-        stack.enter_context(_restored_on_failure(posteriors))
+        stack.enter_context(restored_on_failure(posteriors))
         recorded: list[tuple[Any, Any]] = []
         batches = _recording(loader, unpack, OWN_EXAMPLES if val_loader is None and beta is None else 0, recorded)
         with _means_require_grad(posteriors), torch.enable_grad():
@@ -144,7 +144,7 @@ def fit_posterior(
             closed = ClosedTerms.of(bnn, pairs, resolved, output)
 
             def evaluate(beta: float, reach: float) -> Tensor:
-                _set_sigmas(posteriors, found.values, widths, beta, reach)
+                set_sigmas(posteriors, found.values, widths, beta, reach)
                 if closed is not None:
                     terms = closed.terms()
                 else:
@@ -163,7 +163,7 @@ def fit_posterior(
                 beta, reach, tried = largest_scale(evaluate, mean_terms, ALLOWANCE)
                 heldout = f"{mean_terms.numel()} training terms, at a cost of at most {ALLOWANCE:g} nats each"
             nll, mean_nll = tried[beta, reach], float(mean_terms.mean())
-        _set_sigmas(posteriors, found.values, widths, beta, reach)
+        set_sigmas(posteriors, found.values, widths, beta, reach)
     rows = tuple(_row(name, posterior, widths[name] * reach) for name, posterior in posteriors.items())
     return FitReport(
         curvature, "kronecker" if kronecker else "diagonal", found.num_terms, found.num_passes, beta, reach,
@@ -217,32 +217,6 @@ def _check_pairs(pairs: list[tuple[Any, Any]]) -> None:
         )
 
 
-@torch.no_grad()
-def _width(posterior: Posterior, one_for_layer: bool) -> float:
-    """Root mean square of the weights that are kept. If all are 0: the largest of the layer, or 1e-3.
-
-    In a rotated basis weight and bias have one width, that of the weight.
-    """
-    if one_for_layer:
-        posterior = posterior.layer._posterior("weight")
-
-    def root_mean_square(p: Posterior) -> float:
-        kept = p.mu.numel() if p.mask is None else max(int(p.mask.sum()), 1)
-        return float((precise(p.mean()).square().sum() / kept).sqrt())
-
-    return root_mean_square(posterior) or max(map(root_mean_square, posterior.layer._posteriors())) or 1e-3
-
-
-@torch.no_grad()
-def _set_sigmas(
-    posteriors: dict[str, Posterior], curvature: dict[str, Tensor], widths: dict[str, float], beta: float, reach: float
-) -> None:
-    """sigma^2 = 1 / (h / beta + 1 / s^2), in place."""
-    for name, posterior in posteriors.items():
-        precision = curvature[name].double() / beta + (widths[name] * reach) ** -2
-        posterior.rho.copy_(rho_from_sigma(precision.rsqrt()))
-
-
 @contextmanager
 def _means_require_grad(posteriors: dict[str, Posterior]) -> Iterator[None]:
     """Let all means require gradients, also frozen ones; the flags are restored."""
@@ -254,20 +228,6 @@ def _means_require_grad(posteriors: dict[str, Posterior]) -> Iterator[None]:
     finally:
         for mu, flag in flags:
             mu.requires_grad_(flag)
-
-
-@contextmanager
-def _restored_on_failure(posteriors: dict[str, Posterior]) -> Iterator[None]:
-    """Restore every rho if the block fails."""
-    before = {name: (posterior.rho.detach().clone(), posterior.basis) for name, posterior in posteriors.items()}
-    try:
-        yield
-    except BaseException:
-        with torch.no_grad():
-            for name, posterior in posteriors.items():
-                posterior.rho.copy_(before[name][0])
-                posterior.set_basis(before[name][1])
-        raise
 
 
 @torch.no_grad()
