@@ -7,6 +7,7 @@ from torch import nn
 import bensemble
 from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from convert import bayesify, to_deterministic
 
 from .tasks import batches, blobs, mlp
 
@@ -177,6 +178,20 @@ def test_a_changed_model_is_refused():
         novelty.score(X)
     model[4].bias = copy.deepcopy(other[4].bias)
     novelty.score(X)
+
+
+def test_a_pruned_weight_counts_as_zero():
+    model = bayesify(mlp())
+    bensemble.prune(model, sparsity=0.5)
+    novelty = fit(model)
+    with torch.no_grad():
+        model[0].w_mu += 1 - model[0].w_mask  # as an optimizer with momentum may do
+    novelty.score(X)
+    novelty.on(to_deterministic(model))
+    with torch.no_grad():
+        model[0].w_mu += model[0].w_mask
+    with pytest.raises(InvalidValueError, match="belongs to another model"):
+        novelty.score(X)
 
 
 def test_buffers_belong_to_the_model_and_their_order_does_not_matter():

@@ -1,4 +1,6 @@
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -286,6 +288,43 @@ def test_windows_and_layers_called_twice():
     assert_close(novelty.score(x[50:70]), expected, rtol=1e-8, atol=1e-8)
 
 
+class Letters(nn.Module):
+    """Words of letters: a convolution over the letters of every word, then one answer for each word."""
+
+    def __init__(self):
+        super().__init__()
+        self.letters, self.head = nn.Conv1d(2, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.letters(x.flatten(0, 1)).amax(-1)).view(*x.shape[:2], 3)
+
+
+@torch.no_grad()
+def test_letters_are_averaged_for_each_word():
+    model, x, y = Letters().double(), torch.randn(60, 5, 2, 6).double(), torch.randint(0, 3, (60, 5))
+    novelty = bensemble.fit_novelty(model, batches((x, y), 7), [x[:20]], likelihood=Categorical(dim=-1))
+
+    def words(x):
+        return model.letters(x.flatten(0, 1)).mean(-1)
+
+    logits = lambda x: model(x).flatten(0, 1)  # noqa: E731
+    expected = naive_score([words], logits, (x, y.flatten()), x[:20], x[20:25])
+    assert_close(novelty.score(x[20:25]).flatten(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_threads_do_not_see_each_others_features():
+    """Each thread waits inside the forward for the other one, so that both hooks are there at once."""
+    model, meeting = mlp(), threading.Barrier(2, timeout=60)
+    novelty = bensemble.fit_novelty(model, batches(TRAIN), batches(HELD))
+    inputs = [FRESH[:25], FRESH[25:]]
+    alone = [novelty.score(x) for x in inputs]
+    handle = model.register_forward_pre_hook(lambda *_: (meeting.wait(), None)[1])
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(novelty.score, inputs))
+    handle.remove()
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
 @torch.no_grad()
 def test_label_sets_are_classes_without_energy():
     model, (x, y) = mlp(outputs=2), TRAIN
@@ -355,7 +394,11 @@ def test_a_constant_layer_is_left_out():
     named = bensemble.fit_novelty(side, batches(TRAIN), batches(HELD), projection=None, layers=["live.0", "live.2"])
     assert [layout.number for layout in novelty.reader.layouts] == [1, 2]
     assert [layout.name for layout in named.reader.layouts] == ["live.0", "live.2"]
-    assert bool(novelty.score(FRESH).isfinite().all())
+    with torch.no_grad():
+        first = lambda x: side.live[:1](x) @ random_signs(0, 1, 9, 3).double()  # noqa: E731
+        second = lambda x: side.live[:3](x) @ random_signs(0, 2, 5, 3).double()  # noqa: E731
+        expected = naive_score([first, second], side, TRAIN, HELD[0], FRESH)
+    assert_close(novelty.score(FRESH), expected, rtol=1e-9, atol=1e-9)
 
 
 @torch.no_grad()
