@@ -48,8 +48,10 @@ def standardised(values, heldout):
     return (values - heldout.mean()) / heldout.std(correction=0)
 
 
-def naive_score(features, logits, data, held, new, energy=True):
+def naive_score(features, logits, data, held, new, energy=True, joint=True):
     """The score of new inputs from the features of each layer, written out."""
+    if joint:
+        features = [lambda x, each=features: torch.cat([f(x) for f in each], -1)]
     pairs = [[naive_distance(f(data[0]), data[1], f(x)) for x in (held, new)] for f in features]
     sums = [sum(standardised(pair[i], pair[0]) for pair in pairs) for i in (0, 1)]
     score = standardised(sums[1], sums[0])

@@ -179,6 +179,8 @@ def test_a_constant_layer_is_left_out():
         model[0].weight.zero_()
         model[2].weight.normal_()
     with pytest.raises(bensemble.InvalidValueError, match="'0', '2' do not vary"):
+        bensemble.fit_novelty(model, batches(TRAIN), batches(HELD), joint=False)
+    with pytest.raises(bensemble.InvalidValueError, match="'0, 2' do not vary"):
         bensemble.fit_novelty(model, batches(TRAIN), batches(HELD))
 
     class Side(nn.Module):
@@ -192,7 +194,7 @@ def test_a_constant_layer_is_left_out():
 
     side = Side()
     with pytest.warns(UserWarning, match="'dead' left out, because their outputs do not vary"):
-        novelty = bensemble.fit_novelty(side, batches(TRAIN), batches(HELD), projection=3)
+        novelty = bensemble.fit_novelty(side, batches(TRAIN), batches(HELD), projection=3, joint=False)
     named = bensemble.fit_novelty(side, batches(TRAIN), batches(HELD), projection=None, layers=["live.0", "live.2"])
     assert [layout.number for layout in novelty.reader.layouts] == [1, 2]
     novelty.reader._signs.clear()  # as after loading
@@ -200,7 +202,7 @@ def test_a_constant_layer_is_left_out():
     with torch.no_grad():
         first = lambda x: side.live[:1](x) @ random_signs(0, 1, 9, 3).double()  # noqa: E731
         second = lambda x: side.live[:3](x) @ random_signs(0, 2, 5, 3).double()  # noqa: E731
-        expected = naive_score([first, second], side, TRAIN, HELD[0], FRESH)
+        expected = naive_score([first, second], side, TRAIN, HELD[0], FRESH, joint=False)
     assert_close(novelty.score(FRESH), expected, rtol=1e-9, atol=1e-9)
 
 

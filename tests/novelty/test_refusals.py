@@ -90,6 +90,7 @@ sets = torch.randint(0, 2, (600, 9), generator=torch.Generator().manual_seed(0))
         ({"model": Whole(), "layers": ["odd"]}, InvalidValueError, r"'odd' \(1, 2\) have no axis for the 50 examples"),
         ({"projection": 0}, InvalidValueError, "projection must be at least 1, got 0"),
         ({"projection": 1.5}, InvalidTypeError, "projection must be a whole number, got 1.5"),
+        ({"joint": 1}, InvalidTypeError, "joint must be True or False, got 1"),
         ({"generator": 3}, InvalidTypeError, "generator must be a torch.Generator, got 3"),
         ({"model": overflowing()}, InvalidValueError, "'2' must be finite, got 50 of 250 .* batch 0 of loader"),
         (
@@ -149,7 +150,7 @@ def test_nothing_of_the_model_changes_when_a_fit_fails():
 
 def test_class_means_that_take_too_much_memory(monkeypatch):
     monkeypatch.setattr("bensemble.novelty.passes.MOST_BYTES", 300)
-    with pytest.raises(InvalidValueError, match=r"3 classes in 2 layers must take at most 300 bytes, got 336"):
+    with pytest.raises(InvalidValueError, match=r"3 classes must take at most 300 bytes, got 336"):
         fit()
 
 

@@ -20,25 +20,34 @@ TRAIN, HELD = blobs(400, seed=1), blobs(120, seed=2)
 FRESH = blobs(60, seed=3)[0]
 
 
+@pytest.mark.parametrize("joint", [True, False])
 @torch.no_grad()
-def test_the_score_is_the_formula():
+def test_the_score_is_the_formula(joint):
     model = mlp()
-    novelty = bensemble.fit_novelty(model, batches(TRAIN), batches(HELD, 32), projection=None)
-    expected = naive_score([model[:1], model[:3]], model, TRAIN, HELD[0], FRESH)
+    novelty = bensemble.fit_novelty(model, batches(TRAIN), batches(HELD, 32), projection=None, joint=joint)
+    expected = naive_score([model[:1], model[:3]], model, TRAIN, HELD[0], FRESH, joint=joint)
     assert_close(novelty.score(FRESH), expected, rtol=1e-9, atol=1e-9)
     assert_close(novelty.score(HELD[0]), novelty.heldout, rtol=1e-9, atol=1e-9)
     assert novelty.num_data == 400
     assert [layout.name for layout in novelty.reader.layouts] == ["0", "2"]
+    assert novelty.reader.sizes == ((14,) if joint else (9, 5))
 
 
 @torch.no_grad()
-def test_wide_layers_are_projected_and_narrow_ones_are_not():
+def test_wide_features_are_projected_and_narrow_ones_are_not():
     model = mlp()
-    novelty = bensemble.fit_novelty(model, batches(TRAIN), batches(HELD), projection=7)
-    signs = random_signs(0, 0, 9, 7).double()
-    expected = naive_score([lambda x: model[:1](x) @ signs, model[:3]], model, TRAIN, HELD[0], FRESH)
+    novelty = bensemble.fit_novelty(model, batches(TRAIN), batches(HELD), projection=7, joint=False)
+    first, second = random_signs(0, 0, 9, 7).double(), random_signs(0, 1, 5, 7).double()
+    features = [lambda x: model[:1](x) @ first, model[:3]]
+    expected = naive_score(features, model, TRAIN, HELD[0], FRESH, joint=False)
     assert_close(novelty.score(FRESH), expected, rtol=1e-9, atol=1e-9)
     assert novelty.reader.sizes == (7, 5)
+    together = bensemble.fit_novelty(model, batches(TRAIN), batches(HELD), projection=7)
+    features = [lambda x: model[:1](x) @ first + model[:3](x) @ second]
+    assert_close(together.score(FRESH), naive_score(features, model, TRAIN, HELD[0], FRESH), rtol=1e-9, atol=1e-9)
+    assert together.reader.sizes == (7,)
+    unprojected = bensemble.fit_novelty(model, batches(TRAIN), batches(HELD), projection=14)
+    assert unprojected.reader.sizes == (14,)
     sources = [torch.Generator().manual_seed(seed) for seed in (1, 1, 2)]
     fits = [bensemble.fit_novelty(model, batches(TRAIN), batches(HELD), projection=7, generator=s) for s in sources]
     seeded = [fit.score(FRESH) for fit in fits]
@@ -201,4 +210,5 @@ def test_it_prints_and_counts():
     text = repr(novelty)
     assert "Novelty of Sequential (categorical), per example: 400 training terms" in text
     assert "120 held-out terms, so p-values of 0.0083 and above" in text
-    assert [line.split() for line in text.splitlines()[-2:]] == [["0", "9", "9", "3"], ["2", "5", "5", "3"]]
+    assert "3 classes, one Gaussian of 14 features after projection" in text
+    assert [line.split() for line in text.splitlines()[-2:]] == [["0", "9"], ["2", "5"]]
