@@ -1,4 +1,4 @@
-r"""The relative Mahalanobis distance of one layer.
+r"""The relative Mahalanobis distance of one layer, or of several together.
 
 For the features x of an input, with one Gaussian for all classes and one for each (Ren et al. 2021, "A Simple Fix to
 Mahalanobis Distance for Improving Near-OOD Detection", equation 2, after Lee et al. 2018, "A Simple Unified Framework

@@ -37,25 +37,28 @@ class FeatureReader:
 
     Attributes:
         layouts: The layers.
-        projection: Dimensions that wider layers are projected to; None for no projection.
+        projection: Dimensions that wider features are projected to; None for no projection.
         seed: Seed of the projections.
         per_position: Whether the model's output has positions, such as tokens or pixels.
+        joint: Whether the features of all layers make one row, or each layer has its own.
     """
 
     layouts: tuple[Layout, ...]
     projection: int | None
     seed: int
     per_position: bool
+    joint: bool
     _signs: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Features of each layer after the projection."""
-        limit = self.projection
-        return tuple(layout.width if limit is None else min(layout.width, limit) for layout in self.layouts)
+        """Features of each Gaussian: of the one for all layers, or of one for each."""
+        widths = [layout.width for layout in self.layouts]
+        widths = [sum(widths)] if self.joint else widths
+        return tuple(width if self.projection is None else min(width, self.projection) for width in widths)
 
     def without(self, names: Collection[str]) -> FeatureReader:
-        """The reader of the other layers."""
+        """The reader of the other layers, which have a Gaussian each."""
         return replace(self, layouts=tuple(layout for layout in self.layouts if layout.name not in names))
 
     def read(self, model: nn.Module, inputs: Inputs, output: OutputSelector | None) -> tuple[Tensor, list[Tensor]]:
@@ -67,7 +70,8 @@ class FeatureReader:
             output: Which part of a structured output.
 
         Returns:
-            The output, and for each layer a tensor of shape (B, k), or (B, ..., k) with the layer's own positions.
+            The output, and for each layer a tensor of shape (B, k), or (B, ..., k) with the layer's own positions;
+            projected already.
 
         Raises:
             InvalidValueError: A layer is not called, or has another width than in the fit.
@@ -89,7 +93,7 @@ class FeatureReader:
         return raw, [_mean_of_calls(calls) for calls in found]
 
     def rows(self, features: list[Tensor], shape: torch.Size) -> Iterator[tuple[slice, list[Tensor]]]:
-        """Examples in small parts, and for each layer its rows, one for each example or position of these.
+        """Examples in small parts, and for each Gaussian its rows, one for each example or position of these.
 
         Args:
             features: What :meth:`read` returned.
@@ -99,7 +103,10 @@ class FeatureReader:
         step = max(1, ROWS // max(positions.numel(), 1))
         for start in range(0, shape[0], step):
             part = slice(start, min(start + step, shape[0]))
-            yield part, [self._spread(number, tensor[part], positions) for number, tensor in enumerate(features)]
+            rows = [self._spread(number, tensor[part], positions) for number, tensor in enumerate(features)]
+            if self.joint:  # a projection of all layers is the sum of those of each
+                rows = [torch.stack(rows).sum(0) if self._size(0) is not None else torch.cat(rows, 1)]
+            yield part, rows
 
     def _reduced(self, number: int, tensor: Tensor, batch: int | None, mask: Tensor | None) -> Tensor:
         """The output of one layer as (B, ..., k)."""
@@ -124,13 +131,20 @@ class FeatureReader:
                 x = (x * kept).sum(1) / kept.sum(1).clamp_min(1)
             else:
                 x = x.flatten(1, -2).mean(1)
-        return x if self.sizes[number] == layout.width else x @ self._projection(number, x)
+        size = self._size(number)
+        return x if size is None else x @ self._projection(layout, size, x)
 
-    def _projection(self, number: int, like: Tensor) -> Tensor:
-        layout = self.layouts[number]
+    def _size(self, number: int) -> int | None:
+        """The dimensions that a layer is projected to; None if it is not."""
+        if self.projection is None:
+            return None
+        width = sum(layout.width for layout in self.layouts) if self.joint else self.layouts[number].width
+        return self.projection if width > self.projection else None
+
+    def _projection(self, layout: Layout, size: int, like: Tensor) -> Tensor:
         key = (layout.number, like.device)
         if key not in self._signs:
-            signs = random_signs(self.seed, layout.number, layout.width, self.sizes[number])
+            signs = random_signs(self.seed, layout.number, layout.width, size)
             self._signs[key] = signs.to(like.device)
         return self._signs[key].to(like.dtype)
 

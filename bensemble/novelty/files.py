@@ -34,7 +34,7 @@ _LONGEST = 2**24
 _KEY = "bensemble_novelty"
 _FIELDS: dict[str, Any] = {
     "version": int, "kind": str, "dim": (int, type(None)), "ignore_index": int, "layers": list,
-    "projection": (int, type(None)), "seed": int, "per_position": bool, "num_data": int,
+    "projection": (int, type(None)), "seed": int, "per_position": bool, "joint": bool, "num_data": int,
     "output": (str, int, type(None)), "fingerprint": str, "heldout_digest": str, "digest": str,
 }  # fmt: skip
 
@@ -70,6 +70,7 @@ def save_novelty(novelty: Any, path: str | os.PathLike[str]) -> None:
         "projection": novelty.reader.projection,
         "seed": novelty.reader.seed,
         "per_position": novelty.reader.per_position,
+        "joint": novelty.reader.joint,
         "num_data": novelty.num_data,
         "output": output if isinstance(output, (str, int)) else None,
         "fingerprint": novelty.fingerprint,
@@ -163,7 +164,7 @@ def _contents(model: nn.Module, header: dict[str, Any], tensors: dict[str, Tenso
     _require(not missing, f"the model has no layer {missing[:1]}")
     for name, tensor in tensors.items():
         _require(tensor.dtype == torch.float64 and is_finite(tensor), f"'{shown(name)}' is not finite float64")
-    reader = FeatureReader(header["layers"], header["projection"], header["seed"], header["per_position"])
+    reader = FeatureReader(*(header[key] for key in ("layers", "projection", "seed", "per_position", "joint")))
     heldout, standard = tensors.pop("heldout", None), tensors.pop("standard", None)
     _require(heldout is not None and heldout.ndim == 1 and len(heldout) > 1, "it has no held-out scores")
     scales = 2 if header["kind"] == "categorical" else 1

@@ -45,7 +45,8 @@ def fingerprint(model: nn.Module) -> str:
         value = value if mask is None else value * mask.to(value.dtype)
         digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
         if value.numel():
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            one_zero = value.detach().cpu() + 0 if value.is_floating_point() else value.detach().cpu()  # -0 becomes 0
+            digest.update(one_zero.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     _known[model] = (state, digest.hexdigest())
     return digest.hexdigest()
 

@@ -32,7 +32,8 @@ def fit_novelty(
     *,
     likelihood: Likelihood | str = "categorical",
     layers: str | Sequence[str] = "all",
-    projection: int | None = 128,
+    projection: int | None = 256,
+    joint: bool = True,
     output: OutputSelector | None = None,
     unpack: Unpack | None = None,
     generator: torch.Generator | None = None,
@@ -40,10 +41,10 @@ def fit_novelty(
 ) -> Novelty:
     """Learn what inputs a trained network knows, to tell strangers from familiar inputs; the model does not change.
 
-    The score is the sum of relative Mahalanobis distances over the layers (Ren et al. 2021) plus the energy of the
-    logits (Liu et al. 2020); see :class:`Novelty`. The training data is read once, for a regression twice. Features are
-    summed up batch by batch and never stored. Under torch.distributed all processes must call this, each with its own
-    share of both loaders; the result is that of one process with all data.
+    The score is the relative Mahalanobis distance of the features of all layers (Ren et al. 2021) plus the energy of
+    the logits (Liu et al. 2020); see :class:`Novelty`. The training data is read once, for a regression twice. Features
+    are summed up batch by batch and never stored. Under torch.distributed all processes must call this, each with its
+    own share of both loaders; the result is that of one process with all data.
 
     Args:
         model: A trained model, plain or Bayesian; of a Bayesian one the posterior means are used.
@@ -54,8 +55,10 @@ def fit_novelty(
         likelihood: What the outputs mean, such as ``"categorical"``.
         layers: ``"all"``: the pre-activations of every Linear, convolution and attention but the last one called. Or
             the paths of modules, whose outputs are taken.
-        projection: Dimensions that wider layers are projected to by a fixed random matrix; None for all of them, which
-            costs memory and time with the square of the width.
+        projection: Dimensions that wider features are projected to by a fixed random matrix; None for all of them,
+            which costs memory and time with the square of their number.
+        joint: One Gaussian over the features of all layers. False: one for each layer, each projected for itself, and
+            the sum of their standardised distances; it misses more strangers where layers differ in what they tell.
         output: Which part of a structured output.
         unpack: ``callable(batch) -> (inputs, target)`` for the batches of both loaders.
         generator: Source of the projection's seed; without it the seed is 0. The global random state is not used.
@@ -79,6 +82,8 @@ def fit_novelty(
         _check_loader(name, given, twice=kind == "regression" and name == "loader")
     if projection is not None:
         check_count("fit_novelty", "projection", projection)
+    if not isinstance(joint, bool):
+        raise InvalidTypeError(f"fit_novelty: joint must be True or False, got {joint!r}.")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise InvalidTypeError(f"fit_novelty: generator must be a torch.Generator, got {generator!r}.")
     if val_loader is loader:
@@ -89,7 +94,7 @@ def fit_novelty(
             stacklevel=2,
         )
     own = 0 if generator is None else int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    fit = NoveltyFit(inner, resolved, layers, projection, from_every_process(own)[0], output, unpack)
+    fit = NoveltyFit(inner, resolved, layers, projection, joint, from_every_process(own)[0], output, unpack)
     done = Progress(progress, loader, val_loader)
     with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed when it starts
         fit.learn(loader, fit.edges(loader) if kind == "regression" else None, done)

@@ -54,12 +54,13 @@ class NoveltyFit:
         likelihood: Likelihood,
         layers: str | Sequence[str],
         projection: int | None,
+        joint: bool,
         seed: int,
         output: OutputSelector | None,
         unpack: Unpack | None,
     ) -> None:
         self.model, self.likelihood, self.layers, self.projection = model, likelihood, layers, projection
-        self.seed, self.output, self.unpack, self.device = seed, output, unpack, device_of(model)
+        self.joint, self.seed, self.output, self.unpack, self.device = joint, seed, output, unpack, device_of(model)
         self.classes = ClassTable()
         self.reader: FeatureReader | None = None
         self.moments: list[Moments] = []
@@ -98,7 +99,7 @@ class NoveltyFit:
             return shape[0]
 
         layouts = chosen_layouts(self.model, self.layers, forward)
-        self.reader = FeatureReader(layouts, self.projection, self.seed, per_position=len(shape) > 1)
+        self.reader = FeatureReader(layouts, self.projection, self.seed, len(shape) > 1, self.joint)
         self.moments = [Moments(size) for size in self.reader.sizes]
 
     def _add(self, raw: Tensor, features: list[Tensor], codes: Tensor, kept: Tensor) -> None:
@@ -108,7 +109,7 @@ class NoveltyFit:
         needed = 8 * count * sum(self.reader.sizes)
         if needed > MOST_BYTES:
             raise InvalidValueError(
-                f"fit_novelty: the means of {count} classes in {len(self.moments)} layers must take at most "
+                f"fit_novelty: the means of {count} classes must take at most "
                 f"{MOST_BYTES:,} bytes, got {needed:,}; name fewer layers, or use a smaller projection."
             )
         every = torch.full((len(codes),), -1, dtype=torch.long)
@@ -139,7 +140,9 @@ class NoveltyFit:
     def _varying(self, distances: list[RelativeDistance | None]) -> list[RelativeDistance]:
         """The distances of the layers that vary over the training data."""
         assert self.reader is not None
-        constant = [layout.name for layout, d in zip(self.reader.layouts, distances, strict=True) if d is None]
+        layouts = self.reader.layouts
+        names = [", ".join(layout.name for layout in layouts)] if self.joint else [layout.name for layout in layouts]
+        constant = [name for name, d in zip(names, distances, strict=True) if d is None]
         left = [d for d in distances if d is not None]
         if constant and (self.layers != "all" or not left):
             raise InvalidValueError(

@@ -30,8 +30,9 @@ __all__ = ["Novelty", "terms_of"]
 class Novelty(nn.Module):
     r"""How strange an input is to one network, made by :func:`bensemble.fit_novelty`.
 
-    With the relative Mahalanobis distance :math:`d_l` of each layer and the energy :math:`E = -\log\sum_c e^{z_c}` of
-    the logits z (Liu et al. 2020, "Energy-based Out-of-distribution Detection"), the score is
+    With the relative Mahalanobis distances :math:`d_l`, one of all layers or one of each, and the energy
+    :math:`E = -\log\sum_c e^{z_c}` of the logits z (Liu et al. 2020, "Energy-based Out-of-distribution
+    Detection"), the score is
 
     .. math:: s = \mathrm{std}\Big(\sum_l \mathrm{std}(d_l)\Big) + \mathrm{std}(E)
 
@@ -204,13 +205,12 @@ class Novelty(nn.Module):
             f"{'position' if self.reader.per_position else 'example'}: {self.num_data:,} training terms",
             f"  {len(self.heldout):,} held-out terms, so p-values of {self.smallest_pvalue:.2g} and above",
         ]
-        rows = [
-            (layout.name, f"{layout.width:,}", f"{size:,}", f"{len(distance.means):,}")
-            for layout, size, distance in zip(self.reader.layouts, self.reader.sizes, self._distances(), strict=True)
-        ]
-        rows = [*rows[:10], (f"... {len(rows) - 19} more", "", "", ""), *rows[-9:]] if len(rows) > 20 else rows
-        header = ("layer", "features", "projected to", "classes")
-        return "\n".join([*lines, *text_table([header, *rows], right=(1, 2, 3), indent="  ")])
+        sizes, count = self.reader.sizes, len(self._distances()[0].means)
+        how = f"one Gaussian of {sizes[0]:,}" if self.reader.joint else f"a Gaussian of at most {max(sizes):,} for each"
+        lines.append(f"  {count:,} classes, {how} features after projection")
+        rows = [(layout.name, f"{layout.width:,}") for layout in self.reader.layouts]
+        rows = [*rows[:10], (f"... {len(rows) - 19} more", ""), *rows[-9:]] if len(rows) > 20 else rows
+        return "\n".join([*lines, *text_table([("layer", "features"), *rows], right=(1,), indent="  ")])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Novelty:
         raise InvalidTypeError("deepcopy: a Novelty belongs to its model; copy the model, and use novelty.on(copy).")

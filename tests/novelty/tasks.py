@@ -27,3 +27,35 @@ def mlp(features=6, width=9, outputs=CLASSES):
 def auroc(familiar, strange):
     """The share of pairs in which the stranger has the larger score."""
     return float((strange.flatten()[:, None] > familiar.flatten()[None]).double().mean())
+
+
+def naive_distance(train, labels, rows):
+    """The formula with inverses and one loop over classes, in float64."""
+
+    def inverse(centred):
+        covariance = centred.T @ centred / len(centred)
+        return torch.linalg.inv(covariance + 0.01 * covariance.diagonal().mean() * torch.eye(len(covariance)).double())
+
+    means = {int(c): train[labels == c].mean(0) for c in labels.unique()}
+    within = inverse(torch.stack([x - means[int(c)] for x, c in zip(train, labels, strict=True)]))
+    overall, mean = inverse(train - train.mean(0)), train.mean(0)
+    nearest = [min(float((x - m) @ within @ (x - m)) for m in means.values()) for x in rows]
+    far = [float((x - mean) @ overall @ (x - mean)) for x in rows]
+    return torch.tensor(nearest, dtype=torch.float64) - torch.tensor(far, dtype=torch.float64)
+
+
+def standardised(values, heldout):
+    return (values - heldout.mean()) / heldout.std(correction=0)
+
+
+def naive_score(features, logits, data, held, new, energy=True, joint=True):
+    """The score of new inputs from the features of each layer, written out."""
+    if joint:
+        features = [lambda x, each=features: torch.cat([f(x) for f in each], -1)]
+    pairs = [[naive_distance(f(data[0]), data[1], f(x)) for x in (held, new)] for f in features]
+    sums = [sum(standardised(pair[i], pair[0]) for pair in pairs) for i in (0, 1)]
+    score = standardised(sums[1], sums[0])
+    if not energy:
+        return score
+    energies = [-logits(x).exp().sum(1).log() for x in (held, new)]
+    return score + standardised(energies[1], energies[0])

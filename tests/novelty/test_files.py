@@ -29,10 +29,11 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("name", CASES)
-def test_a_loaded_novelty_gives_the_same_scores_bit_for_bit(name, tmp_path):
+def test_a_loaded_novelty_gives_the_same_scores_bit_for_bit(name, joint, tmp_path):
     model, loader, x, likelihood = CASES[name]()
-    novelty = bensemble.fit_novelty(model, loader, [x], likelihood=likelihood, projection=4)
+    novelty = bensemble.fit_novelty(model, loader, [x], likelihood=likelihood, projection=4, joint=joint)
     novelty.save(tmp_path / "n.safetensors")
     loaded = bensemble.Novelty.load(tmp_path / "n.safetensors", model)
     assert torch.equal(loaded.score(x), novelty.score(x))
@@ -79,7 +80,7 @@ def test_output_and_unpack_come_along_or_are_given_again(tmp_path):
 @pytest.fixture
 def file(tmp_path):
     model = mlp()
-    bensemble.fit_novelty(model, batches((X, Y)), [X]).save(tmp_path / "n")
+    bensemble.fit_novelty(model, batches((X, Y)), [X], joint=False).save(tmp_path / "n")
     return model, tmp_path / "n"
 
 

@@ -7,6 +7,7 @@ from torch import nn
 import bensemble
 from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from convert import bayesify, to_deterministic
 
 from .tasks import batches, blobs, mlp
 
@@ -89,6 +90,7 @@ sets = torch.randint(0, 2, (600, 9), generator=torch.Generator().manual_seed(0))
         ({"model": Whole(), "layers": ["odd"]}, InvalidValueError, r"'odd' \(1, 2\) have no axis for the 50 examples"),
         ({"projection": 0}, InvalidValueError, "projection must be at least 1, got 0"),
         ({"projection": 1.5}, InvalidTypeError, "projection must be a whole number, got 1.5"),
+        ({"joint": 1}, InvalidTypeError, "joint must be True or False, got 1"),
         ({"generator": 3}, InvalidTypeError, "generator must be a torch.Generator, got 3"),
         ({"model": overflowing()}, InvalidValueError, "'2' must be finite, got 50 of 250 .* batch 0 of loader"),
         (
@@ -148,7 +150,7 @@ def test_nothing_of_the_model_changes_when_a_fit_fails():
 
 def test_class_means_that_take_too_much_memory(monkeypatch):
     monkeypatch.setattr("bensemble.novelty.passes.MOST_BYTES", 300)
-    with pytest.raises(InvalidValueError, match=r"3 classes in 2 layers must take at most 300 bytes, got 336"):
+    with pytest.raises(InvalidValueError, match=r"3 classes must take at most 300 bytes, got 336"):
         fit()
 
 
@@ -177,6 +179,20 @@ def test_a_changed_model_is_refused():
         novelty.score(X)
     model[4].bias = copy.deepcopy(other[4].bias)
     novelty.score(X)
+
+
+def test_a_pruned_weight_counts_as_zero():
+    model = bayesify(mlp())
+    bensemble.prune(model, sparsity=0.5)
+    novelty = fit(model)
+    with torch.no_grad():
+        model[0].w_mu += 1 - model[0].w_mask  # as an optimizer with momentum may do
+    novelty.score(X)
+    novelty.on(to_deterministic(model))
+    with torch.no_grad():
+        model[0].w_mu += model[0].w_mask
+    with pytest.raises(InvalidValueError, match="belongs to another model"):
+        novelty.score(X)
 
 
 def test_buffers_belong_to_the_model_and_their_order_does_not_matter():

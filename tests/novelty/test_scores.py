@@ -1,73 +1,53 @@
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch import nn
 from torch.testing import assert_close
 
 import bensemble
-from bensemble.likelihoods import Bernoulli, Categorical, Gaussian, GaussianHead
+from bensemble.likelihoods import Bernoulli, Gaussian, GaussianHead
 from bensemble.novelty.classes import bin_edges
 from bensemble.novelty.heldout import HeldoutTerms
 from bensemble.novelty.moments import Moments
 from bensemble.novelty.projection import random_signs
 from convert import bayesify
 
-from .tasks import auroc, batches, blobs, mlp
+from .tasks import auroc, batches, blobs, mlp, naive_score
 
 TRAIN, HELD = blobs(400, seed=1), blobs(120, seed=2)
 FRESH = blobs(60, seed=3)[0]
 
 
-def naive_distance(train, labels, rows):
-    """The formula with inverses and one loop over classes, in float64."""
-
-    def inverse(centred):
-        covariance = centred.T @ centred / len(centred)
-        return torch.linalg.inv(covariance + 0.01 * covariance.diagonal().mean() * torch.eye(len(covariance)).double())
-
-    means = {int(c): train[labels == c].mean(0) for c in labels.unique()}
-    within = inverse(torch.stack([x - means[int(c)] for x, c in zip(train, labels, strict=True)]))
-    overall, mean = inverse(train - train.mean(0)), train.mean(0)
-    nearest = [min(float((x - m) @ within @ (x - m)) for m in means.values()) for x in rows]
-    far = [float((x - mean) @ overall @ (x - mean)) for x in rows]
-    return torch.tensor(nearest, dtype=torch.float64) - torch.tensor(far, dtype=torch.float64)
-
-
-def standardised(values, heldout):
-    return (values - heldout.mean()) / heldout.std(correction=0)
-
-
-def naive_score(features, logits, data, held, new, energy=True):
-    """The score of new inputs from the features of each layer, written out."""
-    pairs = [[naive_distance(f(data[0]), data[1], f(x)) for x in (held, new)] for f in features]
-    sums = [sum(standardised(pair[i], pair[0]) for pair in pairs) for i in (0, 1)]
-    score = standardised(sums[1], sums[0])
-    if not energy:
-        return score
-    energies = [-logits(x).exp().sum(1).log() for x in (held, new)]
-    return score + standardised(energies[1], energies[0])
-
-
+@pytest.mark.parametrize("joint", [True, False])
 @torch.no_grad()
-def test_the_score_is_the_formula():
+def test_the_score_is_the_formula(joint):
     model = mlp()
-    novelty = bensemble.fit_novelty(model, batches(TRAIN), batches(HELD, 32), projection=None)
-    expected = naive_score([model[:1], model[:3]], model, TRAIN, HELD[0], FRESH)
+    novelty = bensemble.fit_novelty(model, batches(TRAIN), batches(HELD, 32), projection=None, joint=joint)
+    expected = naive_score([model[:1], model[:3]], model, TRAIN, HELD[0], FRESH, joint=joint)
     assert_close(novelty.score(FRESH), expected, rtol=1e-9, atol=1e-9)
     assert_close(novelty.score(HELD[0]), novelty.heldout, rtol=1e-9, atol=1e-9)
     assert novelty.num_data == 400
     assert [layout.name for layout in novelty.reader.layouts] == ["0", "2"]
+    assert novelty.reader.sizes == ((14,) if joint else (9, 5))
 
 
 @torch.no_grad()
-def test_wide_layers_are_projected_and_narrow_ones_are_not():
+def test_wide_features_are_projected_and_narrow_ones_are_not():
     model = mlp()
-    novelty = bensemble.fit_novelty(model, batches(TRAIN), batches(HELD), projection=7)
-    signs = random_signs(0, 0, 9, 7).double()
-    expected = naive_score([lambda x: model[:1](x) @ signs, model[:3]], model, TRAIN, HELD[0], FRESH)
+    novelty = bensemble.fit_novelty(model, batches(TRAIN), batches(HELD), projection=7, joint=False)
+    first, second = random_signs(0, 0, 9, 7).double(), random_signs(0, 1, 5, 7).double()
+    features = [lambda x: model[:1](x) @ first, model[:3]]
+    expected = naive_score(features, model, TRAIN, HELD[0], FRESH, joint=False)
     assert_close(novelty.score(FRESH), expected, rtol=1e-9, atol=1e-9)
     assert novelty.reader.sizes == (7, 5)
+    together = bensemble.fit_novelty(model, batches(TRAIN), batches(HELD), projection=7)
+    features = [lambda x: model[:1](x) @ first + model[:3](x) @ second]
+    assert_close(together.score(FRESH), naive_score(features, model, TRAIN, HELD[0], FRESH), rtol=1e-9, atol=1e-9)
+    assert together.reader.sizes == (7,)
+    unprojected = bensemble.fit_novelty(model, batches(TRAIN), batches(HELD), projection=14)
+    assert unprojected.reader.sizes == (14,)
     sources = [torch.Generator().manual_seed(seed) for seed in (1, 1, 2)]
     fits = [bensemble.fit_novelty(model, batches(TRAIN), batches(HELD), projection=7, generator=s) for s in sources]
     seeded = [fit.score(FRESH) for fit in fits]
@@ -152,138 +132,17 @@ def test_a_loader_gives_the_scores_of_its_inputs():
     assert_close(novelty.score(batches(HELD, 7)), novelty.score(HELD[0]), rtol=1e-9, atol=1e-9)
 
 
-class Net(nn.Module):
-    """A convolution, one with stride, and a head for each image or each pixel."""
-
-    def __init__(self, pixels):
-        super().__init__()
-        self.first, self.second = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 4, 2, stride=2)
-        self.head = nn.ConvTranspose2d(4, 3, 2, stride=2) if pixels else nn.Linear(4, 3)
-        self.pixels = pixels
-
-    def forward(self, x):
-        x = self.second(self.first(x).relu()).relu()
-        return self.head(x) if self.pixels else self.head(x.mean((2, 3)))
-
-
-def images(n, seed):
-    source = torch.Generator().manual_seed(seed)
-    return torch.randn(n, 2, 6, 8, generator=source, dtype=torch.float64)
-
-
-@torch.no_grad()
-def test_convolutions_are_averaged_over_positions():
-    model, data = Net(False).double(), (images(100, 1), torch.arange(100) % 3)
-    held = images(40, 2)
-    novelty = bensemble.fit_novelty(model, batches(data), [held])
-    features = [lambda x: model.first(x).mean((2, 3)), lambda x: model.second(model.first(x).relu()).mean((2, 3))]
-    new = images(20, 3)
-    assert_close(novelty.score(new), naive_score(features, model, data, held, new), rtol=1e-9, atol=1e-9)
-
-
-@torch.no_grad()
-def test_pixels_get_a_score_each_and_ignored_ones_do_not_count():
-    model, likelihood = Net(True).double(), Categorical(dim=1)
-    data = (images(30, 1), torch.randint(0, 3, (30, 6, 8)))
-    held = (images(12, 2), torch.randint(0, 3, (12, 6, 8)))
-    data[1][:, :2] = held[1][:, 5] = -100
-    novelty = bensemble.fit_novelty(model, batches(data, 8), batches(held, 5), likelihood=likelihood)
-    large = [model.first, lambda x: model.second(model.first(x).relu()).repeat_interleave(2, 2).repeat_interleave(2, 3)]
-
-    def rows(f):
-        return lambda x: f(x).movedim(1, -1)
-
-    train = (data[0], data[1][data[1] >= 0])
-    features = [lambda x, f=f: rows(f)(x)[data[1] >= 0] if x is data[0] else
-                rows(f)(x)[held[1] >= 0] if x is held[0] else rows(f)(x).flatten(0, 2) for f in large]  # fmt: skip
-    logits = lambda x: rows(model)(x)[held[1] >= 0] if x is held[0] else rows(model)(x).flatten(0, 2)  # noqa: E731
-    new = images(3, 3)
-    found = novelty.score(new)
-    assert found.shape == (3, 6, 8)
-    assert len(novelty.heldout) == 12 * 5 * 8
-    assert novelty.num_data == 30 * 4 * 8
-    assert_close(found.flatten(), naive_score(features, logits, train, held[0], new), rtol=1e-9, atol=1e-9)
-
-
-class Tokens(nn.Module):
-    """A transformer for sequences of tokens, with a padding mask that the features heed."""
-
-    def __init__(self, per_token, batch_first=True):
-        super().__init__()
-        self.embed, self.per_token, self.batch_first = nn.Embedding(20, 8), per_token, batch_first
-        self.layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=batch_first)
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, tokens, attention_mask=None):
-        padding = None if attention_mask is None else attention_mask == 0
-        x = self.embed(tokens) if self.batch_first else self.embed(tokens).transpose(0, 1)
-        x = self.layer(x, src_key_padding_mask=padding)
-        x = x if self.batch_first else x.transpose(0, 1)
-        if self.per_token:
-            return self.head(x)
-        kept = torch.ones(tokens.shape) if attention_mask is None else attention_mask
-        return self.head((x * kept[..., None]).sum(1) / kept.sum(1, keepdim=True))
-
-
-def test_transformers_sequence_or_batch_first_have_equal_scores():
-    """Seven sequences of seven tokens: only the module itself tells the two axes apart."""
-    first = Tokens(False).double().eval()
-    second = Tokens(False, batch_first=False).double().eval()
-    second.load_state_dict(first.state_dict())
-    tokens, labels = torch.randint(0, 20, (70, 7)), torch.arange(70) % 3
-    fits = [bensemble.fit_novelty(m, batches((tokens, labels), 7), [tokens[:21]]) for m in (first, second)]
-    assert [layout.name for layout in fits[0].reader.layouts] == ["layer.self_attn", "layer.linear1", "layer.linear2"]
-    assert_close(*(fit.score(tokens[:9]) for fit in fits), rtol=1e-7, atol=1e-7)
-
-
-def test_a_sequence_has_one_score_however_long_its_padding():
-    model = Tokens(False).double()
-    tokens, labels = torch.randint(0, 20, (60, 5)), torch.arange(60) % 3
-    novelty = bensemble.fit_novelty(model, batches((tokens, labels), 20), [tokens[:25]])
-    padded = torch.cat([tokens, torch.zeros(60, 4, dtype=torch.long)], 1)
-    mask = torch.cat([torch.ones(60, 5), torch.zeros(60, 4)], 1).double()
-    found = novelty.score({"tokens": padded, "attention_mask": mask})
-    assert_close(found, novelty.score(tokens), rtol=1e-7, atol=1e-7)
-
-
-def test_tokens_get_a_score_each():
-    model, tokens = Tokens(True).double(), torch.randint(0, 20, (40, 6))
-    labels = torch.randint(0, 3, (40, 6))
-    labels[:, 4:] = -100
-    likelihood = Categorical(dim=-1)
-    novelty = bensemble.fit_novelty(model, batches((tokens, labels)), [(tokens, labels)], likelihood=likelihood)
-    scores = novelty.score(tokens[:5])
-    assert scores.shape == (5, 6)
-    assert_close(scores[:, :4].flatten(), novelty.heldout[:20], rtol=1e-9, atol=1e-9)
-    assert novelty.pvalue(scores).shape == (5, 6)
-
-
-class Windows(nn.Module):
-    """Layers whose axis 0 is the batch times windows, and a layer that is called twice."""
-
-    def __init__(self):
-        super().__init__()
-        self.inside, self.twice, self.head = nn.Linear(2, 4), nn.Linear(4, 4), nn.Linear(4, 3)
-
-    def forward(self, x):
-        x = self.twice(self.twice(self.inside(x.reshape(-1, 2, 2)).relu()))
-        return self.head(x.mean(1).view(-1, 3, 4).mean(1))
-
-
-@torch.no_grad()
-def test_windows_and_layers_called_twice():
-    model, (x, y) = Windows().double(), blobs(200, 12)
-    novelty = bensemble.fit_novelty(model, batches((x, y)), [x[:50]], projection=None)
-
-    def inside(x):
-        return model.inside(x.reshape(-1, 2, 2)).reshape(len(x), 6, 4).mean(1)
-
-    def twice(x):
-        first = model.twice(model.inside(x.reshape(-1, 2, 2)).relu())
-        return ((first + model.twice(first)) / 2).reshape(len(x), 6, 4).mean(1)
-
-    expected = naive_score([inside, twice], model, (x, y), x[:50], x[50:70])
-    assert_close(novelty.score(x[50:70]), expected, rtol=1e-8, atol=1e-8)
+def test_threads_do_not_see_each_others_features():
+    """Each thread waits inside the forward for the other one, so that both hooks are there at once."""
+    model, meeting = mlp(), threading.Barrier(2, timeout=60)
+    novelty = bensemble.fit_novelty(model, batches(TRAIN), batches(HELD))
+    inputs = [FRESH[:25], FRESH[25:]]
+    alone = [novelty.score(x) for x in inputs]
+    handle = model.register_forward_pre_hook(lambda *_: (meeting.wait(), None)[1])
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(novelty.score, inputs))
+    handle.remove()
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
 @torch.no_grad()
@@ -332,53 +191,6 @@ def test_held_out_data_without_variance_still_gives_scores():
     assert bool(novelty.score(x).isfinite().all())
 
 
-def test_a_constant_layer_is_left_out():
-    model = mlp()
-    with torch.no_grad():
-        model[0].weight.zero_()
-        model[2].weight.normal_()
-    with pytest.raises(bensemble.InvalidValueError, match="'0', '2' do not vary"):
-        bensemble.fit_novelty(model, batches(TRAIN), batches(HELD))
-
-    class Side(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.dead, self.live = nn.Linear(6, 4).double(), mlp()
-            nn.init.zeros_(self.dead.weight)
-
-        def forward(self, x):
-            return 0 * self.dead(x).sum() + self.live(x)
-
-    side = Side()
-    with pytest.warns(UserWarning, match="'dead' left out, because their outputs do not vary"):
-        novelty = bensemble.fit_novelty(side, batches(TRAIN), batches(HELD), projection=3)
-    named = bensemble.fit_novelty(side, batches(TRAIN), batches(HELD), projection=None, layers=["live.0", "live.2"])
-    assert [layout.number for layout in novelty.reader.layouts] == [1, 2]
-    assert [layout.name for layout in named.reader.layouts] == ["live.0", "live.2"]
-    assert bool(novelty.score(FRESH).isfinite().all())
-
-
-@torch.no_grad()
-def test_layers_may_be_named():
-    model = mlp()
-    novelty = bensemble.fit_novelty(model, batches(TRAIN), batches(HELD), layers=["3"], projection=None)
-    expected = naive_score([model[:4]], model, TRAIN, HELD[0], FRESH)
-    assert_close(novelty.score(FRESH), expected.detach(), rtol=1e-9, atol=1e-9)
-
-
-def test_compiled_and_wrapped_models_are_read_inside():
-    model = mlp()
-    compiled = torch.compile(model, backend="eager")
-    compiled(FRESH)
-    novelty = bensemble.fit_novelty(compiled, batches(TRAIN), batches(HELD))
-    assert novelty.model is model
-    assert torch.equal(novelty.on(compiled).score(FRESH), novelty.score(FRESH))
-    inner = mlp()
-    inner.compile(backend="eager")
-    inner(FRESH)
-    assert bensemble.fit_novelty(inner, batches(TRAIN), batches(HELD)).score(FRESH).shape == (60,)
-
-
 def test_of_very_many_held_out_terms_a_random_part_is_kept(monkeypatch):
     monkeypatch.setattr("bensemble.novelty.heldout.MOST", 100)
     terms = HeldoutTerms(torch.Generator().manual_seed(0))
@@ -398,4 +210,5 @@ def test_it_prints_and_counts():
     text = repr(novelty)
     assert "Novelty of Sequential (categorical), per example: 400 training terms" in text
     assert "120 held-out terms, so p-values of 0.0083 and above" in text
-    assert [line.split() for line in text.splitlines()[-2:]] == [["0", "9", "9", "3"], ["2", "5", "5", "3"]]
+    assert "3 classes, one Gaussian of 14 features after projection" in text
+    assert [line.split() for line in text.splitlines()[-2:]] == [["0", "9"], ["2", "5"]]

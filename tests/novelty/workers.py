@@ -57,6 +57,7 @@ def compare(model, data, held, **options):
 def check_two_processes_are_as_one():
     compare(network(), (X, Y), HELD)
     compare(network(), (X, Y), HELD, projection=4)
+    compare(network(), (X, Y), HELD, joint=False)
 
 
 def check_classes_that_only_one_process_has():
