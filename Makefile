@@ -6,19 +6,22 @@ READY  := $(VENV)/.ready
 CONSTRAINTS ?= constraints.txt
 SAMPLE ?= tests/zoo/sample-requirements.txt
 
-.PHONY: demo test test-mnist quick check format lint types wheel zoo compaction-sweep properties hostile torch-matrix bench bench-peers clean
+.PHONY: demo test test-libraries test-mnist quick check format lint types wheel zoo compaction-sweep properties hostile torch-matrix bench bench-peers clean
 
 demo: $(READY)          ## the whole story on one page: demo-output/index.html
 	$(BIN)/bensemble demo --output demo-output
 
-test: $(READY)          ## every test that needs no data set
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not data"
+test: $(READY)          ## every test that needs no data set and no other library's networks
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not data and not libraries"
+
+test-libraries: $(READY)  ## real networks of torchvision, timm and transformers, and real trainers
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m libraries
 
 test-mnist: $(READY)    ## the recipes on a pretrained network and MNIST; BENSEMBLE_MNIST names an npz file of it
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m data
 
 quick: $(READY)         ## the tests that take seconds
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not data"
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not data and not libraries"
 
 check: lint types test  ## what has to pass before a change lands
 

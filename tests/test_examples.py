@@ -51,7 +51,14 @@ APART = ("unet", "elastic_digits")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.stem not in APART], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(e, id=e.stem, marks=[pytest.mark.libraries] if e.stem in NEEDS else [])
+        for e in EXAMPLES
+        if e.stem not in APART
+    ],
+)
 def test_an_example_runs(example, tmp_path):
     skip_without(example.stem)
     assert run(example, folder=tmp_path).strip()

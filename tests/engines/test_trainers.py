@@ -7,7 +7,7 @@ import pytest
 from .launching import ROOT, output_of, skip_without, torchrun
 
 SCRIPTS = ROOT / "tests" / "trainers"
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.libraries]
 
 
 @pytest.mark.parametrize("trainer", ["accelerate", "transformers", "lightning"])

@@ -246,6 +246,7 @@ INSTALLED = [Path(sys.prefix) / "zoo", Path(sys.prefix) / "trainers"]
 
 
 @pytest.mark.slow
+@pytest.mark.libraries
 def test_real_architectures_shrink():
     if not all(folder.is_dir() for folder in INSTALLED):
         pytest.skip(f"{' or '.join(map(str, INSTALLED))} does not exist; `make test` makes both")

@@ -13,9 +13,10 @@ from .test_sample import HERE, INSTALLED
 
 
 @pytest.mark.slow
+@pytest.mark.libraries
 def test_last_layers() -> None:
     if not all(folder.is_dir() for folder in INSTALLED):
-        pytest.skip(f"{' or '.join(map(str, INSTALLED))} does not exist; `make test` makes both")
+        pytest.skip(f"{' or '.join(map(str, INSTALLED))} does not exist; `make test-libraries` makes both")
     path = os.pathsep.join(map(str, [HERE.parents[1], *INSTALLED]))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.zoo.last_layers"]

@@ -35,6 +35,7 @@ def test_hand_written(entry: Entry) -> None:
 
 @pytest.mark.parametrize("library", SAMPLE)
 @pytest.mark.slow
+@pytest.mark.libraries
 def test_library(library: str) -> None:
     if not all(folder.is_dir() for folder in INSTALLED):
         pytest.skip(f"{' or '.join(map(str, INSTALLED))} does not exist; `make test` makes both")
