@@ -1,22 +1,22 @@
-"""The commands and their help. `export`, `compress` and `report` have files of their own.
+"""The commands and their help. `export` and `compress`, which write ONNX files, have a file of their own.
 
 Imports of torch and onnx stand inside the commands, so that `bensemble --help` answers at once.
 """
 
 from __future__ import annotations
 
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import options
-from .deployment import compress, report
-from .example_inputs import make_inputs, parse_inputs
-from .exporting import export
-from .failures import OneLineErrors
-from .model_name import parse_model_name
-from .printing import show_summary, working
+from .example_inputs import make_inputs
+from .exporting import compress, export
+from .failures import OneLineErrors, WrongUsage
+from .labelled_data import first_examples, read_data, score
+from .printing import show, show_summary, working
 
 __all__ = ["app"]
 
@@ -39,8 +39,6 @@ def bensemble(
     Exit codes: 0 done, 1 refused, 2 wrong usage, 3 the exported file does not reproduce the model.
     """
     if version:
-        from importlib.metadata import version as installed
-
         typer.echo(f"bensemble {installed('bensemble')}")
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -54,11 +52,9 @@ def demo(output: options.Folder = Path("demo-output"), data: options.Mnist = Non
 
     bensemble demo --data mnist.npz --output mnist-demo
     """
-    from rich.console import Console
-
     from ..demo import run_demo
 
-    run_demo(output=output, data=data, console=Console())
+    run_demo(output=output, data=data)
 
 
 @app.command()
@@ -79,16 +75,14 @@ def plan(
 
     bensemble plan mymodel:build --exclude head --input 1x3x224x224 --json
     """
-    name, texts = parse_model_name(model), parse_inputs(inputs)
     with working("Importing torch") as stage:
         from ..planning.conversion import plan as make_plan
         from .model_building import load_network
 
-        network = load_network(name, weights, key, stage)
+        network = load_network(model, weights, key, stage)
         stage("Following the weights")
-        found = make_plan(
-            network, include=include or None, exclude=exclude or None, example_inputs=make_inputs(texts, network)
-        )
+        example = make_inputs(inputs, network)
+        found = make_plan(network, include=include or None, exclude=exclude or None, example_inputs=example)
     typer.echo(found.to_json() if json else str(found))
 
 
@@ -109,4 +103,31 @@ def inspect(file: options.OnnxFile, json: options.Json = False) -> None:
 
 app.command()(export)
 app.command()(compress)
-app.command()(report)
+
+
+@app.command()
+def report(
+    files: options.OnnxFiles,
+    data: options.Data = None,
+    evaluate: options.Evaluate = None,
+    inputs: options.Inputs = None,
+    json: options.Json = False,
+) -> None:
+    """Compare ONNX files of one network in one run: size, latency, sparsity and accuracy.
+
+    [b]For example[/b]
+
+    bensemble report dense.onnx small.onnx int8.onnx --data val.npz
+    """
+    if data is None and not inputs:
+        raise WrongUsage("report: add --data val.npz, or --input 16x3x224x224.")
+    with working("Measuring"):
+        from ..onnx import OnnxModel, compare_onnx
+
+        held_out, labels = read_data(data) if data else (None, None)
+        found = compare_onnx(
+            {str(path): path for path in files},
+            make_inputs(inputs, OnnxModel(files[0])) if held_out is None else first_examples(held_out),
+            evaluate=score(evaluate, held_out, labels),
+        )
+    show(found, found.rows(), json)

@@ -19,7 +19,7 @@ from typing import Any
 
 from .failures import WrongUsage
 
-__all__ = ["InputText", "make_inputs", "parse_input", "parse_inputs", "read_arrays"]
+__all__ = ["InputText", "in_order", "make_inputs", "parse_input", "read_arrays"]
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
@@ -37,11 +37,6 @@ class InputText:
     file: Path | None = None
 
 
-def parse_inputs(texts: Sequence[str] | None) -> list[InputText]:
-    """Read every ``--input``."""
-    return [parse_input(text) for text in texts or []]
-
-
 def parse_input(text: str) -> InputText:
     """Read one ``--input``."""
     if text.endswith(".npz"):
@@ -56,7 +51,7 @@ def parse_input(text: str) -> InputText:
     return InputText(match["name"], shape, match["dtype"] or "float32")
 
 
-def make_inputs(texts: Sequence[InputText], model: Any, seed: int = 0) -> Any:
+def make_inputs(texts: Sequence[InputText] | None, model: Any, seed: int = 0) -> Any:
     """Inputs for one call of a model: a tensor, a tuple or a mapping; None without texts."""
     if not texts:
         return None
@@ -69,8 +64,7 @@ def make_inputs(texts: Sequence[InputText], model: Any, seed: int = 0) -> Any:
             pairs.append((text.name, _random(text, model, generator)))
         else:
             arrays = read_arrays(text.file, "input", model)
-            in_order = list(arrays) == [f"arr_{i}" for i in range(len(arrays))]
-            pairs += [(None if in_order else name, array) for name, array in arrays.items()]
+            pairs += [(None if in_order(arrays) else name, array) for name, array in arrays.items()]
     named = {name: value for name, value in pairs if name is not None}
     if named and len(named) < len(pairs):
         raise WrongUsage("input: some are named and some not, or a name comes twice; write each once, as name=shape.")
@@ -95,6 +89,11 @@ def read_arrays(path: Path, verb: str, model: Any = None) -> dict[str, Any]:
     if model is not None and any(parameter.dtype == torch.float64 for parameter in model.parameters()):
         return tensors
     return {name: t.float() if t.dtype == torch.float64 else t for name, t in tensors.items()}
+
+
+def in_order(arrays: dict[str, Any]) -> bool:
+    """Whether numpy.savez got the arrays without names: then it calls them arr_0, arr_1, ..."""
+    return list(arrays) == [f"arr_{i}" for i in range(len(arrays))]
 
 
 def _random(text: InputText, model: Any, generator: Any) -> Any:

@@ -21,14 +21,16 @@ from .printing import say
 
 __all__ = ["OneLineErrors", "WrongUsage"]
 
-DONE, REFUSED, WRONG_USAGE, UNVERIFIED, STOPPED = 0, 1, 2, 3, 130
-
 #: The root of what the parser raises about a command line. Typer re-exports only this child of it.
 ParserError: Any = typer.BadParameter.__bases__[0]
 
 
-class WrongUsage(ValueError):  # noqa: N818  # it names the fact
+class WrongUsage(typer.BadParameter):
     """Text on the command line that cannot be read; exit code 2."""
+
+    def format_message(self) -> str:
+        """The message alone: it names the place itself."""
+        return self.message
 
 
 class OneLineErrors(TyperGroup):
@@ -39,19 +41,19 @@ class OneLineErrors(TyperGroup):
         words = list(sys.argv[1:] if args is None else args)
         extra["standalone_mode"] = False
         with warnings.catch_warnings():
-            warnings.showwarning = _warn_in_one_line
+            warnings.showwarning = lambda message, *_, **__: say(" ".join(str(message).split()), "Warning: ", "yellow")
             try:
                 code = super().main([word for word in words if word != "--debug"], *rest, **extra)
             except typer.Abort:
-                code = STOPPED
+                code = 130
             except Exception as err:
                 if "--debug" in words:
                     traceback.print_exception(err)
                 code, line = _code_and_line(err)
-                say(line, "bold red", "Error: ")
-        if code == STOPPED:
-            say("Stopped.", "yellow")
-        sys.exit(code or DONE)
+                say(line, "Error: ", "bold red")
+        if code == 130:
+            say("Stopped.")
+        sys.exit(code or 0)
 
 
 def _code_and_line(err: Any) -> tuple[int, str]:
@@ -61,16 +63,10 @@ def _code_and_line(err: Any) -> tuple[int, str]:
         path = err.ctx.command_path if err.ctx is not None else "bensemble"
         stop = "" if message.endswith("?") else "."
         return err.exit_code, f"{message.rstrip('.')}{stop} Try '{path} --help'."
-    if isinstance(err, WrongUsage):
-        return WRONG_USAGE, str(err)
     if isinstance(err, ImportError):
-        return REFUSED, str(err)
+        return 1, str(err)
     from bensemble.errors import BensembleError, VerificationError, one_line
 
     if isinstance(err, BensembleError):
-        return UNVERIFIED if isinstance(err, VerificationError) else REFUSED, str(err)
-    return REFUSED, f"{one_line(err)}; run again with --debug to see where."
-
-
-def _warn_in_one_line(message: Any, *_: Any, **__: Any) -> None:
-    say(" ".join(str(message).split()), "yellow", "Warning: ")
+        return 3 if isinstance(err, VerificationError) else 1, str(err)
+    return 1, f"{one_line(err)}; run again with --debug to see where."

@@ -1,15 +1,15 @@
-"""Labelled data from an .npz file, and the accuracy of a model on it."""
+"""Labelled data from an .npz file, and the score of a model on it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .example_inputs import read_arrays
+from .example_inputs import in_order, read_arrays
 from .failures import WrongUsage
+from .model_name import ModelName
 
-__all__ = ["accuracy", "first_examples", "read_data"]
+__all__ = ["first_examples", "read_data", "score"]
 
 #: Names under which the labels may stand in a file; every other array is an input.
 LABELS = ("labels", "label", "targets", "target", "y")
@@ -45,7 +45,7 @@ def read_data(path: Path, model: Any = None, need_labels: bool = False) -> tuple
     values = tuple(arrays.values())
     if len(values) == 1:
         return values[0], labels
-    return values if list(arrays) == [f"arr_{i}" for i in range(len(values))] else arrays, labels
+    return values if in_order(arrays) else arrays, labels
 
 
 def first_examples(inputs: Any, size: int = BATCH) -> Any:
@@ -55,13 +55,24 @@ def first_examples(inputs: Any, size: int = BATCH) -> Any:
     return next(split_inputs(inputs, size))
 
 
-def accuracy(inputs: Any, labels: Any) -> Callable[[Any], float]:
-    """``evaluate`` for :func:`convert.compress`: the share of examples whose label has the largest output."""
+def score(name: ModelName | None, inputs: Any, labels: Any) -> Any:
+    """``evaluate`` for a search or a comparison: the user's function, or the accuracy; None where nothing is labelled.
+
+    Accuracy is the share of examples whose label has the largest output.
+    """
+    if name is not None:
+        from .model_building import look_up
+
+        if name.called:
+            raise WrongUsage(f"--evaluate: names a function without arguments, got {name.text!r}.")
+        return look_up(name)
+    if labels is None:
+        return None
     from bensemble.errors import InvalidValueError
     from bensemble.models.batches import call, split_inputs
     from bensemble.models.outputs import select_output
 
-    def evaluate(model: Any) -> float:
+    def accuracy(model: Any) -> float:
         right = 0
         for part, wanted in zip(split_inputs(inputs, BATCH), labels.split(BATCH), strict=True):
             scores = select_output(call(model, part), None)
@@ -73,4 +84,4 @@ def accuracy(inputs: Any, labels: Any) -> Callable[[Any], float]:
             right += int((scores.argmax(1).cpu() == wanted).sum())
         return right / len(labels)
 
-    return evaluate
+    return accuracy

@@ -18,7 +18,6 @@ from .failures import WrongUsage
 
 __all__ = ["ModelName", "parse_model_name"]
 
-ALLOWED = "allowed are text in quotes, numbers, True, False, None, and tuples, lists, dicts or sets of these"
 FORM = 'write "module:function(arguments)", for example "timm:create_model(\'resnet18\', num_classes=7)"'
 
 
@@ -69,5 +68,6 @@ def _literal(node: ast.expr) -> Any:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as err:
         raise WrongUsage(
-            f"model: the argument '{ast.unparse(node)}' is not literal, and nothing is evaluated; {ALLOWED}."
+            f"model: the argument '{ast.unparse(node)}' is not literal, and nothing is evaluated; allowed are text in "
+            "quotes, numbers, True, False, None, and tuples, lists, dicts or sets of these."
         ) from err

@@ -7,11 +7,15 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from .example_inputs import InputText, parse_input
+from .model_name import ModelName, parse_model_name
+
 # The network, its weights and what one call of it takes.
 Model = Annotated[
-    str,
+    ModelName,
     Argument(
         metavar="MODEL",
+        parser=parse_model_name,
         help='Where the model comes from: [b]"module:function(arguments)"[/b], a class, or a network that a module '
         "holds. Arguments are literal. Modules of the current folder can be named.",
     ),
@@ -23,10 +27,11 @@ Weights = Annotated[
 BayesianWeights = Annotated[Path, Option("--weights", "-w", metavar="FILE", help="Bayesian weights of the model.")]
 Key = Annotated[str | None, Option(metavar="NAME", help="Where in the weights file the state dict is, such as ema.")]
 Inputs = Annotated[
-    list[str] | None,
+    list[InputText] | None,
     Option(
         "--input",
         "-i",
+        parser=parse_input,
         metavar="SHAPE|FILE",
         help="What one call of the model takes: [b]1x3x224x224[/b], [b]input_ids=2x128:int64[/b] by the name of the "
         "argument, or an .npz file. Once for each argument.",
@@ -69,7 +74,12 @@ Data = Annotated[
     Path | None, Option(metavar="FILE.npz", help="Held-out inputs, and class numbers under [b]labels[/b] for accuracy.")
 ]
 Evaluate = Annotated[
-    str | None, Option(metavar="MODULE:FUNCTION", help="A function of a model that returns a score, for accuracy.")
+    ModelName | None,
+    Option(
+        metavar="MODULE:FUNCTION",
+        parser=parse_model_name,
+        help="A function of a model that returns a score, for accuracy.",
+    ),
 ]
 MaxDrop = Annotated[float | None, Option(metavar="SCORE", help="Most that the score may fall.")]
 MaxLatency = Annotated[float | None, Option(metavar="MS", help="Most milliseconds of one run, one thread.")]

@@ -19,11 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["say", "show", "show_summary", "working"]
 
 
-def say(text: str, style: str = "", head: str = "") -> None:
+def say(text: str, head: str = "", style: str = "") -> None:
     """Write one line to stderr, its head in a colour where the terminal has colours."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(
-        Text.assemble((head, style), text if head else (text, style))
-    )
+    Console(stderr=True, soft_wrap=True, highlight=False).print(Text.assemble((head, style), text))
 
 
 @contextmanager
@@ -35,13 +33,8 @@ def working(text: str) -> Iterator[Callable[[str], None]]:
     Yields:
         A function that changes the text.
     """
-    console = Console(stderr=True)
-    with redirect_stdout(sys.stderr):
-        if not console.is_terminal:
-            yield lambda text: None
-            return
-        with console.status(text) as status:
-            yield lambda text: status.update(text)
+    with redirect_stdout(sys.stderr), Console(stderr=True).status(text) as status:
+        yield lambda text: status.update(text)
 
 
 def show(result: object, facts: Any, json: bool) -> None:

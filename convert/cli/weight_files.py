@@ -36,9 +36,7 @@ SHARD = re.compile(r"[^/\\:]{1,240}\.(safetensors|bin|pt|pth)")
 
 def read_file(path: Path) -> Any:
     """The tensors and plain data in a weights file, or all tensors of an index."""
-    if path.name.endswith(".index.json") and path.is_file():
-        return _read_shards(path)
-    return _read_one(path)
+    return _read_shards(path) if path.name.endswith(".index.json") and path.is_file() else _read_one(path)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -86,24 +84,7 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    """All tensors that an index lists."""
-    shards: dict[str, Any] = {}
-    state: dict[str, Tensor] = {}
-    for name, file in _weight_map(index).items():
-        if file not in shards:
-            shards[file] = _read_one(index.parent / file)
-        held = shards[file].get(name) if isinstance(shards[file], dict) else None
-        if not isinstance(held, Tensor):
-            raise CheckpointError(
-                f"weights: '{index}' lists '{shown(name)}' in {file!r}, which holds no such tensor; "
-                "get both from one place."
-            )
-        state[name] = held
-    return state
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    """The file of every tensor; only files in the folder of the index are accepted."""
+    """All tensors that an index lists; only files in its own folder are accepted."""
     try:
         if index.stat().st_size > LONGEST:
             raise ValueError(f"it has {index.stat().st_size} bytes")
@@ -114,11 +95,23 @@ def _weight_map(index: Path) -> dict[str, str]:
         for file in files.values():
             if not (isinstance(file, str) and file.isprintable() and SHARD.fullmatch(file)):
                 raise ValueError(f"it lists {str(file)[:80]!r}, which is not the name of a weights file in its folder")
-        return files
     except (OSError, ValueError, RecursionError) as err:
         raise CheckpointError(
             f"weights: '{index}' is not an index of weights ({shown(err, 200)}); get it again, or name another file."
         ) from err
+    shards: dict[str, Any] = {}
+    state: dict[str, Tensor] = {}
+    for name, file in files.items():
+        if file not in shards:
+            shards[file] = _read_one(index.parent / file)
+        held = shards[file].get(name) if isinstance(shards[file], dict) else None
+        if not isinstance(held, Tensor):
+            raise CheckpointError(
+                f"weights: '{index}' lists '{shown(name)}' in {file!r}, which holds no such tensor; "
+                "get both from one place."
+            )
+        state[name] = held
+    return state
 
 
 def _read_one(path: Path) -> Any:

@@ -48,8 +48,9 @@ def load_weights(model: nn.Module, path: Path, key: str | None = None) -> tuple[
             f"weights: '{path}' is of another model: {problems}; name the model with the arguments that it was trained "
             "with, or choose another part of the file with --key."
         )
-    for name, _ in model.named_parameters():
-        if name in state and _is_broken(name, state[name]):
+    for name, parameter in model.named_parameters():
+        # a rho of minus infinity says that the weight is pruned
+        if not is_finite(parameter.clamp_min(-50.0) if name.endswith("_rho") else parameter):
             raise CheckpointError(f"weights: '{shown(name)}' in '{path}' is {NOT_FINITE}")
     return model, notes
 
@@ -91,27 +92,19 @@ def _load(model: nn.Module, state: dict[str, Any]) -> str:
         "missing": [f"'{name}'" for name in own if name not in state and id(own[name]) not in tied],
         "unexpected": [f"'{name}'" for name in state if name not in own],
         "of another shape": [
-            f"'{name}' {_shape(state[name])} instead of {_shape(own[name])}"
-            for name in own
-            if isinstance(own[name], Tensor)
-            and isinstance(state.get(name), Tensor)
-            and state[name].shape != own[name].shape
+            f"'{name}' {_shape(state[name])} instead of {_shape(tensor)}"
+            for name, tensor in own.items()
+            if name in state and _shape(state[name]) != _shape(tensor)
         ],
     }
-    return ", ".join(_counted(what, names) for what, names in problems.items() if names) or refusal
+    parts = []
+    for what, names in problems.items():
+        if names:
+            listed = ", ".join(map(shown, names[:4])) + (", ..." if len(names) > 4 else "")
+            parts.append(f"{len(names)} {what} ({listed})")
+    return ", ".join(parts) or refusal
 
 
-def _counted(what: str, names: list[str]) -> str:
-    more = ", ..." if len(names) > 4 else ""
-    return f"{len(names)} {what} ({', '.join(map(shown, names[:4]))}{more})"
-
-
-def _is_broken(name: str, held: Any) -> bool:
-    """Whether a weight is not finite; a rho of minus infinity says that the weight is pruned."""
-    if not isinstance(held, Tensor):
-        return False
-    return not is_finite(held.nan_to_num(nan=float("nan"), neginf=-50.0) if name.endswith("_rho") else held)
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape[:8])) or "scalar"
+def _shape(value: Any) -> str:
+    """The shape of a tensor, and nothing for a module's extra state."""
+    return "x".join(map(str, value.shape)) or "scalar" if isinstance(value, Tensor) else ""
