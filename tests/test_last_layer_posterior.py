@@ -287,6 +287,16 @@ def test_a_structure_that_does_not_fit_is_refused(make, message):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_the_empirical_fisher_stays_diagonal():
+    model, layer = of(mlp(), "2")
+    data = [(torch.randn(9, 5), torch.randint(0, 4, (9,)))]
+    report = fit_posterior(model, data, likelihood="categorical", curvature="fisher", beta=1.0)
+    assert report.structure == "diagonal"
+    assert layer._posterior("weight").basis is None
+    with pytest.raises(InvalidValueError, match="needs curvature='ggn'"):
+        fit_posterior(model, data, likelihood="categorical", curvature="fisher", structure="kronecker")
+
+
 def test_a_network_too_wide_is_refused_with_the_number(monkeypatch):
     monkeypatch.setattr(kronecker, "MOST_INPUTS", 6)
     model, _ = of(mlp(), "2")

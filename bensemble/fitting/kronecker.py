@@ -46,10 +46,10 @@ def rotatable(layer: Any) -> str | None:
     return None
 
 
-def check_structure(structure: str, model: Any) -> bool:
+def check_structure(structure: str, model: Any, curvature: str) -> bool:
     """Whether the fit is Kronecker-factored; raises if it was asked for and cannot be.
 
-    ``"auto"`` is so where the posterior is that of one last layer.
+    ``"auto"`` is so where the posterior is that of one last layer and the curvature the GGN.
     """
     if structure not in ("auto", "diagonal", "kronecker"):
         raise InvalidValueError(
@@ -59,7 +59,11 @@ def check_structure(structure: str, model: Any) -> bool:
     reasons = {name: rotatable(p.layer) or _unfit(p) for name, p in layers.values()}
     if structure == "auto":
         (_, first), *others = layers.values()
-        return not others and getattr(first.layer, "is_last", False) and not any(reasons.values())
+        return (
+            curvature == "ggn" and not others and getattr(first.layer, "is_last", False) and not any(reasons.values())
+        )
+    if structure == "kronecker" and curvature != "ggn":
+        raise InvalidValueError(f"fit_posterior: structure='kronecker' needs curvature='ggn', got {curvature!r}.")
     bad = [f"'{name}': {reason}" for name, reason in reasons.items() if reason]
     if structure == "kronecker" and bad:
         raise InvalidValueError(

@@ -109,9 +109,7 @@ def fit_posterior(
                 "or pass a list of batches."
             )
     posteriors = dict(named_posteriors(bnn))
-    kronecker = check_structure(structure, bnn)
-    if kronecker and curvature != "ggn":
-        raise InvalidValueError("fit_posterior: structure='kronecker' needs curvature='ggn', got 'fisher'.")
+    kronecker = check_structure(structure, bnn, curvature)
     widths = {name: width(posterior, kronecker) for name, posterior in posteriors.items()}
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     with ExitStack() as stack:
