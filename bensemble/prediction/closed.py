@@ -11,7 +11,7 @@ taken out of the variance.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from ..models.batches import Inputs, call, to_device
 from ..models.outputs import OutputSelector, select_output
 from ..posteriors import bayesian_layers
+from .gathering import RunningMoments
 
 __all__ = ["PAIRS", "ClosedForm", "OutputGaussian", "Recorded", "closed_form", "mixture", "output_places"]
 
@@ -39,6 +40,8 @@ def closed_form(model: nn.Module, likelihood: Likelihood | None) -> ClosedForm |
         return None
     layer = layers[0]
     if not isinstance(layer, LinearOpLayer) or not layer.is_last or layer._posterior("weight") is None:
+        return None
+    if layer.channel_axis is None:  # one draw of a kernel moves several positions
         return None
     return None if any(p.mask is not None for p in layer._posteriors()) else ClosedForm(model, layer, likelihood)
 
@@ -84,14 +87,15 @@ class ClosedForm:
     @property
     def _axis(self) -> int:
         axis = self._layer.channel_axis
-        return -1 if axis is None else axis
+        assert axis is not None
+        return axis
 
     def _mixing(self, basis: Tensor | None, recorded: Recorded) -> Tensor | None:
         """The basis of the pre-activations, without the common direction of all logits."""
-        likelihood, axis = self.likelihood, self._layer.channel_axis
-        if not isinstance(likelihood, Categorical) or axis is None:
+        likelihood, mean = self.likelihood, recorded.mean
+        if not isinstance(likelihood, Categorical):
             return basis
-        classes, mean = recorded.shape[axis], recorded.mean
+        classes = recorded.shape[self._axis]
         if mean.shape[likelihood.axis(mean)] != classes:
             return basis
         centering = torch.eye(classes, device=mean.device, dtype=mean.dtype) - 1 / classes
@@ -145,34 +149,32 @@ class OutputGaussian:
         """The logits of the probit approximation."""
         return self.mean / (1 + math.pi / 8 * self.variance).sqrt()
 
-    def draws(self, pairs: int = PAIRS) -> Tensor:
-        """Antithetic draws of the outputs, (2 * pairs, ...), the same noise at every position and in every batch."""
-        noise = torch.randn(pairs, self._deviation.shape[self._axis], generator=torch.Generator().manual_seed(0))
-        found = []
+    def draws(self) -> Iterator[Tensor]:
+        """Antithetic draws of the outputs, with the same noise at every position and in every batch."""
+        noise = torch.randn(PAIRS, self._deviation.shape[self._axis], generator=torch.Generator().manual_seed(0))
         for z in noise.to(self._deviation):
             shift = self._deviation * z.view([-1 if a == 0 else 1 for a in range(-self._axis)])
-            shift = shift if self._mixing is None else mix(shift, self._mixing, self._axis)
-            shift = self._placed(shift)
-            found += [self.mean + shift, self.mean - shift]
-        return torch.stack(found)
+            shift = self._placed(shift if self._mixing is None else mix(shift, self._mixing, self._axis))
+            yield self.mean + shift
+            yield self.mean - shift
 
     def prediction(self, likelihood: Likelihood | None, keep: bool) -> dict[str, Tensor]:
         """What :func:`bensemble.prediction.gathering.assemble` makes a prediction of."""
         if isinstance(likelihood, Categorical | Bernoulli):
-            probs = likelihood.expect(self.tempered())
-            draws = self.draws()
-            rows = draws.flatten(0, 1)
-            samples = likelihood.expect(rows).unflatten(0, draws.shape[:2])
-            expected = likelihood.spread(rows).unflatten(0, draws.shape[:2]).mean(0)
-            information = (likelihood.entropy(samples.mean(0)) - expected).clamp_min(0)
-            found = {"mean": probs, "std": samples.std(0, correction=0)}
-            found["spread"] = (likelihood.entropy(probs) - information).clamp_min(0)
-        else:
-            samples = self.draws() if keep else self.mean.new_empty(0)
-            found = {"mean": self.mean, "std": self.variance.sqrt()}
-            if likelihood is not None:
-                found["spread"] = likelihood.spread(self.mean)
-        return {**found, "samples": samples} if keep else found
+            moments = RunningMoments(likelihood, keep)
+            for draw in self.draws():
+                moments.add(draw)
+            found, probs = moments.result(), likelihood.expect(self.tempered())
+            information = (likelihood.entropy(found["mean"]) - found["spread"]).clamp_min(0)
+            found |= {"mean": probs, "spread": (likelihood.entropy(probs) - information).clamp_min(0)}
+            found.pop("sample_spreads", None)
+            return found
+        found = {"mean": self.mean, "std": self.variance.sqrt()}
+        if likelihood is not None:
+            found["spread"] = likelihood.spread(self.mean)
+        if keep:
+            found["samples"] = torch.stack(list(self.draws()))
+        return found
 
 
 def mixture(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
