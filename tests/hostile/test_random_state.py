@@ -89,6 +89,9 @@ BENSEMBLE = {
     "fit_posterior": lambda s: bensemble.fit_posterior(
         s.bnn, DataLoader(TensorDataset(X, Y), 8), likelihood="categorical", generator=s.generator()
     ),
+    "fit_novelty": lambda s: bensemble.fit_novelty(
+        s.bnn, DataLoader(TensorDataset(X, Y), 8), DataLoader(TensorDataset(X, Y), 8), generator=s.generator()
+    ).score(X),
 }
 OTHER = {
     "uncertainty": uncertainty,
