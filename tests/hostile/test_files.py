@@ -80,7 +80,7 @@ MISDEEDS = [
     lambda path: os.kill(os.getpid(), signal.SIGSEGV),
     lambda path: [None for _ in iter(int, 1)],
 ]
-worker.SECONDS = 2
+worker.SECONDS = 2 if int(sys.argv[3]) else 60  # a loaded machine takes its time over a gigabyte
 todo = iter(MISDEEDS[int(sys.argv[3]) :])
 whole = (Path(sys.argv[1]) / "calibration.json").read_bytes()
 load = lambda path: None if path.read_bytes() == whole else next(todo)(path)
