@@ -246,6 +246,13 @@ def test_a_model_whose_outputs_are_more_than_the_last_layer_is_sampled():
     assert predict(model, torch.randn(9, 5), likelihood="categorical").method == "weights"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_finds_its_outputs_in_large_batches(dtype):
+    model, _ = of(mlp(), "2")
+    p = predict(model.to(dtype), torch.randn(3000, 5).to(dtype), likelihood="categorical", keep_samples=False)
+    assert p.method == "closed"
+
+
 def test_a_pruned_last_layer_is_sampled():
     model, _ = of(mlp(), "2")
     bensemble.prune(model, sparsity=0.5)

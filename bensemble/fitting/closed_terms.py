@@ -20,8 +20,9 @@ class ClosedTerms:
     """The held-out batches at a last layer.
 
     Args:
-        closed: The closed form of the model.
+        form: The closed form of the model.
         batches: For each batch what the layer takes and gives, and the target.
+        likelihood: What the outputs mean.
     """
 
     def __init__(self, form: ClosedForm, batches: list[tuple[Any, Any]], likelihood: Likelihood) -> None:

@@ -8,12 +8,13 @@ and for -y. A rectifier, a bound, a soft cap, a sort, or anything that is added 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from bensemble.prediction.closed import output_places
 
 from .trials import Trials
 
@@ -93,28 +94,12 @@ def is_link(name: str, output: Tensor, before: Tensor) -> bool:
 
 def _proposal(output: Tensor, leaf: Tensor) -> tuple[float, Tensor] | None:
     """The constant, and for each element of the output the position in the leaf that it reads."""
-    count = output.numel()
-    slope = _product(output, leaf, torch.ones_like(output))
-    read = slope.nonzero().flatten()
-    if not count or len(read) != count:
+    found = output_places(output, leaf)
+    if found is None:
         return None
-    factor = float(slope[read].abs().max().copysign(slope[read[0]]))
-    if not _close(slope[read], torch.full_like(slope[read], factor), leaf.dtype):
-        return None
-    base = 16 if leaf.dtype in _HALF or output.dtype in _HALF else 1024
-    index = torch.zeros_like(read)
-    for power in range(max(1, math.ceil(math.log(count, base)))):
-        digits = torch.arange(count, device=output.device) // base**power % base
-        product = _product(output, leaf, digits.to(output.dtype).reshape(output.shape))
-        index += (product[read] / factor).round().long() * base**power
-    if not torch.equal(index.sort().values, torch.arange(count, device=index.device)):
-        return None
-    return factor, read[index.argsort()]
-
-
-def _product(output: Tensor, leaf: Tensor, vector: Tensor) -> Tensor:
-    (product,) = torch.autograd.grad(output, leaf, vector, retain_graph=True)
-    return product.flatten().double()
+    positions, factors = found
+    factor = float(factors.abs().max().copysign(factors.flatten()[0]))
+    return (factor, positions) if _close(factors, torch.full_like(factors, factor), leaf.dtype) else None
 
 
 def _random_like(leaf: Tensor, seed: int) -> Tensor:
