@@ -99,10 +99,9 @@ class WeightSamples:
             noise = same[0].draw_noise(self.generator)
             if same[0].basis is not None:
                 weight = same[0].draw(noise)
-                weights |= {(id(posterior.layer), posterior.stem): weight for posterior in same}
-                continue
-            out = noise if noise.stride() == mean.stride() else None
-            weight = reparameterized(mean, sigma, noise, out).to(same[0].mu.dtype)
+            else:
+                out = noise if noise.stride() == mean.stride() else None
+                weight = reparameterized(mean, sigma, noise, out).to(same[0].mu.dtype)
             weights |= {(id(posterior.layer), posterior.stem): weight for posterior in same}
         return HeldWeights(self._layers, weights)
 
