@@ -106,7 +106,7 @@ class _Moments(torch.autograd.Function):
         variance, usual = torch.empty_like(rho), is_usual(rho)
         squares, logs, parts = [], [], []
         for m, r, v, center in blocks(mu, rho, variance, means):
-            sigma = softplus(r, usual, out=v)
+            sigma = softplus(r, usual)
             torch.mul(sigma, sigma, out=v)
             if type(prior) is Normal:  # as kl_normal has it, with less memory
                 distance = (m if center is None else m - center).reshape(-1)
@@ -137,7 +137,7 @@ class _Moments(torch.autograd.Function):
         if variance is None:
             variance = torch.empty_like(rho)
             for r, v in blocks(rho.detach(), variance):
-                torch.square(softplus(r, ctx.usual, out=v), out=v)
+                torch.square(softplus(r, ctx.usual), out=v)
         g_mu = torch.zeros_like(mu) if g_mu is None and g_kl is not None else g_mu
         g_rho = torch.zeros_like(variance) if g_rho is None else g_rho
         means, precision, _ = _constants(prior, rho)
