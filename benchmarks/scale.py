@@ -87,7 +87,7 @@ def predictions(samples: int, rounds: int) -> tuple[float, float, int]:
 def line(points: list[dict[str, Any]], field: str) -> tuple[float, float, float]:
     """Fixed cost, cost per unit, and the largest deviation from their line as a share of the cost."""
     size, cost = (torch.tensor([point[key] for point in points], dtype=torch.float64) for key in ("size", field))
-    columns = torch.mlp([1 / cost, size / cost], 1)
+    columns = torch.stack([1 / cost, size / cost], 1)
     fixed, each = torch.linalg.lstsq(columns, torch.ones_like(cost)[:, None]).solution.flatten()
     return float(fixed), float(each), float(((fixed + each * size) / cost - 1).abs().max())
 

@@ -11,6 +11,7 @@ from bensemble import Calibration, calibrate, predict
 from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.likelihoods import Bernoulli, Categorical, DiscreteLikelihood, Gaussian
 from bensemble.prediction.results import ClassPrediction, RegressionPrediction
+from convert import bayesify
 
 
 def classes(logits, **more):
@@ -48,6 +49,23 @@ def regression(n, seed, samples=8, scale=0.5):
         noise_variance=noise.mean(0), noise_samples=noise, likelihood=Gaussian(scale),
     )  # fmt: skip
     return prediction, targets
+
+
+@pytest.mark.parametrize("scale", [1.0, 60.0])
+@pytest.mark.parametrize("likelihood", [Categorical(), Bernoulli()])
+def test_a_temperature_sees_logits_whose_probabilities_are_rounded_to_one(likelihood, scale):
+    net = nn.Linear(2, 3, bias=False)
+    net.weight.data = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [-1.5, 0.0]])
+    x = scale * torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    truth = torch.tensor([0, 2]) if isinstance(likelihood, Categorical) else torch.ones(2, 3)
+    bnn = bayesify(net)
+    bnn.w_rho.data.fill_(-16)[0] = -17
+    for model in (net, bnn):
+        prediction = predict(model, x, 4, likelihood=likelihood)
+        tempered = calibrate(prediction, truth, temperature=40.0).apply(prediction)
+        assert_close(tempered.probs, likelihood.expect(net(x) / 40), rtol=1e-4, atol=1e-6)
+    batches = predict(net, [(part,) for part in x.split(1)], likelihood=likelihood)
+    assert_close(calibrate(batches, truth, temperature=40.0).apply(batches).probs, tempered.probs, rtol=1e-4, atol=0)
 
 
 def test_the_temperature_divides_the_logits_of_every_sample():

@@ -1,5 +1,6 @@
 """A Kronecker-factored posterior of the last layer, and predictions in closed form."""
 
+import copy
 import math
 
 import pytest
@@ -12,7 +13,9 @@ from bensemble import BayesianConv2d, BayesianLinear, fit_posterior, predict
 from bensemble.basis import Basis
 from bensemble.errors import InvalidValueError
 from bensemble.fitting import kronecker
+from bensemble.gaussian import rho_from_sigma
 from bensemble.likelihoods import Categorical, Gaussian
+from bensemble.posteriors import bayesian_layers
 from bensemble.prediction.closed import closed_form
 from bensemble.priors import ARD
 from convert import bayesify
@@ -231,6 +234,33 @@ def test_an_ensemble_of_last_layers_is_the_mean_of_its_members():
     torch.testing.assert_close(together.probs, torch.stack([p.probs for p in one]).mean(0))
     torch.testing.assert_close(together.expected_entropy, torch.stack([p.expected_entropy for p in one]).mean(0))
     assert bool((together.mutual_information > torch.stack([p.mutual_information for p in one]).mean(0)).all())
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_temperature_divides_the_gaussian_of_the_logits(members):
+    x, models, cold = torch.randn(300, 5), [], []
+    for _ in range(members):
+        models.append(of(mlp(), "2")[0])
+        cold.append(copy.deepcopy(models[-1]))
+        with torch.no_grad():
+            (last,) = [m for _, m in bayesian_layers(cold[-1])]
+            last.w_mu /= 2.5
+            last.b_mu /= 2.5
+            for posterior in last.posteriors():
+                posterior.rho.copy_(rho_from_sigma(posterior.scale() / 2.5))
+    prediction = predict(models, x, likelihood="categorical")
+    target = torch.multinomial((prediction.probs.log() * 1.5).softmax(1), 1)[:, 0]
+    tempered = bensemble.calibrate(prediction, target, temperature=2.5).apply(prediction)
+    expected = predict(cold, x, likelihood="categorical")
+    for name in ("probs", "entropy", "mutual_information", "std"):
+        torch.testing.assert_close(getattr(tempered, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
+    fitted = bensemble.calibrate(prediction, target)
+
+    def nll(temperature):
+        probs = bensemble.calibrate(prediction, target, temperature=temperature).apply(prediction).probs
+        return float(F.nll_loss(probs.log(), target))
+
+    assert nll(fitted.temperature) <= min(nll(fitted.temperature * by) for by in (0.9, 1.1)) + 1e-7
 
 
 def test_a_model_whose_outputs_are_more_than_the_last_layer_is_sampled():

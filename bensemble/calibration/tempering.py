@@ -3,7 +3,9 @@ r"""A temperature for the weight samples of a prediction: applying and fitting i
 The logits of every weight sample are divided by T, which minimises the negative log likelihood of the predictive mean
 (Guo et al. 2017, "On Calibration of Modern Neural Networks"):
 
-.. math:: p(y) = \frac1S \sum_s \mathrm{softmax}(\log p_s / T)_y .
+.. math:: p(y) = \frac1S \sum_s \mathrm{softmax}(z_s / T)_y .
+
+Gaussian logits of a closed form are divided as well: their means by T, their variances by :math:`T^2`.
 
 In regression the variances are multiplied by T, with :math:`T = \overline{(y - m)^2 / \sigma^2}`. Both divide the log
 density by T, up to a constant.
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from ..errors import InvalidValueError
 from ..likelihoods import DiscreteLikelihood
+from ..prediction.closed import probit
 from ..prediction.results import ClassPrediction, Prediction, RegressionPrediction
 
 __all__ = ["fitted_temperature", "temper"]
@@ -41,43 +44,74 @@ def temper(verb: str, prediction: Prediction, temperature: float) -> Prediction:
             noise_samples=None if noise is None else noise * temperature,
             temperature=temperature,
         )
-    likelihood, kept = prediction.likelihood, _samples(verb, prediction)
     assert isinstance(prediction, ClassPrediction)
+    likelihood, logits = prediction.likelihood, _logits(verb, prediction) / temperature
     assert isinstance(likelihood, DiscreteLikelihood)
-    logits = [likelihood.logits(sample) / temperature for sample in kept]
     samples = torch.stack([likelihood.expect(sample) for sample in logits])
-    return replace(
+    spreads = torch.stack([likelihood.spread(sample) for sample in logits])
+    tempered = replace(
         prediction,
         mean=samples.mean(0),
         std=samples.std(0) if len(samples) > 1 else prediction.std,
         samples=samples,
-        expected_entropy=torch.stack([likelihood.spread(sample) for sample in logits]).mean(0),
+        logits=logits,
+        expected_entropy=spreads.mean(0),
         temperature=temperature,
     )
+    return tempered if prediction.logit_mean is None else _in_closed_form(tempered, spreads)
 
 
-def _samples(verb: str, prediction: Prediction) -> Tensor:
-    """The samples of a prediction; a deterministic one is its own sample."""
-    if prediction.samples is not None:
-        return prediction.samples
-    if prediction.num_samples == 1:
-        return prediction.mean.unsqueeze(0)
-    raise InvalidValueError(
-        f"{verb}: prediction must hold its samples, got none; a temperature changes each of them: "
-        "call predict with keep_samples=True, or calibrate with temperature=1.0."
+def _in_closed_form(prediction: ClassPrediction, spreads: Tensor) -> ClassPrediction:
+    """The prediction of Gaussian logits, whose probabilities are not the mean over the draws, but by probit."""
+    likelihood, draws = prediction.likelihood, prediction.samples
+    assert isinstance(likelihood, DiscreteLikelihood)
+    assert draws is not None
+    probs = torch.stack([likelihood.expect(logits) for logits in _probit_logits(prediction, prediction.temperature)])
+    draws, spreads = (values.unflatten(0, (len(probs), -1)) for values in (draws, spreads))
+    information = (likelihood.entropy(draws.mean(1).flatten(0, 1)).view_as(spreads[:, 0]) - spreads.mean(1)).clamp_min(
+        0
     )
+    expected = (likelihood.entropy(probs.flatten(0, 1)).view_as(information) - information).clamp_min(0)
+    std = (draws.var(1).mean(0) + probs.var(0, correction=0)).sqrt()
+    return replace(prediction, mean=probs.mean(0), std=std, expected_entropy=expected.mean(0))
+
+
+def _probit_logits(prediction: Prediction, temperature: float) -> list[Tensor]:
+    """The logits of the probit approximation at a temperature, for each member."""
+    assert prediction.logit_mean is not None
+    assert prediction.logit_variance is not None
+    pairs = zip(prediction.logit_mean / temperature, prediction.logit_variance / temperature**2, strict=True)
+    return [probit(mean, variance) for mean, variance in pairs]
+
+
+def _logits(verb: str, prediction: Prediction) -> Tensor:
+    """The logits of the samples of a prediction; from its probabilities where it was made by hand."""
+    if prediction.logits is not None:
+        return prediction.logits
+    likelihood, samples = prediction.likelihood, prediction.samples
+    assert isinstance(likelihood, DiscreteLikelihood)
+    if samples is None and prediction.num_samples == 1:
+        samples = prediction.mean.unsqueeze(0)
+    if samples is None:
+        raise InvalidValueError(
+            f"{verb}: prediction must hold its samples, got none; a temperature changes each of them: "
+            "call predict with keep_samples=True, or calibrate with temperature=1.0."
+        )
+    return torch.stack([likelihood.logits(sample) for sample in samples])
 
 
 def fitted_temperature(prediction: Prediction, targets: Tensor) -> float:
     """The temperature with the highest likelihood."""
     if isinstance(prediction, RegressionPrediction):
         return float(((targets - prediction.mean) / prediction.total_std).double().square().mean())
-    likelihood, kept = prediction.likelihood, _samples("calibrate", prediction)
+    likelihood, raw = prediction.likelihood, _logits("calibrate", prediction)
     assert isinstance(likelihood, DiscreteLikelihood)
-    logits = [likelihood.logits(sample) for sample in kept]
+    closed = prediction.logit_mean is not None
 
     def nll(log_temperature: float) -> float:
-        terms = [likelihood.terms(sample / math.exp(log_temperature), targets) for sample in logits]
+        temperature = math.exp(log_temperature)
+        logits = _probit_logits(prediction, temperature) if closed else raw / temperature
+        terms = [likelihood.terms(sample, targets) for sample in logits]
         return float(-torch.stack(terms).neg().logsumexp(0).double().mean())
 
     found = math.exp(_lowest(nll, math.log(COLDEST), math.log(HOTTEST)))

@@ -53,7 +53,7 @@ class ClosedTerms:
     def _of(self, outputs: OutputGaussian, target: Tensor) -> Tensor:
         likelihood = self._likelihood
         if isinstance(likelihood, DiscreteLikelihood):
-            return likelihood.terms(outputs.tempered(), target)
+            return likelihood.terms(outputs.probit(), target)
         assert isinstance(likelihood, Gaussian)
         noise = likelihood.spread(outputs.mean) + outputs.variance
         error = target.to(noise.dtype) - outputs.mean

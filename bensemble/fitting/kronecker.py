@@ -25,7 +25,7 @@ from ..likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from ..models.batches import call, device_of, to_device
 from ..models.outputs import OutputSelector, select_output
 from ..posteriors import named_posteriors
-from ..prediction.closed import output_places
+from ..prediction.places import output_places
 from .curvature import Curvature, random_signs
 
 __all__ = ["check_structure", "kronecker_curvature", "rotatable"]

@@ -7,6 +7,10 @@ for Detecting Out-of-Distribution Samples and Adversarial Attacks"),
 .. math:: d(x) = \min_c (x - \mu_c)^T \Sigma^{-1} (x - \mu_c) - (x - \mu_0)^T \Sigma_0^{-1} (x - \mu_0)
 
 Both covariances are shrunk: :math:`\Sigma + .01 \bar\sigma^2 I` with the mean :math:`\bar\sigma^2` of the diagonal.
+One basis V makes both diagonal, :math:`V^T \Sigma V = I` and :math:`V^T \Sigma_0 V = \Lambda`. With
+:math:`u = V^T (x - \mu_0)` and :math:`u_c` for the class means,
+
+.. math:: d(x) = \min_c \big(|u_c|^2 - 2 u_c^T u\big) + \sum_i (1 - 1/\lambda_i)\, u_i^2
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ LEAST_OVERALL = 1e-12
 
 
 class RelativeDistance(nn.Module):
-    """The two Gaussians of one layer, as whitening matrices, and the standardisation of their distance.
+    """The two Gaussians of one layer in the basis that makes both diagonal, and the standardisation of their distance.
 
     Args:
         size: Number of features k.
@@ -35,23 +39,23 @@ class RelativeDistance(nn.Module):
 
     Attributes:
         centre: Overall mean, (k,).
-        within: W with W^T W the inverse of the shrunk shared covariance, (k, k), lower triangular.
-        overall: The same for the overall covariance.
-        means: W (mu_c - centre) for each class, (C, k).
+        basis: V^T, (k, k).
+        weights: 1 - 1/lambda of each coordinate, (k,).
+        means: V^T (mu_c - centre) for each class, (C, k).
         location: Mean of the held-out distances.
         scale: Their standard deviation.
     """
 
     centre: Tensor
-    within: Tensor
-    overall: Tensor
+    basis: Tensor
+    weights: Tensor
     means: Tensor
     location: Tensor
     scale: Tensor
 
     def __init__(self, size: int, num_classes: int) -> None:
         super().__init__()
-        shapes = {"centre": (size,), "within": (size, size), "overall": (size, size), "means": (num_classes, size)}
+        shapes = {"centre": (size,), "basis": (size, size), "weights": (size,), "means": (num_classes, size)}
         for name, shape in {**shapes, "location": (), "scale": ()}.items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
 
@@ -60,19 +64,19 @@ class RelativeDistance(nn.Module):
         """The distance for means and covariances."""
         made = cls(len(found.mean), len(found.class_means)).to(found.mean.device)
         floor = LEAST_WITHIN * found.overall.diagonal().mean()
-        made.centre = found.mean
-        made.within, made.overall = _whitening(found.within, floor), _whitening(found.overall, floor)
-        made.means = (found.class_means - found.mean) @ made.within.T
+        within, overall = _shrunk(found.within, floor), _shrunk(found.overall, floor)
+        whitening = torch.linalg.solve_triangular(torch.linalg.cholesky(within), _identity(within), upper=False)
+        values, vectors = torch.linalg.eigh(whitening @ overall @ whitening.T)
+        made.centre, made.basis, made.weights = found.mean, vectors.T @ whitening, 1 - 1 / values
+        made.means = (found.class_means - found.mean) @ made.basis.T
         made.scale = torch.ones_like(made.scale)
         return made
 
     def distance(self, rows: Tensor) -> Tensor:
         """The distance of each row, (N, k) -> (N,), not standardised."""
-        centred = rows - self.centre
-        inside = centred @ self.within.T
-        squares = inside.square().sum(1, keepdim=True)
-        nearest = (self.means.square().sum(1) - 2 * inside @ self.means.T).amin(1) + squares[:, 0]
-        return nearest - (centred @ self.overall.T).square().sum(1)
+        u = (rows - self.centre) @ self.basis.T
+        nearest = (self.means.square().sum(1) - 2 * u @ self.means.T).amin(1)
+        return nearest + u.square() @ self.weights
 
     def standardise_by(self, heldout: Tensor) -> None:
         """Take location and scale from distances of held-out terms."""
@@ -94,8 +98,10 @@ def varies(found: Statistics) -> bool:
     return bool(found.overall.diagonal().mean() > LEAST_OVERALL * found.mean.square().mean())
 
 
-def _whitening(covariance: Tensor, floor: Tensor) -> Tensor:
-    """W, lower triangular, with W^T W the inverse of the shrunk covariance."""
-    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-    shrunk = (covariance + covariance.T) / 2 + SHRINKAGE * covariance.diagonal().mean().maximum(floor) * identity
-    return torch.linalg.solve_triangular(torch.linalg.cholesky(shrunk), identity, upper=False)
+def _shrunk(covariance: Tensor, floor: Tensor) -> Tensor:
+    share = SHRINKAGE * covariance.diagonal().mean().maximum(floor)
+    return (covariance + covariance.T) / 2 + share * _identity(covariance)
+
+
+def _identity(like: Tensor) -> Tensor:
+    return torch.eye(len(like), dtype=like.dtype, device=like.device)

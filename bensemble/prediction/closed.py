@@ -11,8 +11,9 @@ taken out of the variance.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,8 +27,19 @@ from ..models.batches import Inputs, call, to_device
 from ..models.outputs import OutputSelector, select_output
 from ..posteriors import bayesian_layers
 from .gathering import RunningMoments
+from .places import output_places
 
-__all__ = ["PAIRS", "ClosedForm", "OutputGaussian", "Recorded", "closed_form", "mixture", "output_places"]
+__all__ = [
+    "PAIRS",
+    "ClosedForm",
+    "OutputGaussian",
+    "Recorded",
+    "closed_form",
+    "fixed_noise",
+    "mixing",
+    "mixture",
+    "recorded",
+]
 
 #: Antithetic pairs of logits.
 PAIRS = 32
@@ -60,46 +72,16 @@ class ClosedForm:
 
     def record(self, inputs: Inputs, output: OutputSelector | None) -> Recorded | None:
         """One forward of a batch; None if the outputs are not elements of what the layer gives."""
-        seen: list[tuple[Tensor, Tensor]] = []
+        return recorded(self._model, self._layer, to_device(inputs, self._layer.w_mu.device), output)
 
-        def hook(module: Any, args: tuple[Any, ...], result: Tensor) -> Tensor:
-            seen.append((args[0].detach(), result.detach().requires_grad_()))
-            torch.set_grad_enabled(True)  # what follows is recorded, to see which element goes where
-            return seen[-1][1]
-
-        handle = self._layer.register_forward_hook(hook)
-        try:
-            with torch.no_grad():
-                raw = select_output(call(self._model, to_device(inputs, self._layer.w_mu.device)), output)
-        finally:
-            handle.remove()
-        if len(seen) != 1:
-            return None
-        phi, result = seen[0]
-        found = output_places(raw, result)
-        return None if found is None else Recorded(phi, precise(raw.detach()), result.shape, *found)
-
-    def outputs(self, recorded: Recorded) -> OutputGaussian:
+    def outputs(self, seen: Recorded) -> OutputGaussian:
         """The Gaussian of the outputs of a batch, for the present posterior."""
-        variance, basis = self._layer.preactivation_variance(recorded.input)
-        return OutputGaussian(recorded, variance, self._mixing(basis, recorded), self._axis)
-
-    @property
-    def _axis(self) -> int:
         axis = self._layer.channel_axis
         assert axis is not None
-        return axis
-
-    def _mixing(self, basis: Tensor | None, recorded: Recorded) -> Tensor | None:
-        """The basis of the pre-activations, without the common direction of all logits."""
-        likelihood, mean = self.likelihood, recorded.mean
-        if not isinstance(likelihood, Categorical):
-            return basis
-        classes = recorded.shape[self._axis]
-        if mean.shape[likelihood.axis(mean)] != classes:
-            return basis
-        centering = torch.eye(classes, device=mean.device, dtype=mean.dtype) - 1 / classes
-        return centering if basis is None else centering @ basis
+        variance, basis = self._layer.preactivation_variance(seen.input)
+        mixed = mixing(basis, self.likelihood, seen.mean, variance.shape[axis])
+        noise = fixed_noise(variance.shape[axis]).to(variance)
+        return OutputGaussian(seen.mean, variance.sqrt(), mixed, axis, noise, seen.placed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,52 +91,106 @@ class Recorded:
     Attributes:
         input: What the layer takes.
         mean: The model's outputs at the mean weights.
-        shape: Shape of what the layer gives.
-        places: The element of that, flat, behind each output.
+        places: The element of what the layer gives, flat, behind each output.
         factors: What it is multiplied with, in the shape of ``mean``.
     """
 
     input: Tensor
     mean: Tensor
-    shape: torch.Size
     places: Tensor
     factors: Tensor
+
+    def placed(self, result: Tensor) -> Tensor:
+        """What the model makes of the layer's output, without what does not depend on it."""
+        return result.flatten()[self.places].view_as(self.mean) * self.factors
+
+
+def recorded(model: nn.Module, layer: nn.Module, inputs: Inputs, output: OutputSelector | None) -> Recorded | None:
+    """One forward of a batch on the model's device; None if the outputs are not elements of what the layer gives."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def hook(module: Any, args: tuple[Any, ...], result: Tensor) -> Tensor:
+        seen.append((args[0].detach(), result.detach().requires_grad_()))
+        torch.set_grad_enabled(True)  # what follows is recorded, to see which element goes where
+        return seen[-1][1]
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        with torch.no_grad():
+            raw = select_output(call(model, inputs), output)
+    finally:
+        handle.remove()
+    if len(seen) != 1:
+        return None
+    found = output_places(raw, seen[0][1])
+    return None if found is None else Recorded(seen[0][0], precise(raw.detach()), *found)
+
+
+def mixing(basis: Tensor | None, likelihood: Likelihood | None, mean: Tensor, channels: int) -> Tensor | None:
+    """The basis of the pre-activations, for logits without their common direction; None where nothing is mixed."""
+    if not isinstance(likelihood, Categorical) or mean.shape[likelihood.axis(mean)] != channels:
+        return basis
+    centering = torch.eye(channels, device=mean.device, dtype=mean.dtype) - 1 / channels
+    return centering if basis is None else centering @ basis
+
+
+@lru_cache(maxsize=8)
+def fixed_noise(channels: int) -> Tensor:
+    """The noise of the pairs of logits, the same at every position and in every batch: (PAIRS, channels)."""
+    return torch.randn(PAIRS, channels, generator=torch.Generator().manual_seed(0))
 
 
 class OutputGaussian:
     """The Gaussian of a batch of outputs.
 
     Args:
-        recorded: The batch.
-        variance: Variance of each coordinate of the layer's output, before mixing.
+        mean: The outputs at the mean weights.
+        deviation: Standard deviation of each coordinate of the layer's output, before mixing.
         mixing: Matrix over the channels of the layer's output; None for none.
         axis: The axis of these channels, counted from the end.
+        noise: Standard normal numbers, (PAIRS, channels).
+        placed: What the model makes of the layer's output; None where it is the output.
 
     Attributes:
         mean: Of each output, in its shape.
         variance: Of each output, in its shape.
     """
 
-    def __init__(self, recorded: Recorded, variance: Tensor, mixing: Tensor | None, axis: int) -> None:
-        self.mean, self._recorded, self._deviation = recorded.mean, recorded, variance.sqrt()
-        self._mixing, self._axis = mixing, axis
-        spread = variance if mixing is None else mix(variance, mixing.square(), axis)
-        self.variance = self._placed(spread) * recorded.factors
+    def __init__(
+        self,
+        mean: Tensor,
+        deviation: Tensor,
+        mixing: Tensor | None,
+        axis: int,
+        noise: Tensor,
+        placed: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.mean, self._deviation, self._mixing, self._axis = mean, deviation, mixing, axis
+        self._noise, self._placed = noise, placed
+        spread = deviation if mixing is None else mix(deviation.square(), mixing.square(), axis).sqrt()
+        self.variance = (spread if placed is None else placed(spread)).square()
 
-    def _placed(self, result: Tensor) -> Tensor:
-        """What the model makes of the layer's output, without what does not depend on it."""
-        return result.flatten()[self._recorded.places].view_as(self.mean) * self._recorded.factors
+    def divided_by(self, temperature: float) -> OutputGaussian:
+        """The Gaussian of the outputs divided by a number."""
+        mean, deviation = self.mean / temperature, self._deviation / temperature
+        return OutputGaussian(mean, deviation, self._mixing, self._axis, self._noise, self._placed)
 
-    def tempered(self) -> Tensor:
+    def probit(self) -> Tensor:
         """The logits of the probit approximation."""
-        return self.mean / (1 + math.pi / 8 * self.variance).sqrt()
+        return probit(self.mean, self.variance)
+
+    def shifts(self, size: int = 1) -> Iterator[Tensor]:
+        """One half of each antithetic pair of draws less the mean, ``size`` pairs at once: (size, ...)."""
+        shape = [1] * self._deviation.ndim
+        shape[self._axis] = self._noise.shape[1]
+        for noise in self._noise.split(size):
+            shift = self._deviation * noise.view(-1, *shape)
+            shift = shift if self._mixing is None else mix(shift, self._mixing, self._axis)
+            yield shift if self._placed is None else torch.stack([self._placed(one) for one in shift])
 
     def draws(self) -> Iterator[Tensor]:
-        """Antithetic draws of the outputs, with the same noise at every position and in every batch."""
-        noise = torch.randn(PAIRS, self._deviation.shape[self._axis], generator=torch.Generator().manual_seed(0))
-        for z in noise.to(self._deviation):
-            shift = self._deviation * z.view([-1 if a == 0 else 1 for a in range(-self._axis)])
-            shift = self._placed(shift if self._mixing is None else mix(shift, self._mixing, self._axis))
+        """Antithetic draws of the outputs."""
+        for (shift,) in self.shifts():
             yield self.mean + shift
             yield self.mean - shift
 
@@ -164,17 +200,22 @@ class OutputGaussian:
             moments = RunningMoments(likelihood, keep)
             for draw in self.draws():
                 moments.add(draw)
-            found, probs = moments.result(), likelihood.expect(self.tempered())
+            found, probs = moments.result(), likelihood.expect(self.probit())
             information = (likelihood.entropy(found["mean"]) - found["spread"]).clamp_min(0)
             found |= {"mean": probs, "spread": (likelihood.entropy(probs) - information).clamp_min(0)}
             found.pop("sample_spreads", None)
-            return found
+            return found | {"member_means": self.mean[None], "member_variances": self.variance[None]}
         found = {"mean": self.mean, "std": self.variance.sqrt()}
         if likelihood is not None:
             found["spread"] = likelihood.spread(self.mean)
         if keep:
             found["samples"] = torch.stack(list(self.draws()))
         return found
+
+
+def probit(mean: Tensor, variance: Tensor) -> Tensor:
+    """Logits whose softmax or sigmoid is, nearly, the mean of those of Gaussian logits."""
+    return mean / (1 + math.pi / 8 * variance).sqrt()
 
 
 def mixture(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -185,39 +226,7 @@ def mixture(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     found = {"mean": means.mean(0), "std": (variances.square().mean(0) + means.var(0, correction=0)).sqrt()}
     if "spread" in parts[0]:
         found["spread"] = torch.stack([p["spread"] for p in parts]).mean(0)
-    if "samples" in parts[0]:
-        found["samples"] = torch.cat([p["samples"] for p in parts])
+    for name in parts[0]:
+        if name.startswith(("sample", "member")):
+            found[name] = torch.cat([p[name] for p in parts])
     return found
-
-
-def output_places(raw: Tensor, result: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Which element of a layer's output each output is, flat, and its constant factor; None if it is no such thing.
-
-    Vector-Jacobian products with coded vectors tell: each element of the layer's output goes to one place at most.
-    """
-    if not raw.requires_grad or not raw.is_floating_point() or not raw.numel():
-        return None
-
-    def product(vector: Tensor) -> Tensor:
-        (found,) = torch.autograd.grad(raw, result, vector.to(raw.dtype), retain_graph=True)
-        return precise(found.flatten())
-
-    slope = product(torch.ones_like(raw))
-    used = slope.nonzero().squeeze(1)
-    if len(used) != raw.numel():
-        return None
-    coarsest = max(torch.finfo(raw.dtype).eps, torch.finfo(result.dtype).eps)
-    base = 16 if coarsest > 1e-4 else 1024  # so few digits that half precision tells them apart
-    numbers, target = torch.arange(raw.numel(), device=raw.device), torch.zeros_like(used)
-    for power in range(max(1, math.ceil(math.log(raw.numel(), base)))):
-        digits = numbers // base**power % base
-        target += (product(digits.view(raw.shape)) / slope)[used].round().long() * base**power
-    if not torch.equal(target.sort().values, numbers):
-        return None
-    order = target.argsort()
-    places, factors = used[order], slope[used[order]].to(precise(raw).dtype).view(raw.shape)
-    rebuilt = precise(result.detach()).flatten()[places].view_as(raw) * factors
-    largest = float(rebuilt.abs().nan_to_num(0.0, 0.0, 0.0).max())
-    rounding = max(1e-4, 32 * coarsest)
-    close = torch.allclose(rebuilt, precise(raw.detach()), rtol=rounding, atol=rounding / 10 * largest, equal_nan=True)
-    return (places, factors) if close else None

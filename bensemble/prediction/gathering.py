@@ -28,16 +28,20 @@ class RunningMoments:
     Args:
         likelihood: What outputs mean; None for raw ones.
         keep: Whether to keep the samples.
+        keep_logits: Whether to keep the outputs of classifiers; None for as the samples.
     """
 
-    def __init__(self, likelihood: Likelihood | None, keep: bool) -> None:
+    def __init__(self, likelihood: Likelihood | None, keep: bool, keep_logits: bool | None = None) -> None:
         self._likelihood, self._keep, self._count = likelihood, keep, 0
+        keep_logits = keep if keep_logits is None else keep_logits
+        self._keep_logits = keep_logits and isinstance(likelihood, DiscreteLikelihood)
         self._waiting: list[Tensor] = []
         self._mean: Tensor | None = None
         self._squares: Tensor | None = None
         self._spread: Tensor | None = None
         self._samples: list[Tensor] = []
         self._spreads: list[Tensor] = []
+        self._logits: list[Tensor] = []
 
     def add(self, raw: Tensor) -> None:
         """Take in the output of one sample."""
@@ -68,6 +72,8 @@ class RunningMoments:
         if spread is not None:
             share = added / self._count
             self._spread = spread.mean(0) if self._spread is None else self._spread.lerp(spread.mean(0), share)
+        if self._keep_logits:
+            self._logits.append(precise(block))
         if self._keep:
             self._samples.append(expected)
             if spread is not None:
@@ -84,7 +90,7 @@ class RunningMoments:
         return torch.stack(expected), torch.stack(spreads)
 
     def result(self) -> dict[str, Tensor]:
-        """The moments by name; names with ``sample`` have the sample axis in front."""
+        """The moments by name; those whose name starts with ``sample`` have the sample axis in front."""
         if self._waiting:
             self._merge()
         assert self._mean is not None
@@ -97,6 +103,8 @@ class RunningMoments:
             found["samples"] = torch.cat(self._samples)
         if self._spreads:
             found["sample_spreads"] = torch.cat(self._spreads)
+        if self._logits:
+            found["sample_logits"] = torch.cat(self._logits)
         return found
 
 
@@ -106,7 +114,10 @@ def assemble(
     """One prediction out of the moments of every batch."""
     if not parts:
         raise InvalidValueError("predict: inputs must hold at least one batch, got a loader without any.")
-    found = {name: _join([part[name] for part in parts], 1 if name.startswith("sample") else 0) for name in parts[0]}
+    found = {
+        name: _join([part[name] for part in parts], 1 if name.startswith(("sample", "member")) else 0)
+        for name in parts[0]
+    }
     if num_samples == 1 and method == "deterministic":
         found["std"] = torch.zeros_like(found["mean"])
     common: dict[str, Any] = {
@@ -114,6 +125,9 @@ def assemble(
         "std": found["std"],
         "num_samples": num_samples,
         "samples": found.get("samples"),
+        "logits": found.get("sample_logits"),
+        "logit_mean": found.get("member_means"),
+        "logit_variance": found.get("member_variances"),
         "likelihood": likelihood,
         "method": method,
         "novelty": found.get("novelty"),

@@ -157,7 +157,7 @@ def _predict_piece(
     forwards: _Forwards,
 ) -> dict[str, Tensor]:
     """The moments of one batch over every sample of every member."""
-    moments = RunningMoments(likelihood, keep)
+    moments = RunningMoments(likelihood, keep, keep_logits=keep or sum(member.count for member in members) == 1)
     for member in members:
         for raw in member.outputs(piece, output):
             moments.add(raw.to(members[0].device))

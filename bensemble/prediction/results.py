@@ -32,6 +32,10 @@ class Prediction:
         std: Standard deviation over the posterior, same shape; 0 for a deterministic model, nan for one sample.
         num_samples: Number of samples S.
         samples: One value per weight sample, shape (S, B, ...), whose mean is ``mean``; None when they were not kept.
+        logits: The model's output for each of the samples of a prediction of classes, (S, B, ...): of a
+            deterministic model always, else where the samples are kept. A temperature divides them.
+        logit_mean: In closed form, the means of the Gaussian logits of each of M members, (M, B, ...).
+        logit_variance: Their variances.
         likelihood: What the outputs were taken for.
         method: How the samples were made: ``"weights"``, each one function for all examples; ``"closed"``, draws of
             the outputs of a model whose last layer alone is Bayesian, with ``mean`` exact or by probit;
@@ -47,6 +51,9 @@ class Prediction:
     std: Tensor
     num_samples: int
     samples: Tensor | None = None
+    logits: Tensor | None = None
+    logit_mean: Tensor | None = None
+    logit_variance: Tensor | None = None
     likelihood: Likelihood | None = None
     method: str = "weights"
     temperature: float = 1.0

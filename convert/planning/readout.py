@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bensemble.prediction.closed import output_places
+from bensemble.prediction.places import output_places
 
 from .trials import Trials
 

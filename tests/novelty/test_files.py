@@ -133,7 +133,7 @@ def test_damaged_headers(file, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda n: n.distances[0].within.fill_(torch.nan), r"'distances.0.within' is not finite float64"),
+        (lambda n: n.distances[0].basis.fill_(torch.nan), r"'distances.0.basis' is not finite float64"),
         (lambda n: n.distances[1].scale.zero_(), "a scale is not positive"),
         (lambda n: n.standard.neg_(), "a scale is not positive"),
         (lambda n: n.distances[0].register_buffer("centre", torch.zeros(3)), "size mismatch for distances.0.centre"),
