@@ -22,6 +22,8 @@ __all__ = ["Basis", "mix"]
 
 def mix(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
     """The product of a matrix with the channels on an axis, at every position."""
+    if axis == -2:
+        return matrix @ tensor
     return (tensor.movedim(axis, -1) @ matrix.t()).movedim(-1, axis)
 
 

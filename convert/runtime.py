@@ -29,7 +29,7 @@ __all__ = ["Answer", "Monitor", "UncertaintyFileError", "UncertaintySession", "V
 SCHEMA = 1
 
 #: Outputs that a monitor compares with their reference, where the file has one.
-MEASURES = ("entropy", "mutual_information", "std")
+MEASURES = ("entropy", "mutual_information", "std", "novelty")
 
 #: Quantile levels of the reference that bound the bins of a monitor.
 EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -76,9 +76,17 @@ class Answer(Mapping[str, np.ndarray]):
     def sets(self) -> list[Any]:
         """The prediction set of each example as a list of class names or indices."""
         if "prediction_set" not in self or self.class_axis is None:
+            if "lower" in self:
+                raise ValueError("sets: the file is of a regression, which has intervals; call interval().")
             raise ValueError("sets: the file holds no conformal threshold; export it with calibration=.")
         names = self._class_names("sets", self["prediction_set"])
         return _names(np.moveaxis(self["prediction_set"], self.class_axis, -1), names)
+
+    def interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper end of the conformal interval of a regression."""
+        if "lower" not in self or "upper" not in self:
+            raise ValueError("interval: the file holds no conformal interval; export a regression with calibration=.")
+        return self["lower"], self["upper"]
 
     def _class_names(self, verb: str, array: np.ndarray) -> Sequence[Any]:
         """The class names along the class axis of an output; indices where the file has no names."""
@@ -128,8 +136,10 @@ class UncertaintySession:
         outputs: Names of the arrays in an answer.
         classes: Names of the classes, from the user's metadata ``classes``.
         likelihood: Name and settings of the likelihood, or ``"none"``.
-        reference: For each measure its quantiles on the calibration data, at evenly spaced levels from 0 to 1.
+        reference: For each measure its quantiles on the calibration data, at evenly spaced levels from 0 to 1; for
+            ``novelty`` on the held-out data of its fit.
         num_data: Number of examples of the calibration data; 0 without calibration.
+        counts: Number of examples behind the reference of each measure.
         metadata: Every string of the file.
 
     Raises:
@@ -245,6 +255,13 @@ class UncertaintySession:
         if type(num_data) is not int or not 0 <= num_data < 2**53 or terms < 1:
             raise ValueError(f"{num_data!r} calibration terms, {terms} for each example")
         self.num_data = num_data // terms
+        self.counts = dict.fromkeys(self.reference, self.num_data)
+        novelty = json.loads(self.metadata.get("bensemble.novelty", "{}"))
+        if novelty:
+            self.reference["novelty"] = _checked_quantiles("novelty", novelty["quantiles"])
+            self.counts["novelty"] = novelty["num_data"] // terms
+            if type(novelty["num_data"]) is not int or not 0 < novelty["num_data"] < 2**53:
+                raise ValueError(f"{novelty['num_data']!r} held-out terms of the novelty")
 
     def _feed(self, arrays: Sequence[Any], named: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The inputs by name, checked."""
@@ -347,13 +364,13 @@ class Monitor:
         if not 0 < false_alarm_rate < 1:
             raise ValueError(f"Monitor: false_alarm_rate must be between 0 and 1, got {false_alarm_rate!r}.")
         _check_count("Monitor", "window", window)
-        watched = [name for name in MEASURES if name in session.reference and name in session.outputs]
-        if not watched or not session.num_data:
+        watched = [name for name in MEASURES if session.counts.get(name) and name in session.outputs]
+        if not watched:
             raise ValueError(
                 f"Monitor: '{session.path}' must hold a reference distribution, got none; export it with "
-                "calibration=bensemble.calibrate(...)."
+                "calibration=bensemble.calibrate(...) or novelty=bensemble.fit_novelty(...)."
             )
-        bins = {name: _bins(session.reference[name], session.num_data) for name in watched}
+        bins = {name: _bins(session.reference[name], session.counts[name]) for name in watched}
         self._bins = {name: found for name, found in bins.items() if found is not None}
         if not self._bins:
             raise ValueError(f"Monitor: the reference of {' and '.join(watched)} must vary, got one value everywhere.")

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..basis import mix
+from ..basis import Basis, mix
 from ..checks import check_number
 from ..errors import InvalidValueError
 from ..gaussian import add_noise, precise, rho_from_sigma
@@ -95,16 +95,21 @@ class LinearOpLayer(BaseBayesianLayer):
         Returns:
             v in the shape of the output, float32 or float64, and :math:`Q_g`; None for the plain basis.
         """
-        weight, bias = self._posterior("weight"), self._posterior("bias")
-        assert weight is not None
-        input, basis, axis = precise(input), weight.basis, self.channel_axis
+        own, offset, basis = self.preactivation_variances()
+        input, axis = precise(input), self.channel_axis
         if basis is None:
-            return self.linear_op(weight.variance(), bias.variance() if bias else None, input.square()), None
+            return self.linear_op(own, offset, input.square()), None
         assert axis is not None
         assert basis.inner is not None
-        rotated = mix(input, basis.inner.t(), axis)
-        offset = bias.scale().square() if bias else None
-        return self.linear_op(weight.scale().square(), offset, rotated.square()), basis.outer
+        return self.linear_op(own, offset, mix(input, basis.inner.t(), axis).square()), basis.outer
+
+    def preactivation_variances(self) -> tuple[Tensor, Tensor | None, Basis | None]:
+        """What that takes: the variances of weight and bias in their basis, and the basis if it is rotated."""
+        weight, bias = self._posterior("weight"), self._posterior("bias")
+        assert weight is not None
+        if weight.basis is None:
+            return weight.variance(), bias.variance() if bias else None, None
+        return weight.scale().square(), bias.scale().square() if bias else None, weight.basis
 
     def channel_rows(self, weight: Tensor) -> Tensor:
         """A tensor in the shape of the weight as one row per output channel."""

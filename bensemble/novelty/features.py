@@ -6,8 +6,9 @@ each example, and projected where a layer is wide. So no layer's output is held 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -76,6 +77,13 @@ class FeatureReader:
         Raises:
             InvalidValueError: A layer is not called, or has another width than in the fit.
         """
+        with self.watching(model, inputs) as found:
+            raw = mean_output(model, inputs, output)
+        return raw, self.features(found)
+
+    @contextmanager
+    def watching(self, model: nn.Module, inputs: Inputs) -> Iterator[list[list[Tensor]]]:
+        """While it is open, a forward of the model adds what each layer gives to the lists; see :meth:`features`."""
         numbers = {layout.name: number for number, layout in enumerate(self.layouts)}
         found: list[list[Tensor]] = [[] for _ in self.layouts]
         batch = _examples(inputs)
@@ -84,29 +92,36 @@ class FeatureReader:
         def note(name: str, tensor: Tensor) -> None:
             found[numbers[name]].append(self._reduced(numbers[name], tensor, batch, mask))
 
-        modules = {layout.name: model.get_submodule(layout.name) for layout in self.layouts}
-        with with_outputs(modules, note):
-            raw = mean_output(model, inputs, output)
+        with with_outputs({layout.name: model.get_submodule(layout.name) for layout in self.layouts}, note):
+            yield found
+
+    def features(self, found: list[list[Tensor]]) -> list[Tensor]:
+        """The features of each layer, from the outputs of all its calls in a forward."""
         for layout, calls in zip(self.layouts, found, strict=True):
             if not calls:
                 raise InvalidValueError(f"novelty: '{layout.name}' is not called for these inputs; leave it out.")
-        return raw, [_mean_of_calls(calls) for calls in found]
+        return [_mean_of_calls(calls) for calls in found]
 
-    def rows(self, features: list[Tensor], shape: torch.Size) -> Iterator[tuple[slice, list[Tensor]]]:
-        """Examples in small parts, and for each Gaussian its rows, one for each example or position of these.
+    def parts(self, features: list[Tensor], shape: torch.Size) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Examples in small parts, and their :meth:`rows` in float64.
 
         Args:
             features: What :meth:`read` returned.
             shape: Shape of the output without its class axis, (B, ...).
         """
-        positions = shape[1:]
-        step = max(1, ROWS // max(positions.numel(), 1))
+        step = max(1, ROWS // max(shape[1:].numel(), 1))
         for start in range(0, shape[0], step):
             part = slice(start, min(start + step, shape[0]))
-            rows = [self._spread(number, tensor[part], positions) for number, tensor in enumerate(features)]
-            if self.joint:  # a projection of all layers is the sum of those of each
-                rows = [torch.stack(rows).sum(0) if self._size(0) is not None else torch.cat(rows, 1)]
-            yield part, rows
+            rows = self.rows([tensor[part] for tensor in features], shape[1:])
+            yield part, [x.to(home(x.device)).double() for x in rows]
+
+    def rows(self, features: list[Tensor], positions: torch.Size) -> list[Tensor]:
+        """For each Gaussian its rows, one for each example or position of the output."""
+        rows = [self._spread(number, tensor, positions) for number, tensor in enumerate(features)]
+        if not self.joint:
+            return rows
+        # A projection of all layers is the sum of those of each.
+        return [torch.cat(rows, 1) if self._size(0) is None else functools.reduce(torch.add, rows)]
 
     def _reduced(self, number: int, tensor: Tensor, batch: int | None, mask: Tensor | None) -> Tensor:
         """The output of one layer as (B, ..., k)."""
@@ -132,7 +147,7 @@ class FeatureReader:
             else:
                 x = x.flatten(1, -2).mean(1)
         size = self._size(number)
-        return x if size is None else x @ self._projection(layout, size, x)
+        return x if size is None else x @ self._signs_of(layout, size, x.device).to(x.dtype)
 
     def _size(self, number: int) -> int | None:
         """The dimensions that a layer is projected to; None if it is not."""
@@ -141,15 +156,14 @@ class FeatureReader:
         width = sum(layout.width for layout in self.layouts) if self.joint else self.layouts[number].width
         return self.projection if width > self.projection else None
 
-    def _projection(self, layout: Layout, size: int, like: Tensor) -> Tensor:
-        key = (layout.number, like.device)
+    def _signs_of(self, layout: Layout, size: int, device: torch.device) -> Tensor:
+        key = (layout.number, device)
         if key not in self._signs:
-            signs = random_signs(self.seed, layout.number, layout.width, size)
-            self._signs[key] = signs.to(like.device)
-        return self._signs[key].to(like.dtype)
+            self._signs[key] = random_signs(self.seed, layout.number, layout.width, size).to(device)
+        return self._signs[key]
 
     def _spread(self, number: int, x: Tensor, positions: torch.Size) -> Tensor:
-        """The features (b, ..., k) of some examples at the positions of the output, as rows in float64."""
+        """The features (b, ..., k) of some examples at the positions of the output, as rows."""
         own, layout = x.shape[1:-1], self.layouts[number]
         if own != positions:
             if layout.batch == "merged" and len(own) > 1 and own[:1] == positions:
@@ -160,7 +174,7 @@ class FeatureReader:
             else:
                 x = x.flatten(1, -2).mean(1) if own else x
                 x = x.view(len(x), *(1 for _ in positions), x.shape[-1]).expand(-1, *positions, -1)
-        return x.reshape(-1, x.shape[-1]).to(home(x.device)).double()
+        return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ def fit_novelty(
     *,
     likelihood: Likelihood | str = "categorical",
     layers: str | Sequence[str] = "all",
-    projection: int | None = 256,
+    projection: int | None = 128,
     joint: bool = True,
     output: OutputSelector | None = None,
     unpack: Unpack | None = None,

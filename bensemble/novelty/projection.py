@@ -1,7 +1,7 @@
-r"""A fixed random projection of wide layers: :math:`R x` with independent signs :math:`\pm 1/\sqrt{k}`.
+r"""A fixed random projection of wide layers: :math:`R x` with independent signs.
 
-It keeps squared distances on average (Achlioptas 2003, "Database-friendly random projections"). The signs come from
-integers alone, so that a seed gives the same matrix on every machine and in every version of torch.
+Up to a factor it keeps squared distances on average (Achlioptas 2003, "Database-friendly random projections"). The
+signs come from integers alone, so that a seed gives the same matrix on every machine and in every version of torch.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def random_signs(seed: int, number: int, width: int, size: int) -> Tensor:
         size: Dimensions after the projection, k.
 
     Returns:
-        float32 tensor of shape (width, size) whose entries are +1/sqrt(size) and -1/sqrt(size).
+        int8 tensor of shape (width, size) whose entries are +1 and -1.
     """
     key = _mixed(torch.tensor([seed]) + _GOLDEN * torch.tensor([number + 1]))
     bits = _mixed(key + _GOLDEN * torch.arange(1, width * size + 1))
-    return torch.where(bits < 0, -1.0, 1.0).view(width, size) * size**-0.5
+    return (1 - 2 * (bits < 0).to(torch.int8)).view(width, size)
 
 
 def _mixed(z: Tensor) -> Tensor:

@@ -224,7 +224,7 @@ def terms_of(reader: FeatureReader, likelihood: Likelihood, raw: Tensor, feature
         energies = -raw.to(home(raw.device)).double().logsumexp(likelihood.axis(raw))
 
     def parts() -> Any:
-        for part, rows in reader.rows(features, shape):
+        for part, rows in reader.parts(features, shape):
             yield part, rows, None if energies is None else energies[part].flatten()
 
     return shape, parts()

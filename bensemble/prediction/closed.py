@@ -81,7 +81,7 @@ class ClosedForm:
         variance, basis = self._layer.preactivation_variance(seen.input)
         mixed = mixing(basis, self.likelihood, seen.mean, variance.shape[axis])
         noise = fixed_noise(variance.shape[axis]).to(variance)
-        return OutputGaussian(seen.mean, variance.sqrt(), mixed, axis, noise, seen.placed)
+        return OutputGaussian(seen.mean, variance, mixed, axis, noise, seen.placed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +145,7 @@ class OutputGaussian:
 
     Args:
         mean: The outputs at the mean weights.
-        deviation: Standard deviation of each coordinate of the layer's output, before mixing.
+        coordinates: Variance of each coordinate of the layer's output, before mixing.
         mixing: Matrix over the channels of the layer's output; None for none.
         axis: The axis of these channels, counted from the end.
         noise: Standard normal numbers, (PAIRS, channels).
@@ -159,40 +159,41 @@ class OutputGaussian:
     def __init__(
         self,
         mean: Tensor,
-        deviation: Tensor,
+        coordinates: Tensor,
         mixing: Tensor | None,
         axis: int,
         noise: Tensor,
         placed: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.mean, self._deviation, self._mixing, self._axis = mean, deviation, mixing, axis
+        self.mean, self._coordinates, self._mixing, self._axis = mean, coordinates, mixing, axis
         self._noise, self._placed = noise, placed
-        spread = deviation if mixing is None else mix(deviation.square(), mixing.square(), axis).sqrt()
-        self.variance = (spread if placed is None else placed(spread)).square()
+        variance = coordinates if mixing is None else mix(coordinates, mixing.square(), axis)
+        self.variance = variance if placed is None else placed(variance.sqrt()).square()
 
     def divided_by(self, temperature: float) -> OutputGaussian:
         """The Gaussian of the outputs divided by a number."""
-        mean, deviation = self.mean / temperature, self._deviation / temperature
-        return OutputGaussian(mean, deviation, self._mixing, self._axis, self._noise, self._placed)
+        mean, coordinates = self.mean / temperature, self._coordinates / temperature**2
+        return OutputGaussian(mean, coordinates, self._mixing, self._axis, self._noise, self._placed)
 
     def probit(self) -> Tensor:
         """The logits of the probit approximation."""
         return probit(self.mean, self.variance)
 
     def shifts(self, size: int = 1) -> Iterator[Tensor]:
-        """One half of each antithetic pair of draws less the mean, ``size`` pairs at once: (size, ...)."""
-        shape = [1] * self._deviation.ndim
-        shape[self._axis] = self._noise.shape[1]
+        """One half of each antithetic pair of draws less the mean, ``size`` pairs at once on a last axis."""
+        deviation = self._coordinates.sqrt().unsqueeze(-1)
+        shape = [1] * deviation.ndim
+        shape[self._axis - 1] = self._noise.shape[1]
         for noise in self._noise.split(size):
-            shift = self._deviation * noise.view(-1, *shape)
-            shift = shift if self._mixing is None else mix(shift, self._mixing, self._axis)
-            yield shift if self._placed is None else torch.stack([self._placed(one) for one in shift])
+            shift = deviation * noise.t().reshape(*shape[:-1], len(noise))
+            shift = shift if self._mixing is None else mix(shift, self._mixing, self._axis - 1)
+            yield shift if self._placed is None else torch.stack([self._placed(x) for x in shift.unbind(-1)], -1)
 
     def draws(self) -> Iterator[Tensor]:
         """Antithetic draws of the outputs."""
-        for (shift,) in self.shifts():
-            yield self.mean + shift
-            yield self.mean - shift
+        for shift in self.shifts():
+            yield self.mean + shift.squeeze(-1)
+            yield self.mean - shift.squeeze(-1)
 
     def prediction(self, likelihood: Likelihood | None, keep: bool) -> dict[str, Tensor]:
         """What :func:`bensemble.prediction.gathering.assemble` makes a prediction of."""

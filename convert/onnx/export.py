@@ -19,6 +19,7 @@ from bensemble.errors import ExportError, InvalidValueError, one_line
 from bensemble.likelihoods import Likelihood
 from bensemble.models.batches import Inputs
 from bensemble.models.outputs import OutputSelector
+from bensemble.novelty import Novelty
 
 from .deployable import deployable
 from .files.inspection import summarize
@@ -32,7 +33,9 @@ from .options import ExportOptions, checked_models
 from .shrinking.quantization import quantization_options
 from .shrinking.sparse import store_sparse
 from .tracing import quiet, trace
+from .uncertainty.closed import ClosedModel
 from .uncertainty.metadata import uncertainty_metadata
+from .uncertainty.networks import SampledModel
 from .uncertainty.options import MOST_BYTES, check_draws_fit, num_bytes, uncertainty_options
 from .verification import Agreement, latency, measured, verified
 
@@ -47,9 +50,10 @@ def export_onnx(
     example_inputs: Inputs,
     *,
     outputs: str = "mean",
-    method: str = "samples",
+    method: str | None = None,
     num_samples: int = 16,
     likelihood: Likelihood | str | None = None,
+    novelty: Novelty | Sequence[Novelty] | None = None,
     calibration: Calibration | None = None,
     output: OutputSelector | None = None,
     quantize: str | None = None,
@@ -80,12 +84,16 @@ def export_onnx(
         outputs: ``"mean"``, the model's own outputs; or ``"uncertainty"``: ``probs``, ``entropy`` and
             ``mutual_information`` in nats for classes, else ``mean`` and ``std`` over the posterior, with a noise model
             ``noise_std`` as well. The file draws no random numbers: the same input always gives the same output.
-        method: How uncertainty is computed: ``"samples"``, by weight draws in one graph. They share the layers before
-            the first posterior.
+        method: How uncertainty is computed: ``"closed"``, in one forward, where the last layer alone is Bayesian (see
+            :func:`convert.last_layer`); ``"samples"``, by weight draws in one graph that share the layers before the
+            first posterior. Default: the first where it is possible.
         num_samples: Number of weight draws K; all weights together may take 2 GiB.
         likelihood: What the outputs mean, as in :func:`bensemble.predict`.
+        novelty: What :func:`bensemble.fit_novelty` returned for this model, for an ensemble one for each member: adds
+            ``novelty`` and ``novelty_pvalue``. With it, a deterministic model has an uncertainty file too.
         calibration: A :class:`bensemble.Calibration`: its temperature and conformal threshold (output
-            ``prediction_set``) become part of the graph, its reference distribution of the metadata.
+            ``prediction_set``, in regression ``lower`` and ``upper``) become part of the graph, its reference
+            distribution of the metadata.
         output: Which output to keep: a key, a dotted path, an index or a callable. Default: all tensors that the model
             returns, named by their keys, fields or positions; for uncertainty, what ``predict`` takes.
         quantize: ``"int8"`` stores weights (per output channel) and activations in eight bits, by ONNX Runtime's own
@@ -130,7 +138,7 @@ def export_onnx(
         output_names=output_names,
         opset=opset,
         metadata={} if metadata is None else metadata,
-        uncertainty=uncertainty_options(outputs, method, num_samples, likelihood, calibration, generator),
+        uncertainty=uncertainty_options(outputs, method, num_samples, likelihood, novelty, calibration, generator),
         quantization=quantization_options(quantize, calibration_data, outputs),
         sparse=sparse,
         verify=verify,
@@ -138,7 +146,7 @@ def export_onnx(
     )
     uncertainty = options.uncertainty
     if uncertainty is not None:
-        check_draws_fit(models, uncertainty.num_samples)
+        check_draws_fit(models, uncertainty)
     with ExitStack() as stack:
         networks = [stack.enter_context(deployable(member, computed_weights=uncertainty is None)) for member in models]
         arguments = read_arguments(networks[0], example_inputs, input_names)
@@ -146,7 +154,8 @@ def export_onnx(
         if uncertainty is None:
             flat = FlatModel(networks[0], arguments, output)
         else:
-            flat = uncertainty.model(models, networks, arguments, output)
+            means = [stack.enter_context(deployable(member, False)) for member in uncertainty.read_apart(models)]
+            flat = uncertainty.model(models, networks, means, arguments, output)
         return _export(flat, dynamic_axes(arguments, dynamic_shapes), options)
 
 
@@ -216,7 +225,8 @@ def _metadata(trials: Trials, options: ExportOptions) -> dict[str, str]:
     """The user's strings and those that tell what the file is."""
     found = {**options.metadata, "bensemble.outputs": options.outputs, "bensemble.model": trials.model.name}
     if options.uncertainty is not None:
-        found |= uncertainty_metadata(options.uncertainty, trials.model.count, trials.example.outputs, options.metadata)
+        assert isinstance(trials.model, (SampledModel, ClosedModel))
+        found |= uncertainty_metadata(options.uncertainty, trials.model, trials.example.outputs, options.metadata)
     if options.quantization is not None:
         found["bensemble.quantization"] = options.quantization.description
     return found

@@ -99,7 +99,7 @@ def _exported(trials: Trials, opset: int | None, verbose: bool) -> tuple[onnx.Mo
         program.model = onnx_ir.from_proto(proto)
         program.optimize()
     proto = program.model_proto
-    if model.rewrites:
+    if model.rewrites and model.count > 1:
         merge_siblings(proto)
     constraints = program.exported_program.range_constraints
     return proto, {str(symbol): _range(found) for symbol, found in constraints.items()}

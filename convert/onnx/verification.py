@@ -69,7 +69,7 @@ def verified(path: Path, trials: Trials, names: Sequence[str]) -> Agreement:
     def rounding(trial: Trial) -> Mapping[str, float]:
         return rounding_errors(model, model.named, trial.tensors, trial.outputs)
 
-    return compare(_session(path), trials.different, names, bound, model.scales, rounding)
+    return compare(_session(path), trials.different, names, bound, model.scales, model.slack, rounding)
 
 
 def measured(path: Path, trials: Trials, names: Sequence[str], batches: Iterable[tuple[Tensor, ...]]) -> Deviation:
@@ -123,6 +123,7 @@ def compare(
     names: Sequence[str],
     bound: float,
     scales: Mapping[str, Sequence[str]] | None = None,
+    slack: Mapping[str, float] | None = None,
     rounding: Callable[[Trial], Mapping[str, float]] | None = None,
 ) -> Agreement:
     """Run a file on every trial and compare.
@@ -133,6 +134,7 @@ def compare(
         names: The names of the outputs in the file, in the order of the trials' outputs.
         bound: Largest relative error; integer and boolean outputs must be equal.
         scales: Outputs whose error is taken relative to the largest value among others, by the names in the trials.
+        slack: For some outputs by how much they may differ in any case.
         rounding: The model's own rounding errors in a trial, by output; called where ``bound`` is exceeded.
 
     Raises:
@@ -145,6 +147,8 @@ def compare(
             scale = max(_largest(trial.outputs[other].numpy()) for other in others if other in trial.outputs)
             error, relative = _difference(name, expected.numpy(), got, scale, trial.sizes)
             allowed = bound
+            if error <= (slack or {}).get(own, 0.0):
+                continue
             if bound < relative < np.inf and rounding is not None:
                 allowed = max(bound, min(ROUNDING_FACTOR * rounding(trial).get(own, 0.0) / scale, MOST))
             if relative > allowed:

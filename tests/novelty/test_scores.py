@@ -68,7 +68,7 @@ def test_the_projection_is_made_of_integers_and_keeps_distances():
     wanted = [-1 if mixed(key + n * 0x9E3779B97F4A7C15 & mask) >> 63 else 1 for n in range(1, 13)]
     assert torch.equal(random_signs(12345, 2, 4, 3).sign().int(), torch.tensor(wanted).view(4, 3).int())
     x = torch.randn(2000, 300)
-    ratio = (x @ random_signs(1, 0, 300, 64)).square().sum(1) / x.square().sum(1)
+    ratio = (x @ random_signs(1, 0, 300, 64).float()).square().sum(1) / 64 / x.square().sum(1)
     assert abs(float(ratio.mean()) - 1) < 5 * math.sqrt(2 / 64)
     assert float(ratio.std()) == pytest.approx(math.sqrt(2 / 64), rel=0.15)
 

@@ -198,7 +198,8 @@ def answers(values) -> Answer:
 def reference(values: np.ndarray) -> SimpleNamespace:
     """What a monitor reads of a session: the quantiles of calibration data."""
     quantiles = {name: tuple(np.quantile(values**power, np.linspace(0, 1, 101))) for name, power in POWERS.items()}
-    return SimpleNamespace(path="sure.onnx", reference=quantiles, outputs=tuple(quantiles), num_data=len(values))
+    counts = dict.fromkeys(quantiles, len(values))
+    return SimpleNamespace(path="sure.onnx", reference=quantiles, outputs=tuple(quantiles), counts=counts)
 
 
 POWERS = {"entropy": 1, "mutual_information": 2}

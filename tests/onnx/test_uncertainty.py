@@ -228,7 +228,7 @@ def test_a_calibrated_regression_scales_both_deviations(tmp_path):
     options = {"outputs": "uncertainty", "num_samples": DRAWS, "likelihood": Gaussian(0.3), "calibration": calibration}
     report = export_onnx(bnn, tmp_path / "m.onnx", x[:1], generator=seeded(), **options)
     found, tempered = run_file(tmp_path / "m.onnx", input=x), calibration.apply(held_out)
-    assert list(found) == ["mean", "std", "noise_std"]
+    assert list(found) == ["mean", "std", "noise_std", "lower", "upper"]
     np.testing.assert_allclose(found["std"], tempered.std, rtol=1e-5)
     np.testing.assert_allclose(found["noise_std"], tempered.noise_std, rtol=1e-5)
     assert set(json.loads(report.metadata["bensemble.reference"])) == {"total_std", "std"}

@@ -33,7 +33,7 @@ class Unread(nn.Module):
 
 REFUSED = {
     "plain model": ({}, ExportError, "needs a Bayesian model, got Sequential without a posterior; bayesify it and fit"),
-    "method": ({"method": "moments"}, InvalidValueError, "method must be 'samples', got 'moments'"),
+    "method": ({"method": "moments"}, InvalidValueError, "method must be 'closed', 'samples' or None, got 'moments'"),
     "names": (
         {"output_names": ["a", "b"]},
         InvalidValueError,

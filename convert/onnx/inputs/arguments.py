@@ -55,12 +55,14 @@ class FlatModel(nn.Module):
         name: Class of the user's model.
         count: Number of networks in the file.
         scales: For some outputs the outputs whose largest value their error is divided by; the rest: by their own.
+        slack: For some outputs by how much they may differ in any case: they are steps, or may be close to 0.
         rewrites: Whether the exporter's graph goes through :meth:`rewrite` before it is optimized.
     """
 
     count = 1
     scales: ClassVar[Mapping[str, Sequence[str]]] = {}
-    rewrites: ClassVar[bool] = False
+    slack: Mapping[str, float]
+    rewrites = False
 
     def __init__(self, network: nn.Module, arguments: Arguments, selector: OutputSelector | None = None) -> None:
         super().__init__()
@@ -68,6 +70,7 @@ class FlatModel(nn.Module):
         self.name = type(network).__name__
         self.arguments = arguments
         self.selector = selector
+        self.slack = {}
         self.train(network.training)
 
     def forward(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

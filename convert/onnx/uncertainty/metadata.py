@@ -11,6 +11,8 @@ from bensemble.errors import InvalidValueError
 from bensemble.likelihoods import Bernoulli, Categorical, Likelihood
 
 from ...runtime import class_names
+from .closed import ClosedModel
+from .networks import SampledModel
 from .options import UncertaintyOptions
 
 __all__ = ["uncertainty_metadata"]
@@ -20,13 +22,16 @@ OWN_NAMES = {"epistemic_std": "std"}
 
 
 def uncertainty_metadata(
-    options: UncertaintyOptions, count: int, outputs: Mapping[str, Tensor], own: Mapping[str, str]
+    options: UncertaintyOptions,
+    model: SampledModel | ClosedModel,
+    outputs: Mapping[str, Tensor],
+    own: Mapping[str, str],
 ) -> dict[str, str]:
     """The metadata of the file.
 
     Args:
         options: What was asked.
-        count: Number of networks in the file.
+        model: What the file computes.
         outputs: The outputs at the example.
         own: The user's strings.
 
@@ -35,8 +40,8 @@ def uncertainty_metadata(
     """
     uncertainty = outputs["entropy" if "entropy" in outputs else "std"]
     found = {
-        "bensemble.method": "samples",
-        "bensemble.num_samples": str(count),
+        "bensemble.method": "closed" if isinstance(model, ClosedModel) else "samples",
+        "bensemble.num_samples": str(model.count),
         "bensemble.likelihood": "none" if options.likelihood is None else _described(options.likelihood),
         "bensemble.terms": str(uncertainty[0].numel()),
     }
@@ -55,7 +60,7 @@ def uncertainty_metadata(
         reference = {OWN_NAMES.get(name, name): values for name, values in options.calibration.reference.items()}
         found["bensemble.calibration"] = options.calibration.to_json()
         found["bensemble.reference"] = json.dumps(reference)
-    return found
+    return found if model.novelty is None else found | model.novelty.metadata()
 
 
 def _described(likelihood: Likelihood) -> str:

@@ -12,6 +12,7 @@ from bensemble.models.batches import call
 from bensemble.models.outputs import OutputSelector, select_output
 
 from ..inputs.arguments import Arguments, FlatModel
+from .novelty import FileNovelty
 from .replication import members, replicate
 from .statistics import SCALES, Statistics
 
@@ -27,13 +28,14 @@ class SampledModel(FlatModel):
         selector: Which of their outputs the uncertainty is about.
         draws: For each network K weights for each posterior, by name; empty for a network without posteriors.
         statistics: The outputs of the file.
+        novelty: How strange the inputs are to the networks, or None.
+        means: For the novelty of networks with draws their copies at the mean weights; empty without draws.
 
     Attributes:
         count: Number of networks in the file: all draws of all networks.
     """
 
     scales = SCALES
-    rewrites = True
 
     def __init__(
         self,
@@ -42,9 +44,11 @@ class SampledModel(FlatModel):
         selector: OutputSelector | None,
         draws: Sequence[Mapping[str, Sequence[Tensor]]],
         statistics: Statistics,
+        novelty: FileNovelty | None = None,
+        means: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__(networks[0] if len(networks) == 1 else nn.ModuleList(networks).eval(), arguments, selector)
-        self.name = type(networks[0]).__name__
+        self.name, self.rewrites = type(networks[0]).__name__, True
         self._networks = tuple(networks)
         self._draws = {
             id(network.get_parameter(name)): values
@@ -53,32 +57,50 @@ class SampledModel(FlatModel):
         }
         self._counts = [len(next(iter(drawn.values()), [None])) for drawn in draws]
         self.count = sum(self._counts)
-        self._statistics = statistics
+        self._statistics, self.novelty, self.means = statistics, novelty, nn.ModuleList(means).eval()
+        self.slack = {} if novelty is None else novelty.slack
 
     def forward(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """What is traced: each network once; :meth:`rewrite` replaces its output by those of its draws."""
+        scores: list[Tensor] = []
         stacks = [
-            members(self._output(network, tensors), count, index)
+            members(self._output(network, tensors, scores), count, index)
             for index, (network, count) in enumerate(zip(self._networks, self._counts, strict=True))
         ]
-        return tuple(self._statistics.of_samples(torch.cat(stacks) if len(stacks) > 1 else stacks[0]).values())
+        answers = self._statistics.of_samples(torch.cat(stacks) if len(stacks) > 1 else stacks[0])
+        return tuple((answers | self._strangeness(tensors, scores)).values())
 
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """The outputs by name, from one run for each draw."""
-        outputs = []
+        outputs: list[Tensor] = []
+        scores: list[Tensor] = []
         for network, count in zip(self._networks, self._counts, strict=True):
             for k in range(count):
                 with torch.no_grad():
                     for parameter in network.parameters():
                         if id(parameter) in self._draws:
                             parameter.copy_(self._draws[id(parameter)][k])
-                outputs.append(self._output(network, [tensor.clone() for tensor in tensors]))
-        return self._statistics.of_samples(torch.stack(outputs))
+                outputs.append(self._output(network, [tensor.clone() for tensor in tensors], scores))
+        return self._statistics.of_samples(torch.stack(outputs)) | self._strangeness(tensors, scores)
 
     def rewrite(self, proto: onnx.ModelProto) -> None:
         """Put the networks of all draws into a freshly traced graph."""
         parameters = self.named_parameters(remove_duplicate=False)
         replicate(proto, {name: self._draws[id(p)] for name, p in parameters if id(p) in self._draws})
 
-    def _output(self, network: nn.Module, tensors: Sequence[Tensor]) -> Tensor:
-        return select_output(call(network, self.arguments.rebuild(tensors)), self.selector)
+    def _output(self, network: nn.Module, tensors: Sequence[Tensor], scores: list[Tensor]) -> Tensor:
+        """The output of a network; the novelty of one without draws is scored in the same run."""
+        inputs = self.arguments.rebuild(tensors)
+        if self.novelty is None or (self.means and network not in self.means):
+            return select_output(call(network, inputs), self.selector)
+        with self.novelty.watching(len(scores), inputs) as found:
+            output = select_output(call(network, inputs), self.selector)
+        scores.append(self.novelty.score(len(scores), output, found))
+        return output
+
+    def _strangeness(self, tensors: Sequence[Tensor], scores: list[Tensor]) -> dict[str, Tensor]:
+        if self.novelty is None:
+            return {}
+        for network in self.means:
+            self._output(network, [tensor.clone() for tensor in tensors], scores)
+        return self.novelty.outputs(scores)

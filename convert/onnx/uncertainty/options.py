@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,13 @@ from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError
 from bensemble.likelihoods import DiscreteLikelihood, Likelihood, resolve
 from bensemble.models.outputs import OutputSelector
 from bensemble.posteriors import named_posteriors
+from bensemble.prediction.closed import closed_form
 from bensemble.prediction.weight_samples import WeightSamples
 
 from ..inputs.arguments import Arguments
+from .closed import ClosedModel
 from .networks import SampledModel
+from .novelty import FileNovelty
 from .statistics import Statistics
 
 __all__ = ["MOST_BYTES", "UncertaintyOptions", "check_draws_fit", "num_bytes", "uncertainty_options"]
@@ -32,51 +36,87 @@ class UncertaintyOptions:
     """The options of an uncertainty file, checked.
 
     Attributes:
+        method: ``"closed"``, ``"samples"``, or None for the first where it is possible.
         num_samples: Number of draws K.
         likelihood: What the outputs mean.
+        novelty: What ``fit_novelty`` returned, for an ensemble one for each member, or None.
         calibration: Temperature, conformal threshold and reference, or None.
         generator: Source of the draws, or None for seed 0.
     """
 
+    method: str | None
     num_samples: int
     likelihood: Likelihood | None
+    novelty: Any
     calibration: Calibration | None
     generator: torch.Generator | None
+
+    def chosen_method(self, models: Sequence[nn.Module]) -> str:
+        """How the uncertainty of these models is computed.
+
+        Raises:
+            InvalidValueError: ``method="closed"`` for a model that has no closed form.
+        """
+        without = [model for model in models if closed_form(model, self.likelihood) is None]
+        if self.method == "closed" and without:
+            raise InvalidValueError(
+                f"export_onnx: method='closed' needs a model whose last layer alone is Bayesian, found by bayesify and "
+                f"not pruned, got {type(without[0]).__name__} with likelihood={self.likelihood!r}; convert it with "
+                "bayesify(model, include=last_layer(model, x), example_inputs=x), or use method='samples'."
+            )
+        return self.method or ("samples" if without else "closed")
+
+    def read_apart(self, models: Sequence[nn.Module]) -> Sequence[nn.Module]:
+        """The models whose novelty has to be read from a network of its own, because weights are drawn."""
+        drawn = self.chosen_method(models) == "samples" and any(any(True for _ in named_posteriors(m)) for m in models)
+        return models if drawn and self.novelty is not None else ()
 
     def model(
         self,
         sources: Sequence[nn.Module],
         networks: Sequence[nn.Module],
+        means: Sequence[nn.Module],
         arguments: Arguments,
         selector: OutputSelector | None,
-    ) -> SampledModel:
+    ) -> SampledModel | ClosedModel:
         """The model that is traced and that the file is compared with.
 
         Args:
             sources: The Bayesian model, or the members of an ensemble.
             networks: Their deterministic copies on the CPU.
+            means: Other copies, which the novelty reads where the networks get weight draws.
             arguments: How their call is put together.
             selector: Which output the uncertainty is about.
         """
-        generator = torch.Generator().manual_seed(0) if self.generator is None else self.generator
-        draws = [weight_draws(source, self.num_samples, generator) for source in sources]
+        novelty = None if self.novelty is None else FileNovelty(self.novelty, means or networks)
         statistics = Statistics(self.likelihood)
         if self.calibration is not None:
             threshold = self.calibration.conformal_threshold
-            sets = isinstance(self.likelihood, DiscreteLikelihood)
-            statistics = Statistics(self.likelihood, self.calibration.temperature, threshold if sets else None)
-        return SampledModel(networks, arguments, selector, draws, statistics)
+            statistics = Statistics(
+                self.likelihood, self.calibration.temperature, threshold if threshold < math.inf else None
+            )
+        if self.chosen_method(sources) == "closed":
+            return ClosedModel(sources, networks, arguments, selector, statistics, novelty)
+        generator = torch.Generator().manual_seed(0) if self.generator is None else self.generator
+        draws = [weight_draws(source, self.num_samples, generator) for source in sources]
+        return SampledModel(networks, arguments, selector, draws, statistics, novelty, means)
 
 
 def uncertainty_options(
-    outputs: str, method: str, num_samples: int, likelihood: Any, calibration: Any, generator: Any
+    outputs: str,
+    method: str | None,
+    num_samples: int,
+    likelihood: Any,
+    novelty: Any,
+    calibration: Any,
+    generator: Any,
 ) -> UncertaintyOptions | None:
     """The options of ``outputs="uncertainty"``, checked; None for the mean.
 
     Raises:
         InvalidTypeError, InvalidValueError: A value that cannot work, or an option that has no effect with the mean.
     """
-    given = {"likelihood": likelihood, "calibration": calibration, "generator": generator}
+    given = {"likelihood": likelihood, "calibration": calibration, "generator": generator, "novelty": novelty}
     if outputs == "mean":
         unused = [name for name, value in given.items() if value is not None]
         if unused:
@@ -84,15 +124,15 @@ def uncertainty_options(
                 f"export_onnx: {', '.join(unused)} must come with outputs='uncertainty', got outputs='mean'."
             )
         return None
-    if method != "samples":
-        raise InvalidValueError(f"export_onnx: method must be 'samples', got {method!r}.")
+    if method not in (None, "closed", "samples"):
+        raise InvalidValueError(f"export_onnx: method must be 'closed', 'samples' or None, got {method!r}.")
     check_count("export_onnx", "num_samples", num_samples, least=2)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise InvalidTypeError(f"export_onnx: generator must be a torch.Generator, got {generator!r}.")
     resolved = resolve(likelihood)
     if calibration is not None:
         _check_calibration(calibration, resolved)
-    return UncertaintyOptions(num_samples, resolved, calibration, generator)
+    return UncertaintyOptions(method, num_samples, resolved, novelty, calibration, generator)
 
 
 def _check_calibration(calibration: Any, likelihood: Likelihood | None) -> None:
@@ -130,18 +170,19 @@ def num_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in {id(tensor): tensor for tensor in tensors}.values())
 
 
-def check_draws_fit(models: Sequence[nn.Module], num_samples: int) -> None:
-    """Refuse a model without posteriors, or more draws than one file holds, before anything is computed.
+def check_draws_fit(models: Sequence[nn.Module], options: UncertaintyOptions) -> None:
+    """Refuse a model with nothing uncertain, or more draws than one file holds, before anything is computed.
 
     Raises:
         InvalidValueError: ``num_samples`` draws exceed 2 GiB; says how many fit. An ensemble is Bayesian in part.
-        ExportError: The model has no posterior.
+        ExportError: The model has no posterior, and there is no novelty.
     """
+    num_samples = 1 if options.chosen_method(models) == "closed" else options.num_samples
     posteriors = [[posterior for _, posterior in named_posteriors(model)] for model in models]
-    if not all(posteriors) and len(models) == 1:
+    if not all(posteriors) and len(models) == 1 and options.novelty is None:
         raise ExportError(
             f"export_onnx: outputs='uncertainty' needs a Bayesian model, got {type(models[0]).__name__} without a "
-            "posterior; bayesify it and fit_posterior, or export outputs='mean'."
+            "posterior; bayesify it and fit_posterior, pass novelty=fit_novelty(...), or export outputs='mean'."
         )
     if any(posteriors) and not all(posteriors):
         raise InvalidValueError(

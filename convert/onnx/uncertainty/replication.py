@@ -4,6 +4,8 @@ The model is traced once, with a marker between its output and the statistics: a
 of one network and returns the stack of K. This pass replaces the marker: the nodes between the drawn weights and the
 marker are copied K times, each copy with its own weights. Nodes that depend on no drawn weight, mainly those before the
 first posterior, stay as they are and are computed once.
+
+In the same way, :func:`through` follows another tensor than a layer's output through what comes after the layer.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ from bensemble.errors import ExportError
 
 from ..files.proto import captured, rename_captured
 
-__all__ = ["members", "replicate"]
+__all__ = ["members", "replicate", "through"]
 
-DOMAIN, MARKER = "bensemble", "Members"
+DOMAIN, MEMBERS, THROUGH = "bensemble", "Members", "Through"
 
 
 def members(output: Tensor, count: int, index: int = 0) -> Tensor:
@@ -35,7 +37,7 @@ def members(output: Tensor, count: int, index: int = 0) -> Tensor:
         A symbolic tensor of shape (K, B, ...), for tracing only.
     """
     return torch.onnx.ops.symbolic(
-        f"{DOMAIN}::{MARKER}",
+        f"{DOMAIN}::{MEMBERS}",
         (output,),
         {"count": count, "index": index},
         dtype=output.dtype,
@@ -44,8 +46,24 @@ def members(output: Tensor, count: int, index: int = 0) -> Tensor:
     )
 
 
+def through(output: Tensor, result: Tensor, other: Tensor) -> Tensor:
+    """The marker for what an output would be, if something on the way to it were another tensor.
+
+    Args:
+        output: The output.
+        result: What it was computed from.
+        other: What stands in its place, in its shape and dtype.
+
+    Returns:
+        A symbolic tensor in the shape of the output, for tracing only.
+    """
+    return torch.onnx.ops.symbolic(
+        f"{DOMAIN}::{THROUGH}", (output, result, other), dtype=output.dtype, shape=output.shape, version=1
+    )
+
+
 def replicate(proto: onnx.ModelProto, draws: Mapping[str, Sequence[Tensor]]) -> None:
-    """Replace every marker by copies of the network before it, one for each weight draw.
+    """Replace every marker by copies of the nodes before it.
 
     Args:
         proto: The model as the exporter translated it, before it was optimized; it is changed in place.
@@ -59,10 +77,12 @@ def replicate(proto: onnx.ModelProto, draws: Mapping[str, Sequence[Tensor]]) -> 
     drawn = {name: values for name, values in draws.items() if name in stored}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        if node.domain == DOMAIN and node.op_type == MARKER:
+        if node.domain != DOMAIN:
+            nodes.append(node)
+        elif node.op_type == MEMBERS:
             nodes += list(_stacked(node, nodes, drawn))
         else:
-            nodes.append(node)
+            nodes += list(_followed(node, nodes))
     for node in nodes:  # other readers of a copied value, such as those of its shape, take draw 0
         rename_captured(node, {name: _draw_name(name, 0) for name in drawn})
     del graph.node[:]
@@ -100,15 +120,8 @@ def _stacked(
     copied = [node for node in needed if repeated.intersection(node.output)]
     ends = []
     for k in range(count):
-        names = {name: f"{name}.{index}.{k}" for node in copied for name in node.output if name}
-        names |= {name: _draw_name(name, k) for name in drawn}
-        for node in copied:
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
-            copy.name = f"{node.name}.{index}.{k}"
-            rename_captured(copy, names)
-            copy.output[:] = [names.get(name, name) for name in node.output]
-            yield copy
+        copies, names = _copies(copied, f"{index}.{k}", {name: _draw_name(name, k) for name in drawn})
+        yield from copies
         ends.append(f"{marker.output[0]}.{k}")
         axes = f"{marker.output[0]}.axis.{k}"
         yield onnx.helper.make_node("Constant", [], [axes], axes, value_ints=[0])
@@ -116,6 +129,37 @@ def _stacked(
             "Unsqueeze", [names.get(marker.input[0], marker.input[0]), axes], [ends[-1]], ends[-1]
         )
     yield onnx.helper.make_node("Concat", ends, [marker.output[0]], marker.output[0], axis=0)
+
+
+def _followed(marker: onnx.NodeProto, before: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The copies of the nodes from a layer's output to the model's, with another tensor in place of the first."""
+    output, result, other = marker.input
+    changed = {result}
+    for node in before:
+        if changed.intersection(captured(node)):
+            changed.update(node.output)
+    copied = [
+        node for node in _read(before, {output}) if changed.intersection(node.output) and result not in node.output
+    ]
+    copies, names = _copies(copied, marker.output[0], {result: other})
+    yield from copies
+    yield onnx.helper.make_node("Identity", [names.get(output, output)], [marker.output[0]], marker.name)
+
+
+def _copies(
+    nodes: Sequence[onnx.NodeProto], suffix: str, replaced: Mapping[str, str]
+) -> tuple[list[onnx.NodeProto], dict[str, str]]:
+    """Copies of nodes that read other values, and the new name of every value that changes."""
+    names = {name: f"{name}.{suffix}" for node in nodes for name in node.output if name} | dict(replaced)
+    copies = []
+    for node in nodes:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.name = f"{node.name}.{suffix}"
+        rename_captured(copy, names)
+        copy.output[:] = [names.get(name, name) for name in node.output]
+        copies.append(copy)
+    return copies, names
 
 
 def _read(nodes: Sequence[onnx.NodeProto], ends: set[str]) -> list[onnx.NodeProto]:

@@ -1,4 +1,4 @@
-r"""The outputs of an uncertainty file, as functions of the outputs of K networks.
+r"""The outputs of an uncertainty file, as functions of the outputs of K networks, or of Gaussian outputs.
 
 For class probabilities :math:`p_k` of K draws and their mean :math:`\bar p`, in nats:
 
@@ -13,6 +13,7 @@ its precision where the draws agree; as the difference of two entropies it would
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +22,17 @@ from torch import Tensor
 
 from bensemble.gaussian import precise
 from bensemble.likelihoods import Bernoulli, Categorical, DiscreteLikelihood, Likelihood
+from bensemble.prediction.closed import PAIRS, OutputGaussian
 
-__all__ = ["Statistics"]
+__all__ = ["SCALES", "Statistics"]
 
 #: For each output those whose size bounds its rounding error: it is a difference of numbers of that size.
 SCALES = {
     "std": ("mean", "std"),
     "entropy": ("probs", "entropy"),
     "mutual_information": ("probs", "entropy", "mutual_information"),
+    "lower": ("lower", "upper"),
+    "upper": ("lower", "upper"),
 }
 
 
@@ -39,7 +43,8 @@ class Statistics:
     Attributes:
         likelihood: What the networks' outputs mean; None for raw outputs.
         temperature: Divides every draw's logits; in regression it multiplies the variances.
-        conformal_threshold: Class c is in the prediction set where ``1 - probs[c]`` is at most this; None for no set.
+        conformal_threshold: Class c is in the prediction set where ``1 - probs[c]`` is at most this; in regression an
+            interval reaches so many standard deviations to either side. None for neither.
     """
 
     likelihood: Likelihood | None = None
@@ -59,10 +64,8 @@ class Statistics:
         if self.likelihood is None:
             return _float32(_moments(outputs))
         if not isinstance(self.likelihood, DiscreteLikelihood):
-            scale = self.temperature**0.5
             found = _moments(torch.vmap(self.likelihood.expect)(outputs))
-            noise = torch.vmap(self.likelihood.spread)(outputs).mean(0).sqrt()
-            return _float32({"mean": found["mean"], "std": found["std"] * scale, "noise_std": noise * scale})
+            return self._regression(found, torch.vmap(self.likelihood.spread)(outputs).mean(0))
         logits = outputs / self.temperature if self.temperature != 1.0 else outputs
         samples = torch.vmap(self.likelihood.expect)(logits)
         probs = samples.mean(0)
@@ -72,6 +75,57 @@ class Statistics:
             "mutual_information": self._information(samples, probs, logits),
         }
         return _float32(answers) | self._prediction_set(self.likelihood, probs)
+
+    def of_gaussians(self, members: Sequence[OutputGaussian]) -> dict[str, Tensor]:
+        """The file's outputs, from the Gaussian outputs of each member of an ensemble, or of one network."""
+        likelihood = self.likelihood
+        if not isinstance(likelihood, DiscreteLikelihood):
+            means, variance = members[0].mean.unsqueeze(0), members[0].variance
+            if len(members) > 1:
+                means = torch.stack([member.mean for member in members])
+                variance = torch.stack([member.variance for member in members]).mean(0) + means.var(0, correction=0)
+            found = {"mean": means.mean(0), "std": variance.sqrt()}
+            if likelihood is None:
+                return _float32(found)
+            return self._regression(found, torch.stack([likelihood.spread(mean) for mean in means]).mean(0))
+        members = [member.divided_by(self.temperature) if self.temperature != 1.0 else member for member in members]
+        each = [likelihood.expect(member.probit()) for member in members]
+        probs = torch.stack(each).mean(0) if len(each) > 1 else each[0]
+        entropy, between = self._entropy(probs), [self._between_draws(member) for member in members]
+        if len(members) == 1:
+            information = torch.minimum(between[0], entropy)
+        else:
+            inside = [(self._entropy(p) - own).clamp_min(0) for p, own in zip(each, between, strict=True)]
+            information = (entropy - torch.stack(inside).mean(0)).clamp_min(0)
+        answers = {"probs": probs, "entropy": entropy, "mutual_information": information}
+        return _float32(answers) | self._prediction_set(likelihood, probs)
+
+    def _between_draws(self, member: OutputGaussian) -> Tensor:
+        """Mutual information between the prediction and the logits of one member."""
+        (shifts,) = member.shifts(PAIRS)
+        center, likelihood = member.mean.unsqueeze(-1), self.likelihood
+        logits = torch.cat([center + shifts, center - shifts], -1)
+        if not isinstance(likelihood, Categorical):  # Bernoulli, whose functions look at each output alone
+            assert isinstance(likelihood, DiscreteLikelihood)
+            mean = likelihood.expect(logits).mean(-1)
+            return (self._entropy(mean) - likelihood.spread(logits).mean(-1)).clamp_min(0)
+        axis = likelihood.axis(member.mean)  # fewer and faster operators than the functions of the likelihood
+        logits = logits - logits.amax(axis, keepdim=True)
+        weights = logits.exp()
+        total = weights.sum(axis, keepdim=True)
+        probs = weights / total
+        mean = probs.mean(-1)
+        negative = ((probs * logits).sum(axis) - total.log().squeeze(axis)).mean(-1)
+        return (negative - (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum(axis)).clamp_min(0)
+
+    def _regression(self, found: dict[str, Tensor], noise: Tensor) -> dict[str, Tensor]:
+        """Mean, deviations and, with a calibration, the conformal interval; the temperature multiplies variances."""
+        mean, variance, noise = found["mean"], found["std"].square() * self.temperature, noise * self.temperature
+        answers = {"mean": mean, "std": variance.sqrt(), "noise_std": noise.sqrt()}
+        if self.conformal_threshold is not None:
+            reach = self.conformal_threshold * (variance + noise).sqrt()
+            answers |= {"lower": mean - reach, "upper": mean + reach}
+        return _float32(answers)
 
     def _information(self, samples: Tensor, probs: Tensor, logits: Tensor) -> Tensor:
         """Mutual information between the prediction and the weights."""

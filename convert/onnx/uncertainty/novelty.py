@@ -1,0 +1,148 @@
+"""Novelty in a file: the scores and p-values of :class:`bensemble.Novelty`, in float32 and by plain operators."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bensemble.likelihoods import Categorical
+from bensemble.models.batches import Inputs
+from bensemble.novelty import Novelty
+from bensemble.novelty.classes import term_shape
+from bensemble.novelty.distance import RelativeDistance
+from bensemble.prediction.strangers import bound_novelty
+
+__all__ = ["FileNovelty"]
+
+#: Scores of two correct programs differ by rounding: by so many standard deviations of the familiar ones as a rule, and
+#: hardly ever by more than ten times that.
+LEAST_DIFFERENCE, MOST_DIFFERENCE = 1e-5, 1e-4
+#: Quantiles of familiar scores that the file tells a monitor, at evenly spaced levels.
+LEVELS = 101
+#: So many held-out scores are compared with one by one.
+FEW = 1024
+
+
+class FileNovelty(nn.Module):
+    """The novelty of one network, or the mean one of an ensemble.
+
+    Args:
+        novelty: What ``fit_novelty`` returned; for an ensemble one for each member.
+        networks: The deterministic copies of the networks on the CPU.
+
+    Attributes:
+        slack: How far scores and p-values of two correct programs may be apart; p-values jump at held-out scores.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: It is not a novelty of these networks.
+    """
+
+    heldout: Tensor
+    last: Tensor
+    blocks: Tensor
+
+    def __init__(self, novelty: Any, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        together = bound_novelty(novelty, networks)
+        assert together is not None
+        bound = [together] if isinstance(together, Novelty) else list(together.members)  # type: ignore[attr-defined]
+        self._networks, self._bound = tuple(networks), tuple(bound)
+        self._members = tuple(_Score(member) for member in bound)
+        self.members = nn.ModuleList(self._members)
+        heldout = together.heldout.cpu().sort().values  # type: ignore[attr-defined]
+        near = MOST_DIFFERENCE * heldout.std()
+        crowd = torch.searchsorted(heldout, heldout + near) - torch.searchsorted(heldout, heldout - near)
+        self.slack = {
+            "novelty": LEAST_DIFFERENCE * float(heldout.std()),
+            "novelty_pvalue": (1 + int(crowd.max())) / (len(heldout) + 1),
+        }
+        self._count = len(heldout)
+        self.reference = torch.quantile(heldout, torch.linspace(0, 1, LEVELS, dtype=heldout.dtype)).tolist()
+        # Comparisons in place of a search, which ONNX does not have: in one step where they are few, else in two.
+        scores = torch.cat([heldout.float(), torch.tensor([math.inf])])
+        size = len(scores) if len(scores) <= FEW else math.isqrt(len(scores)) + 1
+        self.register_buffer("blocks", torch.cat([scores, scores[-1:].expand(-len(scores) % size)]).view(-1, size))
+        self.register_buffer("last", self.blocks[:-1, -1].contiguous())
+
+    @contextmanager
+    def watching(self, index: int, inputs: Inputs) -> Iterator[list[list[Tensor]]]:
+        """While it is open, the forward of a network gathers what its novelty reads."""
+        with self._bound[index].reader.watching(self._networks[index], inputs) as found:
+            yield found
+
+    def score(self, index: int, raw: Tensor, found: list[list[Tensor]]) -> Tensor:
+        """The score of each term, from the outputs of one network and what was gathered."""
+        reader, likelihood = self._bound[index].reader, self._bound[index].likelihood
+        shape, energy = term_shape(likelihood, raw), None
+        if isinstance(likelihood, Categorical):
+            energy = raw.to(self.blocks.dtype).logsumexp(likelihood.axis(raw))
+            energy = energy if energy.ndim == 1 else energy.flatten()
+        rows = [x.to(self.blocks.dtype) for x in reader.rows(reader.features(found), shape[1:])]
+        scores = self._members[index](rows, energy)
+        return scores if len(shape) == 1 else scores.view(shape)
+
+    def outputs(self, scores: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The outputs of the file, from the scores of each network."""
+        mean = torch.stack(list(scores)).mean(0) if len(scores) > 1 else scores[0]
+        place, kind, rows = mean.unsqueeze(-1), mean.dtype, self.blocks[0]
+        # p is the share of held-out scores, and of infinity, that are at least the score: 0 or below for NaN.
+        if len(self.blocks) > 1:
+            above = (place <= self.last).to(kind).sum(-1)
+            rows = nn.functional.embedding((len(self.last) - above).long(), self.blocks)
+        pvalue = (place <= rows).to(kind).mean(-1)
+        if len(self.blocks) > 1:
+            size, count = self.blocks.shape[1], self._count + 1
+            pvalue = (above + (pvalue - (len(self.blocks) - count / size))) * (size / count)
+        return {"novelty": mean.float(), "novelty_pvalue": pvalue.float()}
+
+    def metadata(self) -> dict[str, str]:
+        """What a monitor needs: the held-out scores in quantiles, and how many they were."""
+        return {"bensemble.novelty": json.dumps({"num_data": self._count, "quantiles": self.reference})}
+
+
+class _Score(nn.Module):
+    """The score of one network as few operations: all standardisations are folded into the constants."""
+
+    energy: Tensor
+
+    def __init__(self, novelty: Novelty) -> None:
+        super().__init__()
+        standard = novelty.standard.cpu().double()
+        offset, self._count = -standard[0] / standard[1], len(novelty.distances)
+        if len(standard) > 2:
+            offset = offset - standard[2] / standard[3]
+            self.register_buffer("energy", (-1 / standard[3]).float())
+        for number, distance in enumerate(novelty.distances):
+            assert isinstance(distance, RelativeDistance)
+            d = copy.deepcopy(distance).cpu().double()
+            share = 1 / (d.scale * standard[1])
+            offset = (offset if number == 0 else 0) - d.location * share
+            constants = {
+                "basis": d.basis.T,
+                "shift": -d.basis @ d.centre,
+                "weights": share * d.weights,
+                "means": -2 * share * d.means.T,
+                "norms": share * d.means.square().sum(1) + offset,
+            }
+            for name, tensor in constants.items():
+                self.register_buffer(f"{name}{number}", tensor.float().contiguous())
+
+    def forward(self, rows: Sequence[Tensor], energy: Tensor | None) -> Tensor:
+        """The score of each term from the features for each Gaussian, (N, k), and the negative energies, (N,)."""
+        total = None if energy is None else energy * self.energy
+        for number, x in enumerate(rows):
+            basis, shift, weights, means, norms = (
+                self.get_buffer(f"{name}{number}") for name in ("basis", "shift", "weights", "means", "norms")
+            )
+            u = torch.addmm(shift, x, basis)
+            distance = torch.addmm(norms, u, means).amin(1) + (u * u * weights).sum(1)
+            total = distance if total is None else total + distance
+        assert total is not None
+        return total
