@@ -69,7 +69,7 @@ def verified(path: Path, trials: Trials, names: Sequence[str]) -> Agreement:
     def rounding(trial: Trial) -> Mapping[str, float]:
         return rounding_errors(model, model.named, trial.tensors, trial.outputs)
 
-    return compare(_session(path), trials.different, names, bound, model.scales, model.slack, rounding)
+    return compare(_session(path), trials.different, names, bound, model.scales, rounding, model.slack)
 
 
 def measured(path: Path, trials: Trials, names: Sequence[str], batches: Iterable[tuple[Tensor, ...]]) -> Deviation:
@@ -123,8 +123,8 @@ def compare(
     names: Sequence[str],
     bound: float,
     scales: Mapping[str, Sequence[str]] | None = None,
-    slack: Mapping[str, float] | None = None,
     rounding: Callable[[Trial], Mapping[str, float]] | None = None,
+    slack: Mapping[str, float] | None = None,
 ) -> Agreement:
     """Run a file on every trial and compare.
 
@@ -134,8 +134,8 @@ def compare(
         names: The names of the outputs in the file, in the order of the trials' outputs.
         bound: Largest relative error; integer and boolean outputs must be equal.
         scales: Outputs whose error is taken relative to the largest value among others, by the names in the trials.
-        slack: For some outputs by how much they may differ in any case.
         rounding: The model's own rounding errors in a trial, by output; called where ``bound`` is exceeded.
+        slack: For some outputs by how much they may differ in any case.
 
     Raises:
         VerificationError: An output differs, or ONNX Runtime cannot run the file.
