@@ -259,9 +259,9 @@ class UncertaintySession:
         novelty = json.loads(self.metadata.get("bensemble.novelty", "{}"))
         if novelty:
             self.reference["novelty"] = _checked_quantiles("novelty", novelty["quantiles"])
-            self.counts["novelty"] = novelty["num_data"] // terms
             if type(novelty["num_data"]) is not int or not 0 < novelty["num_data"] < 2**53:
                 raise ValueError(f"{novelty['num_data']!r} held-out terms of the novelty")
+            self.counts["novelty"] = novelty["num_data"] // terms
 
     def _feed(self, arrays: Sequence[Any], named: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The inputs by name, checked."""

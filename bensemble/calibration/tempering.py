@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..errors import InvalidValueError
 from ..likelihoods import DiscreteLikelihood
-from ..prediction.closed import probit
+from ..prediction.closed import expected_entropy, mixture, probit
 from ..prediction.results import ClassPrediction, Prediction, RegressionPrediction
 
 __all__ = ["fitted_temperature", "temper"]
@@ -63,17 +63,17 @@ def temper(verb: str, prediction: Prediction, temperature: float) -> Prediction:
 
 def _in_closed_form(prediction: ClassPrediction, spreads: Tensor) -> ClassPrediction:
     """The prediction of Gaussian logits, whose probabilities are not the mean over the draws, but by probit."""
-    likelihood, draws = prediction.likelihood, prediction.samples
+    likelihood, samples = prediction.likelihood, prediction.samples
     assert isinstance(likelihood, DiscreteLikelihood)
-    assert draws is not None
-    probs = torch.stack([likelihood.expect(logits) for logits in _probit_logits(prediction, prediction.temperature)])
-    draws, spreads = (values.unflatten(0, (len(probs), -1)) for values in (draws, spreads))
-    information = (likelihood.entropy(draws.mean(1).flatten(0, 1)).view_as(spreads[:, 0]) - spreads.mean(1)).clamp_min(
-        0
-    )
-    expected = (likelihood.entropy(probs.flatten(0, 1)).view_as(information) - information).clamp_min(0)
-    std = (draws.var(1).mean(0) + probs.var(0, correction=0)).sqrt()
-    return replace(prediction, mean=probs.mean(0), std=std, expected_entropy=expected.mean(0))
+    assert samples is not None
+    logits = _probit_logits(prediction, prediction.temperature)
+    parts = []
+    for own, draws, spread in zip(logits, samples.chunk(len(logits)), spreads.chunk(len(logits)), strict=True):
+        probs = likelihood.expect(own)
+        expected = expected_entropy(likelihood, probs, draws.mean(0), spread.mean(0))
+        parts.append({"mean": probs, "std": draws.std(0), "spread": expected})
+    found = mixture(parts)
+    return replace(prediction, mean=found["mean"], std=found["std"], expected_entropy=found["spread"])
 
 
 def _probit_logits(prediction: Prediction, temperature: float) -> list[Tensor]:

@@ -95,16 +95,21 @@ class LinearOpLayer(BaseBayesianLayer):
         Returns:
             v in the shape of the output, float32 or float64, and :math:`Q_g`; None for the plain basis.
         """
-        own, offset, basis = self.preactivation_variances()
-        input, axis = precise(input), self.channel_axis
+        own, offset, basis = self.variances_in_basis()
         if basis is None:
-            return self.linear_op(own, offset, input.square()), None
-        assert axis is not None
-        assert basis.inner is not None
-        return self.linear_op(own, offset, mix(input, basis.inner.t(), axis).square()), basis.outer
+            return self.variance_at(input, own, offset, None), None
+        return self.variance_at(input, own, offset, basis.inner), basis.outer
 
-    def preactivation_variances(self) -> tuple[Tensor, Tensor | None, Basis | None]:
-        """What that takes: the variances of weight and bias in their basis, and the basis if it is rotated."""
+    def variance_at(self, input: Tensor, own: Tensor, offset: Tensor | None, inner: Tensor | None) -> Tensor:
+        """The same v for variances that are given, as :meth:`variances_in_basis` has them."""
+        input = precise(input)
+        if inner is not None:
+            assert self.channel_axis is not None
+            input = mix(input, inner.t(), self.channel_axis)
+        return self.linear_op(own, offset, input.square())
+
+    def variances_in_basis(self) -> tuple[Tensor, Tensor | None, Basis | None]:
+        """The variances of weight and bias in their own basis, and the basis if it is rotated."""
         weight, bias = self._posterior("weight"), self._posterior("bias")
         assert weight is not None
         if weight.basis is None:

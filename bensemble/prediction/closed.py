@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..basis import mix
 from ..gaussian import precise
 from ..layers.linear_in_weights import LinearOpLayer
-from ..likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from ..likelihoods import Bernoulli, Categorical, DiscreteLikelihood, Gaussian, Likelihood
 from ..models.batches import Inputs, call, to_device
 from ..models.outputs import OutputSelector, select_output
 from ..posteriors import bayesian_layers
@@ -35,9 +35,11 @@ __all__ = [
     "OutputGaussian",
     "Recorded",
     "closed_form",
+    "expected_entropy",
     "fixed_noise",
     "mixing",
     "mixture",
+    "probit",
     "recorded",
 ]
 
@@ -68,17 +70,17 @@ class ClosedForm:
     """
 
     def __init__(self, model: nn.Module, layer: LinearOpLayer, likelihood: Likelihood | None) -> None:
-        self._model, self._layer, self.likelihood = model, layer, likelihood
+        self._model, self.layer, self.likelihood = model, layer, likelihood
 
     def record(self, inputs: Inputs, output: OutputSelector | None) -> Recorded | None:
         """One forward of a batch; None if the outputs are not elements of what the layer gives."""
-        return recorded(self._model, self._layer, to_device(inputs, self._layer.w_mu.device), output)
+        return recorded(self._model, self.layer, to_device(inputs, self.layer.w_mu.device), output)
 
     def outputs(self, seen: Recorded) -> OutputGaussian:
         """The Gaussian of the outputs of a batch, for the present posterior."""
-        axis = self._layer.channel_axis
+        axis = self.layer.channel_axis
         assert axis is not None
-        variance, basis = self._layer.preactivation_variance(seen.input)
+        variance, basis = self.layer.preactivation_variance(seen.input)
         mixed = mixing(basis, self.likelihood, seen.mean, variance.shape[axis])
         noise = fixed_noise(variance.shape[axis]).to(variance)
         return OutputGaussian(seen.mean, variance, mixed, axis, noise, seen.placed)
@@ -202,8 +204,7 @@ class OutputGaussian:
             for draw in self.draws():
                 moments.add(draw)
             found, probs = moments.result(), likelihood.expect(self.probit())
-            information = (likelihood.entropy(found["mean"]) - found["spread"]).clamp_min(0)
-            found |= {"mean": probs, "spread": (likelihood.entropy(probs) - information).clamp_min(0)}
+            found |= {"mean": probs, "spread": expected_entropy(likelihood, probs, found["mean"], found["spread"])}
             found.pop("sample_spreads", None)
             return found | {"member_means": self.mean[None], "member_variances": self.variance[None]}
         found = {"mean": self.mean, "std": self.variance.sqrt()}
@@ -217,6 +218,12 @@ class OutputGaussian:
 def probit(mean: Tensor, variance: Tensor) -> Tensor:
     """Logits whose softmax or sigmoid is, nearly, the mean of those of Gaussian logits."""
     return mean / (1 + math.pi / 8 * variance).sqrt()
+
+
+def expected_entropy(likelihood: DiscreteLikelihood, probs: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+    """Entropy of the probabilities less the mutual information of draws, from their mean and their mean entropy."""
+    information = (likelihood.entropy(mean) - spread).clamp_min(0)
+    return (likelihood.entropy(probs) - information).clamp_min(0)
 
 
 def mixture(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -138,7 +138,9 @@ def export_onnx(
         output_names=output_names,
         opset=opset,
         metadata={} if metadata is None else metadata,
-        uncertainty=uncertainty_options(outputs, method, num_samples, likelihood, novelty, calibration, generator),
+        uncertainty=uncertainty_options(
+            models, outputs, method, num_samples, likelihood, novelty, calibration, generator
+        ),
         quantization=quantization_options(quantize, calibration_data, outputs),
         sparse=sparse,
         verify=verify,

@@ -10,15 +10,13 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from bensemble.basis import mix
 from bensemble.errors import ExportError
 from bensemble.gaussian import precise
-from bensemble.layers.linear_in_weights import LinearOpLayer
 from bensemble.likelihoods import Likelihood
 from bensemble.models.batches import Inputs, call
 from bensemble.models.outputs import OutputSelector, select_output
 from bensemble.posteriors import bayesian_layers
-from bensemble.prediction.closed import OutputGaussian, Recorded, fixed_noise, mixing, recorded
+from bensemble.prediction.closed import OutputGaussian, Recorded, closed_form, fixed_noise, mixing, recorded
 
 from ..inputs.arguments import Arguments, FlatModel
 from .novelty import FileNovelty
@@ -100,13 +98,15 @@ class _Member(nn.Module):
 
     def __init__(self, source: nn.Module, network: nn.Module, likelihood: Likelihood | None) -> None:
         super().__init__()
-        ((self._name, layer),) = [(n, m) for n, m in bayesian_layers(source) if any(True for _ in m._posteriors())]
-        assert isinstance(layer, LinearOpLayer)
+        form = closed_form(source, likelihood)
+        assert form is not None
+        layer = form.layer
+        self._name = next(name for name, module in bayesian_layers(source) if module is layer)
         assert layer.channel_axis is not None
         self._layer, self._network, self._axis = (layer,), (network,), layer.channel_axis
         self._likelihood, self.is_output = likelihood, True
         with torch.no_grad():
-            own, offset, basis = layer.preactivation_variances()
+            own, offset, basis = layer.variances_in_basis()
         tensors = {
             "own": own,
             "offset": offset,
@@ -155,9 +155,7 @@ class _Member(nn.Module):
         return OutputGaussian(precise(raw), self._variance(phi), self.mixing, self._axis, self.noise, way)
 
     def _variance(self, phi: Tensor) -> Tensor:
-        phi = precise(phi)
-        phi = phi if self.inner is None else mix(phi, self.inner.t(), self._axis)
-        return self._layer[0].linear_op(self.own, self.offset, phi.square())
+        return self._layer[0].variance_at(phi, self.own, self.offset, self.inner)
 
     def _note(self, seen: Recorded, result: Tensor) -> None:
         in_order = torch.equal(seen.places, torch.arange(len(seen.places)))

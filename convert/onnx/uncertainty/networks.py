@@ -36,6 +36,7 @@ class SampledModel(FlatModel):
     """
 
     scales = SCALES
+    rewrites = True
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class SampledModel(FlatModel):
         means: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__(networks[0] if len(networks) == 1 else nn.ModuleList(networks).eval(), arguments, selector)
-        self.name, self.rewrites = type(networks[0]).__name__, True
+        self.name = type(networks[0]).__name__
         self._networks = tuple(networks)
         self._draws = {
             id(network.get_parameter(name)): values

@@ -115,7 +115,7 @@ class _Score(nn.Module):
     def __init__(self, novelty: Novelty) -> None:
         super().__init__()
         standard = novelty.standard.cpu().double()
-        offset, self._count = -standard[0] / standard[1], len(novelty.distances)
+        offset = -standard[0] / standard[1]
         if len(standard) > 2:
             offset = offset - standard[2] / standard[3]
             self.register_buffer("energy", (-1 / standard[3]).float())

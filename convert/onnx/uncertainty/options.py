@@ -36,7 +36,7 @@ class UncertaintyOptions:
     """The options of an uncertainty file, checked.
 
     Attributes:
-        method: ``"closed"``, ``"samples"``, or None for the first where it is possible.
+        method: ``"closed"`` or ``"samples"``.
         num_samples: Number of draws K.
         likelihood: What the outputs mean.
         novelty: What ``fit_novelty`` returned, for an ensemble one for each member, or None.
@@ -44,31 +44,16 @@ class UncertaintyOptions:
         generator: Source of the draws, or None for seed 0.
     """
 
-    method: str | None
+    method: str
     num_samples: int
     likelihood: Likelihood | None
     novelty: Any
     calibration: Calibration | None
     generator: torch.Generator | None
 
-    def chosen_method(self, models: Sequence[nn.Module]) -> str:
-        """How the uncertainty of these models is computed.
-
-        Raises:
-            InvalidValueError: ``method="closed"`` for a model that has no closed form.
-        """
-        without = [model for model in models if closed_form(model, self.likelihood) is None]
-        if self.method == "closed" and without:
-            raise InvalidValueError(
-                f"export_onnx: method='closed' needs a model whose last layer alone is Bayesian, found by bayesify and "
-                f"not pruned, got {type(without[0]).__name__} with likelihood={self.likelihood!r}; convert it with "
-                "bayesify(model, include=last_layer(model, x), example_inputs=x), or use method='samples'."
-            )
-        return self.method or ("samples" if without else "closed")
-
     def read_apart(self, models: Sequence[nn.Module]) -> Sequence[nn.Module]:
         """The models whose novelty has to be read from a network of its own, because weights are drawn."""
-        drawn = self.chosen_method(models) == "samples" and any(any(True for _ in named_posteriors(m)) for m in models)
+        drawn = self.method == "samples" and any(any(True for _ in named_posteriors(m)) for m in models)
         return models if drawn and self.novelty is not None else ()
 
     def model(
@@ -95,7 +80,7 @@ class UncertaintyOptions:
             statistics = Statistics(
                 self.likelihood, self.calibration.temperature, threshold if threshold < math.inf else None
             )
-        if self.chosen_method(sources) == "closed":
+        if self.method == "closed":
             return ClosedModel(sources, networks, arguments, selector, statistics, novelty)
         generator = torch.Generator().manual_seed(0) if self.generator is None else self.generator
         draws = [weight_draws(source, self.num_samples, generator) for source in sources]
@@ -103,6 +88,7 @@ class UncertaintyOptions:
 
 
 def uncertainty_options(
+    models: Sequence[nn.Module],
     outputs: str,
     method: str | None,
     num_samples: int,
@@ -132,7 +118,20 @@ def uncertainty_options(
     resolved = resolve(likelihood)
     if calibration is not None:
         _check_calibration(calibration, resolved)
-    return UncertaintyOptions(method, num_samples, resolved, novelty, calibration, generator)
+    chosen = _chosen_method(models, method, resolved)
+    return UncertaintyOptions(chosen, num_samples, resolved, novelty, calibration, generator)
+
+
+def _chosen_method(models: Sequence[nn.Module], method: str | None, likelihood: Likelihood | None) -> str:
+    """The method that was asked for, or the closed form where every model has one."""
+    without = [model for model in models if closed_form(model, likelihood) is None]
+    if method == "closed" and without:
+        raise InvalidValueError(
+            "export_onnx: method='closed' needs a model whose last layer alone is Bayesian, found by bayesify and not "
+            f"pruned, got {type(without[0]).__name__} with likelihood={likelihood!r}; convert it with "
+            "bayesify(model, include=last_layer(model, x), example_inputs=x), or use method='samples'."
+        )
+    return method or ("samples" if without else "closed")
 
 
 def _check_calibration(calibration: Any, likelihood: Likelihood | None) -> None:
@@ -177,7 +176,7 @@ def check_draws_fit(models: Sequence[nn.Module], options: UncertaintyOptions) ->
         InvalidValueError: ``num_samples`` draws exceed 2 GiB; says how many fit. An ensemble is Bayesian in part.
         ExportError: The model has no posterior, and there is no novelty.
     """
-    num_samples = 1 if options.chosen_method(models) == "closed" else options.num_samples
+    num_samples = 1 if options.method == "closed" else options.num_samples
     posteriors = [[posterior for _, posterior in named_posteriors(model)] for model in models]
     if not all(posteriors) and len(models) == 1 and options.novelty is None:
         raise ExportError(

@@ -134,13 +134,11 @@ def _stacked(
 def _followed(marker: onnx.NodeProto, before: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     """The copies of the nodes from a layer's output to the model's, with another tensor in place of the first."""
     output, result, other = marker.input
-    changed = {result}
-    for node in before:
+    changed, copied = {result}, []
+    for node in _read(before, {output}):
         if changed.intersection(captured(node)):
             changed.update(node.output)
-    copied = [
-        node for node in _read(before, {output}) if changed.intersection(node.output) and result not in node.output
-    ]
+            copied.append(node)
     copies, names = _copies(copied, marker.output[0], {result: other})
     yield from copies
     yield onnx.helper.make_node("Identity", [names.get(output, output)], [marker.output[0]], marker.name)

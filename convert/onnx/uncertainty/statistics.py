@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bensemble.gaussian import precise
 from bensemble.likelihoods import Bernoulli, Categorical, DiscreteLikelihood, Likelihood
-from bensemble.prediction.closed import PAIRS, OutputGaussian
+from bensemble.prediction.closed import PAIRS, OutputGaussian, mixture
 
 __all__ = ["SCALES", "Statistics"]
 
@@ -80,14 +80,8 @@ class Statistics:
         """The file's outputs, from the Gaussian outputs of each member of an ensemble, or of one network."""
         likelihood = self.likelihood
         if not isinstance(likelihood, DiscreteLikelihood):
-            means, variance = members[0].mean.unsqueeze(0), members[0].variance
-            if len(members) > 1:
-                means = torch.stack([member.mean for member in members])
-                variance = torch.stack([member.variance for member in members]).mean(0) + means.var(0, correction=0)
-            found = {"mean": means.mean(0), "std": variance.sqrt()}
-            if likelihood is None:
-                return _float32(found)
-            return self._regression(found, torch.stack([likelihood.spread(mean) for mean in means]).mean(0))
+            found = mixture([member.prediction(likelihood, keep=False) for member in members])
+            return _float32(found) if likelihood is None else self._regression(found, found["spread"])
         members = [member.divided_by(self.temperature) if self.temperature != 1.0 else member for member in members]
         each = [likelihood.expect(member.probit()) for member in members]
         probs = torch.stack(each).mean(0) if len(each) > 1 else each[0]
@@ -107,16 +101,15 @@ class Statistics:
         logits = torch.cat([center + shifts, center - shifts], -1)
         if not isinstance(likelihood, Categorical):  # Bernoulli, whose functions look at each output alone
             assert isinstance(likelihood, DiscreteLikelihood)
-            mean = likelihood.expect(logits).mean(-1)
-            return (self._entropy(mean) - likelihood.spread(logits).mean(-1)).clamp_min(0)
-        axis = likelihood.axis(member.mean)  # fewer and faster operators than the functions of the likelihood
-        logits = logits - logits.amax(axis, keepdim=True)
-        weights = logits.exp()
-        total = weights.sum(axis, keepdim=True)
-        probs = weights / total
-        mean = probs.mean(-1)
-        negative = ((probs * logits).sum(axis) - total.log().squeeze(axis)).mean(-1)
-        return (negative - (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum(axis)).clamp_min(0)
+            samples, spreads = likelihood.expect(logits), likelihood.spread(logits)
+        else:  # fewer and faster operators than the functions of the likelihood
+            axis = likelihood.axis(member.mean)
+            logits = logits - logits.amax(axis, keepdim=True)
+            weights = logits.exp()
+            total = weights.sum(axis, keepdim=True)
+            samples = weights / total
+            spreads = total.log().squeeze(axis) - (samples * logits).sum(axis)
+        return (self._entropy(samples.mean(-1)) - spreads.mean(-1)).clamp_min(0)
 
     def _regression(self, found: dict[str, Tensor], noise: Tensor) -> dict[str, Tensor]:
         """Mean, deviations and, with a calibration, the conformal interval; the temperature multiplies variances."""
