@@ -12,7 +12,15 @@ from bensemble import __version__
 from bensemble.errors import ExportError, one_line, refuse
 
 from ..runtime import DIGEST_HEAD, SCHEMA
-from .files.proto import correct_output_shapes, operators, rename_symbols, rename_values, share_transposed, strip
+from .files.proto import (
+    correct_output_shapes,
+    forget_inner_shapes,
+    operators,
+    rename_symbols,
+    rename_values,
+    share_transposed,
+    strip,
+)
 from .inputs.axes import BATCH
 from .inputs.trials import Trials
 from .tracing import Traced
@@ -59,10 +67,13 @@ def check_ranges(trials: Trials, traced: Traced, verify: bool) -> None:
 def finished(trials: Trials, traced: Traced, outputs: Sequence[str], metadata: Mapping[str, str]) -> onnx.ModelProto:
     """The exporter's graph with the names and metadata of the file, without paths of this machine.
 
-    The graph of ``traced`` is changed in place. The toolkit's version and the bounds of the axes join the metadata.
+    The graph of ``traced`` is changed in place. Its IR version is the lowest of its operator set, so that old runtimes
+    load it. The toolkit's version and the bounds of the axes join the metadata.
     """
     proto = traced.proto
     strip(proto)
+    forget_inner_shapes(proto)
+    proto.ir_version = onnx.helper.find_min_ir_version_for(list(proto.opset_import), ignore_unknown=True)
     names = {value.name: name for value, name in zip(proto.graph.output, outputs, strict=True)}
     names |= {value.name: name for value, name in zip(proto.graph.input, trials.model.arguments.names, strict=True)}
     wanted = set(names.values())

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 __all__ = [
     "captured",
     "correct_output_shapes",
+    "forget_inner_shapes",
     "operators",
     "rename_captured",
     "rename_symbols",
@@ -36,6 +37,12 @@ def strip(message: Message) -> None:
                 strip(part)
 
 
+def forget_inner_shapes(proto: onnx.ModelProto) -> None:
+    """Remove the shapes of inner values: some are those of the example alone, and a runtime infers them all."""
+    for graph in _graphs(proto.graph):
+        del graph.value_info[:]
+
+
 def rename_values(proto: onnx.ModelProto, wanted: Mapping[str, str]) -> None:
     """Rename values everywhere; another value that already has a wanted name gets a new one."""
     taken = {name for graph in _graphs(proto.graph) for name in _defined(graph)}
@@ -46,7 +53,7 @@ def rename_values(proto: onnx.ModelProto, wanted: Mapping[str, str]) -> None:
             other += "_"
         names[name] = other
     for graph in _graphs(proto.graph):
-        for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        for value in (*graph.input, *graph.output, *graph.initializer):
             value.name = names.get(value.name, value.name)
         for sparse in graph.sparse_initializer:
             sparse.values.name = names.get(sparse.values.name, sparse.values.name)
@@ -107,7 +114,7 @@ def rename_symbols(proto: onnx.ModelProto, names: Mapping[str, str]) -> None:
         return
     pattern = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
     for graph in _graphs(proto.graph):
-        for value in (*graph.input, *graph.output, *graph.value_info):
+        for value in (*graph.input, *graph.output):
             for dim in value.type.tensor_type.shape.dim:
                 if dim.dim_param:
                     dim.dim_param = pattern.sub(lambda match: names[match.group(1)], dim.dim_param)
@@ -125,7 +132,6 @@ def correct_output_shapes(
         observed: The shapes of every output in two trials.
         sizes: The sizes of every dynamic axis in the same trials, by name.
     """
-    wrong = False
     for output, (first, second) in zip(proto.graph.output, observed, strict=True):
         dims = output.type.tensor_type.shape.dim
         if len(first) != len(second):  # the model squeezes a size of one
@@ -133,16 +139,11 @@ def correct_output_shapes(
         if len(dims) != len(first):  # torch 2.10 gives the states of an LSTM one axis too many
             del dims[:]
             dims.extend(onnx.TensorShapeProto.Dimension(dim_value=size) for size in first)
-            wrong = True
         for axis, dim in enumerate(dims):
             pair = first[axis], second[axis]
             if not dim.dim_param and pair[0] != pair[1]:
                 names = [name for name, varied in sizes.items() if varied == pair]
                 dim.dim_param = names[0] if names else f"{output.name}_{axis}"
-                wrong = True
-    if wrong:  # the shapes of the values before the outputs are wrong too
-        for graph in _graphs(proto.graph):
-            del graph.value_info[:]
 
 
 def operators(proto: onnx.ModelProto) -> dict[str, int]:
