@@ -12,7 +12,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["in_float64", "rounding_errors"]
+__all__ = ["MOST", "ROUNDING_FACTOR", "in_float64", "rounding_errors"]
+
+#: A file may also differ by this many times the model's own rounding error, relative to the output, up to MOST.
+ROUNDING_FACTOR, MOST = 10.0, 1e-2
 
 
 @contextmanager

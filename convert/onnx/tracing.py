@@ -11,7 +11,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -25,6 +25,8 @@ from bensemble.errors import ExportError, one_line
 from .inputs.arguments import FlatModel
 from .inputs.axes import Axis
 from .inputs.trials import Trials
+from .masked_rows import TRANSLATIONS
+from .optimizer import exact_constants
 from .uncertainty.merging import merge_siblings
 
 __all__ = ["Traced", "quiet", "trace"]
@@ -57,27 +59,47 @@ class Traced:
 def trace(trials: Trials, opset: int | None, verbose: bool) -> Traced:
     """Export a model with the axes of its trials dynamic.
 
+    Where the exporter fixes an axis, or fails, it is asked once more and told that the axes must vary: it then follows
+    some arithmetic that it does not follow otherwise, such as a size that passes through a float.
+
     Raises:
         ExportError: The exporter cannot follow the model, or cannot write that operator set.
     """
     try:
-        with quiet(verbose), torch.no_grad():
-            proto, limits = _exported(trials, opset, verbose)
-    except ExportError:
-        raise
+        found = _traced(trials, opset, verbose)
+        fixed = {name for name, (smallest, largest) in found.ranges.items() if smallest == largest}
+        fixed |= {name for name, symbols in found.symbols.items() if not symbols}
+        failure = None
     except Exception as err:
-        raise _explained(trials.model, err) from err
-    written = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+        found, fixed, failure = None, {axis.name for axis in trials.axes}, err
+    if fixed:
+        try:
+            found = _traced(trials, opset, verbose, fixed)
+        except Exception as err:
+            logger.debug("told that %s must vary, the exporter fails: %s", ", ".join(sorted(fixed)), one_line(err))
+    if found is None:
+        assert failure is not None
+        raise _explained(trials.model, failure) from failure
+    written = next(entry.version for entry in found.proto.opset_import if entry.domain in ("", "ai.onnx"))
     if opset is not None and written != opset:
         raise ExportError(
             f"export_onnx: opset must be one that torch's exporter can write, got {opset}; it wrote {written}."
         )
+    return found
+
+
+def _traced(trials: Trials, opset: int | None, verbose: bool, varying: Collection[str] = ()) -> Traced:
+    """One run of the exporter; the axes named in ``varying`` must not be fixed."""
+    with quiet(verbose), torch.no_grad():
+        proto, limits = _exported(trials, opset, verbose, varying)
     symbols = {axis.name: _symbols(proto, axis) for axis in trials.axes}
     ranges = {name: _intersection([limits.get(s, (0, None)) for s in found]) for name, found in symbols.items()}
     return Traced(proto, symbols, ranges)
 
 
-def _exported(trials: Trials, opset: int | None, verbose: bool) -> tuple[onnx.ModelProto, dict[str, Range]]:
+def _exported(
+    trials: Trials, opset: int | None, verbose: bool, varying: Collection[str], optimize: bool = True
+) -> tuple[onnx.ModelProto, dict[str, Range]]:
     """The optimized graph, and the sizes for which it holds by the exporter's symbols."""
     model = trials.model
     # A size of one looks like a constant to the exporter.
@@ -88,8 +110,9 @@ def _exported(trials: Trials, opset: int | None, verbose: bool) -> tuple[onnx.Mo
         dynamo=True,
         verbose=verbose,
         opset_version=opset,
-        dynamic_shapes=(_dynamic_shapes(trials),),
-        optimize=not model.rewrites,
+        dynamic_shapes=(_dynamic_shapes(trials, varying),),
+        optimize=False,
+        custom_translation_table=dict(TRANSLATIONS),
     )
     assert program is not None  # the other, older exporter returns nothing
     assert program.exported_program is not None
@@ -97,7 +120,13 @@ def _exported(trials: Trials, opset: int | None, verbose: bool) -> tuple[onnx.Mo
         proto = program.model_proto
         model.rewrite(proto)
         program.model = onnx_ir.from_proto(proto)
-        program.optimize()
+    if optimize:
+        try:
+            with exact_constants():
+                program.optimize()
+        except Exception as err:  # it leaves the graph half-way
+            logger.info("exporting without the exporter's optimizer, because of %s", one_line(err))
+            return _exported(trials, opset, verbose, varying, optimize=False)
     proto = program.model_proto
     if model.rewrites and model.count > 1:
         merge_siblings(proto)
@@ -105,13 +134,14 @@ def _exported(trials: Trials, opset: int | None, verbose: bool) -> tuple[onnx.Mo
     return proto, {str(symbol): _range(found) for symbol, found in constraints.items()}
 
 
-def _dynamic_shapes(trials: Trials) -> tuple[dict[int, object], ...]:
+def _dynamic_shapes(trials: Trials, varying: Collection[str]) -> tuple[dict[int, object], ...]:
     """The axes of every input that may vary, as torch.export takes them."""
     shapes: list[dict[int, object]] = [{} for _ in trials.example.tensors]
     for axis in trials.axes:
+        hint = Dim.DYNAMIC if axis.name in varying else Dim.AUTO
         bounded = axis.smallest is not None or axis.largest is not None
         for index, dim in axis.places:
-            shapes[index][dim] = Dim.AUTO(min=axis.smallest, max=axis.largest) if bounded else Dim.AUTO
+            shapes[index][dim] = hint(min=axis.smallest, max=axis.largest) if bounded else hint
     return tuple(shapes)
 
 

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from bensemble.errors import InvalidValueError, VerificationError, one_line
 
+from .edge_cases import check_edges
 from .files.measuring import BATCH_SIZES, Deviation, error_of, interleaved
 from .files.running import OnnxModel, input_arrays, one_thread_session
 from .inputs.axes import BATCH, resized
 from .inputs.trials import Trial, Trials
-from .rounding_errors import rounding_errors
+from .rounding_errors import MOST, ROUNDING_FACTOR, rounding_errors
+from .tracing import quiet
 
 __all__ = ["Agreement", "compare", "latency", "measured", "verified"]
 
@@ -27,9 +29,6 @@ logger = logging.getLogger("bensemble.onnx")
 
 #: Largest |file - model| over the largest |model|, by the lowest precision in the model.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-
-#: A file may also differ by this many times the model's own rounding error, relative to the output, up to MOST.
-ROUNDING_FACTOR, MOST = 10.0, 1e-2
 
 #: Seconds; a batch size whose single run is expected to take longer is not timed.
 LONGEST_RUN = 1.0
@@ -69,7 +68,11 @@ def verified(path: Path, trials: Trials, names: Sequence[str]) -> Agreement:
     def rounding(trial: Trial) -> Mapping[str, float]:
         return rounding_errors(model, model.named, trial.tensors, trial.outputs)
 
-    return compare(_session(path), trials.different, names, bound, model.scales, rounding, model.slack)
+    session = _session(path)
+    found = compare(session, trials.different, names, bound, model.scales, rounding, model.slack)
+    with quiet(verbose=False):
+        check_edges(partial(run, session), trials, names, rounding)
+    return found
 
 
 def measured(path: Path, trials: Trials, names: Sequence[str], batches: Iterable[tuple[Tensor, ...]]) -> Deviation:
@@ -83,11 +86,11 @@ def measured(path: Path, trials: Trials, names: Sequence[str], batches: Iterable
     session = _session(path)
     for trial in trials.different:
         for name, expected, got in zip(names, trial.outputs.values(), run(session, trial), strict=True):
-            error, _ = _difference(name, expected.numpy(), got, 1.0, trial.sizes)
+            error, _ = _difference(name, expected.numpy(), got, 1.0, trial)
             if expected.is_floating_point() and np.isinf(error):
                 raise VerificationError(
                     f"export_onnx: output '{name}' of the file must be finite where the model's is, got NaN or "
-                    f"infinity at {_sizes(trial.sizes)}; no file was written. Export without quantize."
+                    f"infinity at {trial}; no file was written. Export without quantize."
                 )
     try:
         return error_of(OnnxModel(path), trials.model, ((tensors,) for tensors in batches))  # one tuple of tensors
@@ -145,7 +148,7 @@ def compare(
         for name, (own, expected), got in zip(names, trial.outputs.items(), run(session, trial), strict=True):
             others = (scales or {}).get(own, (own,))
             scale = max(_largest(trial.outputs[other].numpy()) for other in others if other in trial.outputs)
-            error, relative = _difference(name, expected.numpy(), got, scale, trial.sizes)
+            error, relative = _difference(name, expected.numpy(), got, scale, trial)
             allowed = bound
             if error <= (slack or {}).get(own, 0.0):
                 continue
@@ -157,7 +160,7 @@ def compare(
                 )
                 raise VerificationError(
                     f"export_onnx: output '{name}' of the file differs from the model by {error:.2e}, {share}, at "
-                    f"{_sizes(trial.sizes)}; no file was written. verify=False writes it without this check."
+                    f"{trial}; no file was written. verify=False writes it without this check."
                 )
             worst = Agreement(
                 max(worst.max_error, error), max(worst.relative_error, relative), max(worst.tolerance, allowed)
@@ -182,19 +185,17 @@ def run(session: Any, trial: Trial) -> list[np.ndarray]:
         return list(session.run(None, input_arrays(session, trial.tensors)))
     except Exception as err:
         raise VerificationError(
-            f"export_onnx: ONNX Runtime cannot run the file at {_sizes(trial.sizes)}, got {one_line(err)}; no file was "
+            f"export_onnx: ONNX Runtime cannot run the file at {trial}, got {one_line(err)}; no file was "
             "written. Name the axes that vary with dynamic_shapes; verify=False writes it without this check."
         ) from err
 
 
-def _difference(
-    name: str, expected: np.ndarray, got: np.ndarray, scale: float, sizes: dict[str, int]
-) -> tuple[float, float]:
+def _difference(name: str, expected: np.ndarray, got: np.ndarray, scale: float, trial: Trial) -> tuple[float, float]:
     """Largest absolute difference, and the same over ``scale``."""
     if expected.shape != got.shape or expected.dtype != got.dtype:
         raise VerificationError(
             f"export_onnx: output '{name}' of the file is {got.dtype}{list(got.shape)} and of the model "
-            f"{expected.dtype}{list(expected.shape)}, at {_sizes(sizes)}; no file was written."
+            f"{expected.dtype}{list(expected.shape)}, at {trial}; no file was written."
         )
     integer = not np.issubdtype(expected.dtype, np.floating)
     expected, got = expected.astype(np.float64), got.astype(np.float64)
@@ -210,7 +211,3 @@ def _difference(
 def _largest(array: np.ndarray) -> float:
     """The largest absolute finite value, 0 where there is none."""
     return float(np.max(np.abs(array.astype(np.float64)), where=np.isfinite(array), initial=0.0))
-
-
-def _sizes(sizes: dict[str, int]) -> str:
-    return ", ".join(f"{name} {size}" for name, size in sizes.items()) or "the example's shapes"

@@ -6,8 +6,10 @@ not take for constants (a batch of one is doubled), and hold the outputs that th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,8 +18,11 @@ from bensemble.errors import BensembleError, ExportError, one_line
 
 from .arguments import FlatModel
 from .axes import BATCH, Axis, resized
+from .degenerate import degenerate_inputs
 
 __all__ = ["Trial", "Trials", "run_trials"]
+
+logger = logging.getLogger("bensemble.onnx")
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,17 @@ class Trial:
         tensors: The inputs.
         outputs: The outputs by name.
         sizes: The size of each dynamic axis, by name.
+        degenerate: What is unusual in the inputs, in words; empty for the example and its variations.
     """
 
     tensors: tuple[Tensor, ...]
     outputs: dict[str, Tensor]
     sizes: dict[str, int]
+    degenerate: str = ""
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{name} {size}" for name, size in self.sizes.items()) or "the example's shapes"
+        return f"{sizes} {self.degenerate}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,31 @@ class Trials:
     def different(self) -> tuple[Trial, ...]:
         """Every trial once."""
         return tuple({id(trial): trial for trial in (self.example, self.varied, self.single) if trial}.values())
+
+    @cached_property
+    def degenerate(self) -> tuple[Trial, ...]:
+        """Trials with inputs such as zeros, those that the model accepts, at the size of ``varied``."""
+        found = []
+        for words, tensors in degenerate_inputs(self.varied.tensors):
+            try:
+                found.append(Trial(tensors, _run(self.model, tensors), self.varied.sizes, words))
+            except Exception as err:
+                logger.debug("the model rejects inputs %s: %s", words, one_line(err))
+        return tuple(found)
+
+    def moved(self, trial: Trial, size: float) -> dict[str, Tensor]:
+        """The outputs for the inputs of a trial plus noise, relative to their largest values or the example's."""
+        generator, tensors = torch.Generator().manual_seed(0), []
+        for tensor, typical in zip(trial.tensors, self.example.tensors, strict=True):
+            if tensor.is_floating_point() and tensor.numel():
+                largest = tensor.abs().max() or typical.abs().max()
+                noise = 2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1
+                tensor = tensor + (size * largest * noise).to(tensor.dtype)
+            tensors.append(tensor)
+        try:
+            return _run(self.model, tensors)
+        except Exception:
+            return {}
 
 
 def run_trials(model: FlatModel, axes: Sequence[Axis]) -> Trials:

@@ -1,0 +1,141 @@
+"""Files on inputs at the edge: where a small constant or an empty mask is all that keeps torch from NaN."""
+
+from contextlib import nullcontext
+
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx_models import assert_same, run_file
+from torch import nn
+from torch.export import Dim
+
+import convert.onnx.tracing as tracing
+from bensemble.errors import VerificationError
+from convert.onnx import export_onnx
+
+
+class Call(nn.Module):
+    """A layer without a bias, then a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.layer, self.function = nn.Linear(4, 4, bias=False), function
+
+    def forward(self, x):
+        return self.function(self.layer(x))
+
+
+SMALL = {
+    "add": lambda h: h.relu() / (h.relu().sum(-1, keepdim=True) + 1e-10),
+    "add in front": lambda h: h / (1e-12 + h.abs()),
+    "subtract": lambda h: h / (h.abs().sum(-1, keepdim=True) - -1e-9),
+    "square root": lambda h: h / torch.sqrt(h.square().sum(-1, keepdim=True) + 1e-16),
+    "clamp": lambda h: F.normalize(h, dim=-1, eps=1e-12),
+    "logarithm": lambda h: torch.log(h.relu() + 1e-9),
+}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_small_constant_stays(tmp_path, kind):
+    torch.manual_seed(0)
+    model, path = Call(SMALL[kind]).eval(), tmp_path / "m.onnx"
+    export_onnx(model, path, torch.rand(2, 4))
+    for x in (torch.zeros(2, 4), torch.rand(2, 4) * 1e-9):
+        assert_same(run_file(path, x=x)["output"], model(x))
+
+
+def test_factors_near_one_stay(tmp_path):
+    model, path = Call(lambda h: (h * 1.000003 - h) / 3e-6 + h / 0.999996).eval(), tmp_path / "m.onnx"
+    export_onnx(model, path, torch.rand(2, 4))
+    assert [node.op_type for node in onnx.load(path).graph.node] == ["Gemm", "Mul", "Sub", "Div", "Div", "Add"]
+
+
+def test_what_does_nothing_goes(tmp_path):
+    export_onnx(Call(lambda h: (h * 1 + 0) / 1 - 0).eval(), tmp_path / "m.onnx", torch.rand(2, 4))
+    assert [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node] == ["Gemm"]
+
+
+@pytest.mark.parametrize("kind", ["add", "add in front"])
+def test_a_file_with_nan_where_the_model_has_none_is_refused(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(tracing, "exact_constants", nullcontext)
+    with pytest.raises(VerificationError, match=r"differs from the model by inf.* with zeros for all numbers; no file"):
+        export_onnx(Call(SMALL[kind]).eval(), tmp_path / "m.onnx", torch.rand(2, 4))
+    assert not (tmp_path / "m.onnx").exists()
+
+
+EDGES = {
+    "nan at zeros": lambda h: h / h.sum(-1, keepdim=True),
+    "infinite at large numbers": torch.exp,
+    "ties": lambda h: h * F.one_hot(h.argmax(-1), 4) + torch.arange(4.0) * F.one_hot(h.argmax(-1), 4),
+    "rounding": lambda h: torch.sin(h * 1e3),
+    "norm of constants": lambda h: F.layer_norm(h * 0 + h.mean(), (4,)),
+}
+
+
+@pytest.mark.parametrize("kind", EDGES)
+def test_the_models_own_edges_are_no_fault_of_the_file(tmp_path, kind):
+    assert export_onnx(Call(EDGES[kind]).eval(), tmp_path / "m.onnx", torch.rand(2, 4)).verified
+
+
+class Masked(nn.Module):
+    """Attention with a mask of Booleans or of floats, from a mask of what may be attended to."""
+
+    def __init__(self, floats):
+        super().__init__()
+        self.qkv, self.floats = nn.Linear(8, 24), floats
+
+    def forward(self, x, keep):
+        q, k, v = self.qkv(x)[:, None].chunk(3, -1)
+        mask = (keep[:, :, None] & keep[:, None])[:, None]
+        if self.floats:
+            mask = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, -torch.inf)
+        return F.scaled_dot_product_attention(q, k, v, mask)
+
+
+class Heads(nn.MultiheadAttention):
+    def forward(self, x, keep):
+        return super().forward(x, x, x, key_padding_mask=~keep, need_weights=False)[0]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Masked(False), Masked(True), Heads(8, 2, batch_first=True)],
+    ids=["Booleans", "floats", "multi-head attention"],
+)
+def test_attention_to_nothing_is_zero_in_the_file_too(tmp_path, model):
+    keep = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]]).bool()
+    x, path = torch.randn(3, 4, 8), tmp_path / "m.onnx"
+    export_onnx(model.eval(), path, (x[:2], keep[1:2].repeat(2, 1)), dynamic_shapes={"keep": {0: "batch"}})
+    assert_same(run_file(path, x=x, keep=keep)["output"], model(x, keep))
+
+
+def test_verification_tries_a_mask_without_entries(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracing, "TRANSLATIONS", {})
+    inputs = torch.randn(2, 4, 8), torch.ones(2, 4).bool()
+    with pytest.raises(VerificationError, match=r"with False in the first row of masks.*or a mask without entries"):
+        export_onnx(Masked(False).eval(), tmp_path / "m.onnx", inputs, dynamic_shapes={"keep": {0: "batch"}})
+
+
+class Windows(nn.Module):
+    """Swin's arithmetic: the batch size comes from the number of windows, through a float."""
+
+    def forward(self, x):
+        windows = x.view(-1, 4)
+        return windows.view(int(windows.shape[0] / (8 * 8 / 4 / 4)), 4, 4).sum(1)
+
+
+@pytest.mark.parametrize("dim", ["batch", Dim("batch", min=1, max=64)], ids=str)
+def test_a_size_that_passes_through_a_float_varies(tmp_path, dim):
+    model, path = nn.Sequential(nn.Linear(16, 16), Windows()).eval(), tmp_path / "m.onnx"
+    export_onnx(model, path, torch.randn(2, 16), dynamic_shapes={"input": {0: dim}})
+    x = torch.randn(5, 16)
+    assert_same(run_file(path, input=x)["output"], model(x))
+
+
+@pytest.mark.parametrize(("opset", "ir"), [(None, 9), (15, 8), (17, 8), (18, 8), (19, 9), (20, 9)])
+def test_old_runtimes_can_load_an_old_operator_set(tmp_path, opset, ir):
+    export_onnx(nn.Linear(4, 3).eval(), tmp_path / "m.onnx", torch.randn(2, 4), opset=opset)
+    proto = onnx.load(tmp_path / "m.onnx")
+    assert proto.ir_version == ir
+    assert not proto.graph.value_info
