@@ -103,10 +103,12 @@ def _is_renormalised(candidate: Candidate) -> bool:
     return any(isinstance(p.module, EMBEDDINGS) and p.module.max_norm is not None for p in candidate.places)
 
 
-def _is_unused(candidate: Candidate) -> bool:
-    """Whether the forward is known, and never uses the Parameter."""
+def _is_unreached(candidate: Candidate) -> bool:
+    """Whether the forward is known and does not use the Parameter, and no name in ``include`` covers it."""
     analysis = candidate.analysis
     if not analysis.known or id(candidate.parameter) in analysis.seen:
+        return False
+    if any(candidate.selection.names(p.path, p.module, p.name) for p in candidate.places):
         return False
     # A trace does not look into what it calls. A probe sees every read, except by kernels that torch cannot see.
     return not any(
@@ -140,6 +142,11 @@ def _left_as_it_is(candidate: Candidate) -> str:
     return "Bayesian already" if stem and part in ("mu", "rho") else "beside weights that are Bayesian already"
 
 
+def _not_reached(candidate: Candidate) -> str:
+    by = "these example inputs" if candidate.analysis.source == "probe" else "a forward with default arguments"
+    return f"not reached by {by}; name it in include to convert it, though the KL alone would shrink it where unused"
+
+
 #: Why a Parameter stays deterministic: (whether this applies, the reason). The first that applies counts.
 REASONS: tuple[tuple[Callable[[Candidate], bool], str | Callable[[Candidate], str]], ...] = (
     (lambda c: c.is_in(PosteriorModule), _left_as_it_is),
@@ -160,7 +167,7 @@ REASONS: tuple[tuple[Callable[[Candidate], bool], str | Callable[[Candidate], st
     ),
     (lambda c: c.is_guessed and c.parameter.dim() < 2, "a vector"),
     (lambda c: c.is_guessed and sum(size > 1 for size in c.parameter.shape) < 2, "a vector in disguise"),
-    (_is_unused, "never used in a forward; the KL alone would shrink it to nothing"),
+    (_is_unreached, _not_reached),
     (
         lambda c: c.is_guessed and bool(c.operations) and c.operations.isdisjoint(LINEAR_OPERATIONS),
         lambda c: f"reaches {', '.join(sorted(c.operations))}, no linear operation",

@@ -30,11 +30,13 @@ class Selection:
         included: Selectors given with ``include``; None includes everything.
         excluded: Selectors given with ``exclude``.
         outright: What among ``included`` names a module or parameter itself, by name, object or exact type.
+        named: What among ``included`` is a name, glob or module object: not a type or callable.
     """
 
     included: tuple[Match, ...] | None
     excluded: tuple[Match, ...]
     outright: tuple[Match, ...]
+    named: tuple[Match, ...] = ()
 
     def includes(self, path: str, module: nn.Module, name: str) -> bool:
         """Whether ``include`` selects the parameter ``name`` of the module at ``path``."""
@@ -47,6 +49,10 @@ class Selection:
     def names_outright(self, path: str, module: nn.Module, name: str) -> bool:
         """Whether it is named in a way that overrides a default, such as leaving embeddings deterministic."""
         return any(match(path, module, name) for match in self.outright)
+
+    def names(self, path: str, module: nn.Module, name: str) -> bool:
+        """Whether a name covers it, its own or that of a module above it."""
+        return any(match(path, module, name) for match in self.named)
 
 
 def parse_selection(verb: str, model: nn.Module, include: Any, exclude: Any) -> Selection:
@@ -67,6 +73,7 @@ def parse_selection(verb: str, model: nn.Module, include: Any, exclude: Any) -> 
         None if wanted is None else tuple(selector.match for selector in wanted),
         tuple(selector.match for selector in unwanted),
         tuple(selector.outright for selector in wanted or [] if selector.outright),
+        tuple(selector.match for selector in wanted or [] if isinstance(selector.item, (str, nn.Module))),
     )
 
 

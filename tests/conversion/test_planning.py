@@ -147,7 +147,51 @@ def test_a_probe_sees_what_a_trace_cannot() -> None:
     found = rows(made)
     assert found["table"].reason == "reaches add, no linear operation"
     assert (found["matrix"].tier, found["matrix"].prunable) == ("sampled", True)
-    assert found["two.weight"].reason == "never used in a forward; the KL alone would shrink it to nothing"
+    assert found["two.weight"].reason.startswith("not reached by these example inputs; name it in include")
+
+
+class Tasks(nn.Module):
+    """One head for each task; experts, of which each example takes one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.heads = nn.Linear(5, 8), nn.ModuleDict({"a": nn.Linear(8, 3), "b": nn.Linear(8, 4)})
+        self.experts, self.never = nn.ModuleList(nn.Linear(8, 8) for _ in range(2)), nn.Embedding(6, 8)
+
+    def forward(self, x: Tensor, task: str = "a") -> Tensor:
+        hidden = torch.relu(self.body(x))
+        return self.heads[task](self.experts[int(float(hidden.detach().sum()) > 1e6)](hidden))
+
+
+@pytest.mark.parametrize(
+    ("include", "more"),
+    [
+        (None, []),
+        (nn.Linear, []),
+        (["body", "heads"], ["heads.b.weight", "heads.b.bias"]),
+        (["*.b.weight"], ["heads.b.weight"]),
+        (["body", "experts.1.weight"], ["experts.1.weight"]),
+        (["never"], ["never.weight"]),
+    ],
+)
+def test_what_example_inputs_do_not_reach_becomes_bayesian_where_it_is_named(include: object, more: list[str]) -> None:
+    model, inputs = Tasks(), (torch.randn(4, 5), "a")
+    found = rows(plan(model, include=include, example_inputs=inputs))
+    left = {"heads.b.weight", "heads.b.bias", "experts.1.weight", "experts.1.bias"} - set(more)
+    assert all(found[name].tier != "deterministic" for name in more)
+    assert all(found[name].tier == "deterministic" for name in left)
+    if include is None:
+        assert all(found[name].reason.startswith("not reached by these example inputs; name it in") for name in left)
+    names = {name for name, _ in named_posteriors(bayesify(model, include=include, example_inputs=inputs))}
+    assert names >= set(more)
+    assert not names & left
+
+
+def test_what_a_trace_does_not_reach_is_said_as_such() -> None:
+    model = nn.Module()
+    model.__class__ = type("Branch", (nn.Module,), {"forward": lambda self, x, deep=False: self.a(x)})
+    model.a, model.b = nn.Linear(3, 2), nn.Linear(3, 2)
+    assert rows(plan(model))["b.weight"].reason.startswith("not reached by a forward with default arguments; name it")
 
 
 def test_tracing_can_be_left_out() -> None:
