@@ -112,10 +112,10 @@ def check_noise(bnn: nn.Module, example_inputs: Any, *, generator: torch.Generat
         trial = _Trial(bnn, example_inputs)
         changes = {name: trial.sample(p, p.draw_noise(generator)) for name, p in posteriors.items()}
         quiet = [name for name, change in changes.items() if change <= trial.rounding]
-        uncalled = _uncalled(bnn, example_inputs, posteriors, quiet) if quiet else set()
+        unread = _unread(bnn, example_inputs, posteriors, quiet) if quiet else {}
         for name in quiet:
             noise = posteriors[name].draw_noise(generator)
-            reasons[name] = _why_quiet(trial, posteriors[name], noise, changes[name], name in uncalled)
+            reasons[name] = _why_quiet(trial, posteriors[name], noise, changes[name], unread.get(name))
     return NoiseReport(tuple(NoiseRow(name, change, *reasons.get(name, ())) for name, change in changes.items()))
 
 
@@ -156,12 +156,14 @@ def _moved(posterior: Posterior, noise: Tensor) -> Iterator[None]:
         mu.copy_(kept)
 
 
-def _why_quiet(trial: _Trial, posterior: Posterior, noise: Tensor, change: float, uncalled: bool) -> tuple[str, bool]:
+def _why_quiet(
+    trial: _Trial, posterior: Posterior, noise: Tensor, change: float, unread: str | None
+) -> tuple[str, bool]:
     """Why the noise of a posterior does not arrive, and whether that is because the network ignores the weight."""
     if posterior.mask is not None and not bool(posterior.mask.any()):
         return "every weight is pruned", False
-    if uncalled:
-        return "its layer is not called with these inputs", False
+    if unread and not trial.depends_on(posterior, noise):
+        return unread, False
     if torch.equal(posterior.draw(FAR * noise), posterior.mean()):
         return "sigma is 0 to the precision of the weight", False
     if not trial.depends_on(posterior, noise):
@@ -173,16 +175,20 @@ def _why_quiet(trial: _Trial, posterior: Posterior, noise: Tensor, change: float
     return "the output depends on this weight, and its noise is bypassed: code reads the mean past the layer", False
 
 
-def _uncalled(bnn: nn.Module, inputs: Any, posteriors: dict[str, Posterior], names: list[str]) -> set[str]:
-    """Those of the names whose layers no forward calls, and whose weights no operation reads."""
+def _unread(bnn: nn.Module, inputs: Any, posteriors: dict[str, Posterior], names: list[str]) -> dict[str, str]:
+    """Why no operation reads the weights of some of the names."""
     analysis = probe_forward("check_noise", bnn, inputs)
-    return {
-        name
-        for name in names
-        if analysis.known
-        and not analysis.calls[name.rpartition(".")[0]]
-        and id(posteriors[name].mu) not in analysis.operations
-    }
+    found = {}
+    for name in names:
+        path, posterior = name.rpartition(".")[0], posteriors[name]
+        if not analysis.known or id(posterior.mu) in (*analysis.operations, *analysis.seen):
+            continue
+        found[name] = "its layer is not called with these inputs"
+        if analysis.calls[path]:
+            found[name] = "its layer is called, but no operation reads this weight"
+        if "forward" in vars(posterior.layer):
+            found[name] += "; a forward set on the layer itself runs code of the model that it was copied from"
+    return found
 
 
 def _outputs(bnn: nn.Module, inputs: Any, seed: int) -> list[Tensor]:

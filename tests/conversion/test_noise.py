@@ -144,3 +144,31 @@ def test_refusals() -> None:
         check_noise(bayesify(nn.Linear(2, 2)), torch.zeros(1, 3))
     with pytest.raises(InvalidValueError, match="holds no floating-point tensor"):
         check_noise(bayesify(Ranking(2, 2)), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("patch", [lambda old: lambda x: old(x) * 2, lambda old: lambda x: old(x).clone()])
+def test_a_forward_on_the_instance_that_runs_the_source_is_told(patch) -> None:
+    """A copy of a function keeps what it holds: here the layer of the model that was converted."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    model[0].forward = patch(model[0].forward)
+    report = check_noise(bayesify(model), torch.randn(4, 3))
+    assert [row.name for row in report.silent] == ["0.weight", "0.bias"]
+    assert "no operation reads this weight; a forward set on the layer itself runs" in one(report, "0.weight").reason
+    assert not report
+
+
+class Holding(nn.Module):
+    """Calls a layer through a function that holds it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.call, self.head = layer, lambda x: layer(x), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.call(x))
+
+
+def test_a_layer_that_runs_through_a_function_of_the_source_is_told() -> None:
+    report = check_noise(bayesify(Holding(nn.Linear(3, 3))), torch.randn(4, 3))
+    assert not report
+    assert "its layer is not called" in one(report, "layer.weight").reason
