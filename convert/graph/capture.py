@@ -101,7 +101,9 @@ def capture(source: Source, model: nn.Module, inputs: Any, reference: Any, dynam
     except Exception as err:
         raise CaptureError(f"the torch.{source} graph does not run ({one_line(err)})") from err
     if not outputs_agree(output, reference, coarsest_precision(model)):
-        raise CaptureError(f"the torch.{source} graph computes something else")
+        names = ", ".join(f"'{path}'" if path else "the model itself" for path in sorted(hooked)[:3])
+        hooks = f" without the hooks of {names}; put what they do into a forward" if hooked else ""
+        raise CaptureError(f"the torch.{source} graph computes something else{hooks}")
     return captured
 
 

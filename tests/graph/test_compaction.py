@@ -128,6 +128,77 @@ def test_the_report_says_what_went():
     assert "stem.0.weight" in str(report)
 
 
+POOLS = {
+    "average": nn.AvgPool2d(3, 2, 1),
+    "average, then positive": nn.Sequential(nn.AvgPool2d(3, 2, 1), nn.ReLU()),
+    "other divisor": nn.AvgPool2d(2, 2, divisor_override=3),
+    "border of zeros": nn.ZeroPad2d(1),
+}
+
+
+@pytest.mark.parametrize("kind", POOLS)
+@pytest.mark.parametrize("flat", [nn.Flatten(), nn.Sequential(nn.Flatten(2), nn.Flatten(1)), nn.Identity()])
+def test_constants_that_differ_at_the_borders_are_right_or_stay(kind, flat):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), POOLS[kind], flat).eval()
+    with torch.no_grad():
+        model[0].weight[:4] = 0
+        model[0].bias[:2], model[0].bias[2:4] = 1, -1  # constants of one and of zero
+    x = torch.randn(4, 1, 8, 8)
+    size = model(x).shape[1]
+    model.append(nn.Linear(size, 3) if model(x).dim() == 2 else nn.Conv2d(size, 3, 2))
+    report = compaction_report(model, x)
+    assert_same(compact(model, x), model, torch.randn(3, 1, 8, 8))
+    assert report.parameters[1] < report.parameters[0]
+    kept = parameters(compact(model, x), "0.weight") // 9
+    assert kept <= 5 or "constants differ at the borders" in str(report)  # one may carry the constants of others
+
+
+class Tasks(nn.Module):
+    """A head for each task, and other ways in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.wide = nn.Conv2d(1, 6, 3, padding=1), nn.Linear(6, 15)
+        self.heads = nn.ModuleDict({"a": nn.Linear(15, 3), "flat": nn.Linear(6 * 16, 2), "mean": nn.GRU(6, 4)})
+
+    def encode(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x))
+
+    def other(self, x: Tensor) -> Tensor:
+        return self.heads["flat"](self.encode(x).flatten(1))
+
+    def forward(self, x: Tensor, task: str = "a") -> Tensor:
+        if task == "a":
+            return self.heads["a"](torch.relu(self.wide(self.encode(x).mean((2, 3)))))
+        return self.heads["mean"](self.encode(x).mean(3).transpose(1, 2))[0]
+
+
+@torch.no_grad()
+def test_what_the_example_does_not_reach_still_works():
+    model, x = Tasks().eval(), torch.randn(2, 1, 4, 4)
+    for layer in (model.body, model.wide):
+        layer.weight[:4], layer.bias[:4] = 0, 0
+    small, report = compact(model, (x, "a")), compaction_report(model, (x, "a"))
+    assert small.body.weight.shape == model.body.weight.shape
+    assert small.wide.weight.shape[0] == 11
+    assert "'heads.flat.weight', 'heads.flat.bias', 'heads.mean.weight_ih_l0' and more not reached by these" in str(
+        report
+    )
+    for run in (lambda m: m(x), lambda m: m(x, "mean"), lambda m: m.other(x)):
+        torch.testing.assert_close(run(small), run(model))
+
+
+def test_a_token_that_no_example_reaches_costs_nothing():
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    model[0].token = nn.Parameter(torch.zeros(1, 1, 8))
+    with torch.no_grad():
+        model[0].weight[:4] = 0
+    report = compaction_report(model, torch.randn(2, 5))
+    assert report.layers[0].outputs == (8, 4)
+    assert "'0.token' not reached by these example inputs" in report.notes[0]
+
+
 class HalfInside(nn.Module):
     """bfloat16 between an input and an output in float32."""
 

@@ -28,6 +28,7 @@ from .rewriting import needs_graph, rewrite
 from .solution import Solution
 from .solving import solve
 from .summary import CompactionReport, describe_layers
+from .unreached import keep_for_unreached
 
 __all__ = ["compact", "compaction_report"]
 
@@ -96,7 +97,7 @@ def _compact(verb: str, model: nn.Module, example_inputs: Any) -> _Result:
             return min(found, key=lambda result: result[1].parameters[1])
         log.info("%s: %s is returned unchanged (%s)", verb, type(model).__name__, "; ".join(notes) or "no zeros")
         before = _count(model)
-        return _copy(verb, model), CompactionReport((before, before), "unchanged", notes=tuple(notes))
+        return _copy(verb, model), CompactionReport((before, before), "unchanged", notes=tuple(dict.fromkeys(notes)))
 
 
 def _check(verb: str, model: Any) -> None:
@@ -116,7 +117,9 @@ def _attempt(source: Source, model: nn.Module, runs: list[Run]) -> tuple[_Result
     """The model compacted by one tracer's graph, and whether another tracer could not do better."""
     flow, solution, cut = _analyse(source, model, runs[0])
     if not cut.tensors:
-        return None, not flow.unknowns
+        if flow.notes or flow.unknowns:
+            raise CaptureError("; ".join(dict.fromkeys([*flow.notes, *(found for _, found in flow.unknowns)])))
+        return None, True
     reason = needs_graph(flow, solution)
     if reason is None:
         small = _copy("compact", model)
@@ -135,8 +138,7 @@ def _attempt(source: Source, model: nn.Module, runs: list[Run]) -> tuple[_Result
     graph = rewrite(flow, solution, cut)
     wrong = difference(graph, model, runs, keeps_class=False)
     if wrong is not None:
-        log.warning("compact: the graph of torch.%s was given up: %s", source, wrong)
-        return None, False
+        raise CaptureError(f"the torch.{source} graph was given up: {wrong}")
     graph = copy.deepcopy(graph)  # so far it shares the tensors that did not change
     copy_flags(model, graph)
     return (graph, _report(flow, solution, model, graph, reason)), not flow.unknowns
@@ -145,6 +147,7 @@ def _attempt(source: Source, model: nn.Module, runs: list[Run]) -> tuple[_Result
 def _analyse(source: Source, model: nn.Module, run: Run, dynamic: DynamicAxes = "none") -> tuple[Flow, Solution, Cut]:
     """What one graph says about the model."""
     flow = propagate(capture(source, hollow("compact", model), fresh(run.inputs), run.output, dynamic), model)
+    keep_for_unreached(flow, model, fresh(run.inputs))
     solution = solve(flow)
     return flow, solution, cut_leaves(flow, solution)
 
@@ -153,7 +156,7 @@ def _report(
     flow: Flow, solution: Solution, model: nn.Module, small: nn.Module, reason: str | None = None
 ) -> CompactionReport:
     """The report on a model of its own class, or on a graph with the reason why it is one."""
-    notes = [f"no class: {reason}"] if reason else []
+    notes = [f"no class: {reason}", *flow.notes] if reason else list(flow.notes)
     notes += dict.fromkeys(found for _, found in flow.unknowns)
     return CompactionReport(
         (_count(model), _count(small)),

@@ -96,7 +96,7 @@ def copy_flags(model: nn.Module, other: nn.Module) -> None:
 
 def training_difference(candidate: nn.Module, model: nn.Module, flow: Flow, runs: list[Run]) -> str | None:
     """Why a candidate may not train as the model does: auxiliary heads read what evaluation does not need."""
-    reached = {alias for path in flow.leaves for alias in flow.aliases(path)}
+    reached = {alias for path, leaf in flow.leaves.items() if leaf.uses for alias in flow.aliases(path)}
     if all(path in reached for path, _ in model.named_parameters()):
         return None
     try:

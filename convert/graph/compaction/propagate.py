@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from bensemble.errors import one_line
 from bensemble.torch_internals import OpOverload, argument_schema, pytree
 
 from ..capture import Capture, TensorMeta
 from .atoms.calls import Call
 from .atoms.domain import Value
 from .atoms.flow import Flow
-from .rules import RULES, as_function
+from .rules import RULES, Rule, as_function
 
 __all__ = ["propagate"]
 
@@ -80,7 +81,15 @@ def _value(flow: Flow, node: fx.Node) -> Any:
     if rule is None:
         name = call.name or str(getattr(node.target, "__name__", node.target))
         return flow.unknown(call, f"{name} is not followed")
-    return rule(flow, call)
+    return _followed(rule, flow, call)
+
+
+def _followed(rule: Rule, flow: Flow, call: Call) -> Any:
+    """What a rule says; where it meets arguments of a kind that it does not know, the operation is not followed."""
+    try:
+        return rule(flow, call)
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError) as err:
+        return flow.unknown(call, f"{call.name} in a form that is not followed ({one_line(err)})")
 
 
 def _module_value(flow: Flow, call: Call, path: str) -> Any:
@@ -89,7 +98,7 @@ def _module_value(flow: Flow, call: Call, path: str) -> Any:
     own_tensor = any(isinstance(value, torch.Tensor) for value in vars(module).values())
     function = None if path in flow.captured.hooked or own_tensor else as_function(flow, call, module, path)
     if function is not None:
-        return RULES[function.name](flow, function)
+        return _followed(RULES[function.name], flow, function)
     reason = f"{type(module).__name__} is not followed"
     if path in flow.captured.hooked:
         reason = f"'{path}' has hooks"

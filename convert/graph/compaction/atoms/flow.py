@@ -73,6 +73,8 @@ class Flow:
         self.unknowns: list[tuple[fx.Node, str]] = []
         #: Nodes that hand out sizes, with the tensor whose size they tell.
         self.sizes: list[tuple[fx.Node, Value]] = []
+        #: What else a report says.
+        self.notes: list[str] = []
         self._first_path: dict[int, str] = {}
 
     # -- leaves
@@ -202,6 +204,12 @@ class Flow:
         for value in values:
             self.pin(value, reason)
         return self.opaque_results(call.meta, reason)
+
+    def plain(self, value: Value) -> Value:
+        """The value without patterned constants, which a report notes where there are any."""
+        if value.patterned and (value.known & (value.const != 0)).any():
+            self.notes.append("constants differ at the borders, by zero padding, so that some of their channels stay")
+        return value.plain()
 
     def moved(self, value: Value, shape: Sequence[int], move: Callable[[Tensor], Tensor]) -> Value:
         """The value after an operation that only rearranges elements."""

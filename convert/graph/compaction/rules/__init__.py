@@ -7,10 +7,10 @@ of ``torch.ops.aten``, ``torch.nn.functional`` and tensor methods, which agree. 
 from __future__ import annotations
 
 from . import attention, elementwise, joining, movement, normalisation, pooling, products, slicing
-from .lookup import RULES, rule
+from .lookup import RULES, Rule, rule
 from .modules import as_function
 
-__all__ = ["RULES", "as_function", "rule"]
+__all__ = ["RULES", "Rule", "as_function", "rule"]
 
 #: Importing a file of rules registers them.
 FILES = (attention, elementwise, joining, movement, normalisation, pooling, products, slicing)

@@ -36,7 +36,7 @@ def multiply_matrices(flow: Flow, call: Call, a: Value, b: Value) -> Value:
     """
     reason = f"{call.name} sums over it"
     averages = a.stochastic
-    a, b = flow.settled(flow.operand(a)).plain(), flow.settled(flow.operand(b)).plain()
+    a, b = (flow.plain(flow.settled(flow.operand(x))) for x in (a, b))
     left = _summed(flow, a, a.ndim - 1, reason)
     right = _summed(flow, b, b.ndim - 2, reason)
     out = combine(flow, [_blank(left), _blank(right)], call.shape, None)

@@ -95,7 +95,7 @@ def combine(
     """
     from_inputs = all(value.from_inputs for value in operands)
     # Leaves take on the axis of whatever they meet; everything else has one already.
-    values = [_aligned(flow.operand(v) if v.leaf else flow.settled(v), len(shape)).plain() for v in operands]
+    values = [flow.plain(_aligned(flow.operand(v) if v.leaf else flow.settled(v), len(shape))) for v in operands]
     atoms = _united(flow, values, shape)
     zero, const = nothing_known(len(shape))
     known = ~zero

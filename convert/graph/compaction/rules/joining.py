@@ -22,7 +22,7 @@ def concatenate(flow: Flow, call: Call) -> Any:
     """Tensors one after the other along an axis; along the others they share atoms."""
     axis = call.get(1, "dim", call.kwargs.get("axis", 0)) % len(call.shape)
     # torch accepts an empty vector among tensors of more axes, and leaves it out.
-    values = [flow.settled(flow.operand(v)).plain() for v in call.operands if v.shape != (0,)]
+    values = [flow.plain(flow.settled(flow.operand(v))) for v in call.operands if v.shape != (0,)]
     _share_other_axes(flow, values, axis)
     joined = _joined(values, call.shape, axis)
     return flow.settled(replace(joined, from_inputs=all(value.from_inputs for value in values)))
@@ -32,7 +32,7 @@ def concatenate(flow: Flow, call: Call) -> Any:
 def stack(flow: Flow, call: Call) -> Any:
     """Tensors side by side along a new axis."""
     axis = call.get(1, "dim", 0) % len(call.shape)
-    values = [flow.settled(flow.operand(v)).plain() for v in call.operands]
+    values = [flow.plain(flow.settled(flow.operand(v))) for v in call.operands]
     wide = [v.mapped((*v.shape[:axis], 1, *v.shape[axis:]), lambda array: array.unsqueeze(axis)) for v in values]
     _share_other_axes(flow, wide, axis)
     return flow.settled(_joined(wide, call.shape, axis))

@@ -30,6 +30,8 @@ def reshape(flow: Flow, call: Call) -> Any:
     before, after = x.shape, call.shape
     if max(reshaped_size(array, before, after) for array in (x.atoms, x.known)) > MOST_ELEMENTS:
         return flow.unknown(call, "it is too large to reshape")
+    if after[:2] != before[:2]:
+        x = flow.plain(x)
     out = flow.moved(x, after, lambda array: reshape_array(array, before, after))
     if call.name in ("view", "reshape", "_unsafe_view"):
         resized(flow, call, out, 1)
@@ -128,7 +130,7 @@ def pixel_shuffle(flow: Flow, call: Call) -> Any:
         return flow.unknown(call, "pixel_shuffle without a batch axis")
     atoms = flow.channels(x, 1, "pixel_shuffle reads it").reshape(1, -1, block, 1)
     flow.atoms.tie(atoms, 2, "pixel_shuffle interleaves them")
-    known, const = x.plain().constants(1)
+    known, const = flow.plain(x).constants(1)
     known, const = known.reshape(1, -1, block, 1), const.reshape(1, -1, block, 1)
     return flow.normal(Value(call.shape, atoms[:, :, :1], *collapse(known, const, [2])))
 

@@ -64,7 +64,7 @@ def group_norm(flow: Flow, call: Call) -> Any:
     """Norm over groups of channels, which go together; a group of constants is constant."""
     groups, weight, bias = call.get(1, "num_groups"), call.get(2, "weight"), call.get(3, "bias")
     eps = call.get(4, "eps", 1e-5)
-    x = flow.settled(flow.operand(call.get(0, "input"))).plain()
+    x = flow.plain(flow.settled(flow.operand(call.get(0, "input"))))
     if set(varying_axes(x.atoms)) - {1} or x.ndim < 2:
         return flow.unknown(call, "group_norm in a form that is not followed")
     atoms = flow.channels(x, 1, "group_norm reads it").reshape(groups, -1)

@@ -54,7 +54,7 @@ def by_channel(flow: Flow, call: Call, patterned: bool) -> Any:
     axes = range(x.ndim - positions, x.ndim)
     if set(varying_axes(x.atoms)) & set(axes):
         return flow.unknown(call, f"{call.name} runs along its channels")
-    x = x.plain() if patterned else x
+    x = flow.plain(x) if patterned else x
     known, const = collapse(x.known, x.const, axes)
     return Value(call.shape, x.atoms, known, const, patterned=x.patterned or patterned)
 
@@ -71,7 +71,7 @@ def reduce(flow: Flow, call: Call) -> Any:
     x = flow.settled(x, set(range(x.ndim)) - set(axes))
     if set(varying_axes(x.atoms)) & set(axes):
         x = flow.tie(x, axes, f"{call.name} runs along its channels").forget()
-    x = x.plain()
+    x = flow.plain(x)
     uniform = all(x.known.shape[axis] == 1 for axis in axes)
     if not uniform or call.name not in ("mean", "amax", "amin", "sum"):
         x = x.forget()

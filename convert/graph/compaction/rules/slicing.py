@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..atoms.arrays import varying_axes
 from ..atoms.calls import Call
 from ..atoms.domain import Value
 from ..atoms.flow import Flow
@@ -70,7 +71,9 @@ def part(flow: Flow, call: Call) -> Any:
         item = slice(first, first + call.get(3, "length"))
     elif call.name == "slice":
         item = slice(first, call.get(3, "end"), call.get(4, "step", 1))
-    return _indexed(flow, call, x, [*[slice(None)] * axis, item, *[slice(None)] * (x.ndim - axis - 1)])
+    before, after = [slice(None)] * axis, [slice(None)] * (x.ndim - axis - 1)
+    computed = any(isinstance(k, fx.Node) for k in (*call.node.args[1:], *call.node.kwargs.values()))
+    return _indexed(flow, call, x, [*before, item, *after], [*before, call.node if computed else item, *after])
 
 
 @rule("index_select")
@@ -90,21 +93,32 @@ def index(flow: Flow, call: Call) -> Any:
     x, item = call.args
     if not isinstance(x, Value):
         return x[item]
-    items = list(item) if isinstance(item, tuple) else [item]
+    written = list(item) if isinstance(item, tuple) else [item]
+    items = [_resolved(flow, k) for k in written]
     if not all(k is None or k is Ellipsis or isinstance(k, slice) or type(k) is int for k in items):
         return flow.unknown(call, "an index that is not followed")
     x = flow.operand(x)
     given = sum(k is not None and k is not Ellipsis for k in items)
     fill = [slice(None)] * (x.ndim - given)
     where = items.index(Ellipsis) if Ellipsis in items else len(items)
-    items = items[:where] + fill + items[where + 1 :]
-    return _indexed(flow, call, x, items)
+    items, written = (k[:where] + fill + k[where + 1 :] for k in (items, written))
+    return _indexed(flow, call, x, items, written)
 
 
-def _indexed(flow: Flow, call: Call, x: Value, items: list[Any]) -> Any:
-    """A basic index, every axis named."""
-    sizes = iter(x.shape)
-    axes = [None if k is None else next(sizes) for k in items]
+def _resolved(flow: Flow, item: Any) -> Any:
+    """An item of an index, its bounds as they are in the example run."""
+    if isinstance(item, slice):
+        return slice(*(flow.values[k] if isinstance(k, fx.Node) else k for k in (item.start, item.stop, item.step)))
+    return item
+
+
+def _indexed(flow: Flow, call: Call, x: Value, items: list[Any], written: list[Any]) -> Any:
+    """A basic index, every axis named; ``written`` are the items as the graph has them, with computed bounds."""
+    pairs = [(item, own) for item, own in zip(items, written, strict=True) if item is not None]
+    computed = [axis for axis, (item, own) in enumerate(pairs) if item != own]
+    if set(computed) & set(varying_axes(x.atoms)) and call.operands[0].leaf is None:
+        flow.unknowns.append((call.node, "a part of a computed size is taken"))
+    x = flow.tie(x, computed, "a part of a computed size is taken")
 
     def move(array: Tensor) -> Tensor:
         extents = iter(array.shape)
@@ -114,9 +128,9 @@ def _indexed(flow: Flow, call: Call, x: Value, items: list[Any]) -> Any:
     out = flow.moved(x, call.shape, move)
 
     def change(node: fx.Node, solution: Any) -> None:
-        alive = iter(solution.alive_axes(x))
-        new = [k if k is None else _moved_item(k, size, next(alive)) for k, size in zip(items, axes, strict=True)]
-        if new != items:
+        masks, sizes = iter(solution.alive_axes(x)), iter(x.shape)
+        new = [k if k is None else _moved_item(k, next(sizes), next(masks)) for k in written]
+        if new != written:
             node.op, node.target = "call_function", operator.getitem
             node.args, node.kwargs = (node.args[0], tuple(new)), {}
 
@@ -127,9 +141,9 @@ def _indexed(flow: Flow, call: Call, x: Value, items: list[Any]) -> Any:
     return out
 
 
-def _moved_item(item: Any, size: int | None, alive: Tensor | None) -> Any:
-    """The item after elements of its axis went; None for ``alive`` leaves it."""
-    if alive is None or size is None:
+def _moved_item(item: Any, size: int, alive: Tensor | None) -> Any:
+    """The item after elements of its axis went; where none did, it stays."""
+    if alive is None or alive.all():
         return item
     before = [0, *alive.long().cumsum(0).tolist()]
     if type(item) is int:
