@@ -32,6 +32,7 @@ from .inputs.trials import Trials, run_trials
 from .options import ExportOptions, checked_models
 from .shrinking.quantization import quantization_options
 from .shrinking.sparse import store_sparse
+from .source_lines import located
 from .tracing import quiet, trace
 from .uncertainty.closed import ClosedModel
 from .uncertainty.metadata import uncertainty_metadata
@@ -185,7 +186,7 @@ def _write(trials: Trials, options: ExportOptions) -> ExportReport:
     check_ranges(trials, traced, options.verify)
     proto = finished(trials, traced, names, metadata)
     try:
-        with replacing(options.target) as temporary:
+        with replacing(options.target) as temporary, located(traced.lines):
             return _pack(temporary, proto, trials, names, options)
     except OSError as err:
         raise ExportError(

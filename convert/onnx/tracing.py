@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import re
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from .inputs.axes import Axis
 from .inputs.trials import Trials
 from .masked_rows import TRANSLATIONS
 from .optimizer import exact_constants
+from .source_lines import last_line, source_lines
 from .uncertainty.merging import merge_siblings
 
 __all__ = ["Traced", "quiet", "trace"]
@@ -49,11 +49,13 @@ class Traced:
         symbols: The exporter's symbols for each axis, by the axis' name; none where it fixed the axis.
         ranges: Sizes for which the graph holds according to the exporter, by the axis' name. Where smallest and largest
             are equal it may be wrong: a graph with LSTMs holds for any length.
+        lines: The lines of the model's code behind the nodes, by the nodes' names.
     """
 
     proto: onnx.ModelProto
     symbols: dict[str, tuple[str, ...]]
     ranges: dict[str, Range]
+    lines: dict[str, str]
 
 
 def trace(trials: Trials, opset: int | None, verbose: bool) -> Traced:
@@ -94,7 +96,7 @@ def _traced(trials: Trials, opset: int | None, verbose: bool, varying: Collectio
         proto, limits = _exported(trials, opset, verbose, varying)
     symbols = {axis.name: _symbols(proto, axis) for axis in trials.axes}
     ranges = {name: _intersection([limits.get(s, (0, None)) for s in found]) for name, found in symbols.items()}
-    return Traced(proto, symbols, ranges)
+    return Traced(proto, symbols, ranges, source_lines(proto))
 
 
 def _exported(
@@ -216,8 +218,8 @@ def _explained(model: FlatModel, err: Exception) -> ExportError:
     while isinstance(cause.__cause__, Exception):
         cause = cause.__cause__
     text = f"{cause}"
-    places = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*([^\n]+)', text)
-    at = f" at {places[-1][0].rsplit('/', 1)[-1]}:{places[-1][1]} `{places[-1][2].strip()}`" if places else ""
+    line = last_line(text)
+    at = f" at {line}" if line else ""
     return ExportError(
         f"export_onnx: torch.onnx cannot follow {model.name}{at}, got {one_line(cause)}; "
         "change that operation, or export a part of the model."

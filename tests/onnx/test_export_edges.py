@@ -1,5 +1,6 @@
 """Files on inputs at the edge: where a small constant or an empty mask is all that keeps torch from NaN."""
 
+import math
 from contextlib import nullcontext
 
 import onnx
@@ -139,3 +140,46 @@ def test_old_runtimes_can_load_an_old_operator_set(tmp_path, opset, ir):
     proto = onnx.load(tmp_path / "m.onnx")
     assert proto.ir_version == ir
     assert not proto.graph.value_info
+
+
+class Bags(nn.Module):
+    """Texts one after the other, and where each begins."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.words, self.head = nn.EmbeddingBag(20, 6, **options), nn.Linear(6, 3)
+
+    def forward(self, text, offsets):
+        return self.head(self.words(text, offsets))
+
+
+@pytest.mark.parametrize(
+    ("options", "offsets", "more"),
+    [
+        ({"mode": "mean"}, [0, 2, 3], [0, 2, 2, 6]),
+        ({"mode": "sum"}, [0, 2], [0, 1, 8]),
+        ({"mode": "sum"}, [0], [0, 3]),
+        ({"mode": "mean", "include_last_offset": True}, [0, 2, 7], [0, 2, 5, 9]),
+    ],
+)
+def test_bags_vary_in_number_and_length(tmp_path, options, offsets, more):
+    model, path, text = Bags(**options).eval(), tmp_path / "m.onnx", torch.tensor([1, 5, 2, 7, 7, 3, 9])
+    axes = {"text": {0: "tokens"}, "offsets": {0: "batch"}}
+    export_onnx(model, path, (text, torch.tensor(offsets)), dynamic_shapes=axes)
+    inputs = {"text": torch.arange(9), "offsets": torch.tensor(more)}
+    assert_same(run_file(path, **inputs)["output"], model(**inputs))
+
+
+class Chunks(nn.Linear):
+    """As many pieces as the batch has fours."""
+
+    def forward(self, x):
+        return torch.cat([piece * 2 for piece in super().forward(x).chunk(math.ceil(len(x) / 4))])
+
+
+def test_an_operation_that_holds_for_some_sizes_only_is_named_with_its_line(tmp_path):
+    with pytest.raises(
+        VerificationError, match=r"running SequenceAt node.*comes from test_export_edges.py:\d+ `return"
+    ):
+        export_onnx(Chunks(6, 8).eval(), tmp_path / "m.onnx", torch.randn(6, 6))
+    export_onnx(Chunks(6, 8).eval(), tmp_path / "m.onnx", torch.randn(6, 6), dynamic_shapes={"x": {}})

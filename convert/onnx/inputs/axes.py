@@ -93,17 +93,28 @@ def dynamic_axes(arguments: Arguments, dynamic_shapes: Mapping[str, Any] | None 
 def resized(tensors: Sequence[Tensor], axis: Axis, size: int) -> tuple[Tensor, ...]:
     """The tensors with another size along one axis: entries repeated or left out.
 
-    Floating entries are scaled by factors from 1 down to 1/2, so that no two slices are equal.
+    Integers that rise from 0, such as the offsets of bags, still do, as far as before. Floating entries are scaled by
+    factors from 1 down to 1/2, so that no two slices are equal.
     """
     varied = list(tensors)
     for index, dim in axis.places:
         tensor = varied[index]
+        if _rises_from_zero(tensor):
+            varied[index] = torch.linspace(0, int(tensor[-1]), size).to(tensor)
+            continue
         tensor = tensor.index_select(dim, torch.arange(size, device=tensor.device) % tensor.shape[dim])
         if tensor.is_floating_point():
             factors = torch.linspace(1.0, 0.5, size, device=tensor.device).to(tensor.dtype)
             tensor = tensor * factors.reshape([-1 if d == dim else 1 for d in range(tensor.ndim)])
         varied[index] = tensor
     return tuple(varied)
+
+
+def _rises_from_zero(tensor: Tensor) -> bool:
+    """Whether a tensor holds positions: integers in order, from 0 on."""
+    if tensor.ndim != 1 or tensor.dtype not in (torch.int32, torch.int64):
+        return False
+    return bool(tensor[0] == 0 and tensor[-1] > 0 and (tensor.diff() >= 0).all())
 
 
 def _default(arguments: Arguments) -> list[dict[int, str]]:

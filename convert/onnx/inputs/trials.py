@@ -131,6 +131,8 @@ def run_trials(model: FlatModel, axes: Sequence[Axis]) -> Trials:
             accepted.append(axis)
     batch = next((axis for axis in accepted if axis.name == BATCH and axis.size > 1 and axis.allows(1)), None)
     single = _vary(model, example, batch, [1])[0] if batch else None
+    if single is not None and not all(output.numel() for output in single.outputs.values()):
+        single = None  # one offset is no bag where the last one is the end
     return Trials(model, example, varied, single, tuple(accepted))
 
 
