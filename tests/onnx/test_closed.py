@@ -113,7 +113,7 @@ def test_a_file_in_closed_form_gives_what_predict_gives(case, rotated, tmp_path)
     agree(answer, prediction)
     again = session(x.numpy())
     assert all(np.array_equal(answer[name], again[name]) for name in answer)
-    assert report.relative_error < 1e-5
+    assert report.relative_error < 1e-4  # of a single number close to 0
 
 
 def test_an_ensemble_of_last_layers_is_one_file(tmp_path):
