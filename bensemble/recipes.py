@@ -228,9 +228,11 @@ def _checked(
 
 def _num_terms(loader: Any, likelihood: Likelihood, inputs: Any, target: Any) -> int:
     """Terms of the likelihood in the training set, with as many per example as in this batch."""
-    terms, size = likelihood.num_terms(target), batch_size(inputs)
+    terms, size = likelihood.num_terms(target), getattr(loader, "batch_size", None)
     try:
         examples = len(loader.dataset)
     except (AttributeError, TypeError):
         return max(terms * len(loader), 1)
+    # The loader knows its examples also where axis 0 of the inputs is time.
+    size = min(size, examples) if isinstance(size, int) else batch_size((inputs, target))
     return max(round(terms * examples / size), 1)

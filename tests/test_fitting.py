@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
-import bensemble.fitting.curvature
+import bensemble.fitting.pieces
 from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.fitting import FitReport, fit_posterior, set_posterior
 from bensemble.fitting.heldout import BETAS, REACHES, best_scale, largest_scale
@@ -77,7 +77,7 @@ def test_one_output_gives_the_exact_curvature(likelihood, kind):
 @pytest.mark.parametrize("passes", [512, 10])
 def test_several_outputs_agree_with_the_exact_curvature_on_average(passes, monkeypatch):
     """Within five standard errors, which the formula for signed sums gives: Var (s.a)^2 = 2 (sum a^2)^2 - 2 sum a^4."""
-    monkeypatch.setattr(bensemble.fitting.curvature, "PASSES", passes)
+    monkeypatch.setattr(bensemble.fitting.pieces, "PASSES", passes)
     plain = mlp(4)
     chunk = max(1, 40 // passes)
     with torch.no_grad():
@@ -378,7 +378,7 @@ def test_inputs_that_cannot_be_cut_go_whole():
             return self.body(adjacency @ values)
 
     batch = ((INPUTS[:6], torch.eye(6)[:5]), LABELS[:5])
-    assert fit_posterior(bayesify(Graph()), [batch], likelihood="categorical").num_passes == 1
+    assert fit_posterior(bayesify(Graph()), [batch], likelihood="categorical").num_passes == 16
 
 
 def test_a_layer_that_is_never_called_gets_its_width():

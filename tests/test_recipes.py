@@ -67,6 +67,17 @@ def test_the_number_of_terms_is_counted_from_the_first_batch():
     assert not torch.equal(strengths[0], strengths[2])
 
 
+def test_time_first_batches_count_the_loaders_examples():
+    def collate(rows):
+        x, y = zip(*rows, strict=True)
+        return torch.stack(x, 1), torch.stack(y)
+
+    sequences = DataLoader(TensorDataset(torch.randn(10, 7, 3), torch.randn(10, 7)), 4, collate_fn=collate)
+    inputs, target = next(iter(sequences))
+    assert inputs.shape == (7, 4, 3)
+    assert recipes._num_terms(sequences, Gaussian(1.0), inputs, target) == 70
+
+
 def test_learning_to_prune_keeps_what_the_task_needs():
     torch.manual_seed(0)
     x = torch.randn(2000, 6)

@@ -4,7 +4,8 @@ With J the Jacobian of the outputs of one example and F the Fisher information o
 the generalised Gauss-Newton matrix (GGN) is :math:`\sum_n J_n^T F_n J_n`. A random vector with
 :math:`E[v v^T] = F` gives :math:`E[(J^T v)_i^2] = (J^T F J)_{ii}` from one backward pass (Hutchinson 1990; Martens,
 Sutskever & Swersky 2012, "Estimating the Hessian by Back-propagating Curvature"). The signs in v are also
-independent between examples, so cross terms vanish on average and one backward pass serves a whole chunk of examples.
+independent between examples, so cross terms vanish on average and one backward pass serves a whole chunk of examples
+(:mod:`bensemble.fitting.pieces`).
 This works for any module with a backward pass, stores nothing per example, and costs one epoch without an optimizer.
 
 The empirical Fisher takes :math:`v = \pm\nabla_{output}(-\log p(y | output))` at the given targets instead.
@@ -12,7 +13,7 @@ The empirical Fisher takes :math:`v = \pm\nabla_{output}(-\log p(y | output))` a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,16 +23,12 @@ from torch import Tensor, nn
 from ..errors import InvalidValueError
 from ..likelihoods import Likelihood
 from ..likelihoods.base import Signs
-from ..models.batches import batch_size, call, device_of, split_inputs, to_device
+from ..models.batches import call, device_of, to_device
 from ..models.outputs import OutputSelector, select_output
 from ..posteriors import named_posteriors
+from .pieces import Pieces
 
 __all__ = ["Curvature", "diagonal_curvature", "random_signs"]
-
-#: Backward passes to aim for. From P passes the relative error of a curvature is about sqrt(2 / P), of a sigma half.
-PASSES = 512
-#: Examples in one backward pass when the length of the loader is unknown.
-CHUNK = 8
 
 
 @dataclass(frozen=True)
@@ -77,22 +74,31 @@ def diagonal_curvature(
     means = [posterior.mu for posterior in posteriors.values()]
     sums = [torch.zeros_like(posterior.rho, requires_grad=False) for posterior in posteriors.values()]
     device = device_of(model)
+
+    def forward(part: Any) -> Tensor:
+        return select_output(call(model, part), output)
+
+    def compared(raw: Tensor, wanted: Any) -> Tensor:  # its noise is not that of the curvature
+        return _probe(likelihood, kind, raw, wanted, torch.Generator().manual_seed(0))
+
+    pieces = Pieces(forward, compared, means, num_batches)
     num_terms = num_passes = 0
     for index, pair in enumerate(pairs):
         inputs, target = to_device(pair, device)
         if kind == "fisher" and target is None:
             raise InvalidValueError("fit_posterior: curvature='fisher' needs targets, got a batch without; use 'ggn'.")
-        for part, wanted in _chunks(inputs, target, num_batches):
-            raw = select_output(call(model, part), output)
+        for part, wanted, vectors in pieces.of(inputs, target):
+            raw = forward(part)
             if not index:
                 likelihood.check(raw.detach())
-            probe = _probe(likelihood, kind, raw, wanted, generator)
-            gradients = torch.autograd.grad(raw, means, probe, allow_unused=True)
-            for total, gradient in zip(sums, gradients, strict=True):
-                if gradient is not None:
-                    total += gradient.to(total.dtype).square()
+            for left in reversed(range(vectors)):
+                probe = _probe(likelihood, kind, raw, wanted, generator)
+                gradients = torch.autograd.grad(raw, means, probe, allow_unused=True, retain_graph=left > 0)
+                for total, gradient in zip(sums, gradients, strict=True):
+                    if gradient is not None:
+                        total += gradient.to(total.dtype).square() / vectors
             num_terms += likelihood.num_terms(likelihood.spread(raw.detach()) if wanted is None else wanted)
-            num_passes += 1
+            num_passes += vectors
         if progress is not None:
             progress(index + 1, num_batches)
     if not num_passes:
@@ -125,16 +131,3 @@ def random_signs(generator: torch.Generator) -> Signs:
         return (2 * bits - 1).to(like.device, like.dtype)
 
     return signs
-
-
-def _chunks(inputs: Any, target: Any, batches: int | None) -> Iterator[tuple[Any, Any]]:
-    """The batch in pieces, small enough that the whole loader gives ``PASSES`` backward passes."""
-    size = CHUNK if batches is None else max(1, batches * batch_size(inputs) // PASSES)
-    pair = (inputs,) if target is None else (inputs, target)
-    try:
-        pieces = list(split_inputs(pair, size))
-    except InvalidValueError:  # the tensors have no common batch axis: one pass for the whole batch is unbiased too
-        pieces = [pair]
-    for piece in pieces:
-        assert isinstance(piece, tuple)
-        yield piece[0], piece[1] if len(piece) > 1 else None

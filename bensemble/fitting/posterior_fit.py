@@ -177,7 +177,7 @@ def _recording(
         pair = split_batch(batch, unpack)
         if examples > 0:
             recorded.append(pair)
-            examples -= batch_size(pair[0])
+            examples -= batch_size(pair)  # the inputs may be an object
         yield pair
 
 

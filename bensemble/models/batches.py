@@ -23,6 +23,8 @@ __all__ = [
     "batch_size",
     "call",
     "device_of",
+    "examples_along",
+    "first_examples",
     "is_loader",
     "read_batches",
     "split_batch",
@@ -134,25 +136,48 @@ def batch_size(inputs: Inputs) -> int:
     raise InvalidValueError(f"inputs: must hold a tensor with a batch axis, got {describe(inputs)}.")
 
 
-def split_inputs(inputs: Inputs, size: int) -> Iterator[Inputs]:
-    """The inputs in pieces of at most ``size`` examples along axis 0.
+def examples_along(inputs: Any, axis: int) -> int | None:
+    """The common length of all tensors along an axis, of vectors along their only one; None if they have none."""
+    lengths = {_length(tensor, axis) for tensor in _input_tensors(inputs)}
+    return None if isinstance(inputs, PackedSequence) or len(lengths) != 1 else lengths.pop()
+
+
+def split_inputs(inputs: Inputs, size: int, axis: int = 0) -> Iterator[Any]:
+    """The inputs in pieces of at most ``size`` examples along an axis.
+
+    Shapes alone do not say that a model gives for the pieces what it gives for the whole: a recurrent network may take
+    time first, and nodes of a graph, contrastive pairs and batch statistics belong together. So compare both first.
 
     Raises:
         InvalidValueError: The tensors differ in their number of examples.
     """
-    total = batch_size(inputs)
-    if total <= size:
+    total = examples_along(inputs, axis)
+    if total is None and batch_size(inputs) > size:
+        raise InvalidValueError(
+            f"inputs: every tensor must have the {batch_size(inputs)} examples of the first on axis {axis} to be cut "
+            f"into chunks, got {describe(inputs)}; leave chunk_size out or pass a loader."
+        )
+    if total is None or total <= size:
         yield inputs
         return
-    lengths = {tensor.shape[0] if tensor.ndim else None for tensor in _input_tensors(inputs)}
-    if isinstance(inputs, PackedSequence) or lengths != {total}:
-        raise InvalidValueError(
-            f"inputs: every tensor must have the {total} examples of the first on axis 0 to be cut into chunks, "
-            f"got {describe(inputs)}; leave chunk_size out or pass a loader."
-        )
     for start in range(0, total, size):
-        part = slice(start, start + size)
-        yield _with_tensors(inputs, lambda tensor, part=part: tensor[part])  # type: ignore[misc]
+        yield first_examples(inputs, size, axis, start)
+
+
+def first_examples(inputs: Inputs, size: int, axis: int = 0, start: int = 0) -> Inputs:
+    """At most ``size`` examples of inputs that can be cut along the axis."""
+
+    def cut(tensor: Tensor) -> Tensor:
+        along = min(axis, tensor.ndim - 1)
+        return tensor.narrow(along, start, min(size, tensor.shape[along] - start))
+
+    return _with_tensors(inputs, cut)
+
+
+def _length(tensor: Tensor, axis: int) -> int | None:
+    if tensor.ndim > 1:
+        return tensor.shape[axis]
+    return tensor.shape[0] if tensor.ndim else None
 
 
 def _as_inputs(value: Any) -> Inputs:

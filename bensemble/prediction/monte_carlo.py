@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from ..checks import check_count, check_module
 from ..errors import InvalidTypeError, InvalidValueError
 from ..likelihoods import Likelihood, resolve
-from ..models.batches import Inputs, Unpack, batch_size, is_loader, split_batch, split_inputs
+from ..models.batches import Inputs, Unpack, is_loader, split_batch
 from ..models.outputs import OutputSelector, describe
 from ..models.sharding import whole
 from ..models.state import evaluating
 from ..posteriors import named_posteriors
+from .chunks import Chunks
 from .closed import PAIRS, ClosedForm, closed_form, mixture
 from .ensembles import Member, memory_errors
 from .gathering import RunningMoments, assemble
@@ -64,7 +65,8 @@ def predict(
         output: Which part of a structured output: a key, an index or a callable.
         unpack: ``callable(batch) -> (inputs, target)`` for a loader's batches.
         keep_samples: Whether the prediction carries the samples; default for the inputs of one call, not for a loader.
-        chunk_size: Most examples in one forward; default the whole input, or the loader's batch.
+        chunk_size: Most examples, along axis 0, in one forward; default the whole input, or the loader's batch. What
+            gives other outputs in chunks stays whole: time first, graphs, batch statistics.
         novelty: What :func:`bensemble.fit_novelty` returned for this network, plain or Bayesian; for an ensemble a
             list, one for each member. The prediction then has ``novelty`` and ``novelty_pvalue``, at the cost of one
             more forward of each member.
@@ -111,9 +113,15 @@ def predict(
             )
         num_samples = sum(member.count for member in members)
         count = len(models) if all(forms) else num_samples
-        forwards = _Forwards(progress, count, _num_pieces(inputs, loader, chunk_size))
+        batches: Iterable[Any] = (split_batch(b, unpack)[0] for b in inputs) if loader else [inputs]
+        chunks = Chunks(models, chunk_size, output)
+        pieces: Iterable[Inputs] = (chunk for batch in batches for chunk in chunks.of(batch))
+        if not loader:
+            pieces = list(pieces)
+        known = pieces if not loader else inputs if chunk_size is None else None
+        forwards = _Forwards(progress, count, len(known) if isinstance(known, Sized) else None)
         parts = []
-        for index, piece in enumerate(_pieces(inputs, loader, unpack, chunk_size)):
+        for index, piece in enumerate(pieces):
             part = _predict_closed(forms, piece, output, keep) if all(forms) else None
             if part is None:
                 forms = [None]
@@ -187,23 +195,6 @@ def _check_finite(found: dict[str, Tensor], index: int) -> None:
             f"predict: outputs must be finite, got {int(broken.sum())} of {broken.numel()} values that are not, in "
             f"batch {index}; look at the inputs, at sigma and at half precision."
         )
-
-
-def _pieces(inputs: Any, loader: bool, unpack: Unpack | None, chunk_size: int | None) -> Iterator[Inputs]:
-    """What goes into one forward: the whole input, the batches of a loader, or chunks of either."""
-    batches = (split_batch(batch, unpack)[0] for batch in inputs) if loader else iter([inputs])
-    for batch in batches:
-        if chunk_size is None:
-            yield batch
-        else:
-            yield from split_inputs(batch, chunk_size)
-
-
-def _num_pieces(inputs: Any, loader: bool, chunk_size: int | None) -> int | None:
-    """How many pieces there will be, None where that cannot be known."""
-    if not loader:
-        return 1 if chunk_size is None else -(-batch_size(inputs) // chunk_size)
-    return len(inputs) if chunk_size is None and isinstance(inputs, Sized) else None
 
 
 def _as_models(model: Any) -> list[nn.Module]:
