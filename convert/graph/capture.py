@@ -18,6 +18,7 @@ from torch.export import Dim, export
 
 from bensemble.errors import one_line
 from bensemble.models.outputs import tensor_paths
+from bensemble.models.undisturbed import undisturbed
 from bensemble.torch_internals import clear_forward_hooks, flat_inputs, has_forward_hooks, pytree, storage_key, version
 
 __all__ = [
@@ -91,13 +92,14 @@ def capture(source: Source, model: nn.Module, inputs: Any, reference: Any, dynam
         clear_forward_hooks(model.get_submodule(path))
     args, kwargs = _arguments(inputs)
     try:
-        with left_to_right():
+        with left_to_right(), undisturbed(model):
             module = _trace(model, args, kwargs) if source == "fx" else _export(model, args, kwargs, dynamic)
     except Exception as err:
         raise CaptureError(f"torch.{source} cannot trace it ({one_line(err)})") from err
     captured = Capture(module, source, hooked=hooked)
     try:
-        output = _Observer(captured).run_on(args, kwargs)
+        with undisturbed(model):
+            output = _Observer(captured).run_on(args, kwargs)
     except Exception as err:
         raise CaptureError(f"the torch.{source} graph does not run ({one_line(err)})") from err
     if not outputs_agree(output, reference, coarsest_precision(model)):

@@ -6,17 +6,12 @@ Where neither is possible, nothing is known.
 
 from __future__ import annotations
 
-import random
-import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import torch
 from torch import nn
 
-__all__ = ["Analysis", "undisturbed"]
+__all__ = ["Analysis"]
 
 
 @dataclass
@@ -54,15 +49,3 @@ class Analysis:
             for path, module in model.named_modules()
             for parameter in module.parameters(recurse=False)
         )
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Restore the random state of Python and of every device; no gradients, no warnings."""
-    state = random.getstate()
-    try:
-        with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        random.setstate(state)

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from bensemble.errors import ConversionError
-from bensemble.torch_internals import buffers_of
 
 __all__ = ["copy_model", "hollow_copy", "traced_copy"]
 
@@ -18,14 +18,14 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def copy_model(verb: str, model: M) -> M:
-    """A deep copy; tensors that a hook recomputes in every forward are copied by value.
+    """A deep copy; tensors with a history, such as activations that a module keeps, are copied detached.
 
     Raises:
         ConversionError: the model cannot be copied; names the cure.
     """
     memo = _memo(model)
     try:
-        with torch.no_grad():  # a ScriptModule would copy its parameters into a graph
+        with torch.no_grad(), _WithoutHistory():  # a ScriptModule would copy its parameters into a graph
             copied = copy.deepcopy(model, memo)
     except Exception as err:
         raise ConversionError(
@@ -47,7 +47,8 @@ def hollow_copy(model: M) -> M | None:
     memo |= {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
     memo |= {id(parameter): parameter for parameter in model.parameters()}
     try:
-        return copy.deepcopy(model, memo)
+        with _WithoutHistory():
+            return copy.deepcopy(model, memo)
     except Exception:
         return None
 
@@ -59,24 +60,29 @@ def traced_copy(model: M) -> tuple[M, dict[int, int]] | None:
     """
     memo = _memo(model)
     try:
-        copied = copy.deepcopy(model, memo)
+        with _WithoutHistory():
+            copied = copy.deepcopy(model, memo)
     except Exception:
         return None
     return copied, {id(memo[id(p)]): id(p) for p in model.parameters() if id(p) in memo}
 
 
-def _memo(model: nn.Module) -> dict[int, Any]:
-    """What ``copy.deepcopy`` need not copy itself.
+class _WithoutHistory(TorchFunctionMode):
+    """Lets ``copy.deepcopy`` take tensors with a history, wherever they are held: their values are copied."""
 
-    Tensors with a history that modules hold as plain attributes: it refuses them. The empty dictionaries of hooks that
-    every module has: it takes half of its time for them.
-    """
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for value in (*module.__dict__.values(), *buffers_of(module).values()):
-            if isinstance(value, Tensor):
-                if value.grad_fn is not None:
-                    memo[id(value)] = value.detach().clone()
-            elif type(value) is OrderedDict and not value:
-                memo[id(value)] = OrderedDict()
-    return memo
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            memo[id(tensor)] = tensor.detach().clone()
+            return memo[id(tensor)]
+        return func(*args, **(kwargs or {}))
+
+
+def _memo(model: nn.Module) -> dict[int, Any]:
+    """The empty dictionaries of hooks that every module has: ``copy.deepcopy`` takes half of its time for them."""
+    return {
+        id(value): OrderedDict()
+        for module in model.modules()
+        for value in module.__dict__.values()
+        if type(value) is OrderedDict and not value
+    }

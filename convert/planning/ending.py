@@ -13,8 +13,8 @@ from torch import nn
 from bensemble.checks import check_module
 from bensemble.errors import InvalidValueError, one_line
 from bensemble.models.outputs import OutputSelector
+from bensemble.models.undisturbed import undisturbed
 
-from .analysis import undisturbed
 from .copying import traced_copy
 from .readout import is_link, is_moved, is_resized
 from .trials import LINKS, Survey, Trials
@@ -93,7 +93,7 @@ def proven_last(model: nn.Module, example_inputs: Any) -> str | None:
 
 
 def _find(model: nn.Module, inputs: Any, output: OutputSelector | None) -> Last:
-    with undisturbed(), torch.inference_mode(False):
+    with undisturbed(model), torch.inference_mode(False):
         copied = traced_copy(model)
         if copied is None:
             raise InvalidValueError(f"last_layer: {type(model).__name__} cannot be copied for a trial run; {_CURE}.")

@@ -14,9 +14,10 @@ from torch.overrides import TorchFunctionMode
 
 from bensemble.errors import InvalidValueError
 from bensemble.models.batches import call
+from bensemble.models.undisturbed import undisturbed
 from bensemble.torch_internals import pytree
 
-from .analysis import Analysis, undisturbed
+from .analysis import Analysis
 from .copying import traced_copy
 from .trails import Trails, data_arguments, operation_name, writes_in_place
 
@@ -30,7 +31,7 @@ def probe_forward(verb: str, model: nn.Module, inputs: Any) -> Analysis:
         InvalidValueError: the model rejects the example inputs.
     """
     analysis = Analysis(source="probe")
-    with undisturbed():
+    with undisturbed(model):
         copied = traced_copy(model)
         if copied is None:
             return Analysis()

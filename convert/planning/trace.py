@@ -12,9 +12,10 @@ from torch import fx, nn
 
 from bensemble.layers.linear_in_weights import LinearOpLayer
 from bensemble.layers.weights import PosteriorModule
+from bensemble.models.undisturbed import undisturbed
 from bensemble.torch_internals import clear_forward_hooks, pytree
 
-from .analysis import Analysis, undisturbed
+from .analysis import Analysis
 from .copying import hollow_copy
 from .trails import Trails, data_arguments, operation_name, writes_in_place
 
@@ -28,7 +29,7 @@ _SIZE_ATTRIBUTES = ("shape", "dtype", "device", "ndim")
 def trace_forward(model: nn.Module) -> Analysis:
     """What torch.fx sees, in the mode of each module and then in the other mode for what the first leaves out."""
     analysis = Analysis()
-    with undisturbed():
+    with undisturbed(model):
         if _trace(model, analysis) and not analysis.is_complete(model):
             _trace(model, analysis, flip=True)
     return analysis

@@ -21,6 +21,7 @@ from bensemble.errors import ConversionError, InvalidValueError
 from bensemble.models.batches import call
 from bensemble.models.outputs import tensor_paths
 from bensemble.models.state import evaluating
+from bensemble.models.undisturbed import Snapshot, undisturbed
 from bensemble.noise.stack import HeldSample, holding, mean_mode
 from bensemble.posterior import Posterior
 from bensemble.posteriors import named_posteriors
@@ -108,7 +109,7 @@ def check_noise(bnn: nn.Module, example_inputs: Any, *, generator: torch.Generat
         raise ConversionError(f"check_noise: {type(bnn).__name__} has no Bayesian layers; call bayesify first.")
     generator = generator or torch.Generator().manual_seed(0)
     reasons: dict[str, tuple[str, bool]] = {}
-    with evaluating(bnn), torch.random.fork_rng(), torch.no_grad(), mean_mode(bnn):
+    with undisturbed(bnn), evaluating(bnn), mean_mode(bnn):
         trial = _Trial(bnn, example_inputs)
         changes = {name: trial.sample(p, p.draw_noise(generator)) for name, p in posteriors.items()}
         quiet = [name for name, change in changes.items() if change <= trial.rounding]
@@ -124,8 +125,16 @@ class _Trial:
 
     def __init__(self, bnn: nn.Module, inputs: Any) -> None:
         self.bnn, self.inputs, self.seed = bnn, inputs, torch.initial_seed()
-        self.mean = _outputs(bnn, inputs, self.seed)
+        self.before = Snapshot(bnn)
+        self.mean = self.outputs()
         self.rounding = max(map(_rounding, self.mean))
+
+    def outputs(self) -> list[Tensor]:
+        """The outputs of one forward, which leaves no trace for the next."""
+        try:
+            return _outputs(self.bnn, self.inputs, self.seed)
+        finally:
+            self.before.restore()
 
     def sample(self, posterior: Posterior, noise: Tensor) -> float:
         """How far the output moves when one posterior, wherever it is tied, is sampled."""
@@ -135,12 +144,12 @@ class _Trial:
             for other in place.layer._posteriors():
                 held.setdefault((id(place.layer), other.stem), torch.zeros_like(other.rho))
         with holding(HeldSample({id(place.layer): place.layer for place in places}, held)):
-            return _difference(self.mean, _outputs(self.bnn, self.inputs, self.seed))
+            return _difference(self.mean, self.outputs())
 
     def depends_on(self, posterior: Posterior, noise: Tensor) -> bool:
         """Whether the output moves by more than rounding when the mean itself is moved."""
         with _moved(posterior, noise):
-            return _difference(self.mean, _outputs(self.bnn, self.inputs, self.seed)) > self.rounding
+            return _difference(self.mean, self.outputs()) > self.rounding
 
 
 @contextmanager

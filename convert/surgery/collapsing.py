@@ -59,7 +59,8 @@ def to_deterministic(
         sample: Take one draw from the posterior instead of the mean.
         keep_masks: Leave the masks in place as ``torch.nn.utils.prune`` masks, for training on.
         generator: Source of the noise for ``sample=True``.
-        inplace: Change the model itself instead of a copy.
+        inplace: Change the model itself instead of a copy. In a copy, tensors with a history, such as kept activations,
+            are detached.
 
     Raises:
         InvalidTypeError, InvalidValueError: an argument that cannot work.

@@ -72,7 +72,8 @@ def bayesify(
         variance_dtype: In what the ``"local"`` estimator computes the variance of float32 pre-activations.
             ``torch.bfloat16`` takes less time where the processor has instructions for it, and makes standard
             deviations wrong by up to 0.6 %; means stay exact. A checkpoint does not keep it.
-        inplace: Change the model itself instead of a copy.
+        inplace: Change the model itself instead of a copy. In a copy, tensors with a history, such as kept activations,
+            are detached.
 
     Returns:
         The Bayesian model, of the same class.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import weakref
+from collections import deque
 
 import pytest
 import torch
@@ -309,3 +310,38 @@ def test_back_and_forth_many_times_changes_nothing() -> None:
     for _ in range(5):
         turned = to_deterministic(bayesify(turned))
     before.compare(turned, "five rounds", identity=False)
+
+
+class Keeps(nn.Module):
+    """Holds activations of its last forward in every kind of place."""
+
+    class Cache:
+        pass
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.cache = nn.Linear(6, 8), nn.Linear(8, 3), self.Cache()
+
+    def forward(self, x):
+        h = self.a(x).relu()
+        self.last, self.pyramid, self.maps = h, [h, (h.mean(1, keepdim=True),)], {"h": {"deep": h + 1}}
+        self.cache.keys = deque([h * 2], maxlen=2)
+        return self.b(h + self.pyramid[1][0])
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_activations_that_a_module_keeps_are_copied_detached(trained):
+    """Nested in lists, dictionaries and objects; one that is held twice stays one."""
+    model = Keeps()
+    x = torch.randn(4, 6)
+    model(x).sum().backward()
+    bnn = bayesify(model, example_inputs=x if trained else None)
+    if trained:
+        bnn.train()(x).sum().backward()
+    plain = to_deterministic(bnn)
+    for copied, source in ((bnn, model),) if not trained else ((plain, bnn),):
+        assert copied.last is copied.pyramid[0]
+        held = (copied.last, copied.pyramid[1][0], copied.maps["h"]["deep"], copied.cache.keys[0])
+        assert not any(tensor.requires_grad for tensor in held)
+        assert torch.equal(copied.cache.keys[0], source.cache.keys[0])
+        assert source.last.grad_fn is not None

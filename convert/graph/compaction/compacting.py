@@ -15,9 +15,9 @@ from torch import nn
 
 from bensemble.checks import check_module
 from bensemble.errors import ConversionError
+from bensemble.models.undisturbed import undisturbed
 from bensemble.posteriors import named_posteriors
 
-from ...planning.analysis import undisturbed
 from ...planning.copying import copy_model
 from ..capture import SOURCES, CaptureError, DynamicAxes, Source, capture
 from .atoms.flow import Flow
@@ -75,7 +75,7 @@ def compaction_report(model: nn.Module, example_inputs: Any) -> CompactionReport
 
 def _compact(verb: str, model: nn.Module, example_inputs: Any) -> _Result:
     _check(verb, model)
-    with undisturbed():
+    with undisturbed(model):
         runs = reference_runs(verb, model, example_inputs)
         notes: list[str] = []
         found: list[_Result] = []

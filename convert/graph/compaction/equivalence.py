@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError, one_line
 from bensemble.models.batches import call
+from bensemble.models.undisturbed import undisturbed
 from bensemble.torch_internals import pytree
 
 from ...planning.copying import hollow_copy
@@ -35,7 +36,7 @@ def reference_runs(verb: str, model: nn.Module, inputs: Any) -> list[Run]:
     """The example with the model's own output; then, where the model takes them, a larger batch and another size."""
     network = hollow(verb, model)
     try:
-        runs = [Run(inputs, call(network, fresh(inputs)), required=True)]
+        runs = [Run(inputs, _trial(network, inputs), required=True)]
     except InvalidTypeError:
         raise
     except Exception as err:
@@ -46,10 +47,16 @@ def reference_runs(verb: str, model: nn.Module, inputs: Any) -> list[Run]:
     for change, required in ((_twice, True), (_resized, False)):
         other = pytree.tree_map_only(Tensor, change, inputs)
         try:
-            runs.append(Run(other, call(network, fresh(other)), required))
+            runs.append(Run(other, _trial(network, other), required))
         except Exception as err:
             log.debug("%s: the model does not take the example with %s (%s)", verb, change.__name__, err)
     return runs
+
+
+def _trial(network: nn.Module, inputs: Any) -> Any:
+    """The output of one run, which leaves no trace for the next."""
+    with undisturbed(network):
+        return call(network, fresh(inputs))
 
 
 def _twice(tensor: Tensor) -> Tensor:
@@ -75,7 +82,7 @@ def difference(candidate: nn.Module, model: nn.Module, runs: list[Run], keeps_cl
     try:
         for run in runs:
             try:
-                output = call(candidate, fresh(run.inputs))
+                output = _trial(candidate, run.inputs)
             except Exception as err:
                 if run.required or keeps_class:
                     return f"it does not run ({one_line(err)})"
@@ -101,11 +108,11 @@ def training_difference(candidate: nn.Module, model: nn.Module, flow: Flow, runs
         return None
     try:
         inputs = [run.inputs for run in runs if run.required][-1]
-        call(hollow("compact", model).train(), fresh(inputs))
+        _trial(hollow("compact", model).train(), inputs)
     except Exception:
         return "parts that evaluation does not use cannot be checked: the model does not run in training"
     try:
-        call(hollow("compact", candidate).train(), fresh(inputs))
+        _trial(hollow("compact", candidate).train(), inputs)
     except Exception as err:
         return f"its training forward does not run ({type(err).__name__})"
     return None

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from bensemble.errors import ConversionError
+from bensemble.models.undisturbed import undisturbed
 from bensemble.posteriors import all_names, named_posteriors
 from bensemble.pruning.channels import ChannelGroups
 
-from ...planning.analysis import undisturbed
 from ...surgery.collapsing import to_deterministic
 from ..capture import SOURCES, Capture, CaptureError, capture
 from .atoms.flow import Flow
@@ -54,7 +54,7 @@ def channel_groups(bnn: nn.Module, example_inputs: Any) -> ChannelGroups:
     names = all_names(bnn)
     prunable = {name for name, posterior in named_posteriors(bnn) if posterior.prunable}
     weights = {path: name for path, name in names.items() if name in prunable}
-    with undisturbed():
+    with undisturbed(plain):
         run = reference_runs("channel_groups", plain, example_inputs)[0]
         found: list[ChannelGroups] = []
         notes: list[str] = []
