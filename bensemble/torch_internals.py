@@ -39,7 +39,9 @@ __all__ = [
     "has_forward_hooks",
     "is_compiled",
     "is_foreign_thread",
+    "is_shared_lazily",
     "is_view",
+    "lazy_clone",
     "load_hooks_of",
     "output_padding",
     "parameter_of",
@@ -166,6 +168,19 @@ def is_view(tensor: Tensor) -> bool:
 def storage_key(tensor: Tensor) -> int:
     """What tells the memory of a tensor from other memory, on the meta device too, where it has no address."""
     return tensor.untyped_storage()._cdata
+
+
+def lazy_clone(tensor: Tensor) -> Tensor | None:
+    """A copy whose memory is that of the tensor until one of both is written to; None where memory cannot be shared."""
+    try:
+        return tensor._lazy_clone()
+    except RuntimeError:  # memory that torch did not allocate, such as an array of numpy
+        return None
+
+
+def is_shared_lazily(tensor: Tensor) -> bool:
+    """Whether a tensor and its lazy clone have not been written to since."""
+    return bool(torch._C._is_cow_tensor(tensor))  # type: ignore[attr-defined]
 
 
 #: For tensor subclasses: operations come to ``__torch_dispatch__`` alone, and autograd sees an ordinary tensor.

@@ -3,7 +3,8 @@
 Put back, bit for bit: the values, storage, gradient and flags of every parameter and buffer; what every module holds in
 its ``__dict__``, through lists, dictionaries, sets, arrays and objects of users' classes; the random states of torch,
 Python and numpy; gradient mode, default dtype and device, and autocast. Not put back are globals of Python, files,
-attributes in ``__slots__``, the values of sparse and sharded tensors, and what else a program writes to.
+attributes in ``__slots__``, the address of memory that was written to, the values of sparse and sharded tensors, and
+what else a program writes to.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..torch_internals import is_shared_lazily, lazy_clone, storage_key
+
 __all__ = ["Snapshot", "undisturbed"]
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -33,18 +36,21 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
 
     No other thread may train the models meanwhile: its steps would be taken back.
     """
-    restores = [Snapshot(*models).restore, *_global_state()]
+    before, restore = Snapshot(*models), _global_state()
     try:
         with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for restore in restores:
-            restore()
+        before.restore()
+        before.release()
+        restore()
 
 
 class Snapshot:
     """What models hold now.
+
+    Values are copied when they are written to, not before: most trials write to none.
 
     Args:
         models: The models; a tensor or object that they share is held once.
@@ -52,6 +58,7 @@ class Snapshot:
 
     def __init__(self, *models: nn.Module) -> None:
         self._restores: list[Callable[[], object]] = []
+        self._tensors: list[_Held] = []
         seen: dict[int, Any] = {}  # holding the objects keeps their identities valid
         waiting: list[Any] = list(models)
         while waiting:
@@ -65,10 +72,17 @@ class Snapshot:
         for restore in self._restores:
             restore()
 
+    def release(self) -> None:
+        """Hold nothing any more."""
+        self._restores.clear()
+        while self._tensors:
+            self._tensors.pop().release()
+
     def _hold(self, value: Any) -> list[Any]:
         """Remember one object; returns what it holds itself."""
         if isinstance(value, Tensor):
-            self._restores.append(_tensor_restore(value))
+            self._tensors.append(_Held(value))
+            self._restores.append(self._tensors[-1].restore)
             return [] if not value.is_leaf or value.grad is None else [value.grad]
         if isinstance(value, torch.Generator):
             self._restores.append(partial(value.set_state, value.get_state()))
@@ -101,25 +115,33 @@ def _is_open(value: Any) -> bool:
     return not closed and not isinstance(value, _ATOMS) and isinstance(getattr(value, "__dict__", None), dict)
 
 
-def _tensor_restore(tensor: Tensor) -> Callable[[], object]:
-    """Puts back storage, values, flag and gradient of one tensor; what did not change is not written."""
-    alias, needs = tensor.detach(), tensor.requires_grad
-    values = alias.clone() if _has_values(tensor) else None
-    place = None if values is None else _place(tensor)
-    grad = tensor.grad if tensor.is_leaf else None
+class _Held:
+    """Storage, values, flag and gradient of one tensor; what did not change is not written."""
 
-    def restore() -> None:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.alias, self.needs = tensor, tensor.detach(), tensor.requires_grad
+        self.place, self.grad = _place(tensor), tensor.grad if tensor.is_leaf else None
+        self.lazy = lazy_clone(self.alias) if _has_values(tensor) else None
+        self.values = self.alias.clone() if _has_values(tensor) and self.lazy is None else self.lazy
+
+    def restore(self) -> None:
+        tensor = self.tensor
         with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-            if values is not None and _place(tensor) != place:
-                tensor.data = alias
-            if values is not None and not _same_bits(alias, values):
-                alias.copy_(values)
-            if tensor.is_leaf and tensor.requires_grad != needs:
-                tensor.requires_grad_(needs)
-            if tensor.is_leaf and tensor.grad is not grad:
-                tensor.grad = grad
+            if self.values is not None:
+                if _place(tensor) != self.place:
+                    tensor.data = self.alias
+                written = self.lazy is None or not is_shared_lazily(self.alias)
+                if written and not _same_bits(self.alias, self.values):
+                    self.alias.copy_(self.values)
+            if tensor.is_leaf and tensor.requires_grad != self.needs:
+                tensor.requires_grad_(self.needs)
+            if tensor.is_leaf and tensor.grad is not self.grad:
+                tensor.grad = self.grad
 
-    return restore
+    def release(self) -> None:
+        lazy, self.lazy, self.values = self.lazy is not None, None, None
+        if lazy:  # the only one to hold the memory: it is an ordinary tensor again, without a copy
+            self.alias.data_ptr()
 
 
 def _has_values(tensor: Tensor) -> bool:
@@ -129,7 +151,9 @@ def _has_values(tensor: Tensor) -> bool:
 
 
 def _place(tensor: Tensor) -> Any:
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+    if not _has_values(tensor):
+        return None
+    return storage_key(tensor), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
@@ -155,8 +179,8 @@ def _restore_items(value: Any, items: list[Any]) -> None:
         value.update(items) if isinstance(value, set) else value.extend(items)
 
 
-def _global_state() -> list[Callable[[], object]]:
-    """Functions that put back what torch and Python hold for the whole program or thread."""
+def _global_state() -> Callable[[], object]:
+    """A function that puts back what torch and Python hold for the whole program or thread."""
     python, dtype, device = random.getstate(), torch.get_default_dtype(), torch.get_default_device()
     gradients, cache = torch.is_grad_enabled(), torch.is_autocast_cache_enabled()
     casts = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
@@ -179,7 +203,7 @@ def _global_state() -> list[Callable[[], object]]:
         torch.set_autocast_cache_enabled(cache)
         _restore_depth(depth)
 
-    return [restore]
+    return restore
 
 
 def _restore_depth(depth: int) -> None:

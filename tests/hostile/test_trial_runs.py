@@ -103,7 +103,7 @@ DEEDS = {
 def plain(value):
     """A value as something to compare with ==; tensors by identity of their memory and by their bits."""
     if isinstance(value, torch.Tensor):
-        memory = (value.data_ptr(), value.requires_grad, plain(value.grad) if value.is_leaf else None)
+        memory = (value.untyped_storage()._cdata, value.requires_grad, plain(value.grad) if value.is_leaf else None)
         return id(value), *memory, value.detach().reshape(-1).numpy().tobytes()
     if isinstance(value, np.ndarray):
         return value.tobytes()
