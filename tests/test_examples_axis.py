@@ -6,6 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import bensemble.fitting.pieces
+from bensemble.errors import InvalidValueError
 from bensemble.fitting import fit_posterior
 from bensemble.likelihoods import Categorical, Gaussian
 from bensemble.posteriors import named_posteriors
@@ -147,6 +148,24 @@ def test_time_first_has_the_curvature_of_explicit_jacobians(make, times, monkeyp
     for name in found[0]:
         values = torch.stack([f[name].sum() for f in found])
         assert (values.mean() - expected[name].sum()).abs() < 5 * values.std() / 16**0.5, name
+
+
+@pytest.mark.parametrize("batch_dim", [None, 1])
+def test_a_written_batch_axis_is_not_looked_for(batch_dim, monkeypatch):
+    """The pieces are the same; without it the first pieces are compared with the whole."""
+    calls = []
+    monkeypatch.setattr(bensemble.fitting.pieces.Pieces, "_agree", lambda *arguments: calls.append(arguments) or True)
+    bnn = bayesify(Tagger().eval())
+    report = fit_posterior(
+        bnn, [(SEQUENCES, None)], likelihood=Gaussian(0.5), beta=1.0, batch_dim=batch_dim, generator=seeded(0)
+    )
+    assert report.num_passes == (24 if batch_dim else 7)
+    assert bool(calls) == (batch_dim is None)
+
+
+def test_a_batch_axis_is_a_number():
+    with pytest.raises(InvalidValueError, match="batch_dim must be at least 0, got -1"):
+        fit_posterior(bayesify(Tagger()), [(SEQUENCES, None)], likelihood="gaussian", batch_dim=-1)
 
 
 def test_time_first_with_targets_of_either_form():

@@ -53,6 +53,7 @@ def diagonal_curvature(
     kind: str,
     *,
     num_batches: int | None,
+    batch_dim: int | None = None,
     output: OutputSelector | None = None,
     generator: torch.Generator,
     progress: Callable[[int, int | None], None] | None = None,
@@ -66,6 +67,7 @@ def diagonal_curvature(
         likelihood: What the outputs mean.
         kind: ``"ggn"`` or ``"fisher"``.
         num_batches: Number of batches; None if it is unknown.
+        batch_dim: The axis that counts the examples; None to find it.
         output: Which part of a structured output.
         generator: Source of the random signs.
         progress: Called with (batches done, batches in all or None).
@@ -81,7 +83,7 @@ def diagonal_curvature(
     def compared(raw: Tensor, wanted: Any) -> Tensor:  # its noise is not that of the curvature
         return _probe(likelihood, kind, raw, wanted, torch.Generator().manual_seed(0))
 
-    pieces = Pieces(forward, compared, means, num_batches)
+    pieces = Pieces(forward, compared, means, num_batches, batch_dim)
     num_terms = num_passes = 0
     for index, pair in enumerate(pairs):
         inputs, target = to_device(pair, device)

@@ -43,16 +43,20 @@ class Pieces:
         probe: Gives the vectors whose slopes are compared.
         means: The tensors of the slopes.
         num_batches: Number of batches; None if it is unknown.
+        batch_dim: The axis that counts the examples; None to find it.
     """
 
-    def __init__(self, forward: Forward, probe: Probe, means: list[Tensor], num_batches: int | None) -> None:
+    def __init__(
+        self, forward: Forward, probe: Probe, means: list[Tensor], num_batches: int | None, batch_dim: int | None = None
+    ) -> None:
         self._forward, self._probe, self._means, self._num_batches = forward, probe, means, num_batches
-        self._known: dict[int, bool] = {}
+        self._axes = (0, 1) if batch_dim is None else (batch_dim,)
+        self._known: dict[int, bool] = {} if batch_dim is None else {batch_dim: True}
 
     def of(self, inputs: Any, target: Any) -> Iterator[tuple[Any, Any, int]]:
         """Inputs and target of each piece, and how many vectors it gets; the loader gives about ``PASSES`` of them."""
         pair = (inputs,) if target is None else (inputs, target)
-        for axis in (0, 1):
+        for axis in self._axes:
             count = _count(pair, axis)
             size = CHUNK if self._num_batches is None else max(1, self._num_batches * count // PASSES)
             if count > size and self._is_batch_axis(pair, axis, size):

@@ -61,6 +61,7 @@ def fit_posterior(
     val_loader: Iterable[Any] | None = None,
     beta: float | None = None,
     num_samples: int = 10,
+    batch_dim: int | None = None,
     output: OutputSelector | None = None,
     unpack: Unpack | None = None,
     generator: torch.Generator | None = None,
@@ -84,6 +85,9 @@ def fit_posterior(
             examples of ``loader``. The network was trained on these, so sigma is more likely too small than too large.
         beta: Use this tempering with a reach of 1 and ignore the targets. A smaller beta gives a narrower posterior.
         num_samples: Weight samples for each candidate of ``beta`` and reach.
+        batch_dim: The axis of inputs and targets that counts the examples, such as 1 for a recurrent network that takes
+            time first. Default: found by comparing outputs and slopes of a batch with those of its pieces; a batch that
+            cannot be cut is taken whole.
         output: Which part of a structured output.
         unpack: ``callable(batch) -> (inputs, target)`` for the batches of both loaders.
         generator: Source of all randomness; torch's global random state then stays unchanged. Default: a generator
@@ -108,6 +112,8 @@ def fit_posterior(
                 f"fit_posterior: {name} must give batches, got {type(given).__name__}; wrap the data in a DataLoader, "
                 "or pass a list of batches."
             )
+    if batch_dim is not None:
+        check_count("fit_posterior", "batch_dim", batch_dim, least=0)
     posteriors = dict(named_posteriors(bnn))
     kronecker = check_structure(structure, bnn, curvature)
     widths = {name: width(posterior, kronecker) for name, posterior in posteriors.items()}
@@ -127,7 +133,7 @@ def fit_posterior(
             if kronecker:
                 found, bases = kronecker_curvature(bnn, batches, resolved, **options)
             else:
-                found = diagonal_curvature(bnn, batches, resolved, curvature, **options)
+                found = diagonal_curvature(bnn, batches, resolved, curvature, batch_dim=batch_dim, **options)
         for name, posterior in posteriors.items():
             posterior.set_basis(bases.get(name))
         nll = mean_nll = comparison = None
