@@ -165,7 +165,7 @@ def test_a_written_batch_axis_is_not_looked_for(batch_dim, monkeypatch):
 
 def test_a_batch_axis_is_a_number():
     with pytest.raises(InvalidValueError, match="batch_dim must be at least 0, got -1"):
-        fit_posterior(bayesify(Tagger()), [(SEQUENCES, None)], likelihood="gaussian", batch_dim=-1)
+        fit_posterior(bayesify(Tagger()), [(SEQUENCES, None)], likelihood=Gaussian(0.5), batch_dim=-1)
 
 
 def test_time_first_with_targets_of_either_form():

@@ -19,6 +19,7 @@ from bensemble.errors import ExportError, InvalidValueError, one_line
 from bensemble.likelihoods import Likelihood
 from bensemble.models.batches import Inputs
 from bensemble.models.outputs import OutputSelector
+from bensemble.models.undisturbed import undisturbed
 from bensemble.novelty import Novelty
 
 from .deployable import deployable
@@ -151,6 +152,7 @@ def export_onnx(
     if uncertainty is not None:
         check_draws_fit(models, uncertainty)
     with ExitStack() as stack:
+        stack.enter_context(undisturbed(*models))
         networks = [stack.enter_context(deployable(member, computed_weights=uncertainty is None)) for member in models]
         arguments = read_arguments(networks[0], example_inputs, input_names)
         _check_size(networks)

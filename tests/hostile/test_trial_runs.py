@@ -2,7 +2,9 @@
 
 import contextlib
 import random
+import tempfile
 from collections import deque
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bensemble.models.undisturbed import undisturbed
-from convert import bayesify, check_noise, compact, compaction_report, last_layer, plan
+from convert import bayesify, check_noise, compact, compaction_report, export_onnx, last_layer, plan
 
 X = torch.randn(2, 4, 8)
 
@@ -132,6 +134,11 @@ def bayesian(model):
     return bayesify(model, init_sigma=0.1)
 
 
+def exported(model):
+    with tempfile.TemporaryDirectory() as folder:
+        return export_onnx(model, Path(folder) / "a.onnx", X, verify=False)
+
+
 TRIALS = {
     "plan": (lambda m: m, lambda m: plan(m, example_inputs=X)),
     "plan without inputs": (lambda m: m, plan),
@@ -139,6 +146,7 @@ TRIALS = {
     "compact": (lambda m: m, lambda m: compact(m, X)),
     "compaction_report": (lambda m: m, lambda m: compaction_report(m, X)),
     "check_noise": (bayesian, lambda m: check_noise(m, X)),
+    "export_onnx": (bayesian, exported),
 }
 
 
@@ -194,3 +202,20 @@ def test_what_did_not_change_is_not_written():
     check_noise(bayesian(model), X)
     compact(model, X)
     output.backward()
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls = nn.Linear(8, 4), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.layer(x) + self.calls
+
+
+def test_a_file_is_that_of_the_first_call(tmp_path):
+    """Trials and the tracing are calls too."""
+    model = Counting().eval()
+    assert export_onnx(model, tmp_path / "a.onnx", X[:, 0]).relative_error < 1e-6
+    assert model.calls == 0

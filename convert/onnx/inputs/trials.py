@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bensemble.errors import BensembleError, ExportError, one_line
+from bensemble.models.undisturbed import undisturbed
 
 from .arguments import FlatModel
 from .axes import BATCH, Axis, resized
@@ -148,7 +149,8 @@ def _vary(model: FlatModel, trial: Trial, axis: Axis, sizes: Sequence[int]) -> t
     return None, failure
 
 
-@torch.no_grad()
 def _run(model: FlatModel, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The outputs of one run, which leaves no trace for the next."""
     copies = [tensor.clone() for tensor in tensors]  # a model may write into its inputs
-    return {name: output.detach().clone() for name, output in model.named(copies).items()}
+    with undisturbed(model):
+        return {name: output.detach().clone() for name, output in model.named(copies).items()}
