@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -46,12 +47,15 @@ __all__ = [
     "output_padding",
     "parameter_of",
     "parameters_of",
+    "persistent_buffers_of",
     "pytree",
     "renew_flat_weights",
     "replace_parameters",
+    "state_versions",
     "storage_key",
     "transforms_active",
     "version",
+    "with_versions",
     "wrapper_tensor",
 ]
 
@@ -71,6 +75,24 @@ def replace_parameters(module: nn.Module, parameters: dict[str, Any]) -> None:
 def buffers_of(module: nn.Module) -> dict[str, Any]:
     """The dictionary in which a module keeps its buffers."""
     return module._buffers
+
+
+def persistent_buffers_of(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a module that its state dict holds."""
+    hidden = module._non_persistent_buffers_set
+    return {name: buffer for name, buffer in module._buffers.items() if buffer is not None and name not in hidden}
+
+
+def state_versions(state: Any) -> dict[str, dict[str, Any]]:
+    """What modules noted in a state dict beside their tensors, by path, such as versions."""
+    return getattr(state, "_metadata", None) or {}
+
+
+def with_versions(state: dict[str, Tensor], versions: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
+    """A state dict with such notes."""
+    noted: Any = OrderedDict(state)
+    noted._metadata = OrderedDict(versions)
+    return noted
 
 
 def children_of(module: nn.Module) -> dict[str, Any]:

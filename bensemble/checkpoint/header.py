@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ __all__ = [
     "unique_keys",
 ]
 
-FORMAT_VERSION = 3  # 1 has no digest; 2 none of the optional fields, and is written where there are none
+FORMAT_VERSION = 4  # 1 has no digest; 2 no optional fields of entries; 3 no versions of modules; the lowest is written
 _OPTIONAL = ("basis", "is_last")
 _LONGEST = 64 * 1024 * 1024  # characters; a header of a model with 100,000 posteriors has about a third of this
 
@@ -69,16 +69,20 @@ class Header:
         shared: A shared tensor is stored under its first name; this maps each other name to the first.
         version: Version of the format.
         digest: SHA-256 of the rest of the header and of every tensor; empty in version 1.
+        versions: What modules noted in the state dict beside their tensors, by path; their loading reads it.
     """
 
     posteriors: tuple[PosteriorEntry, ...]
     shared: dict[str, str]
     version: int
     digest: str = ""
+    versions: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The header as text, the same for the same model."""
         content = asdict(self)
+        if not self.versions:
+            del content["versions"]
         for entry in content["posteriors"]:
             for key in _OPTIONAL:
                 if not entry[key]:
@@ -164,13 +168,16 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _checked(raw: dict[str, Any]) -> Header:
     wanted = {"posteriors", "shared", "version"} | ({"digest"} if raw["version"] > 1 else set())
+    wanted |= {"versions"} if raw["version"] > 3 else set()
     _require(set(raw) == wanted and raw["version"] > 0, "its fields are not those of a header")
     _require(isinstance(raw.get("digest", ""), str), "digest is not a text")
     _require(isinstance(raw["posteriors"], list), "posteriors is not a list")
     shared = raw["shared"]
     _require(isinstance(shared, dict) and all(isinstance(v, str) for v in shared.values()), "shared does not map names")
     entries = tuple(_checked_entry(entry, raw["version"]) for entry in raw["posteriors"])
-    return Header(entries, dict(shared), raw["version"], raw.get("digest", ""))
+    versions = raw.get("versions", {})
+    _require(isinstance(versions, dict) and all(isinstance(v, dict) for v in versions.values()), "bad versions")
+    return Header(entries, dict(shared), raw["version"], raw.get("digest", ""), versions)
 
 
 def _checked_entry(entry: Any, version: int) -> PosteriorEntry:

@@ -21,7 +21,7 @@ from ..layers.weights import PosteriorModule
 from ..models.sharding import is_sharded, sharded_like
 from ..models.state import unwrapped
 from ..priors import Normal
-from ..torch_internals import parameters_of
+from ..torch_internals import parameters_of, state_versions, with_versions
 from .finite import NOT_FINITE, is_finite
 from .header import Header, PosteriorEntry, read_header, restore_prior
 
@@ -62,7 +62,8 @@ def _read_into(
     try:
         _convert(header, stored, model)
         present = model.state_dict(keep_vars=True)
-        model.load_state_dict({key: sharded_like(t, like=present.get(key, t)) for key, t in stored.items()})
+        state = {key: sharded_like(t, like=present.get(key, t)) for key, t in stored.items()}
+        model.load_state_dict(with_versions(state, {**state_versions(present), **header.versions}))
     except BaseException as err:
         for restore in reversed(undo):
             restore()

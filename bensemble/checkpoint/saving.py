@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,6 +17,7 @@ from ..layers.sampled import SampledWeights
 from ..models.sharding import is_sharded, once_for_all, whole
 from ..models.state import unwrapped
 from ..posteriors import tied_posteriors
+from ..torch_internals import parameters_of, persistent_buffers_of, state_versions
 from .finite import NOT_FINITE, is_finite
 from .header import Header, PosteriorEntry, describe_prior
 from .writing import checked_target, replacing
@@ -33,7 +37,8 @@ def save(bnn: nn.Module, path: str | os.PathLike[str]) -> None:
         path: The file; an existing file is replaced when the new one is complete.
 
     Raises:
-        CheckpointError: The model has no posteriors, a prior that is not built in, or weights that are not finite.
+        CheckpointError: The model has no posteriors, a prior that is not built in, weights that are not finite, or a
+            ``state_dict`` that leaves out a part.
         InvalidValueError: The path cannot be written.
     """
     from safetensors import SafetensorError
@@ -48,7 +53,16 @@ def save(bnn: nn.Module, path: str | os.PathLike[str]) -> None:
     weights = [name for name in tensors if isinstance(state[name], nn.Parameter)]
     broken = [f"'{name}' is {NOT_FINITE}" for name in weights if not is_finite(tensors[name])]
     refuse("save", broken, CheckpointError)
-    header = Header(tuple(entries), shared, version=3 if any(e.basis or e.is_last for e in entries) else 2)
+    hidden = list(_hidden(bnn, state))
+    if hidden:
+        more = f" and {len(hidden) - 1} more" if hidden[1:] else ""
+        raise CheckpointError(
+            f"save: state_dict() of {type(bnn).__name__} must hold every tensor, got none of '{hidden[0]}'{more}; "
+            "let it return them, or save what it returns with safetensors."
+        )
+    versions = _versions(state)
+    version = 4 if versions else 3 if any(e.basis or e.is_last for e in entries) else 2
+    header = Header(tuple(entries), shared, version, versions=versions)
     header = replace(header, digest=header.digest_of(tensors))
 
     def write() -> None:
@@ -62,6 +76,27 @@ def save(bnn: nn.Module, path: str | os.PathLike[str]) -> None:
             ) from err
 
     once_for_all("save", write, of=next(filter(is_sharded, bnn.parameters()), None))
+
+
+def _hidden(bnn: nn.Module, state: dict[str, Tensor]) -> Iterator[str]:
+    """The names of tensors that the model's own ``state_dict`` leaves out, so that the file could not be loaded."""
+    present = {id(tensor) for tensor in state.values()}
+    for path, module in bnn.named_modules():
+        for name, tensor in {**parameters_of(module), **persistent_buffers_of(module)}.items():
+            if tensor is not None and id(tensor) not in present:
+                yield f"{path}.{name}".lstrip(".")
+
+
+def _versions(state: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """What modules noted beside their tensors, other than a version of 1, which all have."""
+    noted = state_versions(state)
+    try:
+        return {path: json.loads(json.dumps(note)) for path, note in noted.items() if note != {"version": 1}}
+    except (TypeError, ValueError) as err:
+        raise CheckpointError(
+            f"save: what modules note in the state dict must be plain values, got {shown(err, 200)}; save "
+            "bnn.state_dict() with torch.save."
+        ) from err
 
 
 def _entries(bnn: nn.Module) -> list[PosteriorEntry]:

@@ -63,8 +63,8 @@ class WeightDraw(torch.Tensor):
 
     @property
     def data(self) -> Tensor:
-        """Refused: a write through ``.data`` would be lost with the draw."""
-        raise ReadOnlyError(_read_only_message(self, "data"))
+        """The same draw without gradients, read-only as well: a write would be lost with the draw."""
+        return WeightDraw.wrap(self, self._draw)
 
     @data.setter
     def data(self, value: Tensor) -> None:

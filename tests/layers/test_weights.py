@@ -117,7 +117,7 @@ def test_a_pruned_mean_reads_as_zero_and_is_read_only():
     with torch.no_grad():
         bnn.w_mu.fill_(1.0)  # what an optimizer that knows nothing of masks may do
     assert torch.equal(bnn.weight + 0, torch.eye(4, 3))
-    with pytest.raises(ReadOnlyError, match="data: 'weight' of BayesianLinear is computed from its posterior"):
+    with pytest.raises(ReadOnlyError, match="clamp_: 'weight' of BayesianLinear is computed from its posterior"):
         bnn.weight.data.clamp_(0)
 
 

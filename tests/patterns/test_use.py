@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fusion, parametrizations, prune
 
 from bensemble import ConversionError, ReadOnlyError, named_posteriors, sampling
-from convert import bayesify, to_deterministic
+from convert import bayesify, check_noise, to_deterministic
 
 from .architectures import Mixed
 from .odd import MaskedConv
@@ -67,11 +67,33 @@ def test_writing_into_a_draw_is_refused_and_names_the_mean(bnn: nn.Module, read,
 
 def test_a_forward_that_writes_into_its_own_weight_is_refused_and_can_be_excluded() -> None:
     model, x = nn.Sequential(MaskedConv(1, 3, 3, padding=1), nn.Conv2d(3, 2, 1)), torch.randn(2, 1, 4, 4)
-    with pytest.raises(ReadOnlyError, match=r"data: 'weight' of MaskedConv .*, or exclude the layer from bayesify"):
+    with pytest.raises(ReadOnlyError, match=r"mul_: 'weight' of MaskedConv .*, or exclude the layer from bayesify"):
         bayesify(model).train()(x)
     bnn = bayesify(model, exclude=MaskedConv).train()
     assert not torch.equal(bnn(x), bnn(x))
     assert torch.equal(bnn.eval()(x), model(x))
+
+
+class ScaledByItsWeight(nn.Module):
+    """Reads ``weight.data``, as code from before ``torch.no_grad`` does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x) / self.a.weight.data.abs().mean()))
+
+
+def test_reading_data_is_a_read(x: Tensor) -> None:
+    model, x = ScaledByItsWeight(), torch.randn(3, 4)
+    for bnn in (bayesify(model), bayesify(model, example_inputs=x)):
+        assert torch.equal(bnn.eval()(x), model.eval()(x))
+        bnn.train()(x).sum().backward()
+        assert check_noise(bnn, x)
+        with sampling(bnn, torch.Generator().manual_seed(0)):
+            assert torch.equal(bnn.a.weight.data + 0, bnn.a.weight + 0)
+            assert not bnn.a.weight.data.requires_grad
 
 
 def test_writing_in_eval_reaches_the_mean(bnn: nn.Module, x: Tensor) -> None:
