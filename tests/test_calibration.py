@@ -219,7 +219,7 @@ def test_a_deterministic_model_is_one_sample():
 def test_json_brings_back_the_same_calibration():
     for calibration in (calibrate(*drawn(50, 0)), calibrate(*regression(4, 0))):
         text = calibration.to_json()
-        assert json.loads(text)["version"] == 1
+        assert json.loads(text)["version"] == 2
         assert Calibration.from_json(text) == calibration
     assert json.loads(text)["conformal_threshold"] is None
 
@@ -240,8 +240,8 @@ def test_other_text_is_no_calibration(text):
 
 
 def test_a_newer_version_is_refused():
-    text = calibrate(*drawn(50, 0)).to_json().replace('"version": 1', '"version": 2')
-    with pytest.raises(InvalidValueError, match="from_json: version must be 1, got 2; update bensemble"):
+    text = calibrate(*drawn(50, 0)).to_json().replace('"version": 2', '"version": 3')
+    with pytest.raises(InvalidValueError, match="from_json: version must be 2, got 3; update bensemble"):
         Calibration.from_json(text)
 
 

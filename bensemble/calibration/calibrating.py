@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -29,8 +30,8 @@ from .tempering import fitted_temperature, temper
 
 __all__ = ["Calibration", "calibrate"]
 
-#: Version of what :meth:`Calibration.to_json` writes.
-VERSION = 1
+#: Version of what :meth:`Calibration.to_json` writes; 1 does not say for whom.
+VERSION = 2
 #: Number of levels of the reference quantiles: 0, 0.01 .. 1.
 LEVELS = 101
 #: The uncertainties whose quantiles are the reference.
@@ -50,6 +51,9 @@ class Calibration:
         num_data: Number of terms: examples, tokens, pixels.
         reference: Quantiles at evenly spaced levels from 0 to 1, after tempering: of ``entropy`` and
             ``mutual_information``, in regression of ``total_std`` and ``epistemic_std``.
+        fingerprint: The posterior whose predictions were calibrated, as in :class:`Prediction`; None if unknown.
+        num_samples: Number of samples of these predictions; None if unknown.
+        method: How they were made; None if unknown.
     """
 
     temperature: float
@@ -57,19 +61,27 @@ class Calibration:
     alpha: float
     num_data: int
     reference: dict[str, tuple[float, ...]]
+    fingerprint: str | None = None
+    num_samples: int | None = None
+    method: str | None = None
 
     def apply(self, prediction: Prediction) -> Prediction:
         """The prediction at this temperature; unchanged if it has this temperature already.
 
         Raises:
             InvalidTypeError: Another kind of prediction was calibrated.
-            InvalidValueError: The samples were not kept, or the prediction has another temperature.
+            InvalidValueError: Another posterior was calibrated, the samples were not kept, or the prediction has
+                another temperature.
+
+        Warns:
+            UserWarning: The prediction has another number of samples, or was made in another way.
         """
         if tuple(self.reference) != _measures("apply", prediction):
             raise InvalidTypeError(
                 f"apply: prediction must have {' and '.join(self.reference)}, got {type(prediction).__name__}; "
                 "calibrate each kind of prediction separately."
             )
+        self.check_made_for("apply", prediction.fingerprint, prediction.num_samples, prediction.method)
         if prediction.temperature == self.temperature:
             return prediction
         _check_untempered("apply", prediction)
@@ -106,6 +118,29 @@ class Calibration:
         reach = self.conformal_threshold * tempered.total_std
         return tempered.mean - reach, tempered.mean + reach
 
+    def check_made_for(self, verb: str, fingerprint: str | None, num_samples: int, method: str) -> None:
+        """Refuse another posterior, and warn of predictions that are made in another way.
+
+        Args:
+            verb: Who asks.
+            fingerprint: That of the posterior; None if it is unknown.
+            num_samples: Number of samples, of all members together.
+            method: As in :class:`Prediction`.
+        """
+        if None not in (self.fingerprint, fingerprint) and self.fingerprint != fingerprint:
+            raise InvalidValueError(
+                f"{verb}: the calibration must be of this posterior, got one of another posterior or of weights that "
+                "have changed since; call calibrate with predictions of this one."
+            )
+        found = f"{num_samples} samples ({method})"
+        own = f"{self.num_samples} samples ({self.method})"
+        if self.method is not None and found != own:
+            warnings.warn(
+                f"{verb}: the calibration is of predictions with {own}, got {found}; their uncertainties are not the "
+                "same, so calibrate predictions made in this way.",
+                stacklevel=3,
+            )
+
     def to_json(self) -> str:
         """The calibration as JSON text; an infinite threshold is written as null."""
         fields = asdict(self) | {"version": VERSION}
@@ -123,7 +158,7 @@ class Calibration:
         try:
             fields = json.loads(text)
             version = fields.pop("version")
-            if version == VERSION:
+            if version in (1, VERSION):
                 return cls(**_checked(fields))
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as err:
             raise InvalidValueError(
@@ -177,7 +212,14 @@ def calibrate(
     scores = conformal_scores(tempered, targets)
     reference = {name: _quantiles(getattr(tempered, name)) for name in names}
     return Calibration(
-        float(temperature), conformal_threshold(tempered, scores, alpha), float(alpha), len(scores), reference
+        temperature=float(temperature),
+        conformal_threshold=conformal_threshold(tempered, scores, alpha),
+        alpha=float(alpha),
+        num_data=len(scores),
+        reference=reference,
+        fingerprint=prediction.fingerprint,
+        num_samples=prediction.num_samples,
+        method=prediction.method,
     )
 
 
@@ -203,6 +245,9 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("temperature, alpha or num_data")
     if fields["num_data"] < 1 or fields["conformal_threshold"] < 0:
         raise ValueError("num_data or conformal_threshold")
+    made = {"fingerprint": str, "num_samples": int, "method": str}
+    if not all(type(fields.get(name)) in (kind, type(None)) for name, kind in made.items()):
+        raise ValueError(" or ".join(made))
     for name, quantiles in reference.items():
         if len(quantiles) != LEVELS or any(a > b for a, b in pairwise(quantiles)):
             raise ValueError(f"the quantiles of {name}")

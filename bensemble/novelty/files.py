@@ -19,11 +19,11 @@ from ..checkpoint.finite import is_finite
 from ..checkpoint.header import unique_keys
 from ..checkpoint.writing import checked_target, replacing
 from ..errors import CheckpointError, InvalidTypeError, shown
+from ..fingerprints import network_fingerprint
 from ..likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from .classes import kind_of
 from .distance import RelativeDistance
 from .features import FeatureReader
-from .fingerprint import fingerprint
 from .layouts import Layout
 
 __all__ = ["NoveltyFile", "read_novelty", "save_novelty"]
@@ -105,7 +105,7 @@ def read_novelty(path: str | os.PathLike[str], model: nn.Module) -> NoveltyFile:
         ) from err
     if header["digest"] != _digest(header, tensors):
         raise CheckpointError(f"load: '{path}' is damaged, got other bytes than were saved; get the file again.")
-    if header["fingerprint"] != fingerprint(model):
+    if header["fingerprint"] != network_fingerprint(model):
         raise CheckpointError(
             f"load: '{path}' belongs to another model, got a {type(model).__name__} with other means or buffers than "
             "in the fit; load its weights first, or call fit_novelty."

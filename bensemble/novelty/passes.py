@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidValueError
+from ..fingerprints import network_fingerprint
 from ..likelihoods import Likelihood
 from ..models.batches import Inputs, Unpack, device_of, read_batches
 from ..models.outputs import OutputSelector
@@ -17,7 +18,6 @@ from ..models.ranks import failing_together, from_every_process, own_rank
 from .classes import ClassTable, bin_edges, class_codes, target_values, term_shape
 from .distance import RelativeDistance, location_and_scale, varies
 from .features import FeatureReader, home, mean_output
-from .fingerprint import fingerprint
 from .heldout import HeldoutTerms, heldout_codes
 from .layouts import chosen_layouts
 from .moments import Moments
@@ -206,7 +206,8 @@ class NoveltyFit:
             heldout = heldout + (energy - pairs[2]) / pairs[3]
         return Novelty(
             self.model, self.reader, distances, self.likelihood, heldout=heldout, standard=torch.stack(pairs),
-            num_data=num_data, digests=(fingerprint(self.model), digest), output=self.output, unpack=self.unpack,
+            num_data=num_data, digests=(network_fingerprint(self.model), digest),
+            output=self.output, unpack=self.unpack,
         ).to(home(self.device))  # fmt: skip
 
     def _batches(self, loader: Iterable[Any]) -> Iterator[tuple[Inputs, Any]]:

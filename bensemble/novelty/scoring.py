@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..checks import check_module
 from ..errors import InvalidTypeError, InvalidValueError
+from ..fingerprints import network_fingerprint
 from ..likelihoods import Categorical, Likelihood
 from ..models.batches import Inputs, Unpack, device_of, is_loader, read_batches, to_device
 from ..models.outputs import OutputSelector
@@ -21,7 +22,6 @@ from .distance import RelativeDistance
 from .ensembles import NoveltyEnsemble
 from .features import FeatureReader, home
 from .files import read_novelty, save_novelty
-from .fingerprint import fingerprint
 from .pvalues import conformal_pvalue
 
 __all__ = ["Novelty", "terms_of"]
@@ -193,7 +193,7 @@ class Novelty(nn.Module):
         return list(self.distances)  # type: ignore[arg-type]
 
     def _check(self, model: nn.Module) -> None:
-        if fingerprint(model) != self.fingerprint:
+        if network_fingerprint(model) != self.fingerprint:
             raise InvalidValueError(
                 f"novelty: it belongs to another model, got a {type(model).__name__} with other means or buffers than "
                 "in the fit; call fit_novelty for this one."

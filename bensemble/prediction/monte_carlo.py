@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..checks import check_count, check_module
 from ..errors import InvalidTypeError, InvalidValueError
+from ..fingerprints import posterior_fingerprint
 from ..likelihoods import Likelihood, resolve
 from ..models.batches import Inputs, Unpack, is_loader, split_batch
 from ..models.outputs import OutputSelector, describe
@@ -136,6 +137,8 @@ def predict(
         prediction = assemble(parts, resolved, 2 * PAIRS * len(models), "closed")
     else:
         prediction = assemble(parts, resolved, num_samples, min(member.method for member in members))
+    if resolved is not None:
+        prediction = replace(prediction, fingerprint=posterior_fingerprint(models))
     if strangeness is None or prediction.novelty is None:
         return prediction
     pvalue, smallest = strangeness.pvalue(prediction.novelty), strangeness.smallest_pvalue

@@ -45,6 +45,8 @@ class Prediction:
             without ``predict(novelty=)``.
         novelty_pvalue: The share of held-out familiar inputs at least as strange, in the same shape; None without.
         smallest_pvalue: The smallest p-value that an input can get.
+        fingerprint: A digest of the posterior that predicted, by which a calibration knows it again; None for sharded
+            models and without a likelihood.
     """
 
     mean: Tensor
@@ -60,6 +62,7 @@ class Prediction:
     novelty: Tensor | None = None
     novelty_pvalue: Tensor | None = None
     smallest_pvalue: float = 0.0
+    fingerprint: str | None = None
 
     @property
     def mcse(self) -> Tensor:

@@ -37,7 +37,7 @@ def export(
     sparse: options.Sparse = False,
     outputs: options.Outputs = "mean",
     likelihood: options.Likelihood = None,
-    samples: options.Samples = 16,
+    samples: options.Samples = None,
     calibration: options.CalibrationFile = None,
     classes: options.Classes = None,
     opset: options.Opset = None,

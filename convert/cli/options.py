@@ -63,7 +63,7 @@ Outputs = Annotated[str, Option(metavar="WHAT", help="[b]mean[/b], the model's o
 Likelihood = Annotated[
     str | None, Option(metavar="NAME", help="categorical (logits of classes), bernoulli, gaussian_head; default: none.")
 ]
-Samples = Annotated[int, Option(metavar="K", help="Weight draws in the file.")]
+Samples = Annotated[int | None, Option(metavar="K", help="Weight draws in the file; default as calibrated, else 16.")]
 CalibrationFile = Annotated[Path | None, Option(metavar="FILE", help="A calibration, by Calibration.to_json.")]
 Classes = Annotated[str | None, Option(metavar="NAMES", help="Names of the classes, as cat,dog.")]
 Opset = Annotated[int | None, Option(metavar="N", help="ONNX opset; the exporter's own by default.")]

@@ -53,7 +53,7 @@ def export_onnx(
     *,
     outputs: str = "mean",
     method: str | None = None,
-    num_samples: int = 16,
+    num_samples: int | None = None,
     likelihood: Likelihood | str | None = None,
     novelty: Novelty | Sequence[Novelty] | None = None,
     calibration: Calibration | None = None,
@@ -89,7 +89,8 @@ def export_onnx(
         method: How uncertainty is computed: ``"closed"``, in one forward, where the last layer alone is Bayesian (see
             :func:`convert.last_layer`); ``"samples"``, by weight draws in one graph that share the layers before the
             first posterior. Default: the first where it is possible.
-        num_samples: Number of weight draws K; all weights together may take 2 GiB.
+        num_samples: Number of weight draws K; all weights together may take 2 GiB. Default: as many as the predictions
+            that were calibrated, 16 without a calibration.
         likelihood: What the outputs mean, as in :func:`bensemble.predict`.
         novelty: What :func:`bensemble.fit_novelty` returned for this model, for an ensemble one for each member: adds
             ``novelty`` and ``novelty_pvalue``. With it, a deterministic model has an uncertainty file too.

@@ -152,5 +152,5 @@ def _vary(model: FlatModel, trial: Trial, axis: Axis, sizes: Sequence[int]) -> t
 def _run(model: FlatModel, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
     """The outputs of one run, which leaves no trace for the next."""
     copies = [tensor.clone() for tensor in tensors]  # a model may write into its inputs
-    with undisturbed(model):
+    with undisturbed(model.network):
         return {name: output.detach().clone() for name, output in model.named(copies).items()}

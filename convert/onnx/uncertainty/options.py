@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from bensemble.calibration import Calibration
 from bensemble.checks import check_count
 from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError
+from bensemble.fingerprints import posterior_fingerprint
 from bensemble.likelihoods import DiscreteLikelihood, Likelihood, resolve
 from bensemble.models.outputs import OutputSelector
 from bensemble.posteriors import named_posteriors
-from bensemble.prediction.closed import closed_form
+from bensemble.prediction.closed import PAIRS, closed_form
 from bensemble.prediction.weight_samples import WeightSamples
 
 from ..inputs.arguments import Arguments
@@ -29,6 +30,8 @@ __all__ = ["MOST_BYTES", "UncertaintyOptions", "check_draws_fit", "num_bytes", "
 
 #: A protobuf message, and so a self-contained ONNX file, holds less than 2 GiB.
 MOST_BYTES = 2**31 - 1
+#: Draws in a file where neither the caller nor a calibration says how many.
+NUM_SAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def uncertainty_options(
     models: Sequence[nn.Module],
     outputs: str,
     method: str | None,
-    num_samples: int,
+    num_samples: int | None,
     likelihood: Any,
     novelty: Any,
     calibration: Any,
@@ -112,14 +115,30 @@ def uncertainty_options(
         return None
     if method not in (None, "closed", "samples"):
         raise InvalidValueError(f"export_onnx: method must be 'closed', 'samples' or None, got {method!r}.")
-    check_count("export_onnx", "num_samples", num_samples, least=2)
+    if num_samples is not None:
+        check_count("export_onnx", "num_samples", num_samples, least=2)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise InvalidTypeError(f"export_onnx: generator must be a torch.Generator, got {generator!r}.")
     resolved = resolve(likelihood)
     if calibration is not None:
         _check_calibration(calibration, resolved)
     chosen = _chosen_method(models, method, resolved)
+    if num_samples is None:
+        calibrated = (calibration is not None and calibration.method == "weights" and calibration.num_samples) or 0
+        num_samples = max(calibrated // len(models), 2) if calibrated else NUM_SAMPLES
+    if calibration is not None:
+        made = _as_predicted(models, chosen, num_samples)
+        calibration.check_made_for("export_onnx", posterior_fingerprint(models), *made)
     return UncertaintyOptions(chosen, num_samples, resolved, novelty, calibration, generator)
+
+
+def _as_predicted(models: Sequence[nn.Module], method: str, num_samples: int) -> tuple[int, str]:
+    """The number of samples and the method of predictions that say what the file will say."""
+    if method == "closed":
+        return 2 * PAIRS * len(models), "closed"
+    if not any(True for model in models for _ in named_posteriors(model)):
+        return len(models), "deterministic"
+    return num_samples * len(models), "weights"
 
 
 def _chosen_method(models: Sequence[nn.Module], method: str | None, likelihood: Likelihood | None) -> str:
