@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .graph.compaction import CompactionReport, channel_groups, compact, compaction_report
     from .onnx import Comparison, ExportReport, OnnxModel, OnnxSummary, compare_onnx, export_onnx, inspect_onnx
     from .planning import ConversionPlan, PlanRow, last_layer, plan
+    from .repairing import RepairReport, RepairRow, repair, repair_report
     from .reports import NoiseReport, SparsityReport, check_noise, sparsity
     from .surgery import bayesify, to_deterministic
 
@@ -26,6 +27,8 @@ _HOMES = {
     "OnnxModel": "onnx",
     "OnnxSummary": "onnx",
     "PlanRow": "planning",
+    "RepairReport": "repairing",
+    "RepairRow": "repairing",
     "SparsityReport": "reports",
     "UnmetConstraintsError": "compression",
     "bayesify": "surgery",
@@ -39,6 +42,8 @@ _HOMES = {
     "inspect_onnx": "onnx",
     "last_layer": "planning",
     "plan": "planning",
+    "repair": "repairing",
+    "repair_report": "repairing",
     "sparsity": "reports",
     "to_deterministic": "surgery",
 }
@@ -53,6 +58,8 @@ __all__ = [
     "OnnxModel",
     "OnnxSummary",
     "PlanRow",
+    "RepairReport",
+    "RepairRow",
     "SparsityReport",
     "UnmetConstraintsError",
     "bayesify",
@@ -66,6 +73,8 @@ __all__ = [
     "inspect_onnx",
     "last_layer",
     "plan",
+    "repair",
+    "repair_report",
     "sparsity",
     "to_deterministic",
 ]

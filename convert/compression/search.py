@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from bensemble.models.outputs import OutputSelector
 from bensemble.pruning.channels import ChannelGroups
 
 from ..graph.compaction import channel_groups
+from ..repairing import repair as repair_network
+from ..surgery.collapsing import to_deterministic
 from .candidates import SHARES, Candidate, Ladder, ladders
 from .files import CandidateFiles
 from .results import Compression, Constraints, Point, UnmetConstraintsError
@@ -39,7 +41,7 @@ def compress(
     max_size: int | None = None,
     granularities: Sequence[str] = ("weight", "channel"),
     calibration_data: Any = None,
-    repair: Callable[[nn.Module], Any] | None = None,
+    repair: Iterable[Any] | Callable[[nn.Module], Any] | None = None,
     refine: int = 3,
     sparse: bool = True,
     output: OutputSelector | None = None,
@@ -68,8 +70,9 @@ def compress(
         granularities: ``"weight"``, ``"channel"``, or both; channels go together as :func:`convert.channel_groups`
             finds them, where the model can be traced.
         calibration_data: Inputs, or a loader of batches, that fix the int8 ranges; None leaves int8 out.
-        repair: ``callable(network)``, called once with every pruned torch network before it is compacted, to
-            re-estimate BatchNorm (``torch.optim.swa_utils.update_bn``) or to train on; pruned weights stay pruned.
+        repair: A loader of inputs for :func:`convert.repair` of every pruned network. Or ``callable(network)``, called
+            with every pruned torch network before it is compacted, to re-estimate BatchNorm
+            (``torch.optim.swa_utils.update_bn``) or to train on; pruned weights stay pruned.
         refine: Steps between the last good and the first bad threshold; each halves the gap.
         sparse: Store mostly-zero weights as sparse tensors where that makes the file smaller.
         output: Which output of the model to export, as in :func:`convert.export_onnx`.
@@ -91,9 +94,9 @@ def compress(
     """
     check_module("compress", bnn)
     constraints = _constraints(max_drop, max_latency_ms, max_size)
-    for name, function in (("evaluate", evaluate), ("repair", repair)):
-        if not callable(function) and not (function is None and name == "repair"):
-            raise InvalidTypeError(f"compress: {name} must be a callable that takes a model, got {function!r}.")
+    if not callable(evaluate):
+        raise InvalidTypeError(f"compress: evaluate must be a callable that takes a model, got {evaluate!r}.")
+    repairing = _repairing(bnn, repair)
     check_number("compress", "refine", refine, least=0)
     for granularity in granularities:
         if granularity not in SHARES:
@@ -102,7 +105,7 @@ def compress(
     ways = {name: _channels(bnn, example_inputs) if name == "channel" else name for name in granularities}
     with working_folder() as folder:
         files = CandidateFiles(
-            bnn, evaluate, example_inputs, folder, ways, calibration_data, repair, sparse, output, progress
+            bnn, evaluate, example_inputs, folder, ways, calibration_data, repairing, sparse, output, progress
         )
         files.measure(Candidate())
         if calibration_data is not None:
@@ -117,6 +120,20 @@ def compress(
         with replacing(target) as temporary:
             shutil.copyfile(files.path(chosen), temporary)
     return Compression(Path(path), chosen, points[0], points, constraints, tuple(files.notes.values()))
+
+
+def _repairing(bnn: nn.Module, repair: Any) -> Callable[[nn.Module], Any] | None:
+    """What repairs a pruned network in place: the user's function, or least squares on the inputs of a loader."""
+    if repair is None or callable(repair):
+        return repair
+    if not isinstance(repair, Iterable) or isinstance(repair, str):
+        raise InvalidTypeError(f"compress: repair must be a callable that takes a model, or a loader, got {repair!r}.")
+    dense, loader = to_deterministic(bnn), repair
+
+    def repaired(network: nn.Module) -> None:
+        network.load_state_dict(repair_network(network, dense, loader).state_dict())
+
+    return repaired
 
 
 def _channels(bnn: nn.Module, example_inputs: Inputs) -> str | ChannelGroups:

@@ -213,6 +213,24 @@ def test_repair_trains_the_pruned_network_and_its_zeros_stay(tmp_path):
 
 
 @pytest.mark.usefixtures("in_memory")
+def test_repair_by_a_loader_needs_no_labels(tmp_path):
+    model, x = _mlp()
+    wanted = model(x).detach()
+
+    def closeness(network):
+        return -float((network(x) - wanted).square().mean())
+
+    options = {"max_size": 10**6, "granularities": ["weight"]}
+    plain = compress(model, closeness, x, tmp_path / "a.onnx", **options)
+    repaired = compress(model, closeness, x, tmp_path / "b.onnx", repair=list(x.split(16)), **options)
+    unrepaired = {point.threshold: point.metric for point in plain.points}
+    pruned = [point for point in repaired.points if point.threshold in unrepaired and point.threshold is not None]
+    assert len(pruned) > 2
+    assert all(point.metric >= unrepaired[point.threshold] for point in pruned)
+    assert any(point.metric > 0.9 * unrepaired[point.threshold] for point in pruned)
+
+
+@pytest.mark.usefixtures("in_memory")
 def test_repair_runs_once_for_the_float_and_the_int8_file(tmp_path):
     model, x = _mlp()
     calls = []

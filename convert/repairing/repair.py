@@ -1,0 +1,280 @@
+"""``repair``: what is left of a pruned network computes again what the whole network computed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from bensemble.checks import check_module, check_number
+from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
+from bensemble.models.batches import Unpack, is_loader
+from bensemble.models.state import evaluating, unwrapped
+from bensemble.posteriors import is_bayesian
+
+from ..planning.copying import copy_model
+from .layers import Layer, repairable_layers
+from .report import RepairReport, RepairRow
+from .solving import Sums, solved
+from .walking import Job, Pair, Walk
+
+__all__ = ["repair", "repair_report"]
+
+M = TypeVar("M", bound=nn.Module)
+
+#: What damping is chosen from, as multiples of the mean of the diagonal of A.
+DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
+#: Inputs of one output, up to which a layer is repaired: A takes 2 GiB there.
+WIDEST = 16384
+#: How far a layer's outputs may be from the product of its inputs and weights, by more than rounding.
+LINEAR = 0.02
+
+
+def repair(
+    pruned: M,
+    original: nn.Module,
+    loader: Iterable[Any],
+    *,
+    damping: float | None = None,
+    unpack: Unpack | None = None,
+    generator: torch.Generator | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> M:
+    """A copy of a pruned network whose remaining weights make up for the removed ones, without labels or training.
+
+    Layer after layer, weights and bias solve least squares: from what the repaired network gives the layer, the outputs
+    that the original computed, see :mod:`convert.repairing.solving`. Zeros stay zero; ``torch.nn.utils.prune`` masks
+    stay. Linear layers, convolutions and attention projections are repaired. A layer where this is no better on the
+    last tenth of the batches is left as it was, and so is, bit for bit, one before which nothing was removed.
+
+    Prune (``to_deterministic``), repair, then ``compact``. One pass over the loader for every group of layers that have
+    the same inputs; about 2,000 inputs are enough.
+
+    Args:
+        pruned: A plain network with zeros among its weights, whoever removed them.
+        original: The same network before.
+        loader: Batches of inputs, read once for each group of layers; targets are not used.
+        damping: Holds the weights where they were, as a multiple of the mean of the diagonal of the second moments of
+            the inputs. At 0 exact where it can be. Default: chosen for each layer on the last tenth of the batches.
+        unpack: ``callable(batch) -> (inputs, target)``.
+        generator: Chooses the positions of images. Default: one with seed 0.
+        progress: Called with (groups done, groups in all).
+
+    Returns:
+        A copy; ``repair_report`` says what happened to each layer.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: An argument cannot work, or the networks do not have the same layers.
+        ConversionError: A model is Bayesian, or cannot be copied.
+
+    Example:
+        >>> small = convert.to_deterministic(bnn, sparsity=0.95)
+        >>> small = convert.repair(small, model, loader)
+    """
+    return _repaired("repair", pruned, original, loader, damping, unpack, generator, progress)[0]
+
+
+def repair_report(pruned: nn.Module, original: nn.Module, loader: Iterable[Any], **options: Any) -> RepairReport:
+    """What :func:`repair` does with the same arguments, layer by layer; the networks stay as they are."""
+    defaults = {"damping": None, "unpack": None, "generator": None, "progress": None}
+    unknown = sorted(options.keys() - defaults.keys())
+    if unknown:
+        raise InvalidTypeError(f"repair_report: options must be those of repair, got {', '.join(unknown)}.")
+    return _repaired("repair_report", pruned, original, loader, **{**defaults, **options})[1]
+
+
+@torch.no_grad()
+def _repaired(
+    verb: str,
+    pruned: M,
+    original: nn.Module,
+    loader: Iterable[Any],
+    damping: float | None,
+    unpack: Unpack | None,
+    generator: torch.Generator | None,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[M, RepairReport]:
+    _check(verb, pruned, original, loader, damping)
+    network, dense = copy_model(verb, pruned), unwrapped(original)
+    inner = unwrapped(network)
+    generator = generator or torch.Generator().manual_seed(0)
+    rows: list[RepairRow] = []
+    with evaluating(inner, dense), torch.random.fork_rng():
+        jobs, left = _jobs(verb, inner, dense)
+        walk = Walk(inner, dense, loader, unpack)
+        groups = walk.groups(jobs)
+        for number, group in enumerate(groups):
+            started = time.perf_counter()
+            tasks = {job.label: _Task(job, inner, dense, generator) for job in group}
+            for pair in walk.passing(group):
+                tasks[pair.job.label].add(pair)
+            shared = (time.perf_counter() - started) / len(group)
+            rows += [task.finish(damping, shared) for task in tasks.values()]
+            if progress is not None:
+                progress(number + 1, len(groups))
+    reached = {job.label for group in groups for job in group}
+    left |= {job.layers[0]: "not reached by these inputs" for job in jobs if job.label not in reached}
+    rows += [RepairRow(layer.label, _removed(layer, inner), note=note) for layer, note in left.items()]
+    return network, RepairReport(tuple(rows))
+
+
+class _Task:
+    """One weight: its sums, then its solution."""
+
+    def __init__(self, job: Job, network: nn.Module, dense: nn.Module, generator: torch.Generator) -> None:
+        self.job, self.network, self.dense, self.generator = job, network, dense, generator
+        self.layer = job.layers[0]
+        self.matrix, self.has_bias = _matrix(self.layer, network)
+        self.wanted, _ = _matrix(self.layer, dense)
+        kept = self.matrix != 0
+        if self.has_bias:  # a dead output keeps its bias
+            kept[..., -1] = kept[..., :-1].any(-1)
+        self.kept = kept
+        self.removed = _removed(self.layer, network)
+        self.note = f"more than {WIDEST:,} inputs" if self.matrix.shape[-1] > WIDEST else ""
+        self.fit: Sums | None = None if self.note else Sums(self.matrix)
+        self.heldout: Sums | None = None if self.note else Sums(self.matrix)
+        self.is_changed, self.has_heldout = False, False
+
+    def add(self, pair: Pair) -> None:
+        """Add one use of the weight."""
+        if self.note or self.fit is None or self.heldout is None:
+            return
+        inputs, outputs = pair.original
+        module = self.network.get_submodule(pair.layer.owner)
+        at = pair.layer.positions(outputs, self.generator)
+        seen, targets = pair.layer.rows(module, pair.pruned, outputs, at)
+        self.is_changed = self.is_changed or not torch.equal(pair.pruned, inputs)
+        if not (bool(seen.isfinite().all()) and bool(targets.isfinite().all())):
+            self.note = "its inputs or outputs are not finite"
+        elif not self._is_linear(pair.layer.rows(module, inputs, outputs, at)[0], targets):
+            self.note = "its outputs are not its inputs times its weight"
+        else:
+            (self.heldout if pair.is_heldout else self.fit).add(seen, targets)
+            self.has_heldout = self.has_heldout or pair.is_heldout
+
+    def _is_linear(self, inputs: Tensor, targets: Tensor) -> bool:
+        x = inputs.to(self.wanted)
+        if self.has_bias:
+            x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
+        return bool((x @ self.wanted.mT - targets).norm() <= LINEAR * targets.norm())
+
+    def finish(self, damping: float | None, seconds: float) -> RepairRow:
+        """Solve, and write the new weights if they are better."""
+        started = time.perf_counter()
+        name = self.job.label
+        if not self.note and not self.is_changed and self.removed == 0:
+            self.note = "nothing removed here or before"
+        if self.note or self.fit is None or self.heldout is None:
+            return RepairRow(name, self.removed, seconds=seconds, note=self.note)
+        if not bool(self.fit.targets.any()):
+            self.fit = self.heldout  # a single batch serves both
+        judge = self.heldout if self.has_heldout else self.fit
+        before = judge.error(self.matrix)
+        best, after, chosen = self.matrix, before, 0.0
+        for value in DAMPINGS if damping is None else (damping,):
+            found = solved(self.fit, self.matrix, self.kept, value)
+            error = judge.error(found) if bool(found.isfinite().all()) else float("inf")
+            if error < after:
+                best, after, chosen = found, error, value
+        if best is not self.matrix:
+            _write(self.layer, self.network, best, self.has_bias)
+        note = "" if best is not self.matrix else "no better than it was"
+        return RepairRow(name, self.removed, before, after, chosen, seconds + time.perf_counter() - started, note)
+
+
+def _check(verb: str, pruned: Any, original: Any, loader: Any, damping: Any) -> None:
+    for what, model in (("pruned", pruned), ("original", original)):
+        if is_bayesian(check_module(verb, model)):
+            raise ConversionError(
+                f"{verb}: {what} must be a plain network, got a Bayesian {type(model).__name__}; first "
+                "to_deterministic, then repair, then compact."
+            )
+    if damping is not None:
+        check_number(verb, "damping", damping, least=0)
+    if not is_loader(loader):
+        raise InvalidTypeError(
+            f"{verb}: loader must give batches, got {type(loader).__name__}; wrap the inputs in a DataLoader, or pass "
+            "a list of batches."
+        )
+    if isinstance(loader, Iterator):
+        raise InvalidTypeError(
+            f"{verb}: loader is read once for each layer, got {type(loader).__name__}, which can be read once; pass a "
+            "DataLoader or a list."
+        )
+
+
+def _jobs(verb: str, network: nn.Module, dense: nn.Module) -> tuple[list[Job], dict[Layer, str]]:
+    """The weights to solve for, and those that are left with the reason."""
+    layers, others = list(repairable_layers(network)), {layer.label: layer for layer in repairable_layers(dense)}
+    for layer in layers:
+        shape = tuple(layer.tensors(network)[0].shape)
+        other = others.get(layer.label)
+        found = None if other is None else tuple(other.tensors(dense)[0].shape)
+        if found != shape:
+            raise InvalidValueError(
+                f"{verb}: '{layer.name}' must have the shape that it has in the original, got {shape} instead of "
+                f"{found}; first to_deterministic, then repair, then compact."
+            )
+    names: dict[int, set[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), set()).add(name.removesuffix("_orig"))
+    jobs: dict[tuple[int, int], list[Layer]] = {}
+    left: dict[Layer, str] = {}
+    for layer in layers:
+        module = network.get_submodule(layer.owner)
+        own = _parameter(module, layer.weight)
+        elsewhere = set() if own is None else names[id(own)] - {other.name for other in layers}
+        if own is None:
+            left[layer] = "computed in every forward"
+        elif elsewhere:
+            left[layer] = f"shared with '{min(elsewhere)}'"
+        else:
+            jobs.setdefault((id(own), getattr(layer, "index", 0)), []).append(layer)
+    for key, shared in list(jobs.items()):
+        biases = {id(layer.tensors(network)[1]) for layer in shared}
+        if len({type(layer) for layer in shared}) > 1 or (len(biases) > 1):
+            left[shared[0]] = "shared by layers of other kinds or biases"
+            del jobs[key]
+    return [Job(tuple(shared)) for shared in jobs.values()], left
+
+
+def _parameter(module: nn.Module, name: str) -> nn.Parameter | None:
+    """The Parameter behind a weight, under a mask or not; None where the weight is computed."""
+    if parametrize.is_parametrized(module, name):
+        return None
+    masked = getattr(module, f"{name}_orig", None) if hasattr(module, f"{name}_mask") else None
+    found = getattr(module, name) if masked is None else masked
+    return found if isinstance(found, nn.Parameter) else None
+
+
+def _matrix(layer: Layer, network: nn.Module) -> tuple[Tensor, bool]:
+    """The weights in float64 as (groups, outputs, inputs), with the bias as the last column; whether there is one."""
+    weight, bias = layer.tensors(network)
+    matrix = layer.matrix(network.get_submodule(layer.owner), weight.detach())
+    matrix = (matrix.cpu() if matrix.device.type == "mps" else matrix).double()
+    if bias is None:
+        return matrix, False
+    return torch.cat([matrix, bias.detach().to(matrix).reshape(*matrix.shape[:2], 1)], -1), True
+
+
+def _write(layer: Layer, network: nn.Module, matrix: Tensor, has_bias: bool) -> None:
+    """Put weights and bias where they belong."""
+    module = network.get_submodule(layer.owner)
+    weight, bias = layer.tensors(network)
+    found = layer.from_matrix(module, matrix[..., :-1] if has_bias else matrix).to(weight)
+    mask = getattr(module, f"{layer.weight}_mask", None)
+    if mask is not None:
+        held = getattr(module, f"{layer.weight}_orig")
+        held.copy_(torch.where(mask.bool(), found, held))
+    weight.copy_(found)
+    if has_bias and bias is not None:
+        bias.copy_(matrix[..., -1].reshape(bias.shape))
+
+
+def _removed(layer: Layer, network: nn.Module) -> float:
+    return float((layer.tensors(network)[0] == 0).double().mean())

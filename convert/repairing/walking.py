@@ -1,0 +1,164 @@
+"""The way through a network: which weights see the same inputs, and what they see, batch by batch.
+
+Both networks run only as far as the weights that are looked at; nothing is kept but one batch.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bensemble.errors import InvalidValueError
+from bensemble.models.batches import Unpack, call, device_of, split_batch, to_device
+
+from .layers import Layer, Use
+
+__all__ = ["Job", "Pair", "Walk"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One weight with all the layers that use it."""
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def label(self) -> str:
+        """What to call it in a report."""
+        return self.layers[0].label
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One use of a weight in one batch.
+
+    Attributes:
+        job: The weight.
+        layer: The layer that used it.
+        pruned: Inputs in the pruned network.
+        original: Inputs and outputs in the original.
+        is_heldout: Whether the batch belongs to the last tenth.
+    """
+
+    job: Job
+    layer: Layer
+    pruned: Tensor
+    original: Use
+    is_heldout: bool
+
+
+class _Enough(BaseException):
+    """Ends a forward; no ``except Exception`` in a model stops it."""
+
+
+class Walk:
+    """The batches of a loader in two networks.
+
+    Args:
+        pruned: The network to repair; it may change between passes.
+        original: The network before pruning.
+        loader: Batches, the same number in every pass.
+        unpack: ``callable(batch) -> (inputs, target)``.
+    """
+
+    def __init__(self, pruned: nn.Module, original: nn.Module, loader: Iterable[Any], unpack: Unpack | None) -> None:
+        self._pruned, self._original, self._loader, self._unpack = pruned, original, loader, unpack
+        self._uses: Counter[str] = Counter()
+
+    def groups(self, jobs: Sequence[Job]) -> list[list[Job]]:
+        """The jobs that a forward reaches, in the order of their first use; those with the same inputs together."""
+        owners = {layer.label: job for job in jobs for layer in job.layers}
+        order: dict[str, tuple[Job, weakref.ref[Tensor]]] = {}
+        self._num_batches = len(self._loader) if isinstance(self._loader, Sized) else None
+        inputs = next(self._batches(), None)
+        if inputs is None:
+            raise InvalidValueError("repair: loader must give batches in every pass, got none; pass a DataLoader.")
+
+        def count(layer: Layer, use: Use) -> None:
+            job = owners[layer.label]
+            self._uses[layer.label] += 1
+            order.setdefault(job.label, (job, weakref.ref(use[0])))
+
+        self._run(self._original, inputs, [layer for job in jobs for layer in job.layers], count)
+        found: list[list[Job]] = []
+        firsts: list[weakref.ref[Tensor]] = []
+        for job, seen in order.values():
+            same = next((i for i, first in enumerate(firsts) if first() is not None and first() is seen()), None)
+            if same is None:
+                found.append([job])
+                firsts.append(seen)
+            else:
+                found[same].append(job)
+        return found
+
+    def passing(self, jobs: Sequence[Job]) -> Iterator[Pair]:
+        """What the jobs see in one pass over the loader."""
+        owners = {layer.label: job for job in jobs for layer in job.layers}
+        layers = [layer for job in jobs for layer in job.layers]
+        for index, inputs in enumerate(self._batches()):
+            pruned, original = self._copies(self._pruned, inputs, layers), self._copies(self._original, inputs, layers)
+            if [layer for layer, _ in pruned] != [layer for layer, _ in original]:
+                raise InvalidValueError(
+                    f"repair: both networks must use '{jobs[0].label}' equally often, got {len(pruned)} and "
+                    f"{len(original)} uses; a network that chooses its way by its weights cannot be repaired."
+                )
+            for (layer, (seen, _)), (_, use) in zip(pruned, original, strict=True):
+                yield Pair(owners[layer.label], layer, seen, use, self._is_heldout(index))
+
+    def _is_heldout(self, index: int) -> bool:
+        if self._num_batches is None:
+            return index % 10 == 9
+        return index >= self._num_batches - max(1, self._num_batches // 10)
+
+    def _batches(self) -> Iterator[Any]:
+        device = device_of(self._original)
+        for batch in self._loader:
+            yield to_device(split_batch(batch, self._unpack)[0], device)
+
+    def _copies(self, network: nn.Module, inputs: Any, layers: Sequence[Layer]) -> list[tuple[Layer, Use]]:
+        """What some layers see in one forward, safe from operations in place; it ends after the last of them."""
+        found: list[tuple[Layer, Use]] = []
+        wanted = sum(self._uses[layer.label] for layer in layers)
+
+        def see(layer: Layer, use: Use) -> None:
+            found.append((layer, (use[0].clone(), use[1].clone())))
+            if len(found) == wanted:
+                raise _Enough
+
+        self._run(network, inputs, layers, see)
+        return found
+
+    def _run(self, network: nn.Module, inputs: Any, layers: Sequence[Layer], see: Callable[[Layer, Use], None]) -> None:
+        """One forward, in which every use of a layer is shown."""
+
+        def watch(layer: Layer) -> Any:
+            def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+                see(layer, layer.seen(module, args, kwargs, output))
+
+            return hook
+
+        with ExitStack() as stack:
+            stack.enter_context(_modules_called())
+            for layer in layers:
+                handle = network.get_submodule(layer.path).register_forward_hook(watch(layer), with_kwargs=True)
+                stack.callback(handle.remove)
+            with suppress(_Enough):
+                call(network, inputs)
+
+
+@contextmanager
+def _modules_called() -> Iterator[None]:
+    """Without torch's fast path of attention, which calls no modules."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
