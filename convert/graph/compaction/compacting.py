@@ -137,7 +137,8 @@ def _attempt(source: Source, model: nn.Module, runs: list[Run]) -> tuple[_Result
         flow, solution, cut = _analyse(source, model, run, "batch" if _attends(flow) else "all")
     graph = rewrite(flow, solution, cut)
     wrong = difference(graph, model, runs, keeps_class=False)
-    if wrong is not None:
+    if wrong is not None:  # a rule is wrong, or the model is not the same in every run
+        log.warning("compact: the graph of torch.%s was given up: %s", source, wrong)
         raise CaptureError(f"the torch.{source} graph was given up: {wrong}")
     graph = copy.deepcopy(graph)  # so far it shares the tensors that did not change
     copy_flags(model, graph)
