@@ -67,11 +67,15 @@ class Answer(Mapping[str, np.ndarray]):
             object.__setattr__(self, name, value)
 
     def labels(self) -> np.ndarray:
-        """The most probable class of each example: its name, or its index where the file has no class names."""
+        """The most probable class of each example: its name, or its index where the file has no class names.
+
+        An example whose probabilities are NaN has no label: then the labels are objects, and this one is None.
+        """
         if self.class_axis is None or "probs" not in self or self.class_axis >= self.probs.ndim:
             raise ValueError(f"labels: an answer with {', '.join(self)} chooses no class; only classifiers do.")
-        best = self.probs.argmax(self.class_axis)
-        return np.asarray(self._class_names("labels", self.probs))[best] if self.classes else best
+        best, none = self.probs.argmax(self.class_axis), ~np.isfinite(self.probs).all(self.class_axis)
+        names = np.asarray(self._class_names("labels", self.probs))[best] if self.classes else best
+        return np.array(np.where(none, None, names)) if none.any() else names
 
     def sets(self) -> list[Any]:
         """The prediction set of each example as a list of class names or indices."""
@@ -179,6 +183,7 @@ class UncertaintySession:
             ) from err
         self._check_metadata()
         self.outputs = tuple(outputs)
+        self._axes = {name: shape[:1] for name, shape in outputs.items()}
         try:
             self._read_metadata(outputs)
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as err:
@@ -188,6 +193,9 @@ class UncertaintySession:
 
     def __call__(self, *arrays: np.ndarray, **named: np.ndarray) -> Answer:
         """The outputs for a batch; arrays in the order or by the names of :attr:`inputs`.
+
+        An example with NaN or infinity in its inputs gets NaN in every output, an empty prediction set and no label;
+        the others keep theirs. The -inf of an additive mask, which has nothing above 0, is no such value.
 
         Raises:
             TypeError: An input is missing, unknown, not an array or of another dtype.
@@ -203,7 +211,12 @@ class UncertaintySession:
                 f"session: ONNX Runtime cannot run '{self.path}' on {shapes}, got {_message(err)}; give inputs like "
                 "those that it was exported with, or export it again."
             ) from err
-        return Answer(dict(zip(self.outputs, values, strict=True)), self.classes, self._class_axis)
+        found = dict(zip(self.outputs, values, strict=True))
+        for name, array in feed.items():
+            rows = _not_finite(array)
+            if rows.any():
+                found = {output: self._without(output, found[output], name, rows) for output in found}
+        return Answer(found, self.classes, self._class_axis)
 
     def in_batches(self, size: int, *arrays: np.ndarray, **named: np.ndarray) -> Answer:
         """One answer for many examples, computed ``size`` at a time, so that memory stays bounded."""
@@ -220,6 +233,13 @@ class UncertaintySession:
     def __repr__(self) -> str:
         takes = ", ".join(f"{name}: {dtype}{list(shape)}" for name, (dtype, shape) in self.inputs.items())
         return f"UncertaintySession('{self.path}', {takes} -> {', '.join(self.outputs)}, {self.likelihood})"
+
+    def _without(self, output: str, values: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
+        """An output without an answer for rows of an input; for every row where their first axes are not the same."""
+        same = self._axes[output] == self.inputs[name][1][:1] and len(values) == len(rows)
+        changed = values.copy()
+        changed[rows if same else ...] = np.nan if values.dtype.kind == "f" else 0
+        return changed
 
     def _check_metadata(self) -> None:
         schema, outputs = self.metadata.get("bensemble.schema"), self.metadata.get("bensemble.outputs")
@@ -536,6 +556,14 @@ def _log_marginal(counts: np.ndarray, prior: np.ndarray) -> np.ndarray:
     log_gamma = np.vectorize(math.lgamma, otypes=[float])
     total = log_gamma(prior.sum()) - log_gamma(prior.sum() + counts.sum(-1))
     return total + (log_gamma(counts + prior) - log_gamma(prior)).sum(-1)
+
+
+def _not_finite(array: np.ndarray) -> np.ndarray:
+    """Which rows of an input hold NaN or infinity; the -inf of an additive mask, with nothing above 0, is allowed."""
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return np.zeros(len(array) if array.ndim else 1, dtype=bool)
+    allowed = np.isfinite(array) | (np.isneginf(array) & (array.max() <= 0))
+    return ~allowed.reshape(len(array) if array.ndim else 1, -1).all(1)
 
 
 def _check_count(verb: str, name: str, value: Any) -> None:

@@ -417,7 +417,7 @@ def test_the_extreme_quantiles_of_a_gaussian_are_refused():
         ({"generator": 3}, InvalidTypeError, "generator must be a torch.Generator, got 3"),
         ({"likelihood": "poisson"}, InvalidValueError, "likelihood: must be one of"),
         ({"output": "logits"}, InvalidValueError, "'logits' selects nothing"),
-        ({"inputs": torch.full((2, 3), math.nan)}, InvalidValueError, "got 6 of 6 values that are not, in batch 0"),
+        ({"model": nn.Threshold(9.0, math.nan)}, InvalidValueError, "got 6 of 6 values that are not, in batch 0"),
         (
             {"model": nn.Sequential(nn.Flatten(), nn.Linear(3, 9), nn.Softmax(-1)), "likelihood": "categorical"},
             InvalidValueError,
@@ -469,3 +469,58 @@ def test_a_forward_that_does_not_fit_says_so():
         OutOfMemoryError, match="predict: 7 examples in one forward do not fit into memory; pass chunk_s"
     ):
         predict(Large(), X)
+
+
+# -- inputs that are not finite
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("form", ["tensor", "tuple", "mapping", "list in a tuple", "packed", "loader"])
+def test_inputs_that_are_not_finite_are_refused_even_where_the_outputs_are(value, form):
+    class Bounded(nn.Module):
+        """Answers anything with numbers."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3, 4))
+
+        def forward(self, x):
+            x = x[0] if isinstance(x, list) else getattr(x, "data", x)
+            return torch.nan_to_num(x).clamp(-1, 1) @ self.weight.T
+
+    x = torch.rand(5, 4)
+    x[3, 2] = value
+    inputs = {
+        "tensor": x,
+        "tuple": (x,),
+        "mapping": {"x": x},
+        "list in a tuple": ([x],),
+        "packed": nn.utils.rnn.pack_sequence(list(x[:, None])),
+        "loader": [(x.nan_to_num(0, 0, 0), None), (x, None)],
+    }[form]
+    if form == "loader":
+        expected = rf"predict: inputs must be finite, got {value} at \[3, 2\] of a .* in batch 1, one of 1"
+    else:
+        expected = rf"predict: inputs must be finite, got {value} at \[3, 2\] of a tensor of shape \(5, 4\)"
+    with pytest.raises(InvalidValueError, match=expected):
+        predict(Bounded(), inputs, likelihood="categorical")
+
+
+def test_the_infinities_of_an_additive_mask_are_no_fault():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x, mask):
+            return self.linear(x) + mask
+
+    mask = torch.tensor([[0.0, -math.inf, 0.0]]).expand(5, 3)
+    assert bool((predict(Masked(), (torch.randn(5, 4), mask), likelihood="categorical").probs[:, 1] == 0).all())
+
+
+def test_noise_that_overflows_is_refused():
+    head = nn.Linear(4, 2)
+    nn.init.constant_(head.bias, 200.0)
+    with pytest.raises(InvalidValueError, match="the noise that the outputs hold must be finite, got 5 of 5 values"):
+        predict(head, torch.randn(5, 4), likelihood="gaussian_head")

@@ -22,6 +22,7 @@ __all__ = [
     "Unpack",
     "batch_size",
     "call",
+    "check_finite_inputs",
     "device_of",
     "examples_along",
     "first_examples",
@@ -59,6 +60,25 @@ def call(model: Callable[..., Any], inputs: Inputs) -> Any:
     if isinstance(inputs, Mapping):
         return model(**inputs)
     raise _not_inputs(inputs)
+
+
+def check_finite_inputs(verb: str, inputs: Inputs, batch: int | None = None) -> None:
+    """Raise for NaN and infinity among inputs, from which a network may make an answer that looks sure.
+
+    The -inf of an additive mask is allowed: of a tensor that has nothing above 0.
+    """
+    for tensor in _input_tensors((inputs.data,) if isinstance(inputs, PackedSequence) else inputs):
+        if not tensor.is_floating_point() or tensor.layout != torch.strided or bool(tensor.isfinite().all()):
+            continue
+        bad = ~tensor.isfinite()
+        if bool((tensor <= 0).all()):
+            continue
+        values, place = tensor[bad], bad.nonzero()[0].tolist()
+        raise InvalidValueError(
+            f"{verb}: inputs must be finite, got {values[0].item()} at {place} of a tensor of shape "
+            f"{tuple(tensor.shape)}{'' if batch is None else f' in batch {batch}'}, one of {len(values)} such values; "
+            "leave these examples out, or fill in what is missing."
+        )
 
 
 def split_batch(batch: Any, unpack: Unpack | None = None) -> tuple[Inputs, Any]:

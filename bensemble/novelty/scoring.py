@@ -13,7 +13,7 @@ from ..checks import check_module
 from ..errors import InvalidTypeError, InvalidValueError
 from ..fingerprints import network_fingerprint
 from ..likelihoods import Categorical, Likelihood
-from ..models.batches import Inputs, Unpack, device_of, is_loader, read_batches, to_device
+from ..models.batches import Inputs, Unpack, check_finite_inputs, device_of, is_loader, read_batches, to_device
 from ..models.outputs import OutputSelector
 from ..models.state import unwrapped
 from ..tables import text_table
@@ -96,7 +96,7 @@ class Novelty(nn.Module):
             one call, on the CPU for a loader.
 
         Raises:
-            InvalidValueError: The model has changed since the fit, or features are not finite.
+            InvalidValueError: The model has changed since the fit, or inputs or features are not finite.
         """
         self._check(self.model)
         if not is_loader(inputs):
@@ -176,6 +176,7 @@ class Novelty(nn.Module):
 
     def _score(self, inputs: Inputs) -> Tensor:
         model = self.model
+        check_finite_inputs("score", inputs)
         raw, features = self.reader.read(model, to_device(inputs, device_of(model)), self.output)
         where = self.heldout.device
         shape, terms = terms_of(self.reader, self.likelihood, raw, features)

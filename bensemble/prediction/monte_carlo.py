@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from ..checks import check_count, check_module
 from ..errors import InvalidTypeError, InvalidValueError
 from ..fingerprints import posterior_fingerprint
 from ..likelihoods import Likelihood, resolve
-from ..models.batches import Inputs, Unpack, is_loader, split_batch
+from ..models.batches import Inputs, Unpack, check_finite_inputs, is_loader, split_batch
 from ..models.outputs import OutputSelector, describe
 from ..models.sharding import whole
 from ..models.state import evaluating
@@ -81,7 +81,8 @@ def predict(
 
     Raises:
         InvalidTypeError: An argument has the wrong type.
-        InvalidValueError: Outputs that are not finite, cannot be what ``likelihood`` says, or do not fit together.
+        InvalidValueError: Inputs or outputs that are not finite (a mask may hold -inf), outputs that cannot be what
+            ``likelihood`` says, or do not fit together.
         OutOfMemoryError: A forward does not fit into memory; ``chunk_size`` bounds it.
 
     Example:
@@ -116,7 +117,7 @@ def predict(
         count = len(models) if all(forms) else num_samples
         batches: Iterable[Any] = (split_batch(b, unpack)[0] for b in inputs) if loader else [inputs]
         chunks = Chunks(models, chunk_size, output)
-        pieces: Iterable[Inputs] = (chunk for batch in batches for chunk in chunks.of(batch))
+        pieces: Iterable[Inputs] = (chunk for batch in _finite(batches) for chunk in chunks.of(batch))
         if not loader:
             pieces = list(pieces)
         known = pieces if not loader else inputs if chunk_size is None else None
@@ -143,6 +144,13 @@ def predict(
         return prediction
     pvalue, smallest = strangeness.pvalue(prediction.novelty), strangeness.smallest_pvalue
     return replace(prediction, novelty_pvalue=pvalue, smallest_pvalue=smallest)
+
+
+def _finite(batches: Iterable[Inputs]) -> Iterator[Inputs]:
+    """The batches, each one checked."""
+    for index, batch in enumerate(batches):
+        check_finite_inputs("predict", batch, index)
+        yield batch
 
 
 class _Forwards:
@@ -192,12 +200,14 @@ def _predict_closed(
 
 
 def _check_finite(found: dict[str, Tensor], index: int) -> None:
-    broken = ~found["mean"].isfinite()
-    if bool(broken.any()):
-        raise InvalidValueError(
-            f"predict: outputs must be finite, got {int(broken.sum())} of {broken.numel()} values that are not, in "
-            f"batch {index}; look at the inputs, at sigma and at half precision."
-        )
+    for name in ("mean", "spread"):
+        broken = ~found.get(name, found["mean"]).isfinite()
+        if bool(broken.any()):
+            what = "outputs" if name == "mean" else "the noise that the outputs hold"
+            raise InvalidValueError(
+                f"predict: {what} must be finite, got {int(broken.sum())} of {broken.numel()} values that are not, in "
+                f"batch {index}; look at the inputs, at sigma and at half precision."
+            )
 
 
 def _as_models(model: Any) -> list[nn.Module]:

@@ -205,7 +205,11 @@ def test_buffers_belong_to_the_model_and_their_order_does_not_matter():
 
 def test_scores_refuse_what_is_not_finite_or_no_score():
     novelty = fit()
-    with pytest.raises(InvalidValueError, match="score: features must be finite, got 1 of 3 scores"):
+    broken = fit()
+    broken.standard.fill_(torch.nan)
+    with pytest.raises(InvalidValueError, match="score: features must be finite, got 3 of 3 scores"):
+        broken.score(X[:3])
+    with pytest.raises(InvalidValueError, match=r"score: inputs must be finite, got nan at \[2, 0\]"):
         novelty.score(torch.cat([X[:2], X[:1] * torch.nan]))
     with pytest.raises(InvalidValueError, match="pvalue: scores must be numbers, got NaN"):
         novelty.pvalue(torch.tensor([torch.nan]))

@@ -122,6 +122,35 @@ def test_classes_of_every_pixel(tmp_path):
     assert set(answer.labels().flat) <= {"a", "b", "c"}
 
 
+class Bounded(nn.Module):
+    """Answers anything with numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x, mask):
+        return self.linear(torch.where(x > 0, x, 0.0).clamp(-1, 1)) + mask
+
+
+@pytest.mark.parametrize("classes", ["a,b,c", ""])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_example_that_is_not_finite_has_no_label_and_the_others_keep_theirs(tmp_path, classes, value):
+    bnn, inputs = bayesify(Bounded()), (torch.randn(2, 4), torch.zeros(2, 3))
+    options = {"outputs": "uncertainty", "num_samples": 2, "likelihood": "categorical"}
+    export_onnx(bnn, tmp_path / "m.onnx", inputs, **options, metadata={"classes": classes} if classes else None)
+    session = UncertaintySession(tmp_path / "m.onnx")
+    x, mask = np.random.default_rng(0).random((5, 4), dtype="float32"), np.zeros((5, 3), "float32")
+    mask[:, 1] = -np.inf  # as an additive mask has it
+    good = session(x, mask)
+    assert good.labels().dtype == np.asarray(["a"] if classes else [0]).dtype
+    x[3, 2] = value
+    for answer in (session(x, mask), session.in_batches(2, x, mask)):
+        assert answer.labels()[3] is None
+        assert [*np.delete(answer.labels(), 3)] == [*np.delete(good.labels(), 3)]
+        assert all(np.isnan(answer[name][3]).all() for name in session.outputs)
+
+
 def test_regressions_have_no_labels(tmp_path):
     export_onnx(model(), tmp_path / "m.onnx", torch.randn(1, 4), outputs="uncertainty", num_samples=2)
     answer = UncertaintySession(tmp_path / "m.onnx")(np.zeros((2, 4), "float32"))
