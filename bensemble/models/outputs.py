@@ -6,15 +6,16 @@ names is taken, by default the entry ``logits`` or ``out``, or the only floating
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from ..errors import InvalidTypeError, InvalidValueError
 
-__all__ = ["OutputSelector", "describe", "is_named_tuple", "select_output", "tensor_paths"]
+__all__ = ["OutputSelector", "describe", "is_named_tuple", "select_output", "tensor_paths", "with_tensors"]
 
 #: What ``output=`` accepts: a key or dotted path, an index, or ``callable(model_output) -> Tensor``.
 OutputSelector: TypeAlias = "str | int | Callable[[Any], Tensor]"
@@ -112,6 +113,22 @@ def tensor_paths(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
         entries = {key: item for key, item in entries.items() if isinstance(key, str)}
     for key, item in entries.items():
         yield from tensor_paths(item, f"{path}.{key}" if path else str(key))
+
+
+def with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
+    """A structured output of the same types around other tensors, in the order of :func:`tensor_paths`."""
+    if isinstance(value, Tensor):
+        return next(tensors)
+    if isinstance(value, (tuple, list)):
+        items = [with_tensors(item, tensors) for item in value]
+        return type(value)(*items) if isinstance(value, tuple) and is_named_tuple(value) else type(value)(items)
+    entries = {key: with_tensors(item, tensors) for key, item in _entries(value).items()}
+    if isinstance(value, Mapping):
+        same: Any = copy.copy(value) if isinstance(value, MutableMapping) else {}
+        for key, item in entries.items():  # Hugging Face's outputs are dataclasses too
+            same[key] = item
+        return same
+    return dataclasses.replace(value, **entries) if entries else value
 
 
 def _listing(output: Any, most: int = 10) -> str:

@@ -72,6 +72,8 @@ def score(name: ModelName | None, inputs: Any, labels: Any) -> Any:
     from bensemble.models.batches import call, split_inputs
     from bensemble.models.outputs import select_output
 
+    low, high = int(labels.min()), int(labels.max())
+
     def accuracy(model: Any) -> float:
         right = 0
         for part, wanted in zip(split_inputs(inputs, BATCH), labels.split(BATCH), strict=True):
@@ -80,6 +82,11 @@ def score(name: ModelName | None, inputs: Any, labels: Any) -> Any:
                 raise InvalidValueError(
                     f"data: accuracy needs scores of shape (examples, classes), got {tuple(scores.shape)}; "
                     "name a function of your own with --evaluate."
+                )
+            if not 0 <= low <= high < scores.shape[1]:
+                raise InvalidValueError(
+                    f"data: labels must lie in 0..{scores.shape[1] - 1} for the model's {scores.shape[1]} outputs, got "
+                    f"{low}..{high}; number the classes as the model does."
                 )
             right += int((scores.argmax(1).cpu() == wanted).sum())
         return right / len(labels)

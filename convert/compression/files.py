@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from bensemble.errors import ConversionError, ExportError
-from bensemble.models.batches import Inputs, batch_size
-from bensemble.models.outputs import OutputSelector
+from bensemble.errors import BensembleError, ConversionError, ExportError
+from bensemble.models.batches import Inputs, batch_size, call, device_of, to_device
+from bensemble.models.outputs import OutputSelector, describe
 from bensemble.pruning.channels import ChannelGroups
 from bensemble.torch_internals import forward_pre_hooks
 
@@ -24,6 +24,7 @@ from ..onnx.files.measuring import checked_metric
 from ..reports.zeros import sparsity
 from ..surgery.collapsing import to_deterministic
 from .candidates import Candidate
+from .chance import check_baseline
 from .results import Point
 
 __all__ = ["CandidateFiles"]
@@ -46,6 +47,7 @@ class CandidateFiles:
         sparse: Whether mostly-zero weights may be stored as sparse tensors.
         output: Which output of the model to export.
         progress: Called with each measured point.
+        like: What the network itself returns, for ``evaluate``; None where ``output`` names one output.
         points: What was measured so far, the first one the reference of drops and ratios.
         notes: Candidates that could not be written, and why.
     """
@@ -60,6 +62,7 @@ class CandidateFiles:
     sparse: bool = True
     output: OutputSelector | None = None
     progress: Callable[[Point], None] | None = None
+    like: Any = None
     points: dict[Candidate, Point] = field(default_factory=dict)
     notes: dict[Candidate, str] = field(default_factory=dict)
 
@@ -89,6 +92,9 @@ class CandidateFiles:
             self.notes[candidate] = f"{candidate}: not written, {str(err).splitlines()[0]}"
             log.info("%s", self.notes[candidate])
             return None
+        if not self.points and self.output is None:
+            with torch.no_grad():
+                self.like = call(network.eval(), to_device(self.example_inputs, device_of(network)))
         metric = self._evaluated(path, candidate)
         best = next(iter(self.points.values())).metric if self.points else metric
         point = Point(
@@ -108,6 +114,12 @@ class CandidateFiles:
         if self.progress is not None:
             self.progress(point)
         return point
+
+    def check_baseline(self, max_drop: float | None) -> None:
+        """Refuse a network whose score does not tell it from outputs that mean nothing."""
+        first = next(iter(self.points.values()))
+        with torch.no_grad():
+            check_baseline(self.evaluate, OnnxModel(self.path(first), like=self.like), first.metric, max_drop)
 
     def time(self, rounds: int = 5) -> None:
         """Give every point its latency on the example inputs, all files taking turns."""
@@ -150,16 +162,19 @@ class CandidateFiles:
 
     def _evaluated(self, path: Path, candidate: Candidate) -> float:
         with torch.no_grad():
-            value = self._call("evaluate", self.evaluate, OnnxModel(path), candidate)
+            value = self._call("evaluate", self.evaluate, OnnxModel(path, like=self.like), candidate)
         return checked_metric("compress", value, str(candidate))
 
     def _call(self, name: str, function: Callable[[nn.Module], Any], network: nn.Module, candidate: Candidate) -> Any:
         try:
             return function(network)
+        except BensembleError:
+            raise
         except Exception as err:
             raise ConversionError(
                 f"compress: {name} failed on '{candidate}', got {type(err).__name__}: "
-                f"{(str(err).splitlines() or [''])[0][:200]}; it is called like the model itself, on the CPU."
+                f"{(str(err).splitlines() or [''])[0][:200]}; what it gets is called like the model itself, on the "
+                f"CPU, and returns {'one output' if self.like is None else describe(self.like)}."
             ) from err
 
 

@@ -61,7 +61,8 @@ def compress(
     Args:
         bnn: A fitted or trained Bayesian model. It is left untouched.
         evaluate: ``callable(model) -> float``, higher is better. It gets each file as a module that is called like the
-            model itself, on the CPU.
+            model itself, on the CPU, and returns the same type, a dict for example; with ``output`` it is that tensor.
+            Before the search it also gets a module whose outputs mean nothing, four times, to see what chance scores.
         example_inputs: A tensor, a tuple of arguments or a mapping; latency is measured on it.
         path: Where the chosen file goes. An old file is replaced only by a verified new one.
         max_drop: Most that the metric may fall below that of the file at the posterior mean.
@@ -82,7 +83,8 @@ def compress(
         The chosen file, every point and the Pareto front; it prints as a table and draws itself with ``plot()``.
 
     Raises:
-        InvalidTypeError, InvalidValueError: An argument that cannot work, or an ``evaluate`` that gives no number.
+        InvalidTypeError, InvalidValueError: An argument that cannot work, or an ``evaluate`` that gives no number,
+            no better one than for outputs that mean nothing, or always the same.
         ConversionError: The model is not Bayesian, or ``evaluate`` or ``repair`` failed.
         ExportError: The model cannot be written, or not be quantised although ``calibration_data`` is given.
         UnmetConstraintsError: A ConversionError: no file meets the constraints. It says how close the search came, and
@@ -108,6 +110,7 @@ def compress(
             bnn, evaluate, example_inputs, folder, ways, calibration_data, repairing, sparse, output, progress
         )
         files.measure(Candidate())
+        files.check_baseline(max_drop)
         if calibration_data is not None:
             files.measure(Candidate(quantize="int8"))  # what int8 cannot do is refused before the search
         for ladder in ladders(bnn, ways):

@@ -189,6 +189,15 @@ def test_data_that_does_not_fit_is_refused(files: Path, arrays: dict[str, np.nda
     assert re.search(part, " ".join(result.stderr.split())), result.stderr
 
 
+def test_labels_that_the_outputs_cannot_have_are_refused(files: Path) -> None:
+    data = np.load(files / "val.npz")
+    np.savez(files / "bad.npz", images=data["images"], labels=data["labels"] + 1)
+    result = run(*COMPRESS, "--data", "bad.npz", "--max-drop", "0.1")
+    assert result.exit_code == 1
+    assert "data: labels must lie in 0..2 for the model's 3 outputs, got 1..3; number the classes" in result.stderr
+    assert not (files / "small.onnx").exists()
+
+
 @pytest.fixture
 def exported(files: Path) -> Path:
     space: dict[str, type] = {}

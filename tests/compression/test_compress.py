@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from dataclasses import replace
+from collections import namedtuple
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,11 @@ import torch
 from torch import nn
 
 from bensemble.errors import ConversionError, ExportError, InvalidTypeError, InvalidValueError
-from convert import OnnxModel, UnmetConstraintsError, bayesify, compress
+from convert import OnnxModel, UnmetConstraintsError, bayesify, compare_onnx, compress
 from convert.compression import Point
 from convert.compression import files as compression_files
 from convert.compression.candidates import SHARES, Candidate
+from convert.compression.chance import check_baseline
 from convert.compression.files import CandidateFiles
 from convert.compression.results import Constraints
 
@@ -171,7 +173,7 @@ class _Files:
 def in_memory(monkeypatch):
     files = _Files()
     monkeypatch.setattr(compression_files, "export_onnx", files.export)
-    monkeypatch.setattr(compression_files, "OnnxModel", files.networks.__getitem__)
+    monkeypatch.setattr(compression_files, "OnnxModel", lambda path, like: files.networks[path])
     monkeypatch.setattr(compression_files, "compare_onnx", files.compare)
 
 
@@ -186,9 +188,7 @@ def _mlp(width=32):
 def test_repair_trains_the_pruned_network_and_its_zeros_stay(tmp_path):
     model, x = _mlp()
     wanted, seen = model(x).detach(), []
-
-    def closeness(network):
-        return -float((network(x) - wanted).square().mean())
+    close = closeness(model, x)
 
     def repair(network):
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
@@ -199,10 +199,8 @@ def test_repair_trains_the_pruned_network_and_its_zeros_stay(tmp_path):
             optimizer.step()
         seen.append(float((network[0].weight == 0).float().mean()))
 
-    plain = compress(model, closeness, x, tmp_path / "a.onnx", max_size=10**6, granularities=["channel"])
-    repaired = compress(
-        model, closeness, x, tmp_path / "b.onnx", max_size=10**6, granularities=["channel"], repair=repair
-    )
+    plain = compress(model, close, x, tmp_path / "a.onnx", max_size=10**6, granularities=["channel"])
+    repaired = compress(model, close, x, tmp_path / "b.onnx", max_size=10**6, granularities=["channel"], repair=repair)
     unrepaired = {point.threshold: point for point in plain.points}
     pruned = [point for point in repaired.points if point.threshold is not None]
     assert pruned
@@ -264,7 +262,7 @@ def _refused(tmp_path, error, match, **changes):
     model, x = _mlp(8)
     path = tmp_path / "small.onnx"
     path.write_bytes(b"old")
-    arguments = {"evaluate": lambda network: 1.0, "example_inputs": x, "path": path, "max_drop": 0.1, **changes}
+    arguments = {"evaluate": closeness(model, x), "example_inputs": x, "path": path, "max_drop": 0.1, **changes}
     with pytest.raises(error, match=match):
         compress(model, **arguments)
     assert path.read_bytes() == b"old"
@@ -272,14 +270,20 @@ def _refused(tmp_path, error, match, **changes):
     assert not list(Path(tempfile.gettempdir()).glob("bensemble-*"))
 
 
+def closeness(model, x):
+    """A score that only the network itself has, 0, and nothing else comes near."""
+    wanted = model.eval()(x).detach()
+    return lambda network: -100 * float((network(x) - wanted).square().mean())
+
+
 def _fails_on_the_second():
     calls = []
 
     def evaluate(network):
         calls.append(network)
-        if len(calls) == 2:
+        if len(calls) == 6:  # after the network itself and four whose outputs mean nothing
             raise KeyError("labels")
-        return 1.0
+        return -float(len(calls))
 
     return evaluate
 
@@ -322,6 +326,137 @@ def test_refusals_leave_everything_as_it_was(tmp_path_factory, tmp_path, monkeyp
     _refused(tmp_path, error, match, **changes)
 
 
+# -- a score that means nothing
+
+
+def _scores(labels, **changes):
+    """A search with a trained network by its accuracy for these labels."""
+    model, images = posterior(), data().search[0]
+    options = {"max_drop": 0.01, "refine": 0, "granularities": ["channel"], **changes}
+    with tempfile.TemporaryDirectory() as folder:
+        compress(model, accuracy(images, labels), images[:16], f"{folder}/x.onnx", **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        (lambda y: y + 10, "evaluate must tell the network from outputs that mean nothing, got 0 for all"),
+        (lambda y: y + 1, "must score above chance before it is pruned, got 0, but the same output for every"),
+        (lambda y: 9 - y, "must score above chance"),
+    ],
+)
+def test_labels_that_do_not_belong_to_the_outputs_are_refused_before_the_search(labels, match):
+    with pytest.raises(InvalidValueError, match=match):
+        _scores(labels(data().search[1]))
+
+
+@pytest.mark.slow
+def test_labels_of_other_examples_are_warned_of():
+    shuffled = data().search[1].roll(1)
+    with pytest.warns(UserWarning, match="the search may end at a network that says one thing"):
+        _scores(shuffled, max_drop=0.1)
+
+
+class Fixed(nn.Module):
+    """Gives its outputs, whatever the input."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self):
+        return self.outputs
+
+
+Y = torch.arange(200) % 4
+LOGITS = torch.nn.functional.one_hot(Y).float() * 3 + torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "match"),
+    [
+        (lambda m: 0.7, "evaluate must tell the network from outputs that mean nothing, got 0.7 for all"),
+        (lambda m: float((m().argmax(1) == (Y + 1) % 4).float().mean()), "must score above chance .*, got 0.0"),
+        (lambda m: float(torch.nn.functional.cross_entropy(m(), Y)), "must score above chance .*, got 0.3.* higher is"),
+        (lambda m: -float(torch.nn.functional.cross_entropy(m(), (Y + 1) % 4)), "must score above chance .*, got -3"),
+    ],
+)
+def test_scores_that_say_nothing_are_refused(evaluate, match):
+    network = Fixed(LOGITS)
+    with pytest.raises(InvalidValueError, match=match):
+        check_baseline(evaluate, network, evaluate(network), 0.01)
+
+
+def _strict(m):
+    if not torch.equal(m(), LOGITS):
+        raise ValueError("no such outputs")
+    return 0.5
+
+
+@pytest.mark.parametrize(
+    "evaluate",
+    [
+        lambda m: -float(torch.nn.functional.cross_entropy(m(), Y)),
+        lambda m: -float((m() - LOGITS).square().mean()),  # 0, the best there is
+        lambda m: float((m()[:4].argmax(1) == Y[:4]).float().mean()),
+        _strict,
+    ],
+)
+def test_losses_negated_few_examples_and_metrics_that_refuse_are_no_fault(evaluate):
+    network = Fixed(LOGITS)
+    check_baseline(evaluate, network, evaluate(network), 0.01)
+
+
+class Answers(nn.Module):
+    """Several outputs in a structure."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.linear, self.form = nn.Linear(8, 3), form
+
+    def forward(self, x):
+        return self.form(self.linear(x))
+
+
+Pair = namedtuple("Pair", "logits energy")
+
+
+@dataclass
+class Fields:
+    logits: torch.Tensor
+    energy: torch.Tensor | None = None
+
+
+@pytest.mark.parametrize(
+    ("form", "logits"),
+    [
+        (lambda y: {"logits": y}, lambda out: out["logits"]),
+        (lambda y: {"deep": {"logits": y}, "more": [y.sum(1)]}, lambda out: out["deep"]["logits"]),
+        (lambda y: (y, y.sum(1)), lambda out: out[0]),
+        (lambda y: [y], lambda out: out[0]),
+        (lambda y: Pair(y, y.sum(1)), lambda out: out.logits),
+        (lambda y: Fields(y), lambda out: out.logits),
+    ],
+)
+def test_evaluate_gets_the_models_own_type_of_output(tmp_path, form, logits):
+    torch.manual_seed(0)
+    model, x = bayesify(Answers(form)), torch.randn(200, 8)
+    labels = logits(model.eval()(x)).argmax(1)
+
+    def evaluate(network):
+        return float((logits(network(x)).argmax(1) == labels).float().mean())
+
+    options = {"granularities": ["weight"], "refine": 0}
+    found = compress(model, evaluate, x[:4], tmp_path / "z.onnx", max_drop=0.01, **options)
+    assert found.baseline.metric > 0.99
+    assert evaluate(OnnxModel(found.path, like=model(x))) == found.chosen.metric
+    compared = compare_onnx({"a": found.path}, x, model=model, evaluate=evaluate, rounds=0)
+    assert compared["a"].metric == found.chosen.metric
+    with pytest.raises(InvalidValueError, match="like must have a tensor for each output of"):
+        OnnxModel(found.path, like=[x, x, x])
+
+
 @pytest.mark.usefixtures("in_memory")
 def test_constraints_that_no_file_meets_leave_everything_as_it_was(tmp_path_factory, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
@@ -352,7 +487,7 @@ def test_a_graph_that_cannot_be_quantised_is_refused_before_the_search(tmp_path,
     bnn = bayesify(model, include="weight")
     with pytest.raises(ExportError, match=message):
         compress(
-            *(bnn, lambda m: 1.0, x, tmp_path / "x.onnx"), max_drop=0.1, calibration_data=x, progress=points.append
+            bnn, closeness(bnn, x), x, tmp_path / "x.onnx", max_drop=0.1, calibration_data=x, progress=points.append
         )
     assert [point.name for point in points] == ["posterior mean"]
     assert not list(tmp_path.iterdir())

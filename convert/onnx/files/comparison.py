@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from bensemble.errors import InvalidTypeError, InvalidValueError
-from bensemble.models.batches import Inputs, Unpack, batch_size, device_of, is_loader, read_batches, to_device
+from bensemble.models.batches import Inputs, Unpack, batch_size, call, device_of, is_loader, read_batches, to_device
 from bensemble.models.outputs import OutputSelector
 from bensemble.models.state import evaluating
 from bensemble.tables import text_table
@@ -120,7 +120,8 @@ def compare_onnx(
         data: Inputs of one call (tensor, tuple, mapping) or a loader of batches, whose targets are left out.
         model: The torch model that the files come from; None leaves the errors out.
         evaluate: ``callable(model) -> float``, the task metric. It gets each file as an
-            :class:`~convert.onnx.files.running.OnnxModel`, which is called like the torch model, and ``model`` itself.
+            :class:`~convert.onnx.files.running.OnnxModel`, which is called like the torch model, and ``model`` itself,
+            whose type of outputs the files then have, unless ``output`` names one of them.
         batch_sizes: Batch sizes to time, made of the first batch's examples, repeated where there are fewer. A size
             that the first file does not take is left out.
         rounds: Rounds of timing; 0 times nothing.
@@ -146,6 +147,10 @@ def compare_onnx(
         raise InvalidValueError("compare_onnx: data must hold a batch, got none.")
     latency = _latency(models, first, batch_sizes, rounds) if rounds else {name: {} for name in files}
     with evaluating(*([] if model is None else [model])):
+        if model is not None and evaluate is not None and output is None:
+            with torch.no_grad():
+                like = call(model, to_device(first, device_of(model)))
+            models = {name: OnnxModel(path, like=like) for name, path in files.items()}
         variants = [
             Variant(
                 name=name,

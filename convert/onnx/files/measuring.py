@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -178,12 +179,13 @@ def checked_metric(verb: str, value: Any, name: str) -> float:
 
     Raises:
         InvalidTypeError: It is not a number.
-        InvalidValueError: It is NaN.
+        InvalidValueError: It is NaN or infinite.
     """
     try:
         metric = float(value)
     except (TypeError, ValueError) as err:
         raise InvalidTypeError(f"{verb}: evaluate must return a number, got {value!r} for '{name}'.") from err
-    if metric != metric:
-        raise InvalidValueError(f"{verb}: evaluate must return a number, got NaN for '{name}'; look at its data.")
+    if not math.isfinite(metric):
+        got = "NaN" if metric != metric else metric
+        raise InvalidValueError(f"{verb}: evaluate must return a number, got {got} for '{name}'; look at its data.")
     return metric

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bensemble.errors import InvalidTypeError, InvalidValueError, shown
-from bensemble.models.outputs import describe, tensor_paths
+from bensemble.models.outputs import describe, tensor_paths, with_tensors
 
 from ...runtime import check_digest
 
@@ -46,17 +46,19 @@ class OnnxModel(nn.Module):
 
     Args:
         path: The file.
+        like: An output of the torch model, whose type the outputs then have, such as a dict with one tensor.
 
     Raises:
-        InvalidValueError: ONNX Runtime cannot load it, or it has other bytes than ``export_onnx`` wrote.
+        InvalidValueError: ONNX Runtime cannot load it, it has other bytes than ``export_onnx`` wrote, or another number
+            of outputs than ``like`` has tensors.
 
     Example:
-        >>> evaluate(OnnxModel("small.onnx"))  # the same function that evaluates the torch model
+        >>> evaluate(OnnxModel("small.onnx", like=model(x)))  # the same function that evaluates the torch model
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], like: Any = None) -> None:
         super().__init__()
-        self.path = str(path)
+        self.path, self.like = str(path), like
         try:
             if not Path(path).is_file():
                 raise FileNotFoundError("there is no such file")
@@ -70,11 +72,18 @@ class OnnxModel(nn.Module):
                 f"OnnxModel: ONNX Runtime cannot load '{self.path}', it is damaged or something else, got "
                 f"{shown(err, 200)}; write it again."
             ) from err
+        if like is not None and len(list(tensor_paths(like))) != len(self.output_names):
+            raise InvalidValueError(
+                f"OnnxModel: like must have a tensor for each output of '{self.path}', {', '.join(self.output_names)}, "
+                f"got {describe(like)}; leave it out, or pass an output of the model that was exported."
+            )
         self.eval()
 
-    def forward(self, *inputs: Any, **named: Any) -> Tensor | dict[str, Tensor]:
-        """The file's outputs."""
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """The file's outputs: a tensor, a dict of them, or what ``like`` is."""
         found = self.outputs(named if named else inputs)
+        if self.like is not None:
+            return with_tensors(self.like, iter(found.values()))
         return next(iter(found.values())) if len(found) == 1 else found
 
     def outputs(self, inputs: Any) -> dict[str, Tensor]:
