@@ -5,7 +5,8 @@ Messages have one form: ``<verb>: '<dotted.path>' <fact>, got <value>; <what to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 __all__ = [
     "BensembleError",
@@ -14,10 +15,12 @@ __all__ = [
     "ExportError",
     "InvalidTypeError",
     "InvalidValueError",
+    "MissingPackageError",
     "OutOfMemoryError",
     "ReadOnlyError",
     "SamplingError",
     "VerificationError",
+    "needs_extra",
     "one_line",
     "refuse",
     "shown",
@@ -34,6 +37,10 @@ class InvalidValueError(BensembleError, ValueError):
 
 class InvalidTypeError(BensembleError, TypeError):
     """An argument has the wrong type."""
+
+
+class MissingPackageError(BensembleError, ImportError):
+    """A package of one of the extras of bensemble is not installed."""
 
 
 class ConversionError(BensembleError, ValueError):
@@ -62,6 +69,28 @@ class ExportError(BensembleError, RuntimeError):
 
 class VerificationError(ExportError):
     """The exported file does not reproduce the model; no file was changed."""
+
+
+@contextmanager
+def needs_extra(verb: str, extra: str) -> Iterator[None]:
+    """Around the imports of packages that only an extra of bensemble installs: say which extra where one is missing.
+
+    Args:
+        verb: The public function or module that needs them.
+        extra: Name of the extra, as in ``pyproject.toml``.
+
+    Raises:
+        MissingPackageError: A package cannot be imported.
+    """
+    try:
+        yield
+    except ImportError as err:
+        package = err.name.partition(".")[0] if err.name else one_line(err)
+        raise MissingPackageError(
+            f"{verb}: needs {package}, which is not installed; install bensemble with its {extra} extra, from the "
+            f"source tree: pip install '.[{extra}]'.",
+            name=err.name,
+        ) from err
 
 
 def refuse(verb: str, problems: Iterable[str], error: type[BensembleError] = ConversionError, most: int = 10) -> None:

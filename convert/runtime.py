@@ -162,8 +162,12 @@ class UncertaintySession:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"UncertaintySession: there is no file '{self.path}'; check the path.")
-        import onnxruntime  # the rest of this module works without
-
+        try:
+            import onnxruntime  # the rest of this module works without
+        except ImportError as err:
+            raise ImportError(
+                f"UncertaintySession: needs {err.name}, which is not installed; pip install onnxruntime."
+            ) from err
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         if threads is not None:

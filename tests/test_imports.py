@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -136,3 +137,37 @@ print("loaded", sum(1 for _ in bensemble.named_posteriors(model)))
     result = python(code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["loaded", str(sum(1 for _ in bensemble.named_posteriors(model)))]
+
+
+@pytest.mark.parametrize(
+    ("package", "call", "message"),
+    [
+        ("safetensors", "bensemble.save(bnn, 'x')", "save: needs safetensors, which is not installed; .*'.[io]'"),
+        ("safetensors", "bensemble.load('x', nn.Linear(2, 2))", "load: needs safetensors, .*'.[io]'"),
+        ("matplotlib", "bensemble.plots.set_sizes(torch.ones(3, 2).bool())", "plots: needs matplotlib, .*'.[plots]'"),
+        ("onnx", "convert.export_onnx", "convert.onnx: needs onnx, .*'.[onnx]'"),
+        ("onnx", "convert.compress", "convert.onnx: needs onnx, .*'.[onnx]'"),
+        ("numpy", "convert.inspect_onnx", "convert.onnx: needs numpy, .*'.[onnx]'"),
+        ("onnxruntime", "convert.OnnxModel('x')", "OnnxModel: needs onnxruntime, .*'.[onnx]'"),
+        ("onnxruntime", "UncertaintySession('x')", "UncertaintySession: needs onnxruntime, .* pip install onnxruntime"),
+        ("torchmetrics", "import convert.demo", "convert.demo: needs torchmetrics, .*'.[demo]'"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named_with_its_extra(tmp_path, package, call, message):
+    (tmp_path / "x").write_bytes(b"")
+    code = f"""
+import sys
+sys.modules[{package!r}] = None
+import torch, bensemble, bensemble.plots, convert
+from torch import nn
+if {package!r} != "numpy":
+    from convert.runtime import UncertaintySession
+bnn = convert.bayesify(nn.Linear(2, 2))
+try:
+    {call}
+except ImportError as err:
+    print(err)
+"""
+    result = python(code, cwd=tmp_path)
+    assert re.search(message.replace("[", r"\[").replace("]'", r"\]'"), result.stdout), result.stdout + result.stderr
+    assert "\n" not in result.stdout.strip()

@@ -1,5 +1,7 @@
 """The pictures show the numbers they should; how they look is for people."""
 
+import sys
+
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -7,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from bensemble import plots, predict, rejection_curve
-from bensemble.errors import InvalidTypeError
+from bensemble.errors import BensembleError
 from bensemble.likelihoods import Gaussian
 
 
@@ -51,5 +53,75 @@ def test_coverage_counts_what_lies_inside():
     axes = plots.coverage({"net": prediction}, targets, points=3)
     found = torch.tensor(axes.lines[1].get_xydata())
     assert_close(found[:, 1], found[:, 0], rtol=0, atol=5 * (0.25 / 500) ** 0.5)
-    with pytest.raises(InvalidTypeError, match="coverage: 'net' must be the prediction of a regression, got Pred"):
-        plots.coverage({"net": predict(members, torch.randn(5, 2))}, torch.zeros(5, 1))
+
+
+CLASSES = predict([nn.Linear(2, 3), nn.Linear(2, 3)], torch.randn(20, 2), likelihood="categorical")
+NUMBERS = predict([nn.Linear(2, 1), nn.Linear(2, 1)], torch.randn(20, 2), likelihood=Gaussian(1.0))
+RAW = predict([nn.Linear(2, 1), nn.Linear(2, 1)], torch.randn(20, 2))
+Y = torch.zeros(20).long()
+CURVE, SETS = rejection_curve(CLASSES, Y), torch.rand(20, 3) > 0.5
+
+
+def _names(axes):
+    return axes.get_legend_handles_labels()[1]
+
+
+@pytest.mark.parametrize(
+    ("draw", "one", "named"),
+    [
+        (lambda given: plots.rejection(given), CURVE, ["a, by entropy", "b, by entropy"]),
+        (lambda given: plots.reliability(given, Y), CLASSES.probs, ["a", "b"]),
+        (lambda given: plots.reliability(given, Y.tolist()), CLASSES, ["a", "b"]),
+        (lambda given: plots.reliability(given, Y.numpy()), CLASSES.probs.numpy(), ["a", "b"]),
+        (lambda given: plots.uncertainties(given), CLASSES, ["a", "b"]),
+        (lambda given: plots.uncertainties(given), NUMBERS, ["a", "b"]),
+        (lambda given: plots.uncertainties(given), RAW, ["a", "b"]),
+        (lambda given: plots.set_sizes(given), SETS, ["a", "b"]),
+        (lambda given: plots.set_sizes(given), SETS.numpy(), ["a", "b"]),
+        (lambda given: plots.coverage(given, torch.zeros(20, 1)), NUMBERS, ["a", "b"]),
+    ],
+)
+def test_one_a_list_and_a_mapping_are_drawn(tmp_path, draw, one, named):
+    assert _names(draw({"a": one, "b": one})) == named
+    assert _names(draw([one, one])) == [number + name[1:] for number, name in zip("12", named, strict=True)]
+    axes = draw(one)
+    assert _names(axes) == [name.removeprefix("a, ") for name in named[:1] if ", " in name]
+    axes.figure.savefig(tmp_path / "picture.png")
+
+
+@pytest.mark.parametrize(
+    ("draw", "match"),
+    [
+        (lambda: plots.coverage({"net": RAW}, torch.zeros(20, 1)), "predictions must come from predict.*under 'net'"),
+        (lambda: plots.coverage(NUMBERS, torch.zeros(20)), r"target must have the shape \(20, 1\)"),
+        (lambda: plots.coverage(NUMBERS, "y"), "coverage: targets must be tensors, got str"),
+        (lambda: plots.coverage(NUMBERS, torch.zeros(20, 1), points=0), "points must be at least 1, got 0"),
+        (lambda: plots.rejection(CLASSES), "curves must come from rejection_curve.*got ClassPrediction"),
+        (lambda: plots.rejection({}), "rejection: curves must hold at least one, got none"),
+        (lambda: plots.rejection([CURVE, None]), "got NoneType under '2'"),
+        (lambda: plots.rejection(CURVE, axes=Figure().subplots(1, 2)), "axes must be axes of matplotlib, got ndarray"),
+        (lambda: plots.rejection(CURVE, axes=Figure()), "axes must be axes of matplotlib, got Figure"),
+        (lambda: plots.reliability({"a": CLASSES.probs}, Y[:5]), r"class numbers of the 20 examples, got .* \(5,\)"),
+        (lambda: plots.reliability(CLASSES.probs, Y.float()), "class numbers of the 20 examples, got .* float32"),
+        (lambda: plots.reliability(9 * CLASSES.probs - 3, Y), "must be probabilities of the shape .* outside 0..1"),
+        (lambda: plots.reliability(NUMBERS, Y), "probs must be tensors, got RegressionPrediction"),
+        (lambda: plots.reliability(CLASSES, Y, colours="red"), "colours must map names to colours, got 'red'"),
+        (lambda: plots.reliability(CLASSES, Y, bins=0), "bins must be at least 1, got 0"),
+        (lambda: plots.uncertainties(CLASSES.entropy), "predictions must come from predict.*, got a tensor of shape"),
+        (lambda: plots.uncertainties(CLASSES, by="surprise"), "got 'surprise' for a ClassPrediction"),
+        (lambda: plots.uncertainties(RAW, by="entropy"), "got 'entropy' for a Prediction; call predict with a like"),
+        (lambda: plots.set_sizes(CLASSES), "sets must be tensors, got ClassPrediction"),
+        (lambda: plots.set_sizes(CLASSES.probs), "sets must say of each class whether it is in the set, got a tensor"),
+        (lambda: plots.set_sizes([["cat"], ["cat", "dog"]]), "sets must be tensors, got a list of 1"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_one_line(draw, match):
+    with pytest.raises(BensembleError, match=match) as caught:
+        draw()
+    assert "\n" not in str(caught.value)
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    with pytest.raises(ImportError, match=r"plots: needs matplotlib, which is not installed; .*'\.\[plots\]'"):
+        plots.rejection(CURVE)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..basis import Basis
 from ..checks import check_module
-from ..errors import CheckpointError, refuse, shown
+from ..errors import CheckpointError, needs_extra, refuse, shown
 from ..layers.classes import bayesian_class
 from ..layers.linear_in_weights import LinearOpLayer
 from ..layers.registry import bayesian_type
@@ -89,7 +89,8 @@ def _too_late(header: Header, model: nn.Module, wrapped: bool) -> Iterator[str]:
 
 def _read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor]]:
     """The header, and every tensor of the file under each of its names."""
-    from safetensors import SafetensorError, safe_open
+    with needs_extra("load", "io"):
+        from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
         raise CheckpointError(f"load: '{path}' is not a file; check the path.")

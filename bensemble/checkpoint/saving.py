@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..checks import check_module
-from ..errors import CheckpointError, refuse, shown
+from ..errors import CheckpointError, needs_extra, refuse, shown
 from ..layers.linear_in_weights import LinearOpLayer
 from ..layers.sampled import SampledWeights
 from ..models.sharding import is_sharded, once_for_all, whole
@@ -41,8 +41,9 @@ def save(bnn: nn.Module, path: str | os.PathLike[str]) -> None:
             ``state_dict`` that leaves out a part.
         InvalidValueError: The path cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    with needs_extra("save", "io"):
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
 
     bnn = unwrapped(check_module("save", bnn))
     entries = _entries(bnn)

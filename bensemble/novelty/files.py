@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..checkpoint.finite import is_finite
 from ..checkpoint.header import unique_keys
 from ..checkpoint.writing import checked_target, replacing
-from ..errors import CheckpointError, InvalidTypeError, shown
+from ..errors import CheckpointError, InvalidTypeError, needs_extra, shown
 from ..fingerprints import network_fingerprint
 from ..likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from .classes import kind_of
@@ -55,8 +55,9 @@ class NoveltyFile:
 
 def save_novelty(novelty: Any, path: str | os.PathLike[str]) -> None:
     """Write a :class:`bensemble.Novelty`, which documents this."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    with needs_extra("save", "io"):
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
 
     output = novelty.output
     target = checked_target(path, "save")
@@ -89,7 +90,8 @@ def save_novelty(novelty: Any, path: str | os.PathLike[str]) -> None:
 
 def read_novelty(path: str | os.PathLike[str], model: nn.Module) -> NoveltyFile:
     """Read the novelty of a model; see :meth:`bensemble.Novelty.load`."""
-    from safetensors import SafetensorError, safe_open
+    with needs_extra("load", "io"):
+        from safetensors import SafetensorError, safe_open
 
     if not isinstance(path, (str, os.PathLike)):
         raise InvalidTypeError(f"load: path must be a string or a Path, got {type(path).__name__}.")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bensemble.errors import CheckpointError, shown
+from bensemble.errors import CheckpointError, needs_extra, shown
 
 from ..archives import check_unpacked
 
@@ -41,7 +41,8 @@ def read_file(path: Path) -> Any:
 
 def is_checkpoint(path: Path) -> bool:
     """True for a file of ``bensemble.save``, whose header says how to make the model Bayesian."""
-    from safetensors import SafetensorError, safe_open
+    with needs_extra("weights", "io"):
+        from safetensors import SafetensorError, safe_open
 
     if not path.is_file():  # opening a pipe would wait for a writer
         return False

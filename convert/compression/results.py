@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bensemble.errors import BensembleError, ConversionError
+from bensemble.errors import ConversionError, needs_extra
 from bensemble.tables import text_table
 
 __all__ = ["Compression", "Constraints", "Point", "UnmetConstraintsError"]
@@ -137,10 +137,8 @@ class Compression:
         Returns:
             The matplotlib axes.
         """
-        try:
+        with needs_extra("plot", "plots"):
             from matplotlib import pyplot
-        except ImportError as err:
-            raise BensembleError("plot: needs matplotlib, which is not installed; pip install matplotlib.") from err
         if axes is None:
             _, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
         for quantize, marker in ((None, "o"), ("int8", "s")):

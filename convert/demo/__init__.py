@@ -5,12 +5,9 @@ A guest like any other user: it imports public names of ``bensemble`` and ``conv
 order.
 """
 
-try:
+from bensemble.errors import needs_extra
+
+with needs_extra("convert.demo", "demo"):
     from .story import run_demo
-except ModuleNotFoundError as err:
-    raise ImportError(
-        f"convert.demo: needs {err.name}, which is not installed; install bensemble from its source tree with the "
-        "extra [demo]."
-    ) from err
 
 __all__ = ["run_demo"]

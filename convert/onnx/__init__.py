@@ -7,14 +7,12 @@ plain copy of the model), ``inputs`` (arguments, dynamic axes, runs of the model
 ONNX file and does not know how it was made.
 """
 
-try:
+from bensemble.errors import needs_extra
+
+with needs_extra("convert.onnx", "onnx"):
+    import numpy as _numpy  # noqa: F401
     import onnx as _onnx  # noqa: F401
     import onnxscript as _onnxscript  # noqa: F401  # torch.onnx needs it
-except ImportError as err:
-    raise ImportError(
-        f"convert.onnx: needs {err.name}, which is not installed; "
-        "install bensemble with its onnx extra, from the source tree: pip install '.[onnx]'."
-    ) from err
 
 from .export import export_onnx
 from .files.comparison import Comparison, Variant, compare_onnx

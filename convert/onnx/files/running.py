@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bensemble.errors import InvalidTypeError, InvalidValueError, shown
+from bensemble.errors import InvalidTypeError, InvalidValueError, needs_extra, shown
 from bensemble.models.outputs import describe, tensor_paths, with_tensors
 
 from ...runtime import check_digest
@@ -23,7 +23,8 @@ def one_thread_session(path: str | os.PathLike[str]) -> Any:
 
     It raises what ONNX Runtime raises, and UncertaintyFileError where the digest in a file does not match its bytes.
     """
-    import onnxruntime  # not needed to export without verification
+    with needs_extra("OnnxModel", "onnx"):
+        import onnxruntime  # not needed to export without verification
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -27,7 +27,7 @@ import onnx
 from torch import Tensor
 
 from bensemble.checkpoint.writing import working_folder
-from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError, one_line
+from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError, needs_extra, one_line
 from bensemble.models.batches import is_loader
 from bensemble.models.outputs import describe
 
@@ -127,7 +127,8 @@ class Quantization:
             )
 
     def _run(self, proto: onnx.ModelProto, target: Path, batches: Iterable[tuple[Tensor, ...]]) -> None:
-        from onnxruntime import quantization as ort  # not needed to export without quantization
+        with needs_extra("export_onnx", "onnx"):
+            from onnxruntime import quantization as ort  # not needed to export without quantization
 
         if not self.static:
             del proto.graph.value_info[:]  # onnxruntime 1.23 transposes weights and keeps their old shapes
