@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 from typing import Any
 
 from torch import nn
 
-from .errors import InvalidTypeError, InvalidValueError
+from .errors import InvalidTypeError, InvalidValueError, shown
 
-__all__ = ["check_count", "check_module", "check_number"]
+__all__ = ["check_count", "check_module", "check_number", "check_takes"]
 
 
 def check_number(
@@ -35,7 +36,7 @@ def check_number(
         most: Highest value allowed.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise InvalidTypeError(f"{verb}: {name} must be a number, got {value!r}.")
+        raise InvalidTypeError(f"{verb}: {name} must be a number, got {shown(repr(value))}.")
     bounds = [
         (least, "at least", lambda bound: value >= bound),
         (above, "above", lambda bound: value > bound),
@@ -52,10 +53,27 @@ def check_number(
 def check_count(verb: str, name: str, value: Any, least: int = 1) -> int:
     """The value, or an error unless it is a whole number of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidTypeError(f"{verb}: {name} must be a whole number, got {value!r}.")
+        raise InvalidTypeError(f"{verb}: {name} must be a whole number, got {shown(repr(value))}.")
     if value < least:
         raise InvalidValueError(f"{verb}: {name} must be at least {least}, got {value}.")
     return value
+
+
+def check_takes(verb: str, name: str, function: Any, *arguments: str) -> None:
+    """Raise unless the value is a callable that can be called with these arguments by position."""
+    wanted = f"{verb}: {name} must be callable as ({', '.join(arguments)})"
+    if not callable(function):
+        raise InvalidTypeError(f"{wanted}, got {shown(repr(function))}.")
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as err:
+        found = getattr(function, "__name__", type(function).__name__)
+        raise InvalidTypeError(
+            f"{wanted}, got {found}{inspect.signature(function)}; "
+            f"write it as lambda {', '.join(arguments)}: ..., for example."
+        ) from err
+    except ValueError:  # some builtins have no signature
+        return
 
 
 def check_module(verb: str, model: Any) -> nn.Module:

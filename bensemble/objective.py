@@ -13,6 +13,7 @@ Example:
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from .layers.base import BaseBayesianLayer
 from .models.batches import device_of
 from .models.ranks import warn_of_equal_noise
 from .models.sharding import PartialSums
-from .posteriors import named_posteriors
+from .posteriors import is_bayesian, named_posteriors
 
 __all__ = ["elbo_loss", "kl_divergence", "kl_warmup", "param_groups", "posterior_summary"]
 
@@ -42,9 +43,19 @@ def kl_divergence(model: nn.Module) -> Tensor:
         model: Any module.
 
     Returns:
-        Scalar on the model's device, differentiable; 0 without Bayesian layers.
+        Scalar on the model's device, differentiable; 0 without Bayesian layers, with a warning.
     """
-    check_module("kl_divergence", model)
+    own = any(isinstance(layer, BaseBayesianLayer) for layer in check_module("kl_divergence", model).modules())
+    if not own and not is_bayesian(model) and not torch.compiler.is_compiling():
+        warnings.warn(
+            f"kl_divergence: {type(model).__name__} has no posteriors, so the KL is 0; call convert.bayesify first.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return _kl(model)
+
+
+def _kl(model: nn.Module) -> Tensor:
     device = device_of(model)
     if model.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         warn_of_equal_noise("kl_divergence", device)
@@ -151,7 +162,7 @@ def posterior_summary(model: nn.Module) -> dict[str, float]:
         not pruned, and ``sparsity``, the share that is pruned. Without posteriors only ``weights`` and ``kl``, both 0.
     """
     posteriors = [posterior for _, posterior in named_posteriors(check_module("posterior_summary", model))]
-    kl, count = float(kl_divergence(model)), sum(posterior.mu.numel() for posterior in posteriors)
+    kl, count = float(_kl(model)), sum(posterior.mu.numel() for posterior in posteriors)
     summary = {"weights": float(count), "kl": kl}
     if not count:
         return summary

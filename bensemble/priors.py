@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_number
-from .errors import InvalidTypeError, InvalidValueError
+from .errors import InvalidTypeError, InvalidValueError, shown
 from .gaussian import entropy, kl_normal, precise, root_mean_square, standard_normal_like
 
 __all__ = [
@@ -184,7 +184,7 @@ def check_prior(verb: str, prior: Any, shape: torch.Size) -> Any:
     if isinstance(prior, type) or not isinstance(prior, (Prior, DensityPrior)):
         raise InvalidTypeError(
             f"{verb}: prior must be one of {', '.join(PRIOR_NAMES)}, or an object with kl(mu, sigma) or log_prob(w), "
-            f"got {prior!r}."
+            f"got {shown(repr(prior))}."
         )
     for name, value in (("sigma", prior.sigma), ("mean", prior.mean)) if isinstance(prior, Normal) else ():
         if isinstance(value, Tensor) and value.dim() and value.shape != shape:

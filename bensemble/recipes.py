@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_count, check_number
+from .checks import check_count, check_number, check_takes
 from .errors import InvalidTypeError, InvalidValueError
 from .likelihoods import Likelihood, required
 from .models.batches import Unpack, batch_size, call, device_of, read_batches
@@ -104,13 +104,15 @@ def fine_tune(
     check_number("fine_tune", "warmup", warmup, least=0, most=1)
     if num_data is not None:
         check_number("fine_tune", "num_data", num_data, above=0)
+    if after_epoch is not None:
+        check_takes("fine_tune", "after_epoch", after_epoch, "epoch")
     optimizer = torch.optim.Adam(param_groups(bnn, lr, rho_lr))
     step, total, device = 0, epochs * batches, device_of(bnn)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda at: max(0.0, 1 - at / total))
     for number in range(1, epochs + 1):
         bnn.train()
         losses = []
-        for inputs, target in read_batches(loader, unpack, device):
+        for inputs, target in read_batches(loader, unpack, device, bnn):
             if target is None:
                 raise InvalidValueError("fine_tune: loader must give targets, got a batch without; pass unpack=.")
             if num_data is None:

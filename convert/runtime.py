@@ -159,6 +159,8 @@ class UncertaintySession:
         threads: int | None = None,
         providers: Sequence[str] = ("CPUExecutionProvider",),
     ) -> None:
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"UncertaintySession: path must be a string or a Path, got {type(path).__name__}.")
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"UncertaintySession: there is no file '{self.path}'; check the path.")
@@ -175,7 +177,10 @@ class UncertaintySession:
         try:
             check_digest(self.path)
             self._session = onnxruntime.InferenceSession(
-                str(self.path), options, providers=list(providers), enable_fallback=0
+                str(self.path),
+                options,
+                providers=[providers] if isinstance(providers, str) else list(providers),
+                enable_fallback=0,
             )
             self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
             self.inputs = {entry.name: (_dtype(entry.type), tuple(entry.shape)) for entry in self._session.get_inputs()}
@@ -376,16 +381,29 @@ class Monitor:
     (tokens, pixels) depend on each other, so only one of them counts.
 
     Args:
-        session: The file's session.
+        session: The file's session, or the path of the file.
         false_alarm_rate: The bound r.
         window: Number of examples between two starts; each start keeps a row of counts.
 
     Raises:
+        TypeError: ``session`` is something else.
         ValueError: The file has no reference distribution, or one that does not vary; an argument out of range.
     """
 
-    def __init__(self, session: UncertaintySession, *, false_alarm_rate: float = 0.01, window: int = 1000) -> None:
-        if not 0 < false_alarm_rate < 1:
+    def __init__(
+        self,
+        session: UncertaintySession | str | os.PathLike[str],
+        *,
+        false_alarm_rate: float = 0.01,
+        window: int = 1000,
+    ) -> None:
+        if isinstance(session, (str, os.PathLike)):
+            session = UncertaintySession(session)
+        if not isinstance(getattr(session, "counts", None), Mapping):
+            raise TypeError(
+                f"Monitor: session must be an UncertaintySession or the path of a file, got {type(session).__name__}."
+            )
+        if not isinstance(false_alarm_rate, (int, float)) or not 0 < false_alarm_rate < 1:
             raise ValueError(f"Monitor: false_alarm_rate must be between 0 and 1, got {false_alarm_rate!r}.")
         _check_count("Monitor", "window", window)
         watched = [name for name in MEASURES if session.counts.get(name) and name in session.outputs]
@@ -407,15 +425,27 @@ class Monitor:
         """Number of examples so far, of all workers."""
         return int(self._counts[:, 0].sum())
 
-    def update(self, answers: Answer | Iterable[Answer]) -> None:
-        """Count the examples of an answer, or of several.
+    def update(self, answers: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> None:
+        """Count the examples of an answer, or of several; a mapping with arrays of its outputs is one too.
 
         Raises:
+            TypeError: It is no answer.
             ValueError: An uncertainty is missing or not finite; that answer is not counted.
         """
-        for answer in [answers] if isinstance(answers, Answer) else answers:
+        several = [answers] if isinstance(answers, Mapping) or not isinstance(answers, Iterable) else answers
+        for answer in several:
+            if not isinstance(answer, Mapping):
+                raise TypeError(
+                    f"update: answers must be what the session returns, or several of them, got "
+                    f"{type(answers).__name__}; call monitor.update(session(inputs))."
+                )
             places = [np.searchsorted(edges, self._terms(name, answer)) for name, (edges, _) in self._bins.items()]
             start, total = 0, len(places[0])
+            if any(len(found) != total for found in places):
+                raise ValueError(
+                    f"update: an answer must have {' and '.join(self._bins)} for each example, got "
+                    f"{', '.join(str(len(found)) for found in places)}."
+                )
             while start < total:
                 if not len(self._counts) or self._open >= self.window:
                     self._counts = np.concatenate(
@@ -487,7 +517,7 @@ class Monitor:
                 monitor._restore(state)
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as err:
             raise ValueError(
-                f"from_json: text must be what Monitor.to_json wrote, got {_literal(text[:60])} ({_message(err)})."
+                f"from_json: text must be what Monitor.to_json wrote, got {_literal(str(text)[:60])} ({_message(err)})."
             ) from err
         if version != SCHEMA:
             raise ValueError(f"from_json: version must be {SCHEMA}, got {_literal(version)}; update bensemble.")
@@ -520,11 +550,15 @@ class Monitor:
         bins = {name: (edges.tolist(), null.tolist()) for name, (edges, null) in self._bins.items()}
         return {"false_alarm_rate": self.false_alarm_rate, "window": self.window, "bins": bins}
 
-    def _terms(self, name: str, answer: Answer) -> np.ndarray:
+    def _terms(self, name: str, answer: Mapping[str, Any]) -> np.ndarray:
         """One term of each example; which one changes from example to example."""
         if name not in answer:
             raise ValueError(f"update: an answer must have '{name}', got {', '.join(answer)}.")
-        terms = answer[name].reshape(len(answer[name]), -1).astype(np.float64)
+        try:
+            array = np.atleast_1d(np.asarray(answer[name], dtype=np.float64))
+        except (TypeError, ValueError) as err:
+            raise TypeError(f"update: '{name}' must be an array of numbers, got {_message(err)}.") from err
+        terms = array.reshape(len(array), -1)
         values = terms[np.arange(len(terms)), (self.seen + np.arange(len(terms))) % terms.shape[1]]
         broken = np.count_nonzero(~np.isfinite(values))
         if broken:
@@ -572,7 +606,7 @@ def _not_finite(array: np.ndarray) -> np.ndarray:
 
 def _check_count(verb: str, name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{verb}: {name} must be a whole number of at least 1, got {value!r}.")
+        raise ValueError(f"{verb}: {name} must be a whole number of at least 1, got {_literal(value)}.")
 
 
 def check_digest(path: str | os.PathLike[str]) -> None:

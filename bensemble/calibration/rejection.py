@@ -11,7 +11,8 @@ from torch import Tensor
 from ..checks import check_number
 from ..errors import InvalidTypeError, InvalidValueError
 from ..likelihoods import Bernoulli, Categorical
-from ..likelihoods.base import check_finite, check_same_shape
+from ..likelihoods.base import check_finite, check_same_shape, check_tensor
+from ..models.outputs import describe
 from ..prediction.results import ClassPrediction, Prediction, RegressionPrediction
 
 __all__ = ["RejectionCurve", "rejection_curve"]
@@ -67,6 +68,12 @@ def rejection_curve(prediction: Prediction, targets: Tensor, by: str | None = No
         >>> curve = bensemble.rejection_curve(bensemble.predict(bnn, x, likelihood="categorical"), y)
         >>> risk, threshold = curve.at(0.9)
     """
+    if not isinstance(prediction, (ClassPrediction, RegressionPrediction)):
+        raise InvalidTypeError(
+            f"rejection_curve: prediction must be of classes or of a regression, got {describe(prediction)}; "
+            "call predict with a likelihood."
+        )
+    check_tensor("rejection_curve", targets)
     loss, counts, measures = _loss(prediction, targets.to(prediction.mean.device))
     by = measures[0] if by is None else by
     if by not in measures:

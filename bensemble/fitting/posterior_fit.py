@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..basis import Basis
-from ..checks import check_count, check_number
+from ..checks import check_count, check_number, check_takes
 from ..errors import InvalidTypeError, InvalidValueError
 from ..likelihoods import Likelihood, required
 from ..models.batches import Unpack, batch_size, device_of, split_batch
@@ -112,6 +112,8 @@ def fit_posterior(
                 f"fit_posterior: {name} must give batches, got {type(given).__name__}; wrap the data in a DataLoader, "
                 "or pass a list of batches."
             )
+    if progress is not None:
+        check_takes("fit_posterior", "progress", progress, "done", "total")
     if batch_dim is not None:
         check_count("fit_posterior", "batch_dim", batch_dim, least=0)
     posteriors = dict(named_posteriors(bnn))
@@ -123,7 +125,8 @@ def fit_posterior(
         stack.enter_context(evaluating(bnn))
         stack.enter_context(restored_on_failure(posteriors))
         recorded: list[tuple[Any, Any]] = []
-        batches = _recording(loader, unpack, OWN_EXAMPLES if val_loader is None and beta is None else 0, recorded)
+        kept = OWN_EXAMPLES if val_loader is None and beta is None else 0
+        batches = _recording(loader, unpack, kept, recorded, bnn)
         with _means_require_grad(posteriors), torch.enable_grad():
             options: dict[str, Any] = {
                 "num_batches": len(loader) if isinstance(loader, Sized) else None,
@@ -142,7 +145,7 @@ def fit_posterior(
         reach = 1.0
         heldout = "nothing, beta was given"
         if beta is None:
-            pairs = recorded if val_loader is None else [split_batch(batch, unpack) for batch in val_loader]
+            pairs = recorded if val_loader is None else [split_batch(batch, unpack, bnn) for batch in val_loader]
             _check_pairs(pairs)
             mean_terms = heldout_terms(bnn, pairs, resolved, output)
             closed = ClosedTerms.of(bnn, pairs, resolved, output)
@@ -176,11 +179,11 @@ def fit_posterior(
 
 
 def _recording(
-    loader: Iterable[Any], unpack: Unpack | None, examples: int, recorded: list[tuple[Any, Any]]
+    loader: Iterable[Any], unpack: Unpack | None, examples: int, recorded: list[tuple[Any, Any]], model: nn.Module
 ) -> Iterator[tuple[Any, Any]]:
     """The batches of a loader as inputs and target; batches with the first examples are also added to ``recorded``."""
     for batch in loader:
-        pair = split_batch(batch, unpack)
+        pair = split_batch(batch, unpack, model)
         if examples > 0:
             recorded.append(pair)
             examples -= batch_size(pair)  # the inputs may be an object

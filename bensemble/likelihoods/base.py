@@ -97,7 +97,7 @@ class DiscreteLikelihood(Likelihood):
 def check_tensor(verb: str, target: Any) -> None:
     """Raise unless the target is a tensor."""
     if not isinstance(target, Tensor):
-        raise InvalidTypeError(f"{verb}: target must be a tensor, got {type(target).__name__}.")
+        raise InvalidTypeError(f"{verb}: target must be a tensor, got {type(target).__name__}; use torch.as_tensor.")
 
 
 def check_axis(what: str, axis: int, output: Tensor) -> int:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ..checks import check_takes
 from ..errors import InvalidTypeError, InvalidValueError
+from .argument_names import check_names
 from .outputs import describe, is_named_tuple
 
 __all__ = [
@@ -58,6 +60,7 @@ def call(model: Callable[..., Any], inputs: Inputs) -> Any:
     if isinstance(inputs, tuple):
         return model(*inputs)
     if isinstance(inputs, Mapping):
+        check_names(model, inputs)
         return model(**inputs)
     raise _not_inputs(inputs)
 
@@ -81,19 +84,24 @@ def check_finite_inputs(verb: str, inputs: Inputs, batch: int | None = None) -> 
         )
 
 
-def split_batch(batch: Any, unpack: Unpack | None = None) -> tuple[Inputs, Any]:
+def split_batch(
+    batch: Any, unpack: Unpack | None = None, model: Callable[..., Any] | None = None
+) -> tuple[Inputs, Any]:
     """A batch as ``(inputs, target)``; the target is None if there is none.
 
     Args:
         batch: A tensor, a tuple or list ``(inputs, target, ...)``, or a mapping with ``labels`` or ``label``. A list of
             inputs becomes a tuple, because torch's default collate turns tuples into lists.
         unpack: ``callable(batch) -> (inputs, target)``, used instead of these rules.
+        model: What the inputs of a mapping must go to by name.
 
     Raises:
-        InvalidTypeError: The batch is of another type, or ``unpack`` does not return a pair.
+        InvalidTypeError: The batch is of another type, the model does not take its keys, or ``unpack`` does not take a
+            batch or does not return a pair.
         InvalidValueError: The batch is empty, or has both target keys.
     """
     if unpack is not None:
+        check_takes("loader", "unpack", unpack, "batch")
         pair = unpack(batch)
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise InvalidTypeError(f"unpack: must return a pair (inputs, target), got {describe(pair)}.")
@@ -104,7 +112,10 @@ def split_batch(batch: Any, unpack: Unpack | None = None) -> tuple[Inputs, Any]:
         keys = [key for key in TARGET_KEYS if key in batch]
         if len(keys) > 1:
             raise InvalidValueError("loader: a batch has both 'labels' and 'label'; pass unpack= to select the target.")
-        return {key: value for key, value in batch.items() if key not in keys}, batch[keys[0]] if keys else None
+        inputs = {key: value for key, value in batch.items() if key not in keys}
+        if model is not None:
+            check_names(model, inputs, keys[0] if keys else None, from_loader=True)
+        return inputs, batch[keys[0]] if keys else None
     if isinstance(batch, (tuple, list)):
         if not batch:
             raise InvalidValueError("loader: a batch is empty; pass unpack= to split it.")
@@ -114,10 +125,12 @@ def split_batch(batch: Any, unpack: Unpack | None = None) -> tuple[Inputs, Any]:
     )
 
 
-def read_batches(loader: Iterable[Any], unpack: Unpack | None, device: torch.device) -> Iterator[tuple[Inputs, Any]]:
-    """Every batch of a loader as ``(inputs, target)`` on a device."""
+def read_batches(
+    loader: Iterable[Any], unpack: Unpack | None, device: torch.device, model: Callable[..., Any] | None = None
+) -> Iterator[tuple[Inputs, Any]]:
+    """Every batch of a loader for a model as ``(inputs, target)`` on a device."""
     for batch in loader:
-        inputs, target = split_batch(batch, unpack)
+        inputs, target = split_batch(batch, unpack, model)
         yield to_device(inputs, device), to_device(target, device)
 
 

@@ -211,7 +211,7 @@ class NoveltyFit:
         ).to(home(self.device))  # fmt: skip
 
     def _batches(self, loader: Iterable[Any]) -> Iterator[tuple[Inputs, Any]]:
-        return read_batches(loader, self.unpack, self.device)
+        return read_batches(loader, self.unpack, self.device, self.model)
 
 
 def _required(target: Any, index: int) -> Any:

@@ -101,7 +101,7 @@ class Novelty(nn.Module):
         self._check(self.model)
         if not is_loader(inputs):
             return self._score(inputs)  # type: ignore[arg-type]
-        found = [self._score(x).cpu() for x, _ in read_batches(inputs, self.unpack, device_of(self.model))]
+        found = [self._score(x).cpu() for x, _ in read_batches(inputs, self.unpack, device_of(self.model), self.model)]
         if not found:
             raise InvalidValueError("score: inputs must hold at least one batch, got a loader without any.")
         return torch.cat(found)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_count, check_module
+from ..checks import check_count, check_module, check_takes
 from ..errors import InvalidTypeError, InvalidValueError
 from ..fingerprints import posterior_fingerprint
 from ..likelihoods import Likelihood, resolve
@@ -96,6 +96,8 @@ def predict(
     check_count("predict", "num_samples", num_samples)
     if chunk_size is not None:
         check_count("predict", "chunk_size", chunk_size)
+    if progress is not None:
+        check_takes("predict", "progress", progress, "done", "total")
     resolved = resolve(likelihood)
     strangeness = bound_novelty(novelty, models)
     keep = (not loader) if keep_samples is None else keep_samples
@@ -115,7 +117,7 @@ def predict(
             )
         num_samples = sum(member.count for member in members)
         count = len(models) if all(forms) else num_samples
-        batches: Iterable[Any] = (split_batch(b, unpack)[0] for b in inputs) if loader else [inputs]
+        batches: Iterable[Any] = (split_batch(b, unpack, models[0])[0] for b in inputs) if loader else [inputs]
         chunks = Chunks(models, chunk_size, output)
         pieces: Iterable[Inputs] = (chunk for batch in _finite(batches) for chunk in chunks.of(batch))
         if not loader:

@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from bensemble.checkpoint.writing import checked_target, replacing, working_folder
-from bensemble.checks import check_module, check_number
-from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
+from bensemble.checks import check_module, check_number, check_takes
+from bensemble.errors import ConversionError, InvalidValueError
 from bensemble.models.batches import Inputs
 from bensemble.models.outputs import OutputSelector
 from bensemble.pruning.channels import ChannelGroups
@@ -96,10 +96,12 @@ def compress(
     """
     check_module("compress", bnn)
     constraints = _constraints(max_drop, max_latency_ms, max_size)
-    if not callable(evaluate):
-        raise InvalidTypeError(f"compress: evaluate must be a callable that takes a model, got {evaluate!r}.")
+    check_takes("compress", "evaluate", evaluate, "model")
+    if progress is not None:
+        check_takes("compress", "progress", progress, "point")
     repairing = _repairing(bnn, repair)
     check_number("compress", "refine", refine, least=0)
+    granularities = [granularities] if isinstance(granularities, str) else granularities
     for granularity in granularities:
         if granularity not in SHARES:
             raise InvalidValueError(f"compress: granularities must be 'weight' or 'channel', got {granularity!r}.")
@@ -128,7 +130,7 @@ def compress(
 def _repairing(bnn: nn.Module, repair: Any) -> Callable[[nn.Module], Any] | None:
     """What repairs a pruned network in place: the user's function, or least squares on the inputs of a loader."""
     if repair is None or callable(repair):
-        return repair
+        return None if repair is None else check_takes("compress", "repair", repair, "network")
     if not isinstance(repair, Iterable) or isinstance(repair, str):
         raise InvalidTypeError(f"compress: repair must be a callable that takes a model, or a loader, got {repair!r}.")
     dense, loader = to_deterministic(bnn), repair

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from bensemble.checks import check_takes
 from bensemble.errors import InvalidTypeError, InvalidValueError
 
 __all__ = ["Selection", "parse_selection"]
@@ -118,6 +119,7 @@ def _parse(verb: str, argument: str, item: Any, model: nn.Module) -> _Selector:
             item, lambda path, module, name: id(module) in inside, lambda path, module, name: module is item
         )
     if callable(item) and not isinstance(item, type):
+        check_takes(verb, argument, item, "name", "module")
         return _Selector(item, lambda path, module, name: bool(item(path, module)))
     raise InvalidTypeError(
         f"{verb}: {argument} takes names, globs, module types, modules of the model and callables (name, module) -> "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bensemble.checks import check_number
+from bensemble.checks import check_number, check_takes
 from bensemble.errors import InvalidValueError
 from bensemble.gaussian import precise, rho_from_sigma, root_mean_square, sigma_from_rho
 from bensemble.priors import DensityPrior, Prior, make_prior
@@ -52,6 +52,7 @@ def initial_posterior(
         value = rho_from_sigma(sigma)
         rho.copy_(value)
         if callable(prior) and not isinstance(prior, (Prior, DensityPrior)):
+            check_takes(verb, "prior", prior, "name", "weight")
             prior = prior(name, weight)
         # Through rho and back, so that a prior at the initial sigma has a KL of exactly zero.
         start = sigma_from_rho(value)
@@ -72,6 +73,7 @@ def _chosen_sigma(verb: str, name: str, weight: Tensor, init_sigma: Any) -> Tens
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     what = "init_sigma"
     if callable(init_sigma):
+        check_takes(verb, "init_sigma", init_sigma, "name", "weight")
         what, init_sigma = f"init_sigma of '{name}'", init_sigma(name, weight)
         if isinstance(init_sigma, Tensor):
             return _checked_sigmas(verb, name, weight, init_sigma).to(weight.device, dtype)

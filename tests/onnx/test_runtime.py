@@ -159,6 +159,18 @@ def test_regressions_have_no_labels(tmp_path):
         answer.labels()
 
 
+def test_a_monitor_takes_a_path_and_mappings(calibrated):
+    _, path, _ = calibrated
+    answer = UncertaintySession(path, providers="CPUExecutionProvider")(np.random.randn(7, 4).astype("float32"))
+    monitors = [Monitor(path) for _ in range(4)]
+    forms = (answer, [answer], dict(answer), {name: torch.as_tensor(array) for name, array in answer.items()})
+    for monitor, form in zip(monitors, forms, strict=True):
+        monitor.update(form)
+    assert {monitor.to_json() for monitor in monitors} == {monitors[0].to_json()}
+    with pytest.raises(TypeError, match="UncertaintySession: path must be a string or a Path, got NoneType"):
+        UncertaintySession(None)
+
+
 def zeros(*shape, dtype="float32"):
     return np.zeros(shape, dtype)
 
@@ -355,7 +367,23 @@ def test_monitors_refuse_what_cannot_be_compared():
         Monitor(source, window=0)
     with pytest.raises(ValueError, match="the reference of entropy and mutual_information must vary, got one value"):
         Monitor(reference(np.zeros(100)))
+    for wrong in (None, 7, np.zeros(3)):
+        with pytest.raises(
+            TypeError, match=r"Monitor: session must be an UncertaintySession or the path of a file, got"
+        ):
+            Monitor(wrong)
+    with pytest.raises(ValueError, match=r"false_alarm_rate must be between 0 and 1, got '0\.1'"):
+        Monitor(source, false_alarm_rate="0.1")
+    with pytest.raises(FileNotFoundError, match=r"there is no file 'u\.onnx'"):
+        Monitor("u.onnx")
     monitor = Monitor(source)
+    for wrong in (None, 7, "a", rng.random(3), [rng.random(3)], torch.zeros(3)):
+        with pytest.raises(TypeError, match=r"update: answers must be what the session returns, .*; call monitor"):
+            monitor.update(wrong)
+    with pytest.raises(TypeError, match="update: 'entropy' must be an array of numbers, got could not convert string"):
+        monitor.update({"entropy": ["high"], "mutual_information": [0.1]})
+    with pytest.raises(ValueError, match=r"an answer must have entropy and mutual_information for each .*, got 3, 2"):
+        monitor.update({"entropy": rng.random(3), "mutual_information": rng.random(2)})
     with pytest.raises(ValueError, match="update: an answer must have 'mutual_information', got entropy"):
         monitor.update(Answer({"entropy": rng.random(3)}))
     with pytest.raises(ValueError, match="update: 'entropy' must be finite, got 1 of 3 values that are not"):
@@ -366,6 +394,8 @@ def test_monitors_refuse_what_cannot_be_compared():
             monitor.merge(other)
     with pytest.raises(ValueError, match=r"from_json: text must be what Monitor\.to_json wrote, got 'no json'"):
         Monitor.from_json("no json")
+    with pytest.raises(ValueError, match=r"from_json: text must be what Monitor\.to_json wrote, got 'None'"):
+        Monitor.from_json(None)
     with pytest.raises(ValueError, match="from_json: version must be 1, got 2; update bensemble"):
         Monitor.from_json(monitor.to_json().replace('"version": 1', '"version": 2'))
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bensemble.checks import check_takes
 from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.models.batches import Inputs, Unpack, batch_size, call, device_of, is_loader, read_batches, to_device
 from bensemble.models.outputs import OutputSelector
@@ -138,6 +139,8 @@ def compare_onnx(
     """
     if not isinstance(files, Mapping) or not files:
         raise InvalidTypeError(f"compare_onnx: files must map names to paths, got {files!r}.")
+    if evaluate is not None:
+        check_takes("compare_onnx", "evaluate", evaluate, "model")
     if isinstance(data, Iterator):  # every file reads it
         data = list(data)
     summaries = {name: inspect_onnx(path) for name, path in files.items()}
