@@ -43,7 +43,7 @@ def test_keys_that_the_forward_does_not_take_are_named_with_the_line_that_helps(
         lambda unpack: recipes.fine_tune(bnn, [batch], likelihood="categorical", epochs=1, unpack=unpack),
     ]
     for number, read in enumerate(readers):
-        with pytest.raises(InvalidTypeError, match=r"arguments of Net, which takes \(x, mask\), got") as caught:
+        with pytest.raises(InvalidTypeError, match=r"Net takes the arguments \(x, mask\), got the keys") as caught:
             read(None)
         assert str(caught.value).endswith(line)
         if number == 0 or (number != 2 and "None" not in line):
@@ -51,7 +51,10 @@ def test_keys_that_the_forward_does_not_take_are_named_with_the_line_that_helps(
 
 
 def test_a_mapping_given_directly_names_its_keys():
-    with pytest.raises(InvalidTypeError, match=r"takes \(x, mask\), got 'image'; give these names, or the tensor"):
+    with pytest.raises(
+        InvalidTypeError,
+        match=r"takes the arguments \(x, mask\), got the keys 'image'; give these names, or the tensor",
+    ):
         predict(Net(), {"image": X})
 
 

@@ -33,8 +33,8 @@ def check_names(
         other = target or next((key for key in rest if known or key != one), None)
         line = f"pass unpack=lambda batch: ({chosen}, {'None' if other is None else f'batch[{other!r}]'})"
         raise InvalidTypeError(
-            f"inputs: the keys of a mapping are the arguments of {type(model).__name__}, which takes "
-            f"({', '.join(takes)}), got {', '.join(map(repr, inputs))}"
+            f"inputs: {type(model).__name__} takes the arguments ({', '.join(takes)}), got the keys "
+            f"{', '.join(map(repr, inputs))}"
             f"{'' if target is None else f' and the target {target!r}'}; "
             f"{line if from_loader else 'give these names, or the tensor itself'}."
         ) from err

@@ -121,9 +121,12 @@ def compress(
     if data is None and (evaluate is None or not inputs):
         raise WrongUsage("compress: add --data val.npz, or --evaluate module:function and --input 1x3x224x224.")
     with working("Importing torch") as stage:
+        from bensemble.checkpoint.writing import checked_target, replacing
+
         from ..compression import compress as search
         from .model_building import load_network
 
+        picture = None if plot is None else checked_target(plot, "--plot")
         network = load_network(model, weights, key, stage)
         held_out, labels = read_data(data, network, need_labels=evaluate is None) if data else (None, None)
         found = search(
@@ -137,8 +140,9 @@ def compress(
             calibration_data=None if int8 is None else first_examples(read_data(int8, network)[0]),
             progress=lambda point: stage(f"{point.name}: score {point.metric:.4g}, {point.size / 1e3:,.0f} kB"),
         )
-        if plot is not None:
-            found.plot().figure.savefig(plot, dpi=150)
+        if picture is not None:
+            with replacing(picture) as temporary:
+                found.plot().figure.savefig(temporary, dpi=150)
     facts = {"path": str(found.path), "chosen": found.chosen.name, "points": found.rows(), "notes": found.notes}
     show(found, facts, json)
 

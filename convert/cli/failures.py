@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from .printing import say
+from .wording import in_options
 
 __all__ = ["OneLineErrors", "WrongUsage"]
 
@@ -39,9 +40,14 @@ class OneLineErrors(TyperGroup):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         """Run a command line and leave with its exit code."""
         words = list(sys.argv[1:] if args is None else args)
+        command = next((word for word in words if word in self.commands), "")
+
+        def warned(message: Any, *_: Any, **__: Any) -> None:
+            say(in_options(" ".join(str(message).split()), command), "Warning: ", "yellow")
+
         extra["standalone_mode"] = False
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: say(" ".join(str(message).split()), "Warning: ", "yellow")
+            warnings.showwarning = warned
             try:
                 code = super().main([word for word in words if word != "--debug"], *rest, **extra)
             except typer.Abort:
@@ -50,7 +56,7 @@ class OneLineErrors(TyperGroup):
                 if "--debug" in words:
                     traceback.print_exception(err)
                 code, line = _code_and_line(err)
-                say(line, "Error: ", "bold red")
+                say(in_options(line, command), "Error: ", "bold red")
         if code == 130:
             say("Stopped.")
         sys.exit(code or 0)
@@ -64,7 +70,8 @@ def _code_and_line(err: Any) -> tuple[int, str]:
         stop = "" if message.endswith("?") else "."
         return err.exit_code, f"{message.rstrip('.')}{stop} Try '{path} --help'."
     if isinstance(err, ImportError):
-        return 1, str(err)
+        missing = f"the command line needs {err.name}, which is not installed; install bensemble with its cli extra"
+        return 1, missing if str(err).startswith("No module") else str(err)
     from bensemble.errors import BensembleError, VerificationError, one_line
 
     if isinstance(err, BensembleError):

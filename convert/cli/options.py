@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
 
 from .example_inputs import InputText, parse_input
+from .failures import WrongUsage
 from .model_name import ModelName, parse_model_name
+
+
+def _ending(option: str, what: str, *endings: str) -> Callable[[Path | None], Path | None]:
+    """A check that the name of a file to write says what it will hold, before anything is computed."""
+
+    def check(path: Path | None) -> Path | None:
+        if path is not None and path.suffix.lower() not in endings:
+            raise WrongUsage(f"{option}: {what} must end in {' or '.join(endings)}, got '{path}'.")
+        return path
+
+    return check
+
 
 # The network, its weights and what one call of it takes.
 Model = Annotated[
@@ -88,8 +102,24 @@ MaxSize = Annotated[int | None, Option(metavar="BYTES", help="Most bytes of the 
 # What is read and written.
 OnnxFile = Annotated[Path, Argument(metavar="FILE.onnx", help="Any ONNX file.")]
 OnnxFiles = Annotated[list[Path], Argument(metavar="FILE.onnx...", help="ONNX files of one network.")]
-Output = Annotated[Path, Option("--output", "-o", metavar="FILE", help="The .onnx file to write.")]
+Output = Annotated[
+    Path,
+    Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        callback=_ending("--output", "an ONNX file", ".onnx"),
+        help="The .onnx file to write.",
+    ),
+]
 Folder = Annotated[Path, Option("--output", "-o", metavar="FOLDER", help="Where to write the page and the files.")]
 Mnist = Annotated[Path | None, Option("--data", metavar="FILE", help="MNIST as an .npz file, not the built-in digits.")]
-Plot = Annotated[Path | None, Option(metavar="FILE.png", help="Draw the trade-off into this file.")]
+Plot = Annotated[
+    Path | None,
+    Option(
+        metavar="FILE.png",
+        callback=_ending("--plot", "a picture", ".png", ".pdf", ".svg", ".jpg"),
+        help="Draw the trade-off into this file.",
+    ),
+]
 Json = Annotated[bool, Option("--json", help="Print JSON, for programs.")]

@@ -142,7 +142,7 @@ def test_bayesian_weights_are_pruned_and_exported(nets: Path) -> None:
 
 def test_a_file_that_does_not_reproduce_the_model_is_code_3_and_nothing_is_written(nets: Path) -> None:
     Path("net.onnx").write_text("from before")
-    assert_one_line(run("export", "nets:Drifting", "-i", "2x4", "-o", "net.onnx"), 3, "export_onnx")
+    assert_one_line(run("export", "nets:Drifting", "-i", "2x4", "-o", "net.onnx"), 3, "export: output")
     assert Path("net.onnx").read_text() == "from before"
     assert sorted(path.name for path in Path().iterdir() if path.is_file()) == ["net.onnx", "nets.py"]
 
@@ -152,14 +152,14 @@ def test_a_file_that_does_not_reproduce_the_model_is_code_3_and_nothing_is_writt
     [
         (["plan", "nets:Nat"], "has no 'Nat'; did you mean 'Net'?"),
         (["plan", "nets:Net", "--include", "hed"], "include 'hed' matches nothing in the model; nearest names: head"),
-        (["plan", "nets:Net", "--input", "2x5"], "rejects example_inputs"),
+        (["plan", "nets:Net", "--input", "2x5"], "rejects --input"),
         (["plan", "nets:Net", "--weights", "none.pth"], "'none.pth' cannot be read (No such file or directory); give"),
         (
             ["plan", "torch.nn:ReLU", "--input", "none.npz"],
             "'none.npz' is not a file of numeric arrays (FileNotFoundError: ",
         ),
-        (["plan", "nets:Net", "--input", "y=2x4"], "rejects example_inputs (TypeError: "),
-        (["plan", "nets:Net", "--input", "y=2x4"], "unexpected keyword argument 'y'"),
+        (["plan", "nets:Net", "--input", "y=2x4"], "rejects --input (InvalidTypeError: "),
+        (["plan", "nets:Net", "--input", "y=2x4"], "Net takes the arguments (x), got the keys 'y'"),
         (["export", "nets:Net", "-i", "2x4", "-o", "no/net.onnx"], "does not exist; create it first"),
         (
             ["export", "nets:Net", "-i", "2x4", "-o", "n.onnx", "--sparsity", "0.5"],
@@ -285,7 +285,9 @@ def test_uncertainty_is_exported_with_its_calibration(nets: Path) -> None:
 
 def test_uncertainty_of_what_has_none_is_refused(nets: Path) -> None:
     words = ["-i", "1x4", "-o", "net.onnx", "--outputs", "uncertainty"]
-    assert_one_line(run("export", "nets:Net", *words), 1, "needs a Bayesian model, got Net without a posterior; bayes")
+    assert_one_line(
+        run("export", "nets:Net", *words), 1, "needs a Bayesian model, got Net without a posterior; give the"
+    )
     Path("calibration.json").write_text("{}")
     result = run("export", "nets:Net", *words, "--calibration", "calibration.json")
     assert_one_line(result, 1, "from_json: text must be what Calibration.to_json wrote, got '{}'")

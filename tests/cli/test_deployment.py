@@ -122,12 +122,16 @@ def test_export_compacts_a_plain_network(files: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
-        (["--granularity", "head", "--sparsity", "0.5"], 1, "prune: granularity must be 'weight', 'channel' or the"),
+        (["--granularity", "head", "--sparsity", "0.5"], 1, "export: --granularity must be 'weight', 'channel' or the"),
         (["--granularity", "channel"], 2, "not how much; add --threshold or --sparsity"),
         (["--compact", "--outputs", "uncertainty"], 2, "--compact takes the network at the posterior mean"),
-        (["--int8", "val.npz", "--outputs", "uncertainty"], 1, "quantize='int8' needs outputs='mean'"),
+        (
+            ["--int8", "val.npz", "--outputs", "uncertainty"],
+            1,
+            "--int8 needs --outputs mean, got --outputs uncertainty",
+        ),
         (["--int8", "missing.npz"], 1, "'missing.npz' is not a file of numeric arrays (FileNotFoundError: "),
-        (["--int8", "other.npz"], 1, "calibration_data must be like example_inputs, a tensor of shape (2, 4)"),
+        (["--int8", "other.npz"], 1, "--int8 must be like --input, a tensor of shape (2, 4)"),
         (["--sparsity", "1.5"], 1, "sparsity must be finite and at least 0 and below 1, got 1.5"),
     ],
 )
@@ -157,11 +161,11 @@ def test_export_refuses(files: Path, wide: torch.nn.Module, words: list[str], co
             1,
             "'missing.npz' is not a file of numeric arrays (FileNotFoundError: ",
         ),
-        (["--data", "val.npz"], 1, "one of max_drop, max_latency_ms and max_size must be given"),
+        (["--data", "val.npz"], 1, "one of --max-drop, --max-latency-ms and --max-size must be given"),
         (
             ["--evaluate", "scores:number", "-i", "8x4", "--max-drop", "0.1"],
             1,
-            "evaluate must be a callable that takes a model, got 7",
+            "--evaluate must be callable as (model), got 7",
         ),
         (["--evaluate", "scores:closeness(2)", "-i", "8x4", "--max-drop", "0.1"], 2, "function without arguments, got"),
         (["--evaluate", "scores:closenes", "-i", "8x4", "--max-drop", "0.1"], 1, "did you mean 'closeness'?"),

@@ -1,0 +1,83 @@
+"""What the command line says: options where Python has arguments, in every message that can reach a user."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import convert
+from convert.cli.wording import in_options
+
+from .test_commands import assert_one_line, nets, run  # noqa: F401  # a fixture
+
+ROOT = Path(convert.__file__).parent
+
+#: Spellings of Python for which the command line has an option.
+PYTHON = re.compile(
+    r"verify=|quantize\b|calibration_data|outputs=|likelihood=|\boutput=|example_inputs|max_drop|max_size|max_latency_ms"
+    r"|num_samples|granularity=|threshold=|sparsity=|include=|exclude=|fit_novelty|check_noise|metadata\["
+)
+
+
+def messages(path: Path) -> list[str]:
+    """The templates of the errors that a file raises, with 'x' for what is filled in."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            for part in ast.walk(node.exc):
+                if isinstance(part, ast.JoinedStr):
+                    found.append("".join(v.value if isinstance(v, ast.Constant) else "x" for v in part.values))
+    return found
+
+
+def reachable() -> list[str]:
+    """Of the rooms behind `export`, `compress` and `plan`, without arguments that the command line does not have."""
+    paths = [path for room in ("onnx", "compression") for path in sorted((ROOT / room).rglob("*.py"))]
+    texts = [text for path in paths for text in messages(path)]
+    unreachable = ("method=", "an ensemble", "output_names", "quantize must be", "is for quantize", "must come with")
+    return [text for text in texts if not any(part in text for part in unreachable)]
+
+
+def test_no_message_names_a_python_argument_that_has_an_option() -> None:
+    texts = reachable()
+    assert sum(bool(PYTHON.search(text)) for text in texts) > 12
+    assert [text for text in texts if PYTHON.search(in_options(text, "export"))] == []
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (
+            "export_onnx: x. verify=False writes it without this check.",
+            "export: x. --no-verify writes it without this check.",
+        ),
+        (
+            "export_onnx: outputs='uncertainty' needs a Bayesian model, got Net without a posterior; bayesify it and "
+            "fit_posterior, pass novelty=fit_novelty(...), or export outputs='mean'.",
+            "export: --outputs uncertainty needs a Bayesian model, got Net without a posterior; give the weights of "
+            "its Bayesian version with --weights, or leave out --outputs.",
+        ),
+        ("prune: sparsity must be finite, got 2.", "export: --sparsity must be finite, got 2."),
+        (
+            "compress: one of max_drop and max_size must be given.",
+            "compress: one of --max-drop and --max-size must be given.",
+        ),
+        ("compress: no file meets max_drop=0.1, got 9.", "compress: no file meets --max-drop 0.1, got 9."),
+        ("a sparsity of 0.5 and a threshold", "a sparsity of 0.5 and a threshold"),
+    ],
+)
+def test_arguments_become_options(message: str, words: str) -> None:
+    assert in_options(message, words.partition(":")[0] if ":" in words else "export") == words
+
+
+@pytest.mark.parametrize("command", ["export", "compress"])
+@pytest.mark.parametrize(("option", "name"), [("-o", "net.pt"), ("-o", "net"), ("--plot", "tradeoff.txt")])
+def test_a_file_says_by_its_ending_what_it_holds(nets: Path, command: str, option: str, name: str) -> None:  # noqa: F811
+    if option == "--plot" and command == "export":
+        return
+    words = [command, "nets:Net", "-i", "2x4", "-w", "x.pt", "-o", "net.onnx", option, name]
+    assert_one_line(run(*words), 2, f"must end in .{'onnx' if option == '-o' else 'png'}", f"got '{name}'")
+    assert not (nets / name).exists()
