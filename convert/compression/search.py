@@ -129,10 +129,11 @@ def compress(
 
 def _repairing(bnn: nn.Module, repair: Any) -> Callable[[nn.Module], Any] | None:
     """What repairs a pruned network in place: the user's function, or least squares on the inputs of a loader."""
-    if repair is None or callable(repair):
-        return None if repair is None else check_takes("compress", "repair", repair, "network")
-    if not isinstance(repair, Iterable) or isinstance(repair, str):
-        raise InvalidTypeError(f"compress: repair must be a callable that takes a model, or a loader, got {repair!r}.")
+    if repair is None:
+        return None
+    if callable(repair) or isinstance(repair, str) or not isinstance(repair, Iterable):
+        check_takes("compress", "repair", repair, "network")
+        return repair
     dense, loader = to_deterministic(bnn), repair
 
     def repaired(network: nn.Module) -> None:

@@ -58,8 +58,9 @@ def fit(model, images, labels, optimizer, epochs, beta=0.0):
     for _ in range(epochs):
         for batch in torch.randperm(len(labels), generator=generator).split(64):
             nll = F.cross_entropy(model(images[batch]), labels[batch])
+            kl = bensemble.kl_divergence(model) if beta else torch.zeros(())
             weight = beta * bensemble.kl_warmup(step, steps)
-            loss = bensemble.elbo_loss(nll, bensemble.kl_divergence(model), num_data=len(labels), beta=weight)
+            loss = bensemble.elbo_loss(nll, kl, num_data=len(labels), beta=weight)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

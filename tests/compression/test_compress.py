@@ -298,8 +298,8 @@ def _interrupted(network):
         (InvalidValueError, "one of max_drop, max_latency_ms and max_size must be given", {"max_drop": None}),
         (InvalidValueError, "max_drop must be finite and at least 0, got -1", {"max_drop": -1}),
         (InvalidValueError, "max_size must be finite and above 0, got 0", {"max_size": 0}),
-        (InvalidTypeError, "evaluate must be a callable that takes a model, got 0.9", {"evaluate": 0.9}),
-        (InvalidTypeError, "takes a model, or a loader, got 'update_bn'", {"repair": "update_bn"}),
+        (InvalidTypeError, r"evaluate must be callable as \(model\), got 0.9", {"evaluate": 0.9}),
+        (InvalidTypeError, r"repair must be callable as \(network\), got .update_bn", {"repair": "update_bn"}),
         (InvalidValueError, "granularities must be 'weight' or 'channel', got 'head'", {"granularities": ["head"]}),
         (
             InvalidValueError,
