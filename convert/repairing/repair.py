@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from bensemble.checks import check_module, check_number
@@ -19,19 +19,12 @@ from bensemble.posteriors import is_bayesian
 from ..planning.copying import copy_model
 from .layers import Layer, repairable_layers
 from .report import RepairReport, RepairRow
-from .solving import Sums, solved
-from .walking import Job, Pair, Walk
+from .task import Task, removed_share
+from .walking import Job, Walk
 
 __all__ = ["repair", "repair_report"]
 
 M = TypeVar("M", bound=nn.Module)
-
-#: What damping is chosen from, as multiples of the mean of the diagonal of A.
-DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
-#: Inputs of one output, up to which a layer is repaired: A takes 2 GiB there.
-WIDEST = 16384
-#: How far a layer's outputs may be from the product of its inputs and weights, by more than rounding.
-LINEAR = 0.02
 
 
 def repair(
@@ -109,7 +102,7 @@ def _repaired(
         groups = walk.groups(jobs)
         for number, group in enumerate(groups):
             started = time.perf_counter()
-            tasks = {job.label: _Task(job, inner, dense, generator) for job in group}
+            tasks = {job.label: Task(job, inner, dense, generator) for job in group}
             for pair in walk.passing(group):
                 tasks[pair.job.label].add(pair)
             shared = (time.perf_counter() - started) / len(group)
@@ -118,73 +111,8 @@ def _repaired(
                 progress(number + 1, len(groups))
     reached = {job.label for group in groups for job in group}
     left |= {job.layers[0]: "not reached by these inputs" for job in jobs if job.label not in reached}
-    rows += [RepairRow(layer.label, _removed(layer, inner), note=note) for layer, note in left.items()]
+    rows += [RepairRow(layer.label, removed_share(layer, inner), note=note) for layer, note in left.items()]
     return network, RepairReport(tuple(rows))
-
-
-class _Task:
-    """One weight: its sums, then its solution."""
-
-    def __init__(self, job: Job, network: nn.Module, dense: nn.Module, generator: torch.Generator) -> None:
-        self.job, self.network, self.dense, self.generator = job, network, dense, generator
-        self.layer = job.layers[0]
-        self.matrix, self.has_bias = _matrix(self.layer, network)
-        self.wanted, _ = _matrix(self.layer, dense)
-        kept = self.matrix != 0
-        if self.has_bias:  # a dead output keeps its bias
-            kept[..., -1] = kept[..., :-1].any(-1)
-        self.kept = kept
-        self.removed = _removed(self.layer, network)
-        self.note = f"more than {WIDEST:,} inputs" if self.matrix.shape[-1] > WIDEST else ""
-        self.fit: Sums | None = None if self.note else Sums(self.matrix)
-        self.heldout: Sums | None = None if self.note else Sums(self.matrix)
-        self.is_changed, self.has_heldout = False, False
-
-    def add(self, pair: Pair) -> None:
-        """Add one use of the weight."""
-        if self.note or self.fit is None or self.heldout is None:
-            return
-        inputs, outputs = pair.original
-        module = self.network.get_submodule(pair.layer.owner)
-        at = pair.layer.positions(outputs, self.generator)
-        seen, targets = pair.layer.rows(module, pair.pruned, outputs, at)
-        self.is_changed = self.is_changed or not torch.equal(pair.pruned, inputs)
-        if not (bool(seen.isfinite().all()) and bool(targets.isfinite().all())):
-            self.note = "its inputs or outputs are not finite"
-        elif not self._is_linear(pair.layer.rows(module, inputs, outputs, at)[0], targets):
-            self.note = "its outputs are not its inputs times its weight"
-        else:
-            (self.heldout if pair.is_heldout else self.fit).add(seen, targets)
-            self.has_heldout = self.has_heldout or pair.is_heldout
-
-    def _is_linear(self, inputs: Tensor, targets: Tensor) -> bool:
-        x = inputs.to(self.wanted)
-        if self.has_bias:
-            x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
-        return bool((x @ self.wanted.mT - targets).norm() <= LINEAR * targets.norm())
-
-    def finish(self, damping: float | None, seconds: float) -> RepairRow:
-        """Solve, and write the new weights if they are better."""
-        started = time.perf_counter()
-        name = self.job.label
-        if not self.note and not self.is_changed and self.removed == 0:
-            self.note = "nothing removed here or before"
-        if self.note or self.fit is None or self.heldout is None:
-            return RepairRow(name, self.removed, seconds=seconds, note=self.note)
-        if not bool(self.fit.targets.any()):
-            self.fit = self.heldout  # a single batch serves both
-        judge = self.heldout if self.has_heldout else self.fit
-        before = judge.error(self.matrix)
-        best, after, chosen = self.matrix, before, 0.0
-        for value in DAMPINGS if damping is None else (damping,):
-            found = solved(self.fit, self.matrix, self.kept, value)
-            error = judge.error(found) if bool(found.isfinite().all()) else float("inf")
-            if error < after:
-                best, after, chosen = found, error, value
-        if best is not self.matrix:
-            _write(self.layer, self.network, best, self.has_bias)
-        note = "" if best is not self.matrix else "no better than it was"
-        return RepairRow(name, self.removed, before, after, chosen, seconds + time.perf_counter() - started, note)
 
 
 def _check(verb: str, pruned: Any, original: Any, loader: Any, damping: Any) -> None:
@@ -250,31 +178,3 @@ def _parameter(module: nn.Module, name: str) -> nn.Parameter | None:
     masked = getattr(module, f"{name}_orig", None) if hasattr(module, f"{name}_mask") else None
     found = getattr(module, name) if masked is None else masked
     return found if isinstance(found, nn.Parameter) else None
-
-
-def _matrix(layer: Layer, network: nn.Module) -> tuple[Tensor, bool]:
-    """The weights in float64 as (groups, outputs, inputs), with the bias as the last column; whether there is one."""
-    weight, bias = layer.tensors(network)
-    matrix = layer.matrix(network.get_submodule(layer.owner), weight.detach())
-    matrix = (matrix.cpu() if matrix.device.type == "mps" else matrix).double()
-    if bias is None:
-        return matrix, False
-    return torch.cat([matrix, bias.detach().to(matrix).reshape(*matrix.shape[:2], 1)], -1), True
-
-
-def _write(layer: Layer, network: nn.Module, matrix: Tensor, has_bias: bool) -> None:
-    """Put weights and bias where they belong."""
-    module = network.get_submodule(layer.owner)
-    weight, bias = layer.tensors(network)
-    found = layer.from_matrix(module, matrix[..., :-1] if has_bias else matrix).to(weight)
-    mask = getattr(module, f"{layer.weight}_mask", None)
-    if mask is not None:
-        held = getattr(module, f"{layer.weight}_orig")
-        held.copy_(torch.where(mask.bool(), found, held))
-    weight.copy_(found)
-    if has_bias and bias is not None:
-        bias.copy_(matrix[..., -1].reshape(bias.shape))
-
-
-def _removed(layer: Layer, network: nn.Module) -> float:
-    return float((layer.tensors(network)[0] == 0).double().mean())
