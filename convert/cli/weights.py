@@ -1,7 +1,8 @@
 """Weights from a file into a model.
 
-The prefix of a wrapper (`module.` DataParallel, `_orig_mod.` torch.compile, `model.` Lightning) is removed from the
-names. A checkpoint of `bensemble.save`, or names in `_mu` and `_rho`, make the model Bayesian first.
+A prefix of all names is removed: that of a wrapper (`module.` DataParallel, `_orig_mod.` torch.compile), or the
+attribute of the Lightning module that holds the network. A checkpoint of `bensemble.save`, or names in `_mu` and
+`_rho`, make the model Bayesian first.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ def load_weights(model: nn.Module, path: Path, key: str | None = None) -> tuple[
     if key is None and is_checkpoint(path):
         return load(path, model), ["made the model Bayesian as the header of the checkpoint says"]
     state, notes = find_state_dict(read_file(path), path, key)
-    prefix = _wrappers_prefix(state, model)
+    prefix = _prefix(state, model, path)
     if prefix:
+        others = [name for name in state if not name.startswith(prefix)]
         state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         notes.append(f"removed the prefix '{prefix}' from every name")
+        if others:
+            notes.append(f"left out {len(others)} other tensors, such as '{shown(others[0])}'")
     posteriors = _posterior_names(state, model)
     if posteriors:
         from ..surgery.converting import bayesify
@@ -55,15 +59,48 @@ def load_weights(model: nn.Module, path: Path, key: str | None = None) -> tuple[
     return model, notes
 
 
-def _wrappers_prefix(state: dict[str, Any], model: nn.Module) -> str:
+def _prefix(state: dict[str, Any], model: nn.Module, path: Path) -> str:
+    """What stands before every name of the model in a file: the attribute of a wrapper, of a Lightning module, ...
+
+    Where no prefix fits all names, that of the wrappers that all names of the file begin with.
+
+    Raises:
+        CheckpointError: Several fit, as for a teacher and a student.
+    """
+    own = model.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in reversed(own.items())}
+    wanted = list(first.values())  # safetensors stores a tensor with two names once
+
+    def fits(prefix: str) -> bool:
+        return all(any(prefix + spelled in state for spelled in _spellings(name)) for name in wanted)
+
+    if not wanted or fits(""):
+        return ""
+    starts = {name[: -len(end)] for name in state for end in _spellings(wanted[0]) if name.endswith(f".{end}")}
+    found = sorted(filter(fits, starts))
+    if len(found) > 1:
+        listed = " and ".join(f"'{prefix}'" for prefix in found)
+        raise CheckpointError(
+            f"weights: '{path}' holds the weights of {len(found)} such models, under {listed}; write those that you "
+            "want alone, with torch.save(model.state_dict(), path)."
+        )
+    return found[0] if found else _wrappers(state, own)
+
+
+def _wrappers(state: dict[str, Any], own: dict[str, Any]) -> str:
     """The prefixes of wrappers that all names of a file begin with, and no name of the model."""
-    own = list(model.state_dict())
     wrappers = [wrapper for wrapper in WRAPPERS if not any(name.startswith(wrapper) for name in own)]
-    # n_averaged is a counter that torch.optim.swa_utils.AveragedModel puts beside the weights
-    names, prefix = [name for name in state if name != "n_averaged"], ""
-    while found := [w for w in wrappers if names and all(name.startswith(prefix + w) for name in names)]:
+    prefix = ""
+    while found := [w for w in wrappers if state and all(name.startswith(prefix + w) for name in state)]:
         prefix += found[0]
     return prefix
+
+
+def _spellings(name: str) -> tuple[str, ...]:
+    """A name as it may stand in a file: itself, or the mean of its posterior."""
+    path, dot, leaf = name.rpartition(".")
+    stems = {"weight": ("w", "weight"), "bias": ("b", "bias")}.get(leaf, (leaf,))
+    return name, *(f"{path}{dot}{stem}_mu" for stem in stems)
 
 
 def _posterior_names(state: dict[str, Any], model: nn.Module) -> list[str]:

@@ -112,7 +112,34 @@ def test_keeps_a_prefix_that_the_model_has_itself(path: Path) -> None:
 
 def test_loads_what_averaged_model_saves(path: Path) -> None:
     averaged = torch.optim.swa_utils.AveragedModel(trained()).state_dict()
-    assert assert_loads(averaged, path) == ["removed the prefix 'module.' from every name"]
+    notes = ["removed the prefix 'module.' from every name", "left out 1 other tensors, such as 'n_averaged'"]
+    assert assert_loads(averaged, path) == notes
+
+
+@pytest.mark.parametrize("name", ["net", "backbone", "model.net"])
+def test_takes_the_network_out_of_a_module_that_holds_more(name: str, path: Path) -> None:
+    """As Lightning saves it, with the weights of the loss and the counts of a metric."""
+    held = {f"{name}.{own}": value for own, value in state().items()}
+    more = {"criterion.weight": torch.ones(3), "accuracy.tp": torch.zeros(3), **held}
+    assert assert_loads({"state_dict": more, "epoch": 3}, path)[1:] == [
+        f"removed the prefix '{name}.' from every name",
+        "left out 2 other tensors, such as 'criterion.weight'",
+    ]
+
+
+def test_takes_a_bayesian_network_out_of_a_module(path: Path) -> None:
+    bnn = bayesify(trained())
+    torch.save({"state_dict": {f"net.{name}": value for name, value in bnn.state_dict().items()}}, path)
+    model, notes = load_weights(Net(), path)
+    assert "removed the prefix 'net.' from every name" in notes
+    torch.testing.assert_close(model.head.w_rho, bnn.head.w_rho, rtol=0, atol=0)
+
+
+def test_two_networks_in_one_file_are_named(path: Path) -> None:
+    both = {f"{who}.{name}": value for who in ("teacher", "student") for name, value in state().items()}
+    torch.save(both, path)
+    with pytest.raises(CheckpointError, match=r"holds the weights of 2 such models, under 'student\.' and 'teacher\.'"):
+        load_weights(Net(), path)
 
 
 def test_another_model_gives_one_error_with_all_names(path: Path) -> None:
