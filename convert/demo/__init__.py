@@ -5,9 +5,14 @@ A guest like any other user: it imports public names of ``bensemble`` and ``conv
 order.
 """
 
-from bensemble.errors import needs_extra
+from bensemble import MissingPackageError
 
-with needs_extra("convert.demo", "demo"):
+try:
     from .story import run_demo
+except ModuleNotFoundError as err:
+    raise MissingPackageError(
+        f"convert.demo: needs {str(err.name).partition('.')[0]}, which is not installed; install bensemble with its "
+        "demo extra, from the source tree: pip install '.[demo]'."
+    ) from err
 
 __all__ = ["run_demo"]

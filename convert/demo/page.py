@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 from string import Template
 
 from matplotlib.figure import Figure
 
-__all__ = ["chapter", "code", "page", "picture", "table", "text"]
+__all__ = ["chapter", "code", "page", "picture", "table", "text", "written_whole"]
 
 
 def page(title: str, lead: str, chapters: Iterable[str]) -> str:
@@ -52,3 +54,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def code(block: str) -> str:
     """Preformatted text, such as a plan."""
     return f"<pre>{escape(block)}</pre>"
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A path beside the one to write, which takes its place when the block ends; on Ctrl-C nothing stays."""
+    beside = path.with_name(f".new-{path.name}")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from convert import ConversionPlan, sparsity
 from . import pictures
 from .contest import Contestant, entropy, side_by_side
 from .data import Images
-from .page import chapter, code, page, picture, table, text
+from .page import chapter, code, page, picture, table, text, written_whole
 
 __all__ = ["SAMPLES", "THRESHOLD", "write_report"]
 
@@ -44,7 +44,8 @@ def write_report(
     chosen = (zeros.sparsity, contestants[2].scores.accuracy)
     few, many = _rows(images, bayesian, 4), _rows(images, bayesian, 10)
     overview = pictures.overview(few, probs["Bayesian"], curves, chosen)
-    overview.savefig(output / "overview.png")
+    with written_whole(output / "overview.png") as temporary:
+        overview.savefig(temporary)
     gallery, entropies, accuracies = (pictures.new_figure(*size) for size in ((10.5, 4.5), (7.8, 2.6), (5.2, 3.4)))
     pictures.gallery(gallery, many, 10)
     pictures.entropies(entropies, probs)[0].set_ylabel("share of images")
@@ -73,7 +74,8 @@ def write_report(
     ]
     lead = text(_LEAD.format(count=len(digits), images=images)) + picture(overview, _OVERVIEW)
     target = output / "index.html"
-    target.write_text(page("A network that knows what it does not know", lead, chapters), encoding="utf-8")
+    with written_whole(target) as temporary:
+        temporary.write_text(page("A network that knows what it does not know", lead, chapters), encoding="utf-8")
     return target
 
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import nn
 
 import convert
+from convert import export_onnx
 from convert.cli.wording import in_options
 
 from .test_commands import assert_one_line, nets, run  # noqa: F401  # a fixture
+from .test_deployment import COMPRESS, files  # noqa: F401  # a fixture
 
 ROOT = Path(convert.__file__).parent
 
@@ -81,3 +89,34 @@ def test_a_file_says_by_its_ending_what_it_holds(nets: Path, command: str, optio
     words = [command, "nets:Net", "-i", "2x4", "-w", "x.pt", "-o", "net.onnx", option, name]
     assert_one_line(run(*words), 2, f"must end in .{'onnx' if option == '-o' else 'png'}", f"got '{name}'")
     assert not (nets / name).exists()
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+sys.argv = ["bensemble", *sys.argv[1:]]
+from convert.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("words", [["inspect", "net.onnx"], ["inspect", "net.onnx", "--json"]])
+def test_files_are_inspected_without_torch(nets: Path, words: list[str]) -> None:  # noqa: F811
+    export_onnx(nn.Linear(4, 3), "net.onnx", torch.randn(2, 4))
+    line = [sys.executable, "-c", WITHOUT_TORCH, *words]
+    done = subprocess.run(line, env={**os.environ, "PYTHONPATH": str(ROOT.parent)}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "net.onnx" in done.stdout
+    assert "Gemm" in done.stdout
+
+
+def test_a_picture_that_is_interrupted_is_not_left_half_written(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    def stop(figure: Figure, path: Path, **options: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", stop)
+    before = sorted(path.name for path in files.iterdir())
+    result = run(*COMPRESS, "--data", "val.npz", "--max-drop", "0.1", "--plot", "tradeoff.png")
+    assert result.exit_code == 130
+    assert sorted(path.name for path in files.iterdir()) == sorted([*before, "small.onnx"])

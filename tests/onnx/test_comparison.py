@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bensemble.errors import InvalidTypeError, InvalidValueError
 from convert import OnnxModel, compare_onnx, export_onnx
-from convert.onnx.files.measuring import error_of, gzip_size, interleaved, resized_batch
+from convert.onnx.files.measuring import error_of, interleaved, resized_batch
+from convert.onnx.files.report import gzip_size
 
 pytestmark = pytest.mark.xdist_group("compared files")  # its fixtures are made once
 

@@ -15,9 +15,8 @@ from onnx.external_data_helper import load_external_data_for_model, uses_externa
 from bensemble.errors import InvalidTypeError, InvalidValueError, shown
 
 from ...runtime import DIGEST_KEY, UncertaintyFileError, check_digest
-from .measuring import gzip_size
 from .proto import operators, tensors
-from .report import OnnxSummary, TensorInfo
+from .report import OnnxSummary, TensorInfo, gzip_size
 
 __all__ = ["inspect_onnx", "summarize"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import statistics
 import time
@@ -24,18 +23,12 @@ __all__ = [
     "Timing",
     "checked_metric",
     "error_of",
-    "gzip_size",
     "interleaved",
     "resized_batch",
 ]
 
 #: Batch sizes that are timed, as far as a model takes them.
 BATCH_SIZES = (1, 16, 128)
-
-
-def gzip_size(data: bytes) -> int:
-    """Bytes of the gzip file."""
-    return len(gzip.compress(data, 6))
 
 
 # -- time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,12 @@ from pathlib import Path
 from bensemble.errors import shown
 from bensemble.tables import text_table
 
-__all__ = ["ExportReport", "OnnxSummary", "TensorInfo"]
+__all__ = ["ExportReport", "OnnxSummary", "TensorInfo", "gzip_size"]
+
+
+def gzip_size(data: bytes) -> int:
+    """Bytes of the gzip file."""
+    return len(gzip.compress(data, 6))
 
 
 @dataclass(frozen=True)
