@@ -5,9 +5,10 @@ Imports of torch and onnx stand inside the commands, so that `bensemble --help` 
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +16,7 @@ from . import options
 from .example_inputs import make_inputs
 from .exporting import compress, export
 from .failures import OneLineErrors, WrongUsage
-from .labelled_data import first_examples, read_data, score
+from .labelled_data import BATCH, read_arrays, score
 from .printing import show, show_summary, working
 
 __all__ = ["app"]
@@ -122,12 +123,17 @@ def report(
     if data is None and not inputs:
         raise WrongUsage("report: add --data val.npz, or --input 16x3x224x224.")
     with working("Measuring"):
-        from ..onnx import OnnxModel, compare_onnx
+        from ..onnx.files.variants import side_by_side
+        from .file_inputs import accuracy, random_arrays
 
-        held_out, labels = read_data(data) if data else (None, None)
-        found = compare_onnx(
-            {str(path): path for path in files},
-            make_inputs(inputs, OnnxModel(files[0])) if held_out is None else first_examples(held_out),
-            evaluate=score(evaluate, held_out, labels),
-        )
+        arrays, labels = read_arrays(data) if data else (random_arrays(inputs or []), None)
+        arrays = {name: x.astype("float32") if x.dtype == "float64" else x for name, x in arrays.items()}
+        judge: Any = None if labels is None else partial(accuracy, arrays=arrays, labels=labels)
+        if evaluate is not None:
+            from ..onnx import OnnxModel
+
+            function = score(evaluate, None, None)
+            judge = lambda file: function(OnnxModel(file.path))  # noqa: E731
+        first = {name: array[:BATCH] if data else array for name, array in arrays.items()}
+        found = side_by_side({str(path): path for path in files}, first, evaluate=judge)
     show(found, found.rows(), json)

@@ -19,7 +19,7 @@ from typing import Any
 
 from .failures import WrongUsage
 
-__all__ = ["InputText", "in_order", "make_inputs", "parse_input", "read_arrays"]
+__all__ = ["InputText", "in_order", "load_file", "make_inputs", "parse_input", "tensors"]
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
@@ -63,7 +63,7 @@ def make_inputs(texts: Sequence[InputText] | None, model: Any, seed: int = 0) ->
         if text.file is None:
             pairs.append((text.name, _random(text, model, generator)))
         else:
-            arrays = read_arrays(text.file, "input", model)
+            arrays = tensors(load_file(text.file, "input"), text.file, "input", model)
             pairs += [(None if in_order(arrays) else name, array) for name, array in arrays.items()]
     named = {name: value for name, value in pairs if name is not None}
     if named and len(named) < len(pairs):
@@ -72,23 +72,35 @@ def make_inputs(texts: Sequence[InputText] | None, model: Any, seed: int = 0) ->
     return named or (unnamed[0] if len(unnamed) == 1 else unnamed)
 
 
-def read_arrays(path: Path, verb: str, model: Any = None) -> dict[str, Any]:
-    """The arrays of an .npz file as tensors; float64 becomes float32, unless a model itself computes in float64."""
-    import torch
-
+def load_file(path: Path, verb: str) -> dict[str, Any]:
+    """The numeric arrays of an .npz file."""
     from bensemble.errors import InvalidValueError, one_line
 
     from ..archives import load_arrays
 
     try:
-        tensors = {name: torch.from_numpy(array) for name, array in load_arrays(path).items()}
+        return load_arrays(path)
+    except Exception as err:
+        raise InvalidValueError(
+            f"{verb}: '{path}' is not a file of numeric arrays ({one_line(err)}); write it with numpy.savez."
+        ) from err
+
+
+def tensors(arrays: dict[str, Any], path: Path, verb: str, model: Any = None) -> dict[str, Any]:
+    """The arrays of a file as tensors; float64 becomes float32, unless a model itself computes in float64."""
+    import torch
+
+    from bensemble.errors import InvalidValueError, one_line
+
+    try:
+        found = {name: torch.from_numpy(array) for name, array in arrays.items()}
     except Exception as err:
         raise InvalidValueError(
             f"{verb}: '{path}' is not a file of numeric arrays ({one_line(err)}); write it with numpy.savez."
         ) from err
     if model is not None and any(parameter.dtype == torch.float64 for parameter in model.parameters()):
-        return tensors
-    return {name: t.float() if t.dtype == torch.float64 else t for name, t in tensors.items()}
+        return found
+    return {name: t.float() if t.dtype == torch.float64 else t for name, t in found.items()}
 
 
 def in_order(arrays: dict[str, Any]) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .example_inputs import in_order, read_arrays
+from .example_inputs import in_order, load_file, tensors
 from .failures import WrongUsage
 from .model_name import ModelName
 
-__all__ = ["first_examples", "read_data", "score"]
+__all__ = ["BATCH", "check_labels", "first_examples", "read_arrays", "read_data", "score"]
 
 #: Names under which the labels may stand in a file; every other array is an input.
 LABELS = ("labels", "label", "targets", "target", "y")
@@ -23,9 +23,18 @@ def read_data(path: Path, model: Any = None, need_labels: bool = False) -> tuple
 
     Several inputs go to forward by their names, or in order where they are arr_0, arr_1, ...
     """
+    arrays, labels = read_arrays(path, need_labels)
+    found = tensors(arrays, path, "data", model)
+    values = tuple(found.values())
+    inputs = values[0] if len(values) == 1 else values if in_order(found) else found
+    return inputs, None if labels is None else tensors({"labels": labels}, path, "data")["labels"]
+
+
+def read_arrays(path: Path, need_labels: bool = False) -> tuple[dict[str, Any], Any]:
+    """The same as numpy arrays by name."""
     from bensemble.errors import shown
 
-    arrays = read_arrays(path, "data", model)
+    arrays = load_file(path, "data")
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     found = next((name for name in LABELS if name in arrays), None)
     labels = None if found is None else arrays.pop(found)
@@ -37,15 +46,29 @@ def read_data(path: Path, model: Any = None, need_labels: bool = False) -> tuple
         )
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
         raise WrongUsage(f"data: the arrays of '{path}' must have one row for each example, got {held}.")
-    if labels is not None and (labels.ndim != 1 or labels.is_floating_point()):
+    if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "biu"):
         raise WrongUsage(
             f"data: labels of '{path}' must be class numbers, one for each example, got {labels.dtype} of shape "
             f"{tuple(labels.shape)}."
         )
-    values = tuple(arrays.values())
-    if len(values) == 1:
-        return values[0], labels
-    return values if in_order(arrays) else arrays, labels
+    return arrays, labels
+
+
+def check_labels(shape: Any, labels: Any, examples: int) -> None:
+    """Raise unless the scores of some examples have one for each class among the labels."""
+    from bensemble.errors import InvalidValueError
+
+    low, high = int(labels.min()), int(labels.max())
+    if len(shape) != 2 or shape[0] != examples:
+        raise InvalidValueError(
+            f"data: accuracy needs scores of shape (examples, classes), got {tuple(shape)}; "
+            "name a function of your own with --evaluate."
+        )
+    if not 0 <= low <= high < shape[1]:
+        raise InvalidValueError(
+            f"data: labels must lie in 0..{shape[1] - 1} for the model's {shape[1]} outputs, got {low}..{high}; "
+            "number the classes as the model does."
+        )
 
 
 def first_examples(inputs: Any, size: int = BATCH) -> Any:
@@ -68,26 +91,14 @@ def score(name: ModelName | None, inputs: Any, labels: Any) -> Any:
         return look_up(name)
     if labels is None:
         return None
-    from bensemble.errors import InvalidValueError
     from bensemble.models.batches import call, split_inputs
     from bensemble.models.outputs import select_output
-
-    low, high = int(labels.min()), int(labels.max())
 
     def accuracy(model: Any) -> float:
         right = 0
         for part, wanted in zip(split_inputs(inputs, BATCH), labels.split(BATCH), strict=True):
             scores = select_output(call(model, part), None)
-            if scores.ndim != 2 or len(scores) != len(wanted):
-                raise InvalidValueError(
-                    f"data: accuracy needs scores of shape (examples, classes), got {tuple(scores.shape)}; "
-                    "name a function of your own with --evaluate."
-                )
-            if not 0 <= low <= high < scores.shape[1]:
-                raise InvalidValueError(
-                    f"data: labels must lie in 0..{scores.shape[1] - 1} for the model's {scores.shape[1]} outputs, got "
-                    f"{low}..{high}; number the classes as the model does."
-                )
+            check_labels(scores.shape, labels, len(wanted))
             right += int((scores.argmax(1).cpu() == wanted).sum())
         return right / len(labels)
 

@@ -20,7 +20,7 @@ from bensemble.torch_internals import forward_pre_hooks
 
 from ..graph.compaction import compact
 from ..onnx import OnnxModel, compare_onnx, export_onnx
-from ..onnx.files.measuring import checked_metric
+from ..onnx.files.variants import checked_metric
 from ..reports.zeros import sparsity
 from ..surgery.collapsing import to_deterministic
 from .candidates import Candidate

@@ -23,18 +23,19 @@ with needs_extra("convert.onnx", "onnx"):
 
 if TYPE_CHECKING:
     from .export import export_onnx
-    from .files.comparison import Comparison, Variant, compare_onnx
+    from .files.comparison import compare_onnx
     from .files.inspection import inspect_onnx
     from .files.report import ExportReport, OnnxSummary, TensorInfo
     from .files.running import OnnxModel
+    from .files.variants import Comparison, Variant
 
 _HOMES = {
-    "Comparison": "files.comparison",
+    "Comparison": "files.variants",
     "ExportReport": "files.report",
     "OnnxModel": "files.running",
     "OnnxSummary": "files.report",
     "TensorInfo": "files.report",
-    "Variant": "files.comparison",
+    "Variant": "files.variants",
     "compare_onnx": "files.comparison",
     "export_onnx": "export",
     "inspect_onnx": "files.inspection",

@@ -16,8 +16,9 @@ from torch import Tensor
 from bensemble.errors import InvalidValueError, VerificationError, one_line
 
 from .edge_cases import check_edges
-from .files.measuring import BATCH_SIZES, Deviation, error_of, interleaved
-from .files.running import OnnxModel, input_arrays, one_thread_session
+from .files.measuring import Deviation, error_of
+from .files.running import OnnxModel, input_arrays
+from .files.sessions import BATCH_SIZES, interleaved, one_thread_session
 from .inputs.axes import BATCH, resized
 from .inputs.trials import Trial, Trials
 from .rounding_errors import MOST, ROUNDING_FACTOR, rounding_errors

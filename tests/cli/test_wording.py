@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -100,14 +102,26 @@ main()
 """
 
 
-@pytest.mark.parametrize("words", [["inspect", "net.onnx"], ["inspect", "net.onnx", "--json"]])
-def test_files_are_inspected_without_torch(nets: Path, words: list[str]) -> None:  # noqa: F811
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inspect", "net.onnx"],
+        ["inspect", "net.onnx", "--json"],
+        ["report", "net.onnx", "-i", "8x4"],
+        ["report", "net.onnx", "-i", "val.npz"],
+        ["report", "net.onnx", "--data", "val.npz", "--json"],
+    ],
+)
+def test_files_are_inspected_and_compared_without_torch(nets: Path, words: list[str]) -> None:  # noqa: F811
+    x = np.random.randn(300, 4).astype("float32")
+    np.savez("val.npz", inputs=x, **({"labels": np.arange(300) % 3} if "--data" in words else {}))
     export_onnx(nn.Linear(4, 3), "net.onnx", torch.randn(2, 4))
     line = [sys.executable, "-c", WITHOUT_TORCH, *words]
     done = subprocess.run(line, env={**os.environ, "PYTHONPATH": str(ROOT.parent)}, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "net.onnx" in done.stdout
-    assert "Gemm" in done.stdout
+    assert words[0] == "report" or "Gemm" in done.stdout
+    assert "--data" not in words or 0 <= json.loads(done.stdout)[0]["metric"] <= 1
 
 
 def test_a_picture_that_is_interrupted_is_not_left_half_written(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,88 +13,16 @@ from torch import nn
 
 from bensemble.checks import check_takes
 from bensemble.errors import InvalidTypeError, InvalidValueError
-from bensemble.models.batches import Inputs, Unpack, batch_size, call, device_of, is_loader, read_batches, to_device
-from bensemble.models.outputs import OutputSelector
+from bensemble.models.batches import Inputs, Unpack, call, device_of, is_loader, read_batches, to_device
+from bensemble.models.outputs import OutputSelector, describe, tensor_paths
 from bensemble.models.state import evaluating
-from bensemble.tables import text_table
 
-from .inspection import inspect_onnx
-from .measuring import BATCH_SIZES, Deviation, Timing, checked_metric, error_of, interleaved, resized_batch
+from .measuring import error_of
 from .running import OnnxModel
+from .sessions import BATCH_SIZES
+from .variants import Comparison, Variant, checked_metric, side_by_side
 
 __all__ = ["Comparison", "Variant", "compare_onnx"]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One file.
-
-    Attributes:
-        name: Its key in ``files``.
-        path: The file.
-        size: Bytes.
-        gzip_size: Bytes after gzip.
-        parameters: Stored weights.
-        sparsity: Share of them that is 0.
-        latency: By batch size, on one thread; the ratio is to the first file.
-        error: Against the torch model; None without one.
-        metric: The result of ``evaluate``; None without it.
-    """
-
-    name: str
-    path: Path
-    size: int
-    gzip_size: int
-    parameters: int
-    sparsity: float
-    latency: Mapping[int, Timing] = field(default_factory=dict)
-    error: Deviation | None = None
-    metric: float | None = None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Files side by side; ``print`` shows a table.
-
-    Attributes:
-        variants: The files, in the order given; the first is the reference of all ratios.
-        model_metric: The result of ``evaluate`` for the torch model, None without one.
-    """
-
-    variants: tuple[Variant, ...]
-    model_metric: float | None = None
-
-    def __getitem__(self, name: str) -> Variant:
-        """A variant by name."""
-        return next(variant for variant in self.variants if variant.name == name)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Plain dicts, for JSON or a table library."""
-        return [{**asdict(variant), "path": str(variant.path)} for variant in self.variants]
-
-    def __str__(self) -> str:
-        first = self.variants[0]
-        sizes = list(first.latency)
-        header = ["file", "kB", "gzip kB", "weights", "zeros"]
-        header += [f"ms at {size}" if size else "ms" for size in sizes]
-        header += ["max error", "agrees"] * (first.error is not None) + ["metric"] * (first.metric is not None)
-        lines = [header, *(_cells(variant, first, sizes) for variant in self.variants)]
-        if self.model_metric is not None:
-            lines.append(["(torch model)", *[""] * (len(header) - 2), f"{self.model_metric:.4g}"])
-        return "\n".join(text_table(lines, right=range(1, len(header))))
-
-
-def _cells(variant: Variant, first: Variant, sizes: Sequence[int]) -> list[str]:
-    cells = [variant.name, f"{variant.size / 1e3:,.1f}", f"{variant.gzip_size / 1e3:,.1f}", f"{variant.parameters:,}"]
-    cells.append(f"{variant.sparsity:.1%}")
-    for size in sizes:
-        timing = variant.latency.get(size)
-        ratio = "" if variant is first or timing is None else f" ({timing.ratio:.2f}x)"
-        cells.append(f"{timing.ms:.3g}{ratio}" if timing else "-")
-    if variant.error is not None:
-        agrees = variant.error.agreement
-        cells += [f"{variant.error.relative_error:.1e}", "-" if agrees is None else f"{agrees:.1%}"]
-    return cells + ([f"{variant.metric:.4g}"] if variant.metric is not None else [])
 
 
 def compare_onnx(
@@ -143,33 +69,22 @@ def compare_onnx(
         check_takes("compare_onnx", "evaluate", evaluate, "model")
     if isinstance(data, Iterator):  # every file reads it
         data = list(data)
-    summaries = {name: inspect_onnx(path) for name, path in files.items()}
-    models = {name: OnnxModel(path) for name, path in files.items()}
     first = next(iter(_inputs(data, unpack, torch.device("cpu"), 1)), None)
     if first is None:
         raise InvalidValueError("compare_onnx: data must hold a batch, got none.")
-    latency = _latency(models, first, batch_sizes, rounds) if rounds else {name: {} for name in files}
+    arrays = {path.replace(".", "_"): tensor.detach().cpu().numpy() for path, tensor in tensor_paths(first)}
+    found = side_by_side(files, arrays, batch_sizes=batch_sizes, rounds=rounds, what=describe(first))
     with evaluating(*([] if model is None else [model])):
+        like = None
         if model is not None and evaluate is not None and output is None:
             with torch.no_grad():
                 like = call(model, to_device(first, device_of(model)))
-            models = {name: OnnxModel(path, like=like) for name, path in files.items()}
-        variants = [
-            Variant(
-                name=name,
-                path=summary.path,
-                size=summary.size,
-                gzip_size=summary.gzip_size,
-                parameters=summary.parameters,
-                sparsity=summary.sparsity,
-                latency=latency[name],
-                error=None
-                if model is None
-                else error_of(models[name], model, _inputs(data, unpack, device_of(model), max_batches), output),
-                metric=_metric(evaluate, models[name], name),
-            )
-            for name, summary in summaries.items()
-        ]
+        variants = []
+        for variant in found.variants:
+            file, error = OnnxModel(variant.path, like=like), None
+            if model is not None:
+                error = error_of(file, model, _inputs(data, unpack, device_of(model), max_batches), output)
+            variants.append(replace(variant, error=error, metric=_metric(evaluate, file, variant.name)))
         metric = _metric(evaluate, model, "model") if model is not None else None
     return Comparison(tuple(variants), metric)
 
@@ -178,31 +93,6 @@ def _inputs(data: Any, unpack: Unpack | None, device: torch.device, most: int | 
     if not is_loader(data):
         return [to_device(data, device)]
     return (inputs for inputs, _ in islice(read_batches(data, unpack, device), most))
-
-
-def _latency(
-    models: Mapping[str, OnnxModel], inputs: Inputs, batch_sizes: Sequence[int], rounds: int
-) -> dict[str, dict[int, Timing]]:
-    """Timings by file and batch size, at the sizes that the first file takes; the given batch where it takes none."""
-    reference, first = next(iter(models.items()))
-    resized = {size: resized_batch(inputs, size) for size in batch_sizes}
-    batches = {size: batch for size, batch in resized.items() if _takes(first, batch)} or {batch_size(inputs): inputs}
-    found: dict[str, dict[int, Timing]] = {name: {} for name in models}
-    for size, batch in batches.items():
-        for model in models.values():
-            model.outputs(batch)  # raises with a readable message where a file rejects the batch
-        runs = {name: partial(model.session.run, None, model.feed(batch)) for name, model in models.items()}
-        for name, timing in interleaved(runs, reference, rounds).items():
-            found[name][size] = timing
-    return found
-
-
-def _takes(model: OnnxModel, inputs: Inputs) -> bool:
-    try:
-        model.outputs(inputs)
-    except InvalidValueError:
-        return False
-    return True
 
 
 def _metric(evaluate: Callable[[nn.Module], float] | None, model: nn.Module, name: str) -> float | None:

@@ -1,105 +1,18 @@
-"""How files are measured, in the same way for every report: bytes, milliseconds and error."""
+"""How far the outputs of a file are from those of the model, in the same way for every report."""
 
 from __future__ import annotations
 
-import math
-import statistics
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bensemble.errors import InvalidTypeError, InvalidValueError
-from bensemble.models.batches import Inputs, batch_size, call
+from bensemble.errors import InvalidValueError
+from bensemble.models.batches import Inputs, call
 from bensemble.models.outputs import OutputSelector, select_output, tensor_paths
-from bensemble.torch_internals import pytree
 
-__all__ = [
-    "BATCH_SIZES",
-    "Deviation",
-    "Timing",
-    "checked_metric",
-    "error_of",
-    "interleaved",
-    "resized_batch",
-]
-
-#: Batch sizes that are timed, as far as a model takes them.
-BATCH_SIZES = (1, 16, 128)
-
-
-# -- time
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One callable over all rounds.
-
-    Attributes:
-        ms: Median milliseconds of one run.
-        ratio: Median over the rounds of its time over the reference's time in the same round; this holds on a busy
-            machine, where milliseconds do not.
-    """
-
-    ms: float
-    ratio: float
-
-
-def interleaved(
-    runs: Mapping[str, Callable[[], Any]], reference: str, rounds: int = 7, least: float = 0.02
-) -> dict[str, Timing]:
-    """Time callables of one thread in turn, ``rounds`` times, each for at least ``least`` seconds a round.
-
-    It measures the CPU time of the calling thread, in which a session of ONNX Runtime with one thread runs. Time in
-    which other processes run does not count.
-
-    Args:
-        runs: What to time, by name. Each is run once before, to warm up.
-        reference: The ratios are over the times of this name.
-        rounds: How often each is timed.
-        least: Seconds; short runs are repeated within a round.
-    """
-    repeats: dict[str, int] = {}
-    for name, run in runs.items():
-        run()
-        repeats[name] = max(1, round(least / max(_seconds(run, 1), 1e-6)))
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            times[name].append(_seconds(run, repeats[name]))
-    return {
-        name: Timing(
-            1e3 * statistics.median(taken),
-            statistics.median(mine / its for mine, its in zip(taken, times[reference], strict=True)),
-        )
-        for name, taken in times.items()
-    }
-
-
-def _seconds(run: Callable[[], Any], repeats: int) -> float:
-    start = time.thread_time()
-    for _ in range(repeats):
-        run()
-    return max(time.thread_time() - start, 1e-9) / repeats
-
-
-def resized_batch(inputs: Inputs, size: int) -> Inputs:
-    """The inputs with another number of examples: every tensor as long as the batch is repeated or cut along axis 0."""
-    now = batch_size(inputs)
-
-    def change(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.ndim or leaf.shape[0] != now:
-            return leaf
-        return leaf.index_select(0, torch.arange(size, device=leaf.device) % now)
-
-    changed: Inputs = pytree.tree_map(change, inputs)
-    return changed
-
-
-# -- error
+__all__ = ["Deviation", "error_of"]
 
 
 @dataclass(frozen=True)
@@ -162,23 +75,3 @@ def error_of(
     relative = worst / largest if largest else float("inf")
     rms = (squares / power) ** 0.5 if power else float("inf")
     return Deviation(worst, relative, rms, same / rows if rows else None)
-
-
-# -- metric of the user
-
-
-def checked_metric(verb: str, value: Any, name: str) -> float:
-    """The number that ``evaluate`` returned for a file.
-
-    Raises:
-        InvalidTypeError: It is not a number.
-        InvalidValueError: It is NaN or infinite.
-    """
-    try:
-        metric = float(value)
-    except (TypeError, ValueError) as err:
-        raise InvalidTypeError(f"{verb}: evaluate must return a number, got {value!r} for '{name}'.") from err
-    if not math.isfinite(metric):
-        got = "NaN" if metric != metric else metric
-        raise InvalidValueError(f"{verb}: evaluate must return a number, got {got} for '{name}'; look at its data.")
-    return metric
