@@ -43,7 +43,8 @@ def accuracy(file: OnnxFile, arrays: dict[str, np.ndarray], labels: np.ndarray) 
         outputs = file.run({name: array[start : start + BATCH] for name, array in arrays.items()})
         floating = [array for array in outputs.values() if array.dtype.kind == "f"]
         named = [outputs[name] for name in ("logits", "out") if name in outputs]
-        scores, wanted = (named or floating or [np.zeros(0)])[0], labels[start : start + BATCH]
+        chosen = named[:1] or floating  # one of several without a usual name is not guessed
+        scores, wanted = chosen[0] if len(chosen) == 1 else np.zeros(0), labels[start : start + BATCH]
         check_labels(scores.shape, labels, len(wanted))
         right += int((scores.argmax(1) == wanted).sum())
     return right / len(labels)
