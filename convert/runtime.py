@@ -204,7 +204,8 @@ class UncertaintySession:
         """The outputs for a batch; arrays in the order or by the names of :attr:`inputs`.
 
         An example with NaN or infinity in its inputs gets NaN in every output, an empty prediction set and no label;
-        the others keep theirs. The -inf of an additive mask, which has nothing above 0, is no such value.
+        its novelty is that of the strangest inputs. The others keep their answers. The -inf of an additive mask, which
+        has nothing above 0, is no such value.
 
         Raises:
             TypeError: An input is missing, unknown, not an array or of another dtype.
@@ -224,7 +225,8 @@ class UncertaintySession:
         for name, array in feed.items():
             rows = _not_finite(array)
             if rows.any():
-                found = {output: self._without(output, found[output], name, rows) for output in found}
+                answers = [output for output in found if not output.startswith("novelty")]
+                found |= {output: self._without(output, found[output], name, rows) for output in answers}
         return Answer(found, self.classes, self._class_axis)
 
     def in_batches(self, size: int, *arrays: np.ndarray, **named: np.ndarray) -> Answer:

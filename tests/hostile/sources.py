@@ -59,7 +59,7 @@ def make_sources(folder: Path) -> None:
     calibration = bensemble.calibrate(held_out, torch.distributions.Categorical(probs=held_out.probs).sample())
     (folder / "calibration.json").write_text(calibration.to_json())
     export_onnx(bnn, folder / "plain.onnx", x[:1])
-    options = {"outputs": "uncertainty", "num_samples": 3, "likelihood": "categorical", "calibration": calibration}
+    options = {"outputs": "uncertainty", "likelihood": "categorical", "calibration": calibration}
     export_onnx(bnn, folder / "sure.onnx", x[:1], metadata={"classes": "cat,dog,eel"}, **options)
     for name in ("plain", "sure"):  # as a tool leaves them that reads and writes them: without the digest in front
         onnx.save(onnx.load(folder / f"{name}.onnx"), folder / f"{name}-edited.onnx")
