@@ -9,6 +9,7 @@ Names load on first use, so that ONNX files can be inspected and compared where 
 from __future__ import annotations
 
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -71,11 +72,7 @@ _NAMES = {
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 #: Modules of this package that are attributes of it, as if it had imported them.
-_ROOMS = (
-    "basis", "calibration", "checkpoint", "checks", "errors", "fitting", "gaussian", "kernels", "layers", "likelihoods",
-    "models", "noise", "novelty", "objective", "operations", "plots", "posterior", "posteriors", "prediction", "priors",
-    "pruning", "recipes", "softplus", "tables", "testing", "torch_internals",
-)  # fmt: skip
+_ROOMS = [module.name for module in iter_modules(__path__)]
 
 
 __all__ = [

@@ -57,7 +57,7 @@ class Pieces:
         """Inputs and target of each piece, and how many vectors it gets; the loader gives about ``PASSES`` of them."""
         pair = (inputs,) if target is None else (inputs, target)
         for axis in self._axes:
-            count = _count(pair, axis)
+            count = examples_along(pair, axis) or 0
             size = CHUNK if self._num_batches is None else max(1, self._num_batches * count // PASSES)
             if count > size and self._is_batch_axis(pair, axis, size):
                 for piece in split_inputs(pair, size, axis):
@@ -97,11 +97,3 @@ class Pieces:
     def _slopes(self, raw: Tensor, probe: Tensor) -> list[Tensor]:
         found = torch.autograd.grad(raw, self._means, probe, allow_unused=True)
         return [torch.zeros_like(m) if s is None else s for m, s in zip(self._means, found, strict=True)]
-
-
-def _count(pair: Any, axis: int) -> int:
-    """Examples along an axis, 0 if there is no such axis."""
-    try:
-        return examples_along(pair, axis) or 0
-    except IndexError:
-        return 0

@@ -60,8 +60,11 @@ def call(model: Callable[..., Any], inputs: Inputs) -> Any:
     if isinstance(inputs, tuple):
         return model(*inputs)
     if isinstance(inputs, Mapping):
-        check_names(model, inputs)
-        return model(**inputs)
+        try:
+            return model(**inputs)
+        except TypeError:  # asking before would cost every forward
+            check_names(model, inputs)
+            raise
     raise _not_inputs(inputs)
 
 
@@ -208,9 +211,8 @@ def first_examples(inputs: Inputs, size: int, axis: int = 0, start: int = 0) -> 
 
 
 def _length(tensor: Tensor, axis: int) -> int | None:
-    if tensor.ndim > 1:
-        return tensor.shape[axis]
-    return tensor.shape[0] if tensor.ndim else None
+    along = 0 if tensor.ndim == 1 else axis
+    return tensor.shape[along] if along < tensor.ndim else None
 
 
 def _as_inputs(value: Any) -> Inputs:

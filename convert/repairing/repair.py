@@ -71,13 +71,18 @@ def repair(
     return _repaired("repair", pruned, original, loader, damping, unpack, generator, progress)[0]
 
 
-def repair_report(pruned: nn.Module, original: nn.Module, loader: Iterable[Any], **options: Any) -> RepairReport:
+def repair_report(
+    pruned: nn.Module,
+    original: nn.Module,
+    loader: Iterable[Any],
+    *,
+    damping: float | None = None,
+    unpack: Unpack | None = None,
+    generator: torch.Generator | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> RepairReport:
     """What :func:`repair` does with the same arguments, layer by layer; the networks stay as they are."""
-    defaults = {"damping": None, "unpack": None, "generator": None, "progress": None}
-    unknown = sorted(options.keys() - defaults.keys())
-    if unknown:
-        raise InvalidTypeError(f"repair_report: options must be those of repair, got {', '.join(unknown)}.")
-    return _repaired("repair_report", pruned, original, loader, **{**defaults, **options})[1]
+    return _repaired("repair_report", pruned, original, loader, damping, unpack, generator, progress)[1]
 
 
 @torch.no_grad()

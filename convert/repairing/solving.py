@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["Sums", "solved"]
+__all__ = ["Sums", "solved", "with_bias"]
 
 #: Most multiplications for which every mask is factorised by itself; above, all outputs share conjugate gradients.
 FACTORISED = 4e12
@@ -36,12 +36,12 @@ class Sums:
         self.inputs = matrix.new_zeros(groups, inputs, inputs)
         self.both = matrix.new_zeros(groups, outputs, inputs)
         self.targets = matrix.new_zeros(groups, outputs)
+        self.count = 0
 
     def add(self, inputs: Tensor, targets: Tensor) -> None:
         """Add rows of inputs (groups, rows, inputs) and targets (groups, rows, outputs)."""
-        x, t = inputs.to(self.inputs), targets.to(self.inputs)
-        if x.shape[-1] < self.inputs.shape[-1]:
-            x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
+        x, t = with_bias(inputs, self.inputs), targets.to(self.inputs)
+        self.count += x.shape[1]
         self.inputs += x.mT @ x
         self.both += t.mT @ x
         self.targets += t.square().sum(1)
@@ -50,6 +50,12 @@ class Sums:
         """Sum of squared differences over that of squared targets."""
         found = (matrix * (matrix @ self.inputs - 2 * self.both)).sum() + self.targets.sum()
         return float(found.clamp_min(0) / self.targets.sum().clamp_min(torch.finfo(found.dtype).tiny))
+
+
+def with_bias(inputs: Tensor, matrix: Tensor) -> Tensor:
+    """Rows of inputs for a matrix, in its dtype; with a column of ones where its last column is a bias."""
+    x = inputs.to(matrix)
+    return x if x.shape[-1] == matrix.shape[-1] else torch.cat([x, torch.ones_like(x[..., :1])], -1)
 
 
 def solved(sums: Sums, matrix: Tensor, kept: Tensor, damping: float) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .layers import Layer
 from .report import RepairRow
-from .solving import Sums, solved
+from .solving import Sums, solved, with_bias
 from .walking import Job, Pair
 
 __all__ = ["Task", "removed_share"]
@@ -45,7 +45,7 @@ class Task:
         self.note = f"more than {WIDEST:,} inputs" if self.matrix.shape[-1] > WIDEST else ""
         self.fit: Sums | None = None if self.note else Sums(self.matrix)
         self.heldout: Sums | None = None if self.note else Sums(self.matrix)
-        self.is_changed, self.has_heldout = False, False
+        self.is_changed = False
 
     def add(self, pair: Pair) -> None:
         """Add one use of the weight."""
@@ -62,13 +62,10 @@ class Task:
             self.note = "its outputs are not its inputs times its weight"
         else:
             (self.heldout if pair.is_heldout else self.fit).add(seen, targets)
-            self.has_heldout = self.has_heldout or pair.is_heldout
 
     def _is_linear(self, inputs: Tensor, targets: Tensor) -> bool:
-        x = inputs.to(self.wanted)
-        if self.has_bias:
-            x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
-        return bool((x @ self.wanted.mT - targets).norm() <= LINEAR * targets.norm())
+        outputs = with_bias(inputs, self.wanted) @ self.wanted.mT
+        return bool((outputs - targets).norm() <= LINEAR * targets.norm())
 
     def finish(self, damping: float | None, seconds: float) -> RepairRow:
         """Solve, and write the new weights if they are better."""
@@ -78,13 +75,11 @@ class Task:
             self.note = "nothing removed here or before"
         if self.note or self.fit is None or self.heldout is None:
             return RepairRow(name, self.removed, seconds=seconds, note=self.note)
-        if not bool(self.fit.targets.any()):
-            self.fit = self.heldout  # a single batch serves both
-        judge = self.heldout if self.has_heldout else self.fit
+        fit, judge = (self.fit if self.fit.count else self.heldout), (self.heldout if self.heldout.count else self.fit)
         before = judge.error(self.matrix)
         best, after, chosen = self.matrix, before, 0.0
         for value in DAMPINGS if damping is None else (damping,):
-            found = solved(self.fit, self.matrix, self.kept, value)
+            found = solved(fit, self.matrix, self.kept, value)
             error = judge.error(found) if bool(found.isfinite().all()) else float("inf")
             if error < after:
                 best, after, chosen = found, error, value

@@ -70,13 +70,13 @@ class Walk:
 
     def __init__(self, pruned: nn.Module, original: nn.Module, loader: Iterable[Any], unpack: Unpack | None) -> None:
         self._pruned, self._original, self._loader, self._unpack = pruned, original, loader, unpack
+        self._num_batches = len(loader) if isinstance(loader, Sized) else None
         self._uses: Counter[str] = Counter()
 
     def groups(self, jobs: Sequence[Job]) -> list[list[Job]]:
         """The jobs that a forward reaches, in the order of their first use; those with the same inputs together."""
         owners = {layer.label: job for job in jobs for layer in job.layers}
         order: dict[str, tuple[Job, weakref.ref[Tensor]]] = {}
-        self._num_batches = len(self._loader) if isinstance(self._loader, Sized) else None
         inputs = next(self._batches(), None)
         if inputs is None:
             raise InvalidValueError("repair: loader must give batches in every pass, got none; pass a DataLoader.")
