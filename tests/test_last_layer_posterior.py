@@ -309,6 +309,43 @@ def test_the_report_compares_with_one_temperature_on_data_that_chose_nothing():
     assert report.num_passes == 1
 
 
+@pytest.mark.parametrize("structure", ["kronecker", "diagonal"])
+def test_a_network_that_is_too_sure_loses_nothing_to_one_temperature(structure):
+    torch.manual_seed(0)
+    x = torch.randn(1200, 5)
+    y = (x @ torch.randn(5, 4) + torch.randn(1200, 4)).argmax(1)
+    (x, x_val), (y, y_val) = x.split(600), y.split(600)
+    net = mlp()
+    optimizer = torch.optim.Adam(net.parameters(), 0.02)
+    for _ in range(100):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    with torch.no_grad():
+        for parameter in net[-1].parameters():
+            parameter *= 6
+        tempered = min(float(F.cross_entropy(net(x_val) / t, y_val)) for t in torch.linspace(1, 12, 100))
+    model, layer = of(net, "2")
+    held_out = {"val_loader": [(x_val[:250], y_val[:250]), (x_val[250:], y_val[250:])], "structure": structure}
+    report = fit_posterior(model, [(x, y)], likelihood="categorical", **held_out)
+    assert report.nll < tempered + 0.002
+    assert report.bias_sigma > 0
+    assert f"{report.bias_sigma:.3g} more for the biases" in str(report)
+    probs = predict(model, x_val, likelihood="categorical").probs
+    assert float(F.nll_loss(probs.log(), y_val)) == pytest.approx(report.nll, abs=1e-5)
+    bias = layer._posterior("bias").scale().square()
+    assert bool((bias >= 0.999 * report.bias_sigma**2).all())
+
+
+def test_without_a_bias_the_weights_alone_are_chosen():
+    torch.manual_seed(0)
+    model, _ = of(nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4, bias=False)), "2")
+    data = [(torch.randn(40, 5), torch.randint(0, 4, (40,)))]
+    report = fit_posterior(model, data, likelihood="categorical", val_loader=data)
+    assert report.bias_sigma == 0
+    assert "biases" not in str(report)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
