@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from typing import TypeAlias
 
 from rounds import print_table
 
@@ -13,6 +14,8 @@ DIGITS = {
 }  # fmt: skip
 #: Printed without an error.
 PLAIN = ("forwards", "seconds")
+#: By seed, method and column.
+Seeds: TypeAlias = list[dict[str, dict[str, float]]]
 
 
 def show(
@@ -36,9 +39,7 @@ def show(
     return figures
 
 
-def differences(
-    seeds: list[dict[str, dict[str, float]]], column: str, pairs: list[tuple[str, str]]
-) -> dict[str, tuple[float, float]]:
+def differences(seeds: Seeds, column: str, pairs: list[tuple[str, str]]) -> dict[str, tuple[float, float]]:
     """Differences of a column between two methods, paired by seed, with standard errors."""
     found = {}
     for first, second in pairs:
