@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from honesty import cifar, clinc, digits, uci
 from honesty.features import PICTURE_PACKAGES, SENTENCE_PACKAGES, missing
 from honesty.rows import one_seed
 from honesty.table import differences, show
+from honesty.tasks import Task
 from rounds import write_json
 from tables import SPLITS, TABLES
 from uncertainty import FASHION
@@ -33,15 +35,44 @@ PAIRS = [
     ("ensemble of last layers", "deep ensemble of 5"),
     ("ensemble of last layers", "the ensemble with one temperature"),
 ]
+TASKS = ("mnist", "cifar", "clinc", "uci")
+
+
+def classes(name: str, about: str, make: Callable[[Any, int], Task], data: Any, seeds: int) -> dict[str, Any]:
+    """Print the table of a task of classes, and differences in NLL."""
+    found = []
+    for seed in range(seeds):
+        found.append(one_seed(make(data, seed), seed))
+        print(f"{name}: seed {seed + 1} of {seeds}", file=sys.stderr, flush=True)
+    table = show(f"{name}: {about}", found)
+    return {"seeds": found, "table": table, "differences": differences(found, "nll", PAIRS)}
+
+
+def regressions(folder: Path, splits: int) -> dict[str, Any]:
+    """Print the tables of all regression tables, and differences in NLL."""
+    figures = {}
+    for name in TABLES:
+        found = uci.answers(folder, name, splits)
+        table = show(f"UCI {name}", found, "split")
+        figures[name] = {"splits": found, "table": table, "differences": differences(found, "nll", uci.PAIRS)}
+    return figures
+
+
+def absent(task: str, arguments: argparse.Namespace) -> str | None:
+    """Why a task cannot be run, or None."""
+    if getattr(arguments, task) is None:
+        return f"--{task} was not given"
+    return missing({"cifar": PICTURE_PACKAGES, "clinc": SENTENCE_PACKAGES}.get(task, ()))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mnist", type=Path, help="npz file of MNIST")
+    parser.add_argument("--mnist", type=Path, help="npz file of MNIST; its digits are strangers to CIFAR-10 as well")
     parser.add_argument("--cifar", type=Path, help="zip file with train/CLASS/*.jpg and test/CLASS/*.jpg")
     parser.add_argument("--fashion", type=Path, default=FASHION, help="test pictures of Fashion-MNIST, IDX, gzipped")
     parser.add_argument("--clinc", type=Path, help="JSON file of CLINC150, data_full")
     parser.add_argument("--uci", type=Path, help="folder with <table>.data.csv.gz and <table>.test_mask.csv.gz")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--cache", type=Path, default=Path("cache"), help="folder for features")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--splits", type=int, default=SPLITS)
@@ -49,38 +80,23 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     figures: dict[str, Any] = {}
-
-    def classes(name: str, about: str, make: Any, data: Any) -> None:
-        seeds = []
-        for seed in range(arguments.seeds):
-            seeds.append(one_seed(make(data, seed), seed))
-            print(f"{name}: seed {seed + 1} of {arguments.seeds}", file=sys.stderr, flush=True)
-        figures[name] = {"seeds": seeds, "table": show(f"{name}: {about}", seeds)}
-        figures[name]["differences"] = differences(seeds, "nll", PAIRS)
-
-    if arguments.mnist is None:
-        print("MNIST is left out: --mnist was not given.")
-    else:
-        classes("MNIST", "LeNet-300-100, 10,000 digits", digits.task, digits.load(arguments.mnist))
-    reason = missing(PICTURE_PACKAGES) if arguments.cifar else "--cifar was not given"
-    if reason:
-        print(f"CIFAR-10 is left out: {reason}.")
-    else:
-        data = cifar.load(arguments.cifar, arguments.fashion, arguments.mnist, arguments.cache)
-        classes("CIFAR-10", "a head on EfficientNet-Lite0 features, six classes", cifar.task, data)
-    reason = missing(SENTENCE_PACKAGES) if arguments.clinc else "--clinc was not given"
-    if reason:
-        print(f"CLINC150 is left out: {reason}.")
-    else:
-        data = clinc.load(arguments.clinc, arguments.cache)
-        classes("CLINC150", "a head on MiniLM features, 150 intents", clinc.task, data)
-    if arguments.uci is None:
-        print("The regression tables are left out: --uci was not given.")
-    else:
-        for table in TABLES:
-            splits = uci.answers(arguments.uci, table, arguments.splits)
-            figures[table] = {"splits": splits, "table": show(f"UCI {table}", splits, "split")}
-            figures[table]["differences"] = differences(splits, "nll", uci.PAIRS)
+    for task in arguments.tasks:
+        reason = absent(task, arguments)
+        if reason is not None:
+            print(f"{task} is left out: {reason}.")
+        elif task == "mnist":
+            data = digits.load(arguments.mnist)
+            figures[task] = classes("MNIST", "LeNet-300-100, 10,000 digits", digits.task, data, arguments.seeds)
+        elif task == "cifar":
+            data = cifar.load(arguments.cifar, arguments.fashion, arguments.mnist, arguments.cache)
+            about = "a head on EfficientNet-Lite0 features, six classes"
+            figures[task] = classes("CIFAR-10", about, cifar.task, data, arguments.seeds)
+        elif task == "clinc":
+            data = clinc.load(arguments.clinc, arguments.cache)
+            about = "a head on MiniLM features, 150 intents"
+            figures[task] = classes("CLINC150", about, clinc.task, data, arguments.seeds)
+        else:
+            figures[task] = regressions(arguments.uci, arguments.splits)
     write_json(arguments.json, figures)
 
 
