@@ -18,6 +18,8 @@ from convert import bayesify, last_layer
 from .tasks import Pair, Task, trained
 
 MEMBERS = 5
+#: Most classes for laplace-torch, which holds the Jacobian of every class for every example.
+LAPLACE_CLASSES = 20
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def _rows(task: Task, nets: list[nn.Module], seconds: float) -> dict[str, Row]:
         "ensemble of last layers": Row(_predicted(bnns), MEMBERS, sum(costs)),
         "ensemble of last layers with one temperature": Row(_tempered(bnns, task.held_out), MEMBERS, sum(costs)),
     }
-    if importlib.util.find_spec("laplace") is not None:
+    classes = int(task.train[1].max()) + 1
+    if importlib.util.find_spec("laplace") is not None and classes <= LAPLACE_CLASSES:
         rows["laplace-torch, last layer"] = Row(*_laplace(task, nets[0]))
     return rows
 
