@@ -263,6 +263,18 @@ def test_a_temperature_divides_the_gaussian_of_the_logits(members):
     assert nll(fitted.temperature) <= min(nll(fitted.temperature * by) for by in (0.9, 1.1)) + 1e-7
 
 
+def test_a_temperature_that_wide_logits_do_not_determine_stays_moderate():
+    torch.manual_seed(0)
+    model, layer = of(mlp(), "2")
+    with torch.no_grad():
+        layer.b_rho.copy_(rho_from_sigma(torch.full_like(layer.b_rho, 4.0)))
+    held_out = predict(model, torch.randn(200, 5), likelihood="categorical")
+    calibration = bensemble.calibrate(held_out, held_out.probs.argmax(1), alpha=0.1)  # no errors, and no warning
+    least = 0.25 * math.sqrt(math.pi / 8 * float(held_out.logit_variance.median()))
+    assert least > 0.4
+    assert calibration.temperature == pytest.approx(least, rel=0.01)
+
+
 def test_a_model_whose_outputs_are_more_than_the_last_layer_is_sampled():
     class Shifted(nn.Module):
         def __init__(self):
