@@ -62,6 +62,8 @@ def absent(task: str, arguments: argparse.Namespace) -> str | None:
     """Why a task cannot be run, or None."""
     if getattr(arguments, task) is None:
         return f"--{task} was not given"
+    if (arguments.cache / f"{task}-features.pt").exists():
+        return None
     return missing({"cifar": PICTURE_PACKAGES, "clinc": SENTENCE_PACKAGES}.get(task, ()))
 
 
