@@ -1,136 +1,105 @@
-"""One forward against many: a posterior of the last layer and novelty, beside a temperature and deep ensembles.
+"""One forward against many: a posterior of the last layer and novelty, beside one temperature and deep ensembles.
 
-LeNet-300-100 on 10,000 digits. Every row has the same networks and training. Temperatures and scales are chosen on
-2,000 other training digits, the 10,000 test digits used once. The seconds of a fit include the search for its scale.
+A table for each task whose data is given. All rows of a task have the same networks and training; temperatures and
+scales are chosen on held-out data, the test data is used once. Features of pretrained networks are kept in the folder
+--cache. The seconds are CPU seconds of the training (plain networks) or of the fit with the search for its scale.
 
-python benchmarks/last_layer.py --mnist mnist.npz
+python benchmarks/last_layer.py --mnist mnist.npz --cifar cifar10.zip --clinc clinc150.json --uci uci --cache cache
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent / "contest"))
 
-from scores import auroc, class_scores, entropy
+from honesty import cifar, clinc, digits, uci
+from honesty.features import PICTURE_PACKAGES, SENTENCE_PACKAGES, missing
+from honesty.rows import one_seed
+from honesty.table import differences, show
+from honesty.tasks import Task
+from rounds import write_json
+from tables import SPLITS, TABLES
+from uncertainty import FASHION
 
-import bensemble
-from convert import bayesify, last_layer
-
-MEMBERS, EPOCHS = 5, 8
-COLUMNS = ("accuracy", "nll", "ece", "brier", "risk", "rotated", "shifted", "forwards", "seconds")
-
-
-def train(x: Tensor, y: Tensor, seed: int) -> tuple[nn.Module, float]:
-    """A network, and the CPU seconds that its training took."""
-    torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
-    optimizer, start = torch.optim.Adam(net.parameters(), 1e-3), time.process_time()
-    for _ in range(EPOCHS):
-        for rows in torch.randperm(len(x)).split(64):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
-            optimizer.step()
-    return net.eval(), time.process_time() - start
+#: Whose NLL is compared, paired by seed.
+PAIRS = [
+    ("last layer", "deterministic"),
+    ("last layer", "with one temperature"),
+    ("ensemble of last layers", "deep ensemble of 5"),
+    ("ensemble of last layers", "the ensemble with one temperature"),
+]
+TASKS = ("mnist", "cifar", "clinc", "uci")
 
 
-def strangers(x: Tensor) -> dict[str, Tensor]:
-    """Digits turned by 90 degrees, and digits 8 pixels to the right and down."""
-    images = x.view(-1, 28, 28)
-    shifted = torch.zeros_like(images)
-    shifted[:, 8:, 8:] = images[:, :-8, :-8]
-    return {"rotated": images.rot90(1, (1, 2)).flatten(1), "shifted": shifted.flatten(1)}
+def classes(name: str, about: str, make: Callable[[Any, int], Task], data: Any, seeds: int) -> dict[str, Any]:
+    """Print the table of a task of classes, and differences in NLL."""
+    found = []
+    for seed in range(seeds):
+        found.append(one_seed(make(data, seed), seed))
+        print(f"{name}: seed {seed + 1} of {seeds}", file=sys.stderr, flush=True)
+    table = show(f"{name}: {about}", found)
+    return {"seeds": found, "table": table, "differences": differences(found, "nll", PAIRS)}
 
 
-def risk(probs: Tensor, y: Tensor) -> float:
-    """Area under the risk-coverage curve by entropy, times 1000."""
-    wrong = (probs.argmax(1) != y).double()[entropy(probs).argsort()]
-    return 1000 * float((wrong.cumsum(0) / torch.arange(1, len(y) + 1)).mean())
+def regressions(folder: Path, splits: int) -> dict[str, Any]:
+    """Print the tables of all regression tables, and differences in NLL."""
+    figures = {}
+    for name in TABLES:
+        found = uci.answers(folder, name, splits)
+        table = show(f"UCI {name}", found, "split")
+        figures[name] = {"splits": found, "table": table, "differences": differences(found, "nll", uci.PAIRS)}
+    return figures
 
 
-def judge(answer: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> dict[str, float]:
-    """All columns of a method that answers with probabilities; strangers by entropy."""
-    probs = answer(x)
-    found = {**class_scores(probs, y), "risk": risk(probs, y)}
-    return found | {name: auroc(entropy(probs), entropy(answer(z))) for name, z in strangers(x).items()}
-
-
-def one_seed(data: dict[str, Tensor], seed: int) -> dict[str, dict[str, float]]:
-    """Every row for one seed."""
-    places = torch.randperm(60_000, generator=torch.Generator().manual_seed(seed))
-    rows, held = places[:10_000], places[10_000:12_000]
-    x, y, x_val, y_val = data["x_train"][rows], data["y_train"][rows], data["x_train"][held], data["y_train"][held]
-    trained = [train(x, y, 100 * seed + member) for member in range(MEMBERS)]
-    nets, seconds = [net for net, _ in trained], statistics.mean(s for _, s in trained)
-    loader, val_loader = list(zip(x.split(500), y.split(500), strict=True)), [(x_val, y_val)]
-
-    def fit(net: nn.Module, include: str | None, structure: str) -> tuple[nn.Module, float]:
-        start = time.process_time()
-        bnn = bayesify(net, include=include, example_inputs=x[:2])
-        bensemble.fit_posterior(bnn, loader, likelihood="categorical", val_loader=val_loader, structure=structure)
-        return bnn, time.process_time() - start
-
-    def probs(model: Any) -> Callable[[Tensor], Tensor]:
-        return lambda z: bensemble.predict(model, z, 16, likelihood="categorical", keep_samples=False).probs
-
-    def tempered(model: Any) -> Callable[[Tensor], Tensor]:
-        calibration = bensemble.calibrate(bensemble.predict(model, x_val, likelihood="categorical"), y_val, alpha=0.1)
-        return lambda z: calibration.apply(bensemble.predict(model, z, likelihood="categorical")).probs
-
-    name = last_layer(nets[0], x[:2])
-    heads = [fit(net, name, "kronecker") for net in nets]
-    diagonal, whole = fit(nets[0], name, "diagonal"), fit(nets[0], None, "diagonal")
-    methods: dict[str, tuple[Callable[[Tensor], Tensor], int, float]] = {
-        "deterministic": (probs(nets[0]), 1, seconds),
-        "with one temperature": (tempered(nets[0]), 1, seconds),
-        "whole network, diagonal": (probs(whole[0]), 16, whole[1]),
-        "last layer, diagonal": (probs(diagonal[0]), 1, diagonal[1]),
-        "last layer, Kronecker": (probs(heads[0][0]), 1, heads[0][1]),
-        "deep ensemble of 5": (probs(nets), MEMBERS, MEMBERS * seconds),
-        "with one temperature, ensemble": (tempered(nets), MEMBERS, MEMBERS * seconds),
-        "ensemble of last layers": (probs([bnn for bnn, _ in heads]), MEMBERS, sum(s for _, s in heads)),
-    }
-    x_test, y_test = data["x_test"], data["y_test"]
-    found = {}
-    for method, (answer, forwards, cost) in methods.items():
-        found[method] = {**judge(answer, x_test, y_test), "forwards": forwards, "seconds": cost}
-    start = time.process_time()
-    novelty = bensemble.fit_novelty(nets[0], loader, val_loader)
-    cost = time.process_time() - start
-    familiar = novelty.score(x_test)
-    by_novelty = {kind: auroc(familiar, novelty.score(z)) for kind, z in strangers(x_test).items()}
-    return found | {"novelty": {**by_novelty, "forwards": 1, "seconds": cost}}
+def absent(task: str, arguments: argparse.Namespace) -> str | None:
+    """Why a task cannot be run, or None."""
+    if getattr(arguments, task) is None:
+        return f"--{task} was not given"
+    if (arguments.cache / f"{task}-features.pt").exists():
+        return None
+    return missing({"cifar": PICTURE_PACKAGES, "clinc": SENTENCE_PACKAGES}.get(task, ()))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mnist", type=Path, required=True, help="npz file of MNIST")
+    parser.add_argument("--mnist", type=Path, help="npz file of MNIST; its digits are strangers to CIFAR-10 as well")
+    parser.add_argument("--cifar", type=Path, help="zip file with train/CLASS/*.jpg and test/CLASS/*.jpg")
+    parser.add_argument("--fashion", type=Path, default=FASHION, help="test pictures of Fashion-MNIST, IDX, gzipped")
+    parser.add_argument("--clinc", type=Path, help="JSON file of CLINC150, data_full")
+    parser.add_argument("--uci", type=Path, help="folder with <table>.data.csv.gz and <table>.test_mask.csv.gz")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--cache", type=Path, default=Path("cache"), help="folder for features")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--splits", type=int, default=SPLITS)
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    with np.load(arguments.mnist) as file:
-        arrays = {key: torch.from_numpy(file[key]) for key in file.files}
-    data = {k: a.float().flatten(1) / 255 if k[0] == "x" else a.long() for k, a in arrays.items()}
-    seeds = [one_seed(data, seed) for seed in range(arguments.seeds)]
-    print("| method |", " | ".join(COLUMNS), "|")
-    print("|---" * (len(COLUMNS) + 1) + "|")
-    for method in seeds[0]:
-        cells = []
-        for column in COLUMNS:
-            values = [seed[method][column] for seed in seeds if column in seed[method]]
-            error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-            cells.append("" if not values else f"{statistics.mean(values):.4g} ± {error:.2g}")
-        print(f"| {method} |", " | ".join(cells), "|")
+    figures: dict[str, Any] = {}
+    for task in arguments.tasks:
+        reason = absent(task, arguments)
+        if reason is not None:
+            print(f"{task} is left out: {reason}.")
+        elif task == "mnist":
+            data = digits.load(arguments.mnist)
+            figures[task] = classes("MNIST", "LeNet-300-100, 10,000 digits", digits.task, data, arguments.seeds)
+        elif task == "cifar":
+            data = cifar.load(arguments.cifar, arguments.fashion, arguments.mnist, arguments.cache)
+            about = "a head on EfficientNet-Lite0 features, six classes"
+            figures[task] = classes("CIFAR-10", about, cifar.task, data, arguments.seeds)
+        elif task == "clinc":
+            data = clinc.load(arguments.clinc, arguments.cache)
+            about = "a head on MiniLM features, 150 intents"
+            figures[task] = classes("CLINC150", about, clinc.task, data, arguments.seeds)
+        else:
+            figures[task] = regressions(arguments.uci, arguments.splits)
+    write_json(arguments.json, figures)
 
 
 if __name__ == "__main__":

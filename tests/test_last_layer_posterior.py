@@ -263,6 +263,18 @@ def test_a_temperature_divides_the_gaussian_of_the_logits(members):
     assert nll(fitted.temperature) <= min(nll(fitted.temperature * by) for by in (0.9, 1.1)) + 1e-7
 
 
+def test_a_temperature_that_wide_logits_do_not_determine_stays_moderate():
+    torch.manual_seed(0)
+    model, layer = of(mlp(), "2")
+    with torch.no_grad():
+        layer.b_rho.copy_(rho_from_sigma(torch.full_like(layer.b_rho, 4.0)))
+    held_out = predict(model, torch.randn(200, 5), likelihood="categorical")
+    calibration = bensemble.calibrate(held_out, held_out.probs.argmax(1), alpha=0.1)  # no errors, and no warning
+    least = 0.25 * math.sqrt(math.pi / 8 * float(held_out.logit_variance.median()))
+    assert least > 0.4
+    assert calibration.temperature == pytest.approx(least, rel=0.01)
+
+
 def test_a_model_whose_outputs_are_more_than_the_last_layer_is_sampled():
     class Shifted(nn.Module):
         def __init__(self):
@@ -307,6 +319,43 @@ def test_the_report_compares_with_one_temperature_on_data_that_chose_nothing():
     assert found.gain == pytest.approx(found.tempered - found.fitted, abs=1e-6)
     assert "one temperature" in str(report)
     assert report.num_passes == 1
+
+
+@pytest.mark.parametrize("structure", ["kronecker", "diagonal"])
+def test_a_network_that_is_too_sure_loses_nothing_to_one_temperature(structure):
+    torch.manual_seed(0)
+    x = torch.randn(1200, 5)
+    y = (x @ torch.randn(5, 4) + torch.randn(1200, 4)).argmax(1)
+    (x, x_val), (y, y_val) = x.split(600), y.split(600)
+    net = mlp()
+    optimizer = torch.optim.Adam(net.parameters(), 0.02)
+    for _ in range(100):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    with torch.no_grad():
+        for parameter in net[-1].parameters():
+            parameter *= 6
+        tempered = min(float(F.cross_entropy(net(x_val) / t, y_val)) for t in torch.linspace(1, 12, 100))
+    model, layer = of(net, "2")
+    held_out = {"val_loader": [(x_val[:250], y_val[:250]), (x_val[250:], y_val[250:])], "structure": structure}
+    report = fit_posterior(model, [(x, y)], likelihood="categorical", **held_out)
+    assert report.nll < tempered + 0.002
+    assert report.bias_sigma > 0
+    assert f"{report.bias_sigma:.3g} more for the biases" in str(report)
+    probs = predict(model, x_val, likelihood="categorical").probs
+    assert float(F.nll_loss(probs.log(), y_val)) == pytest.approx(report.nll, abs=1e-5)
+    bias = layer._posterior("bias").scale().square()
+    assert bool((bias >= 0.999 * report.bias_sigma**2).all())
+
+
+def test_without_a_bias_the_weights_alone_are_chosen():
+    torch.manual_seed(0)
+    model, _ = of(nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4, bias=False)), "2")
+    data = [(torch.randn(40, 5), torch.randint(0, 4, (40,)))]
+    report = fit_posterior(model, data, likelihood="categorical", val_loader=data)
+    assert report.bias_sigma == 0
+    assert "biases" not in str(report)
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def fitted_temperature(prediction: Prediction, targets: Tensor) -> float:
         terms = [likelihood.terms(sample, targets) for sample in logits]
         return float(-torch.stack(terms).neg().logsumexp(0).double().mean())
 
-    found = math.exp(_lowest(nll, math.log(COLDEST), math.log(HOTTEST)))
+    found = math.exp(_lowest(nll, math.log(_coldest(prediction)), math.log(HOTTEST)))
     if not 1.01 * COLDEST < found < HOTTEST / 1.01:
         warnings.warn(
             f"calibrate: the temperature is at the end of its range, {found:.3g}: the calibration data does not "
@@ -122,6 +122,17 @@ def fitted_temperature(prediction: Prediction, targets: Tensor) -> float:
             stacklevel=4,
         )
     return found
+
+
+def _coldest(prediction: Prediction) -> float:
+    """The lowest temperature worth trying.
+
+    The probit approximation divides Gaussian logits by sqrt(T^2 + pi var / 8). Far below the second term T changes
+    these probabilities no more, so the data does not determine it; it only makes every draw of the logits more extreme.
+    """
+    if prediction.logit_variance is None:
+        return COLDEST
+    return min(max(COLDEST, 0.25 * math.sqrt(math.pi / 8 * float(prediction.logit_variance.median()))), 1.0)
 
 
 def _lowest(value: Callable[[float], float], low: float, high: float, points: int = 25, steps: int = 18) -> float:

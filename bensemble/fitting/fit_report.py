@@ -89,6 +89,8 @@ class FitReport:
         rows: One row for each posterior.
         comparison: With the network and with one temperature, on held-out data; None without ``val_loader`` and for
             outputs that are no logits.
+        bias_sigma: Standard deviation that the biases of a last layer got in addition, the same for all classes: what
+            one temperature above 1 does. 0 where it improves nothing.
     """
 
     curvature: str
@@ -103,13 +105,17 @@ class FitReport:
     heldout: str
     rows: tuple[FitRow, ...]
     comparison: Comparison | None = None
+    bias_sigma: float = 0.0
 
     def __str__(self) -> str:
         lines = [f"Posterior fitted by the {self.structure} {self.curvature.upper()} over {self.num_terms} terms"]
         if self.nll is None or self.mean_nll is None:
             lines.append(f"  beta {self.beta:.3g}, as given")
         else:
-            lines.append(f"  beta {self.beta:.3g} and reach {self.reach:.3g}, chosen on {self.heldout}")
+            chosen = f"beta {self.beta:.3g} and reach {self.reach:.3g}"
+            if self.bias_sigma:
+                chosen = f"beta {self.beta:.3g}, reach {self.reach:.3g} and {self.bias_sigma:.3g} more for the biases"
+            lines.append(f"  {chosen}, chosen on {self.heldout}")
             lines.append(f"  NLL per term {self.nll:.4f}, of the mean network {self.mean_nll:.4f} nats")
         if self.comparison is not None:
             found = self.comparison

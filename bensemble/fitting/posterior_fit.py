@@ -141,8 +141,8 @@ def fit_posterior(
             posterior.set_basis(bases.get(name))
         nll = mean_nll = comparison = None
         tried: dict[tuple[float, float], float] = {}
-        terms_of: dict[tuple[float, float], Tensor] = {}
-        reach = 1.0
+        terms_of: dict[tuple[float, float, float], Tensor] = {}
+        reach, bias_sigma = 1.0, 0.0
         heldout = "nothing, beta was given"
         if beta is None:
             pairs = recorded if val_loader is None else [split_batch(batch, unpack, bnn) for batch in val_loader]
@@ -150,19 +150,28 @@ def fit_posterior(
             mean_terms = heldout_terms(bnn, pairs, resolved, output)
             closed = ClosedTerms.of(bnn, pairs, resolved, output)
 
-            def evaluate(beta: float, reach: float) -> Tensor:
-                set_sigmas(posteriors, found.values, widths, beta, reach)
+            read: list[tuple[float, float]] = []
+
+            def evaluate(beta: float, reach: float, bias_sigma: float = 0.0) -> Tensor:
+                if [(beta, reach)] != read:
+                    set_sigmas(posteriors, found.values, widths, beta, reach)
+                    read[:] = [(beta, reach)]
+                    if closed is not None:
+                        closed.read_sigmas()
                 if closed is not None:
-                    terms = closed.terms()
+                    terms = closed.terms(bias_sigma)
                 else:
                     terms = heldout_terms(bnn, pairs, resolved, output, num_samples, seed)
-                terms_of[beta, reach] = terms
+                terms_of[beta, reach, bias_sigma] = terms
                 mean = float(terms.mean())
                 _log.debug("fit_posterior: beta %.3g, reach %.3g give a held-out NLL of %.5f", beta, reach, mean)
                 return terms
 
             if val_loader is not None:
-                beta, reach, tried = best_scale(evaluate, mean_terms) if closed is None else scanned_scale(evaluate)
+                if closed is None:
+                    beta, reach, tried = best_scale(evaluate, mean_terms)
+                else:
+                    beta, reach, bias_sigma, tried = scanned_scale(evaluate, closed.has_bias)
                 heldout = f"{mean_terms.numel()} held-out terms"
                 tempered = tempered_terms(bnn, pairs, resolved, output)
                 comparison = Comparison.of(mean_terms, tempered, crossed(terms_of))
@@ -170,11 +179,11 @@ def fit_posterior(
                 beta, reach, tried = largest_scale(evaluate, mean_terms, ALLOWANCE)
                 heldout = f"{mean_terms.numel()} training terms, at a cost of at most {ALLOWANCE:g} nats each"
             nll, mean_nll = tried[beta, reach], float(mean_terms.mean())
-        set_sigmas(posteriors, found.values, widths, beta, reach)
+        set_sigmas(posteriors, found.values, widths, beta, reach, bias_sigma)
     rows = tuple(_row(name, posterior, widths[name] * reach) for name, posterior in posteriors.items())
     return FitReport(
         curvature, "kronecker" if kronecker else "diagonal", found.num_terms, found.num_passes, beta, reach,
-        nll, mean_nll, tuple(tried.items()), heldout, rows, comparison,
+        nll, mean_nll, tuple(tried.items()), heldout, rows, comparison, bias_sigma,
     )  # fmt: skip
 
 

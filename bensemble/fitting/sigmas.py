@@ -32,12 +32,18 @@ def width(posterior: Posterior, one_for_layer: bool) -> float:
 
 @torch.no_grad()
 def set_sigmas(
-    posteriors: dict[str, Posterior], curvature: dict[str, Tensor], widths: dict[str, float], beta: float, reach: float
+    posteriors: dict[str, Posterior],
+    curvature: dict[str, Tensor],
+    widths: dict[str, float],
+    beta: float,
+    reach: float,
+    bias_sigma: float = 0.0,
 ) -> None:
-    """sigma^2 = 1 / (h / beta + 1 / s^2), in place."""
+    """sigma^2 = 1 / (h / beta + 1 / s^2), in place; of a bias bias_sigma^2 more."""
     for name, posterior in posteriors.items():
         precision = curvature[name].double() / beta + (widths[name] * reach) ** -2
-        posterior.rho.copy_(rho_from_sigma(precision.rsqrt()))
+        more = bias_sigma**2 if posterior.name == "bias" else 0.0
+        posterior.rho.copy_(rho_from_sigma((1 / precision + more).sqrt()))
 
 
 @contextmanager
