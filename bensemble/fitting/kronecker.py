@@ -28,7 +28,7 @@ from ..posteriors import named_posteriors
 from ..prediction.places import output_places
 from .curvature import Curvature, random_signs
 
-__all__ = ["check_structure", "kronecker_curvature", "rotatable"]
+__all__ = ["check_structure", "kronecker_curvature", "rotatable", "unfit"]
 
 #: Most classes for which G is exact.
 EXACT = 64
@@ -56,7 +56,7 @@ def check_structure(structure: str, model: Any, curvature: str) -> bool:
             f"fit_posterior: structure must be 'auto', 'diagonal' or 'kronecker', got {structure!r}."
         )
     layers = {id(p.layer): (name, p) for name, p in named_posteriors(model)}
-    reasons = {name: rotatable(p.layer) or _unfit(p) for name, p in layers.values()}
+    reasons = {name: rotatable(p.layer) or unfit(p) for name, p in layers.values()}
     if structure == "auto":
         (_, first), *others = layers.values()
         return (
@@ -73,7 +73,7 @@ def check_structure(structure: str, model: Any, curvature: str) -> bool:
     return structure == "kronecker"
 
 
-def _unfit(posterior: Any) -> str | None:
+def unfit(posterior: Any) -> str | None:
     """Why a posterior, as it is, cannot be rotated; None if it can."""
     held = list(posterior.layer._posteriors())
     if any(p.mask is not None for p in held):
