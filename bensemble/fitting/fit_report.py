@@ -41,6 +41,7 @@ class Comparison:
         fitted: The predictive distribution of the fitted posterior.
         gain: ``tempered - fitted``: what the noise buys beyond a temperature.
         error: Standard error of ``gain``.
+        last_layer: Whether the posterior is that of the last layer alone.
     """
 
     network: float
@@ -48,16 +49,17 @@ class Comparison:
     fitted: float
     gain: float
     error: float
+    last_layer: bool
 
     @classmethod
-    def of(cls, network: Tensor, tempered: Tensor | None, fitted: Tensor) -> Comparison | None:
+    def of(cls, network: Tensor, tempered: Tensor | None, fitted: Tensor, last_layer: bool) -> Comparison | None:
         """From the NLL of every term; None where outputs are no logits, so that no temperature was measured."""
         if tempered is None:
             return None
         difference = tempered - fitted
         error = float(difference.std()) / max(difference.numel(), 1) ** 0.5 if difference.numel() > 1 else math.inf
         means = [float(terms.mean()) for terms in (network, tempered, fitted)]
-        return cls(means[0], means[1], means[2], float(difference.mean()), error)
+        return cls(means[0], means[1], means[2], float(difference.mean()), error, last_layer)
 
     @property
     def verdict(self) -> str:
@@ -65,9 +67,10 @@ class Comparison:
         if self.gain > 2 * self.error:
             return "the noise predicts better than one temperature does"
         result = "worse than" if self.gain < -2 * self.error else "no better than"
+        better = "an ensemble" if self.last_layer else "a last layer alone (convert.last_layer) or an ensemble"
         return (
-            f"the noise predicts {result} one temperature does; a last layer alone (convert.last_layer) or an ensemble "
-            "may predict better, and fit_novelty tells unfamiliar inputs"
+            f"the noise predicts {result} one temperature does; {better} may predict better, and fit_novelty tells "
+            "unfamiliar inputs"
         )
 
 

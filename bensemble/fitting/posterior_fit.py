@@ -174,7 +174,7 @@ def fit_posterior(
                     beta, reach, bias_sigma, tried = scanned_scale(evaluate, closed.has_bias)
                 heldout = f"{mean_terms.numel()} held-out terms"
                 tempered = tempered_terms(bnn, pairs, resolved, output)
-                comparison = Comparison.of(mean_terms, tempered, crossed(terms_of))
+                comparison = Comparison.of(mean_terms, tempered, crossed(terms_of), closed is not None)
             else:
                 beta, reach, tried = largest_scale(evaluate, mean_terms, ALLOWANCE)
                 heldout = f"{mean_terms.numel()} training terms, at a cost of at most {ALLOWANCE:g} nats each"

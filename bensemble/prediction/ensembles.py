@@ -13,6 +13,7 @@ from ..models.batches import Inputs, batch_size, call, to_device
 from ..models.outputs import OutputSelector, select_output
 from ..noise.stack import holding
 from ..torch_internals import is_compiled
+from .linearized import linearized
 from .prefix import Prefix
 from .weight_samples import WeightSamples
 
@@ -27,18 +28,27 @@ class Member:
         num_samples: Samples of a Bayesian model.
         generator: Source of the noise.
         several: Whether there may be more than one batch.
+        linearize: Whether the samples are those of the network that is linear in its weights.
 
     Attributes:
         count: How many samples.
         method: How they are made; see :class:`bensemble.Prediction`.
     """
 
-    def __init__(self, model: nn.Module, num_samples: int, generator: torch.Generator | None, several: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        num_samples: int,
+        generator: torch.Generator | None,
+        several: bool,
+        linearize: bool = False,
+    ) -> None:
         self._weights = WeightSamples(model, num_samples, generator, several)
         self.model, self.device, self.count = model, self._weights.device, self._weights.count
         self.bayesian = self._weights.bayesian
-        self.method = "weights" if self.bayesian else "deterministic"
-        self._share_prefix = self._weights.count > 1 and not is_compiled(model)
+        self._linearize = linearize
+        self.method = ("linearized" if linearize else "weights") if self.bayesian else "deterministic"
+        self._share_prefix = self._weights.count > 1 and not linearize and not is_compiled(model)
 
     def outputs(self, inputs: Inputs, output: OutputSelector | None) -> Iterator[Tensor]:
         """The output of each sample for one batch."""
@@ -55,6 +65,9 @@ class Member:
             held = self._weights.sample(number)
             if held is None:
                 yield forward()
+                continue
+            if self._linearize:
+                yield linearized(held, forward)
                 continue
             with holding(held):
                 found = forward() if prefix is None else prefix.run(held, forward)

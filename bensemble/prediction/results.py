@@ -39,7 +39,7 @@ class Prediction:
         likelihood: What the outputs were taken for.
         method: How the samples were made: ``"weights"``, each one function for all examples; ``"closed"``, draws of
             the outputs of a model whose last layer alone is Bayesian, with ``mean`` exact or by probit;
-            ``"deterministic"``.
+            ``"linearized"``, of the network that is linear in its weights; ``"deterministic"``.
         temperature: At which :class:`bensemble.Calibration` tempered the prediction; 1 as ``predict`` returns it.
         novelty: How strange each input is to the network, (B, ...), larger for stranger ones, without a unit; None
             without ``predict(novelty=)``.
