@@ -91,6 +91,7 @@ def export(
             metadata=None if classes is None else {"classes": classes},
             opset=opset,
             verify=verify,
+            progress=lambda name: stage(f"Writing {output}: {name}"),
         )
     show_summary(report, json)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ def export_onnx(
     generator: torch.Generator | None = None,
     verify: bool = True,
     verbose: bool = False,
+    progress: Callable[[str], None] | None = None,
 ) -> ExportReport:
     """Write a model as one self-contained ONNX file, and check that ONNX Runtime computes what the model does.
 
@@ -121,6 +122,7 @@ def export_onnx(
             times the model's own rounding error, measured against float64, where that is more (up to 1e-2); integer
             outputs must be equal.
         verbose: Let torch's exporter print, log and warn.
+        progress: Called with the name of each stage as it begins, such as ``"tracing"``, which takes the longest.
 
     Returns:
         Sizes, latency, error, sparsity, inputs and outputs; ``print`` shows a table.
@@ -148,6 +150,7 @@ def export_onnx(
         sparse=sparse,
         verify=verify,
         verbose=verbose,
+        progress=progress,
     )
     uncertainty = options.uncertainty
     if uncertainty is not None:
@@ -167,6 +170,7 @@ def export_onnx(
 
 def _export(model: FlatModel, axes: Sequence[Axis], options: ExportOptions) -> ExportReport:
     """Write a model with as many of the axes dynamic as work; those that are not required may be fixed."""
+    options.stage("trying other inputs")
     with quiet(options.verbose):
         trials = run_trials(model, axes)
     try:
@@ -185,7 +189,9 @@ def _write(trials: Trials, options: ExportOptions) -> ExportReport:
     metadata = _metadata(trials, options)
     if options.quantization is not None:
         next(iter(options.quantization.batches(trials)))  # wrong calibration data is refused before the slow export
+    options.stage("tracing")
     traced = trace(trials, options.opset, options.verbose)
+    options.stage("optimising the graph")
     check_ranges(trials, traced, options.verify)
     proto = finished(trials, traced, names, metadata)
     try:
@@ -204,8 +210,11 @@ def _pack(
     quantization, verify = options.quantization, options.verify
     data = serialized(proto, verify)
     file.write_bytes(data)
+    if verify:
+        options.stage("verifying in ONNX Runtime")
     found: Agreement | Deviation | None = verified(file, trials, names) if verify else None
     if quantization is not None:
+        options.stage("quantising")
         proto = quantization.apply(proto, quantization.batches(trials))
     sparse_tensors = store_sparse(proto) if options.sparse else 0
     if quantization is not None or options.sparse:
@@ -215,6 +224,8 @@ def _pack(
         found = measured(file, trials, names, quantization.batches(trials))
     elif verify and options.sparse:
         found = verified(file, trials, names)
+    if verify:
+        options.stage("measuring the latency")
     return summarize(
         ExportReport,
         options.path,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bensemble.checks import check_takes
 from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError, refuse
 from bensemble.models.state import unwrapped
 
@@ -41,8 +42,16 @@ class ExportOptions:
     sparse: bool
     verify: bool
     verbose: bool
+    progress: Callable[[str], None] | None = None
+
+    def stage(self, name: str) -> None:
+        """A stage of the export begins."""
+        if self.progress is not None:
+            self.progress(name)
 
     def __post_init__(self) -> None:
+        if self.progress is not None:
+            check_takes("export_onnx", "progress", self.progress, "stage")
         if not isinstance(self.metadata, Mapping):
             kind = type(self.metadata).__name__
             raise InvalidTypeError(f"export_onnx: metadata must be a mapping of strings, got {kind}.")

@@ -5,6 +5,7 @@ Every Parameter of the model has one row. ``bayesify(model, plan=p)`` executes e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,8 +17,9 @@ from bensemble.torch_internals import parameters_of
 from .analysis import Analysis
 from .eligibility import is_embedding, refusal, why_deterministic
 from .ending import proven_last
+from .entries import Entry, entries
 from .places import Place, owners_of
-from .probe import probe_forward
+from .probe import probe_calls
 from .rows import ConversionPlan, PlanRow
 from .selection import Selection, parse_selection
 from .trace import trace_forward
@@ -27,7 +29,13 @@ __all__ = ["make_plan", "plan"]
 
 
 def plan(
-    model: nn.Module, *, include: Any = None, exclude: Any = None, example_inputs: Any = None, trace: bool = True
+    model: nn.Module,
+    *,
+    include: Any = None,
+    exclude: Any = None,
+    example_inputs: Any = None,
+    entry_points: Mapping[str, Any] | None = None,
+    trace: bool = True,
 ) -> ConversionPlan:
     """Say what ``bayesify`` would do with a model. The model and the random state do not change.
 
@@ -37,8 +45,9 @@ def plan(
             ``(name, module) -> bool``, or a sequence of these. Default: everything.
         exclude: What must stay deterministic, named in the same ways; wins over ``include``.
         example_inputs: Inputs for one probe forward, which sees more than a torch.fx trace: a tensor, a tuple of
-            arguments, or a mapping of keyword arguments. Where one layer alone becomes Bayesian, some more forwards
-            prove whether it is the last one.
+            arguments, or a mapping of keyword arguments; a list of these for several forwards, where one does not
+            reach every layer. Where one layer alone becomes Bayesian, some more forwards prove whether it is the last.
+        entry_points: Methods that are called as well, each with its inputs: ``{"encode": x}``.
         trace: Whether to trace with torch.fx when there are no example inputs.
 
     Raises:
@@ -49,38 +58,45 @@ def plan(
     Example:
         >>> print(plan(torchvision.models.resnet50()))
     """
-    return make_plan("plan", model, include, exclude, example_inputs, trace)
+    return make_plan("plan", model, include, exclude, example_inputs, entry_points, trace)
 
 
 def make_plan(
-    verb: str, model: nn.Module, include: Any, exclude: Any, example_inputs: Any, trace: bool = True
+    verb: str,
+    model: nn.Module,
+    include: Any,
+    exclude: Any,
+    example_inputs: Any,
+    entry_points: Mapping[str, Any] | None = None,
+    trace: bool = True,
 ) -> ConversionPlan:
     """:func:`plan` for another public function, which errors name."""
     check_module(verb, model)
     owners = owners_of(model)
     selection = parse_selection(verb, model, include, exclude)
     refusal(verb, model, owners)
-    if example_inputs is not None:
-        analysis = probe_forward(verb, model, example_inputs)
-    else:
-        analysis = trace_forward(model) if trace else Analysis()
+    calls = entries(verb, model, example_inputs, entry_points)
+    traced = not calls and trace
+    analysis = trace_forward(model) if traced else probe_calls(verb, model, calls) if calls else Analysis()
     rows = tuple(_row(parameter, places, selection, analysis, owners) for parameter, places in owners.values())
-    last = None if example_inputs is None else _last(model, rows, owners, example_inputs)
+    last = _last(model, rows, owners, calls)
     return ConversionPlan(rows, type(model).__name__, analysis.source, last)
 
 
 def _last(
-    model: nn.Module, rows: tuple[PlanRow, ...], owners: dict[int, tuple[nn.Parameter, list[Place]]], inputs: Any
+    model: nn.Module, rows: tuple[PlanRow, ...], owners: dict[int, tuple[nn.Parameter, list[Place]]], calls: list[Entry]
 ) -> str | None:
     """The only Bayesian layer of the converted model, if it is the last one. Other plans cost no forward."""
+    forwards = [entry.inputs for entry in calls if not entry.method]
     modules: dict[int, nn.Module] = {id(m): m for m in model.modules() if isinstance(m, PosteriorModule)}
     for row, (_, places) in zip(rows, owners.values(), strict=True):
         if row.is_bayesian:
             modules |= {id(place.module): place.module for place in places}
-    if len(modules) != 1:
+    if len(modules) != 1 or not forwards:
         return None
-    path = proven_last(model, inputs)
-    return path if path is not None and id(model.get_submodule(path)) in modules else None
+    paths = {proven_last(model, inputs) for inputs in forwards}
+    path = paths.pop()
+    return path if not paths and path is not None and id(model.get_submodule(path)) in modules else None
 
 
 def _row(

@@ -144,7 +144,10 @@ def _left_as_it_is(candidate: Candidate) -> str:
 
 def _not_reached(candidate: Candidate) -> str:
     by = "these example inputs" if candidate.analysis.source == "probe" else "a forward with default arguments"
-    return f"not reached by {by}; name it in include to convert it, though the KL alone would shrink it where unused"
+    return (
+        f"not reached by {by}; name it in include to convert it, though the KL alone would shrink it where unused, or "
+        "pass calls that reach it: example_inputs=[a, b], entry_points={'encode': x}"
+    )
 
 
 #: Why a Parameter stays deterministic: (whether this applies, the reason). The first that applies counts.

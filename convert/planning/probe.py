@@ -1,4 +1,4 @@
-"""What a forward does with each weight, as one run on example inputs shows: every operation that torch runs.
+"""What a model does with each weight, as runs on example inputs show: every operation that torch runs.
 
 The probe runs on a copy, because a forward may write into Parameters and buffers.
 """
@@ -6,29 +6,29 @@ The probe runs on a copy, because a forward may write into Parameters and buffer
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bensemble.errors import InvalidValueError
-from bensemble.models.batches import call
 from bensemble.models.undisturbed import undisturbed
 from bensemble.torch_internals import pytree
 
 from .analysis import Analysis
 from .copying import traced_copy
+from .entries import Entry
 from .trails import Trails, data_arguments, operation_name, writes_in_place
 
-__all__ = ["probe_forward"]
+__all__ = ["probe_calls"]
 
 
-def probe_forward(verb: str, model: nn.Module, inputs: Any) -> Analysis:
-    """What a forward on real inputs does, in evaluation mode, and in training mode for what evaluation leaves out.
+def probe_calls(verb: str, model: nn.Module, calls: Sequence[Entry]) -> Analysis:
+    """What calls on real inputs do, in evaluation mode, and in training mode for what evaluation leaves out.
 
     Raises:
-        InvalidValueError: the model rejects the example inputs.
+        InvalidValueError: the model rejects one of them.
     """
     analysis = Analysis(source="probe")
     with undisturbed(model):
@@ -38,22 +38,20 @@ def probe_forward(verb: str, model: nn.Module, inputs: Any) -> Analysis:
         probed, originals = copied
         for training in (False, True):
             probed.train(training)
-            try:
-                _run(probed, inputs, originals, analysis)
-            except Exception as err:
-                if not training:
-                    raise InvalidValueError(
-                        f"{verb}: the model rejects example_inputs ({type(err).__name__}: {err}); pass what its "
-                        "forward takes: a tensor, a tuple of arguments, or a mapping of keyword arguments."
-                    ) from err
+            for entry in calls:
+                try:
+                    _run(probed, entry, originals, analysis)
+                except Exception as err:
+                    if not training:
+                        raise entry.rejected(verb, err) from err
             if analysis.is_complete(model):
                 break
         analysis.written |= _changed(model, probed, originals)
     return analysis
 
 
-def _run(probed: nn.Module, inputs: Any, originals: dict[int, int], analysis: Analysis) -> None:
-    """Run one forward and add what it does to the analysis."""
+def _run(probed: nn.Module, entry: Entry, originals: dict[int, int], analysis: Analysis) -> None:
+    """Make one call and add what it does to the analysis."""
     calls: Counter[str] = Counter()
     handles = [
         module.register_forward_pre_hook(_counter(calls, path))
@@ -62,11 +60,12 @@ def _run(probed: nn.Module, inputs: Any, originals: dict[int, int], analysis: An
     ]
     try:
         with _OperationRecorder(probed, originals, analysis):
-            call(probed, inputs)
+            entry.run(probed)
     finally:
         for handle in handles:
             handle.remove()
-        analysis.calls |= calls
+        for path, count in calls.items():
+            analysis.calls[path] = max(analysis.calls[path], count)
 
 
 def _counter(calls: Counter[str], path: str) -> Any:

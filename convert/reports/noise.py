@@ -8,7 +8,7 @@ as the bias of the keys in attention, which shifts all scores of a query alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from bensemble.checks import check_module
 from bensemble.errors import ConversionError, InvalidValueError
-from bensemble.models.batches import call
 from bensemble.models.outputs import tensor_paths
 from bensemble.models.state import evaluating
 from bensemble.models.undisturbed import Snapshot, undisturbed
@@ -26,7 +25,8 @@ from bensemble.noise.stack import HeldSample, holding, mean_mode
 from bensemble.posterior import Posterior
 from bensemble.posteriors import named_posteriors
 
-from ..planning.probe import probe_forward
+from ..planning.entries import Entry, entries
+from ..planning.probe import probe_calls
 
 __all__ = ["NoiseReport", "NoiseRow", "check_noise"]
 
@@ -83,7 +83,13 @@ class NoiseReport:
         return "\n".join([head, *(f"  {row.name}: {row.reason}" for row in (*self.silent, *self.ignored))])
 
 
-def check_noise(bnn: nn.Module, example_inputs: Any, *, generator: torch.Generator | None = None) -> NoiseReport:
+def check_noise(
+    bnn: nn.Module,
+    example_inputs: Any,
+    *,
+    entry_points: Mapping[str, Any] | None = None,
+    generator: torch.Generator | None = None,
+) -> NoiseReport:
     """Sample each posterior by itself and see whether the output moves, in eval mode and without gradients.
 
     Costs one forward for each posterior, and up to two more where the output stays as it is. The model, its training
@@ -91,7 +97,8 @@ def check_noise(bnn: nn.Module, example_inputs: Any, *, generator: torch.Generat
 
     Args:
         bnn: A model with Bayesian layers.
-        example_inputs: A tensor, a tuple of arguments, or a mapping of keyword arguments.
+        example_inputs: A tensor, a tuple of arguments, or a mapping of keyword arguments; a list for several forwards.
+        entry_points: Methods that are called as well, each with its inputs: ``{"encode": x}``.
         generator: Source of the noise; default is a fixed seed.
 
     Raises:
@@ -107,13 +114,14 @@ def check_noise(bnn: nn.Module, example_inputs: Any, *, generator: torch.Generat
     posteriors = dict(named_posteriors(bnn))
     if not posteriors:
         raise ConversionError(f"check_noise: {type(bnn).__name__} has no Bayesian layers; call bayesify first.")
+    calls = entries("check_noise", bnn, example_inputs, entry_points)
     generator = generator or torch.Generator().manual_seed(0)
     reasons: dict[str, tuple[str, bool]] = {}
     with undisturbed(bnn), evaluating(bnn), mean_mode(bnn):
-        trial = _Trial(bnn, example_inputs)
+        trial = _Trial(bnn, calls)
         changes = {name: trial.sample(p, p.draw_noise(generator)) for name, p in posteriors.items()}
         quiet = [name for name, change in changes.items() if change <= trial.rounding]
-        unread = _unread(bnn, example_inputs, posteriors, quiet) if quiet else {}
+        unread = _unread(bnn, calls, posteriors, quiet) if quiet else {}
         for name in quiet:
             noise = posteriors[name].draw_noise(generator)
             reasons[name] = _why_quiet(trial, posteriors[name], noise, changes[name], unread.get(name))
@@ -121,20 +129,23 @@ def check_noise(bnn: nn.Module, example_inputs: Any, *, generator: torch.Generat
 
 
 class _Trial:
-    """Forwards of one model on the same inputs and random state, compared with the one at the means."""
+    """The same calls of one model under the same random state, compared with those at the means."""
 
-    def __init__(self, bnn: nn.Module, inputs: Any) -> None:
-        self.bnn, self.inputs, self.seed = bnn, inputs, torch.initial_seed()
+    def __init__(self, bnn: nn.Module, calls: list[Entry]) -> None:
+        self.bnn, self.calls, self.seed = bnn, calls, torch.initial_seed()
         self.before = Snapshot(bnn)
         self.mean = self.outputs()
         self.rounding = max(map(_rounding, self.mean))
 
     def outputs(self) -> list[Tensor]:
-        """The outputs of one forward, which leaves no trace for the next."""
-        try:
-            return _outputs(self.bnn, self.inputs, self.seed)
-        finally:
-            self.before.restore()
+        """The outputs of all calls, none of which leaves a trace for the next."""
+        found = []
+        for entry in self.calls:
+            try:
+                found += _outputs(self.bnn, entry, self.seed)
+            finally:
+                self.before.restore()
+        return found
 
     def sample(self, posterior: Posterior, noise: Tensor) -> float:
         """How far the output moves when one posterior, wherever it is tied, is sampled."""
@@ -184,15 +195,18 @@ def _why_quiet(
     return "the output depends on this weight, and its noise is bypassed: code reads the mean past the layer", False
 
 
-def _unread(bnn: nn.Module, inputs: Any, posteriors: dict[str, Posterior], names: list[str]) -> dict[str, str]:
+def _unread(bnn: nn.Module, calls: list[Entry], posteriors: dict[str, Posterior], names: list[str]) -> dict[str, str]:
     """Why no operation reads the weights of some of the names."""
-    analysis = probe_forward("check_noise", bnn, inputs)
+    analysis = probe_calls("check_noise", bnn, calls)
     found = {}
     for name in names:
         path, posterior = name.rpartition(".")[0], posteriors[name]
         if not analysis.known or id(posterior.mu) in (*analysis.operations, *analysis.seen):
             continue
-        found[name] = "its layer is not called with these inputs"
+        found[name] = (
+            "its layer is not called, not reached by these example inputs; if other calls reach it, pass them: a list "
+            "of example_inputs, or entry_points={'encode': x}"
+        )
         if analysis.calls[path]:
             found[name] = "its layer is called, but no operation reads this weight"
         if "forward" in vars(posterior.layer):
@@ -200,15 +214,13 @@ def _unread(bnn: nn.Module, inputs: Any, posteriors: dict[str, Posterior], names
     return found
 
 
-def _outputs(bnn: nn.Module, inputs: Any, seed: int) -> list[Tensor]:
-    """All floating-point tensors of one forward, under the same randomness every time."""
+def _outputs(bnn: nn.Module, entry: Entry, seed: int) -> list[Tensor]:
+    """All floating-point tensors of one call, under the same randomness every time."""
     torch.manual_seed(seed)
     try:
-        tensors = [tensor for _, tensor in tensor_paths(call(bnn, inputs))]
+        tensors = [tensor for _, tensor in tensor_paths(entry.run(bnn))]
     except Exception as err:
-        raise InvalidValueError(
-            f"check_noise: the model rejects example_inputs ({type(err).__name__}: {err})."
-        ) from err
+        raise entry.rejected("check_noise", err) from err
     found = [tensor for tensor in tensors if tensor.is_floating_point()]
     if not found:
         raise InvalidValueError(

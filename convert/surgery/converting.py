@@ -6,7 +6,7 @@ the first module changes. If a change fails nevertheless, all earlier ones are u
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -44,6 +44,7 @@ def bayesify(
     exclude: Any = None,
     plan: ConversionPlan | None = None,
     example_inputs: Any = None,
+    entry_points: Mapping[str, Any] | None = None,
     estimator: str = "local",
     variance_dtype: torch.dtype = torch.float32,
     inplace: bool = False,
@@ -63,9 +64,10 @@ def bayesify(
             Default is 0.05 times the root mean square of each tensor.
         include: What may become Bayesian; see :func:`convert.plan`.
         exclude: What must not; wins over ``include``.
-        plan: A plan to execute exactly, instead of ``include``, ``exclude`` and ``example_inputs``.
-        example_inputs: Inputs for a probe forward, where torch.fx cannot trace the model. Where one layer alone becomes
-            Bayesian, they also tell whether it is the last one, which its ``is_last`` records.
+        plan: A plan to execute exactly, instead of the arguments that make one.
+        example_inputs: Inputs for a probe forward, where torch.fx cannot trace the model; a list for several. Where one
+            layer alone becomes Bayesian, they also tell whether it is the last one, which its ``is_last`` records.
+        entry_points: Methods other than forward that use weights, each with its inputs; see :func:`convert.plan`.
         estimator: How the twins draw noise in training: ``"local"`` per activation, ``"weights"`` one draw of the
             weights per call of the layer (as in prediction, at a higher gradient variance). For one draw per forward
             of the whole model, train inside :func:`bensemble.sampling`.
@@ -90,9 +92,11 @@ def bayesify(
     check_estimator("bayesify", estimator)
     check_variance_dtype("bayesify", variance_dtype)
     if plan is None:
-        plan = make_plan("bayesify", model, include, exclude, example_inputs)
-    elif include is not None or exclude is not None or example_inputs is not None:
-        raise InvalidTypeError("bayesify: a plan excludes include, exclude and example_inputs; pass them to plan().")
+        plan = make_plan("bayesify", model, include, exclude, example_inputs, entry_points)
+    elif any(given is not None for given in (include, exclude, example_inputs, entry_points)):
+        raise InvalidTypeError(
+            "bayesify: a plan excludes include, exclude, example_inputs and entry_points; pass them to plan()."
+        )
     _check_plan(plan, model)
     target = model if inplace else copy_model("bayesify", model)
     changes = _changes(target, plan, prior, prior_sigma, init_sigma)

@@ -25,8 +25,22 @@ pytestmark = pytest.mark.xdist_group("exported file")  # its fixtures are made o
 def exported(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("onnx") / "cnn.onnx"
-    model = cnn().eval()
-    return model, path, export_onnx(model, path, torch.randn(1, 1, 8, 8), metadata={"classes": "a,b,c"})
+    model, stages = cnn().eval(), []
+    metadata = {"classes": "a,b,c"}
+    report = export_onnx(model, path, torch.randn(1, 1, 8, 8), metadata=metadata, progress=stages.append)
+    path.with_suffix(".stages").write_text("\n".join(stages))
+    return model, path, report
+
+
+def test_the_stages_are_told_as_they_begin(exported):
+    expected = ["trying other inputs", "tracing", "optimising the graph", "verifying in ONNX Runtime"]
+    assert exported[1].with_suffix(".stages").read_text().splitlines() == [*expected, "measuring the latency"]
+
+
+def test_progress_that_takes_nothing_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(bensemble.InvalidTypeError, match=r"export_onnx: progress must be callable as \(stage\)"):
+        export_onnx(mlp(), tmp_path / "m.onnx", torch.randn(2, 4), progress=lambda: None)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])

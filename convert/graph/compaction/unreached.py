@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from ...planning.probe import probe_forward
+from ...planning.entries import Entry
+from ...planning.probe import probe_calls
 from .atoms.flow import Flow
 
 __all__ = ["keep_for_unreached"]
@@ -22,7 +23,7 @@ def keep_for_unreached(flow: Flow, model: nn.Module, inputs: Any) -> None:
     left = {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in shown}
     if not left:
         return
-    analysis = probe_forward("compact", model, inputs)
+    analysis = probe_calls("compact", model, [Entry(inputs)])
     left = {name: p for name, p in left.items() if analysis.known and id(p) not in analysis.seen}
     # A token beside weights that run, such as one for masked positions, is no layer that reads something.
     layers = [p for name, p in left.items() if not _is_token(p) or not analysis.calls[name.rpartition(".")[0]]]
