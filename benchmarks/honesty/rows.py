@@ -18,6 +18,8 @@ from convert import bayesify, last_layer
 from .tasks import Pair, Task, trained
 
 MEMBERS = 5
+#: Levels at which the share of familiar test inputs below it is counted, in percent.
+LEVELS = (0.01, 0.05)
 #: Most classes for laplace-torch, which holds the Jacobian of every class for every example.
 LAPLACE_CLASSES = 20
 
@@ -113,7 +115,9 @@ def _novelty(task: Task, net: nn.Module) -> dict[str, float]:
     cost = time.process_time() - start
     familiar = novelty.score(task.test[0])
     by = {kind: auroc(familiar, novelty.score(x)) for kind, x in task.strangers.items()}
-    return {**by, "forwards": 1, "seconds": cost}
+    pvalues = novelty.pvalue(familiar)
+    alarms = {f"p <= {level}": 100 * float((pvalues <= level).double().mean()) for level in LEVELS}
+    return {**by, "forwards": 1, "seconds": cost, **alarms}
 
 
 def _laplace(task: Task, net: nn.Module) -> tuple[Callable[[Tensor], bensemble.ClassPrediction], int, float]:
