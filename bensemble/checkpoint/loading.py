@@ -111,6 +111,7 @@ def _mismatches(header: Header, stored: dict[str, Tensor], model: nn.Module) -> 
     """Every reason why the checkpoint does not fit the model, one sentence each."""
     rest = model.state_dict(keep_vars=True)
     prefixes: set[str] = set()
+    lookups: set[str] = set()  # names at which a table reads the mean of a posterior
     for entry in header.posteriors:
         found: dict[int, str] = {}
         for place, tier in zip(entry.places, entry.tiers, strict=True):
@@ -127,6 +128,11 @@ def _mismatches(header: Header, stored: dict[str, Tensor], model: nn.Module) -> 
             yield from _posterior_mismatches(entry, place, prefix, weight, stored)
         if len(found) > 1:
             yield f"{', '.join(map(repr, found.values()))} are one shared weight in the file, but not in the model."
+        mean = stored.get(f"{prefix}mu")
+        same = {key for key in rest.keys() & stored.keys() if mean is not None and stored[key] is mean}
+        for key in sorted(key for key in same if id(rest[key]) not in found):
+            yield f"'{place}' and '{key}' are one shared weight in the file, but not in the model."
+        lookups |= same
         rest = {key: tensor for key, tensor in rest.items() if id(tensor) not in found}
     posterior_keys = {
         key
@@ -134,7 +140,7 @@ def _mismatches(header: Header, stored: dict[str, Tensor], model: nn.Module) -> 
         if any(key.startswith(p) and "." not in key[len(p) :] for p in prefixes)
     }
     # A module that the model holds under several names has its tensors in the file under each of them.
-    posterior_keys |= {key for key, first in header.shared.items() if first in posterior_keys}
+    posterior_keys |= lookups | {key for key, first in header.shared.items() if first in posterior_keys}
     yield from _other_mismatches(
         {key: tensor for key, tensor in rest.items() if key not in posterior_keys},
         {key: tensor for key, tensor in stored.items() if key not in posterior_keys},

@@ -91,7 +91,7 @@ def _last(
     modules: dict[int, nn.Module] = {id(m): m for m in model.modules() if isinstance(m, PosteriorModule)}
     for row, (_, places) in zip(rows, owners.values(), strict=True):
         if row.is_bayesian:
-            modules |= {id(place.module): place.module for place in places}
+            modules |= {id(p.module): p.module for p in places if p.full_name not in row.lookups}
     if len(modules) != 1 or not forwards:
         return None
     paths = {proven_last(model, inputs) for inputs in forwards}
@@ -107,6 +107,7 @@ def _row(
     owners: dict[int, tuple[nn.Parameter, list[Place]]],
 ) -> PlanRow:
     reason = why_deterministic(parameter, places, selection, analysis)
+    lookups = [] if reason else _lookups(places, selection)
     first = next((p for p in places if p.is_local), places[0])
     if reason is None and first.is_local and first.name != "weight":
         # A bias follows the weight of its layer.
@@ -126,9 +127,17 @@ def _row(
         tier=tier,
         calls=_calls(parameter, places, analysis),
         operations=tuple(sorted(analysis.operations.get(id(parameter), ()))),
-        prunable=reason is None and all(_prunable(parameter, p, analysis) for p in places),
+        prunable=reason is None and all(_prunable(parameter, p, analysis) for p in places if p not in lookups),
         reason=reason or _remark(parameter, places, analysis),
+        lookups=tuple(p.full_name for p in lookups),
     )
+
+
+def _lookups(places: list[Place], selection: Selection) -> list[Place]:
+    """Tables that share the Parameter with what ``include`` selects, and are not selected themselves."""
+    selected = [p for p in places if selection.includes(p.path, p.module, p.name)]
+    left = [p for p in places if is_embedding(p) and p not in selected]
+    return left if any(not is_embedding(p) for p in selected) else []
 
 
 def _calls(parameter: nn.Parameter, places: list[Place], analysis: Analysis) -> int | None:

@@ -39,6 +39,8 @@ class PlanRow:
         operations: Operations that the weight reaches without a call of its module.
         prunable: Whether a zero mean is a zero in the weight that reaches the operation.
         reason: Why it stays deterministic, or what else there is to know.
+        lookups: Those of its names, at tables, that keep reading the mean: ``include`` selects other uses alone, such
+            as a head that is tied to the embedding.
     """
 
     name: str
@@ -50,6 +52,7 @@ class PlanRow:
     operations: tuple[str, ...]
     prunable: bool
     reason: str
+    lookups: tuple[str, ...] = ()
 
     @property
     def numel(self) -> int:

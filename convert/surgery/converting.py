@@ -139,10 +139,11 @@ def _changes(target: nn.Module, plan: ConversionPlan, prior: Any, prior_sigma: A
     for row in plan.rows:
         if not row.is_bayesian:
             continue
-        parameter, places = places_by_name[row.name]
+        parameter, everywhere = places_by_name[row.name]
+        places = [place for place in everywhere if place.full_name not in row.lookups]
         layer_weight = parameters_of(places[0].module).get("weight")
         rho, its_prior = initial_posterior(
-            "bayesify", row.name, parameter, layer_weight, prior, prior_sigma, init_sigma
+            "bayesify", places[0].full_name, parameter, layer_weight, prior, prior_sigma, init_sigma
         )
         new = NewPosterior(parameter, rho, its_prior, row.prunable)
         owners[id(parameter)] = (places[0].module, places[0].name)
