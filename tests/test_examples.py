@@ -17,9 +17,11 @@ NEEDS = {
     "pretrained_digits": ("digit_recognizer", "tests/real/requirements.txt"),
     "lightning_module": ("lightning", "tests/trainers/requirements.txt"),
     "hf_trainer": ("transformers", "tests/trainers/requirements.txt"),
+    "lora_classifier": ("peft", "tests/trainers/requirements.txt"),
+    "token_uncertainty": ("transformers", "tests/trainers/requirements.txt"),
 }
 #: Most lines of an example.
-LENGTHS = {"lightning_module": 40, "elastic_digits": 85}
+LENGTHS = {"lightning_module": 40, "elastic_digits": 85, "lora_classifier": 105}
 
 
 def run(script, *arguments, folder):
@@ -47,7 +49,7 @@ def skip_without(example):
 
 
 #: Run by tests of their own: below, and in engines/test_elastic.py.
-APART = ("unet", "elastic_digits")
+APART = ("unet", "elastic_digits", "lora_classifier", "token_uncertainty")
 
 
 @pytest.mark.slow
@@ -73,6 +75,29 @@ def test_the_map_of_the_unet_is_unsure_where_it_is_wrong(tmp_path):
     assert float(wrong[1]) > 3 * float(right[1])
     assert float(wrong[2]) > 3 * float(right[2])
     assert (tmp_path / "map.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.libraries
+def test_lora_gets_a_posterior_and_a_last_layer(tmp_path):
+    skip_without("lora_classifier")
+    output = run(ROOT / "examples" / "lora_classifier.py", folder=tmp_path)
+    rows = {
+        name.strip(): map(float, (nll, ece))
+        for name, nll, ece in re.findall(r"(?m)^(.+?) +accuracy .* NLL ([\d.]+), ECE ([\d.]+)$", output)
+    }
+    (alone, _), (adapters, _), (last, _) = rows["adapter alone"], rows["posterior of LoRA"], rows["last layer"]
+    assert max(adapters, last) < alone
+    assert (tmp_path / "lora.onnx").stat().st_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.libraries
+def test_tokens_after_a_strange_beginning_are_less_sure(tmp_path):
+    skip_without("token_uncertainty")
+    output = run(ROOT / "examples" / "token_uncertainty.py", folder=tmp_path)
+    known, strange = map(float, re.findall(r"mean entropy ([\d.]+)", output))
+    assert strange > 2 * known
 
 
 @pytest.mark.slow

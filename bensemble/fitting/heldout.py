@@ -120,7 +120,8 @@ def scanned_scale(
     Decades of beta and of reach are scanned first, then the half decades around the best; the grid grows by a decade
     for as long as the best lies at its edge, up to 1e8 and down to 1e-8. With a bias the scan of decades is repeated at
     the standard deviation of the biases that is best where the weights have hardly any, and at a third of its variance.
-    Of candidates whose NLL is equal within a hundredth of its standard error, that which adds least to the biases wins.
+    Of candidates whose NLL is equal within a hundredth of its standard error, that with the smallest reach above 1
+    wins, and of these that which adds least to the biases.
 
     Args:
         evaluate: beta, reach, standard deviation added to the biases -> NLL of each term.
@@ -157,7 +158,8 @@ def scanned_scale(
                 break
             best = nearest
     margin = standard_error(evaluate(*scales(best))) / 100
-    best = max((p for p in tried if tried[p] <= tried[best] + margin), key=lambda p: (-p[2], -tried[p]))
+    equal = (place for place in tried if tried[place] <= tried[best] + margin)
+    best = max(equal, key=lambda place: (-max(place[1], 0), -place[2], -tried[place]))
     lowest: dict[tuple[float, float], float] = {}
     for place, value in sorted(tried.items()):
         pair = scales(place)[:2]
