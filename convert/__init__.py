@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .planning import ConversionPlan, PlanRow, last_layer, plan
     from .repairing import RepairReport, RepairRow, repair, repair_report
     from .reports import NoiseReport, SparsityReport, check_noise, sparsity
+    from .scoring import Loss, prune_scores
     from .surgery import bayesify, to_deterministic
 
 _HOMES = {
@@ -23,6 +24,7 @@ _HOMES = {
     "Comparison": "onnx",
     "ConversionPlan": "planning",
     "ExportReport": "onnx",
+    "Loss": "scoring",
     "NoiseReport": "reports",
     "OnnxModel": "onnx",
     "OnnxSummary": "onnx",
@@ -42,6 +44,7 @@ _HOMES = {
     "inspect_onnx": "onnx",
     "last_layer": "planning",
     "plan": "planning",
+    "prune_scores": "scoring",
     "repair": "repairing",
     "repair_report": "repairing",
     "sparsity": "reports",
@@ -54,6 +57,7 @@ __all__ = [
     "Compression",
     "ConversionPlan",
     "ExportReport",
+    "Loss",
     "NoiseReport",
     "OnnxModel",
     "OnnxSummary",
@@ -73,6 +77,7 @@ __all__ = [
     "inspect_onnx",
     "last_layer",
     "plan",
+    "prune_scores",
     "repair",
     "repair_report",
     "sparsity",
