@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .graph.compaction import CompactionReport, channel_groups, compact, compaction_report
     from .onnx import Comparison, ExportReport, OnnxModel, OnnxSummary, compare_onnx, export_onnx, inspect_onnx
     from .planning import ConversionPlan, PlanRow, last_layer, plan
-    from .repairing import RepairReport, RepairRow, repair, repair_report
+    from .repairing import Pruned, PruneStep, RepairReport, RepairRow, prune_and_repair, repair, repair_report
     from .reports import NoiseReport, SparsityReport, check_noise, sparsity
     from .scoring import Loss, prune_scores
     from .surgery import bayesify, to_deterministic
@@ -29,6 +29,8 @@ _HOMES = {
     "OnnxModel": "onnx",
     "OnnxSummary": "onnx",
     "PlanRow": "planning",
+    "PruneStep": "repairing",
+    "Pruned": "repairing",
     "RepairReport": "repairing",
     "RepairRow": "repairing",
     "SparsityReport": "reports",
@@ -44,6 +46,7 @@ _HOMES = {
     "inspect_onnx": "onnx",
     "last_layer": "planning",
     "plan": "planning",
+    "prune_and_repair": "repairing",
     "prune_scores": "scoring",
     "repair": "repairing",
     "repair_report": "repairing",
@@ -62,6 +65,8 @@ __all__ = [
     "OnnxModel",
     "OnnxSummary",
     "PlanRow",
+    "PruneStep",
+    "Pruned",
     "RepairReport",
     "RepairRow",
     "SparsityReport",
@@ -77,6 +82,7 @@ __all__ = [
     "inspect_onnx",
     "last_layer",
     "plan",
+    "prune_and_repair",
     "prune_scores",
     "repair",
     "repair_report",
