@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .compression import Compression, UnmetConstraintsError, compress
+    from .compression import Compression, Confirmation, UnmetConstraintsError, compress
     from .graph.compaction import CompactionReport, channel_groups, compact, compaction_report
     from .onnx import Comparison, ExportReport, OnnxModel, OnnxSummary, compare_onnx, export_onnx, inspect_onnx
     from .planning import ConversionPlan, PlanRow, last_layer, plan
@@ -22,6 +22,7 @@ _HOMES = {
     "CompactionReport": "graph.compaction",
     "Compression": "compression",
     "Comparison": "onnx",
+    "Confirmation": "compression",
     "ConversionPlan": "planning",
     "ExportReport": "onnx",
     "Loss": "scoring",
@@ -58,6 +59,7 @@ __all__ = [
     "CompactionReport",
     "Comparison",
     "Compression",
+    "Confirmation",
     "ConversionPlan",
     "ExportReport",
     "Loss",
