@@ -39,7 +39,7 @@ Share = float | Mapping[str, float] | None
 DAMPING = 1.0
 #: The share of the weights left that stays in each step of ``"auto"``, and the most steps.
 FACTOR, MOST = 0.7, 20
-#: What ``"auto"`` may lose: accuracy, or nats where there are no classes.
+#: What ``"auto"`` may lose, with its standard error: accuracy, or nats where there are no classes.
 ALLOWED = 0.003
 
 
@@ -118,8 +118,8 @@ def prune_and_repair(
         loader: Batches of inputs, read several times; targets are not used. 2,000 inputs are enough; ``"auto"`` needs
             10,000 to see a loss of .3 points.
         sparsity: The share to remove at last, or a mapping with shares of layers, as in :func:`bensemble.prune`. Or
-            ``"auto"``: go on until the network is expected to lose more than .3 points of accuracy, .003 nats where
-            there are no classes, then take the last step back and try half of it.
+            ``"auto"``: go on until the expected loss and its standard error are above .3 points of accuracy, .003 nats
+            where there are no classes, then take the last step back and try half of it.
         granularity: ``"weight"``, ``"channel"``, channel groups, or ``"2:4"`` without ``sparsity``, which is one step
             for each weight of the pattern that goes.
         steps: How many; ``"auto"`` and patterns have their own number.
@@ -191,7 +191,7 @@ def _schedule(
 
 
 def _allowed(loss: Loss) -> bool:
-    return (loss.nats if loss.drop != loss.drop else loss.drop) <= ALLOWED
+    return (loss.nats if loss.drop != loss.drop else loss.drop) + loss.standard_error <= ALLOWED
 
 
 def _zeros(network: nn.Module) -> float:
