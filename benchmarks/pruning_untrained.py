@@ -34,12 +34,9 @@ sys.path.insert(0, str(Path(__file__).parent / "sparse"))
 from digits import load_digits
 from networks import Block, mlp
 from rounds import print_table, write_json
-from without_training import BATCH, WAYS, Data, accuracy, trained
+from without_training import WAYS, Data, accuracy, trained
 
 from convert import prune_and_repair
-
-#: The same for the share that is found.
-FOR_AUTO = 5_000
 
 
 @dataclass(frozen=True)
@@ -70,8 +67,8 @@ def resnet_8() -> nn.Module:
 
 SUBJECTS = {
     "LeNet-300-100, 10,000 digits": Subject(lenet_300_100, "mnist", (0.92, 0.96), 10),
-    "LeNet-5, 10,000 digits": Subject(lenet_5, "mnist", (0.95, 0.98), 8),
-    "ResNet-8, 10,000 CIFAR pictures": Subject(resnet_8, "cifar", (0.7, 0.8, 0.9), 15, 3e-3),
+    "LeNet-5, 10,000 digits": Subject(lenet_5, "mnist", (0.95, 0.98), 5),
+    "ResNet-8, 10,000 CIFAR pictures": Subject(resnet_8, "cifar", (0.8, 0.9), 8, 3e-3),
 }
 
 
