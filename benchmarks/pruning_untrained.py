@@ -108,9 +108,7 @@ def judged(name: str, path: Path, seeds: int) -> dict[str, list[float]]:
                 network = prune(dense, data, share)
                 found.setdefault(f"{way} {share}", []).append(before - accuracy(network, data))
                 found.setdefault(f"{way} seconds", []).append(time.perf_counter() - started)
-        auto = prune_and_repair(
-            dense, list(data.x.split(BATCH)) if subject.data == "mnist" else data.loader, sparsity="auto"
-        )
+        auto = prune_and_repair(dense, data.loader, sparsity="auto")
         found.setdefault("auto share", []).append(auto.sparsity)
         found.setdefault("auto", []).append(before - accuracy(auto.network, data))
         found.setdefault("auto expected", []).append(100 * auto.loss.drop if auto.loss else 0.0)
