@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .planning import ConversionPlan, PlanRow, last_layer, plan
     from .repairing import Pruned, PruneStep, RepairReport, RepairRow, prune_and_repair, repair, repair_report
     from .reports import NoiseReport, SparsityReport, check_noise, sparsity
-    from .scoring import Loss, prune_scores
+    from .scoring import ExpectedLoss, prune_scores
     from .surgery import bayesify, to_deterministic
 
 _HOMES = {
@@ -25,7 +25,7 @@ _HOMES = {
     "Confirmation": "compression",
     "ConversionPlan": "planning",
     "ExportReport": "onnx",
-    "Loss": "scoring",
+    "ExpectedLoss": "scoring",
     "NoiseReport": "reports",
     "OnnxModel": "onnx",
     "OnnxSummary": "onnx",
@@ -61,8 +61,8 @@ __all__ = [
     "Compression",
     "Confirmation",
     "ConversionPlan",
+    "ExpectedLoss",
     "ExportReport",
-    "Loss",
     "NoiseReport",
     "OnnxModel",
     "OnnxSummary",

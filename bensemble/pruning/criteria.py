@@ -54,8 +54,8 @@ def chosen_masks(
         scores: Instead of the signal-to-noise ratio.
     """
     ranked = None if scores is None else _checked_scores(model, scores)
-    if isinstance(granularity, str) and is_pattern(granularity):
-        return pattern_masks(matrices(model), _by_ratio(model) if ranked is None else ranked, granularity)
+    if is_pattern(granularity):
+        return pattern_masks(matrices(model), _by_ratio(model) if ranked is None else ranked, str(granularity))
     if granularity != "weight":
         return _channel_masks(model, threshold, sparsity, granularity, ranked)
     if threshold is not None:
@@ -144,7 +144,7 @@ def _checked_scores(model: nn.Module, scores: Scores) -> dict[str, Tensor]:
     for name, posterior in named_posteriors(model):
         if name in found:
             score, mask = found[name][1].detach().to(posterior.mu.device), posterior.mask
-            ranked[name] = score if mask is None else torch.where(mask != 0, score.to(torch.float64), -torch.inf)
+            ranked[name] = score if mask is None else torch.where(mask != 0, score, -torch.inf)
     return ranked
 
 

@@ -73,7 +73,7 @@ def pruning_masks(
     if len(chosen) > 1:
         raise InvalidValueError(f"prune: threshold, sparsity and masks exclude each other, got {' and '.join(chosen)}.")
     check_granularity(granularity)
-    pattern = isinstance(granularity, str) and is_pattern(granularity)
+    pattern = is_pattern(granularity)
     if pattern and chosen:
         raise InvalidValueError(f"prune: granularity={granularity!r} is a share of its own, got {chosen[0]} too.")
     if granularity != "weight" and not pattern and (masks is not None or not chosen):
@@ -133,7 +133,7 @@ def prune(
         >>> bensemble.prune(bnn, threshold=0.83)
         0.957
     """
-    pattern = isinstance(granularity, str) and is_pattern(granularity)
+    pattern = is_pattern(granularity)
     if threshold is None and sparsity is None and masks is None and not pattern:
         raise InvalidValueError("prune: one of threshold, sparsity and masks must be given.")
     wanted = pruning_masks(

@@ -25,7 +25,7 @@ from bensemble.pruning.masks import pruning_masks
 from bensemble.pruning.patterns import is_pattern
 from bensemble.tables import text_table
 
-from ..scoring import Loss, prune_scores
+from ..scoring import ExpectedLoss, prune_scores
 from ..scoring.loss import HeldOut
 from ..surgery import bayesify, to_deterministic
 from .repair import repair
@@ -54,7 +54,7 @@ class PruneStep:
     """
 
     sparsity: float
-    loss: Loss
+    loss: ExpectedLoss
     kept: bool = True
 
 
@@ -76,7 +76,7 @@ class Pruned(Generic[M]):
         return max((step.sparsity for step in self.steps if step.kept), default=0.0)
 
     @property
-    def loss(self) -> Loss | None:
+    def loss(self) -> ExpectedLoss | None:
         """What the network is expected to lose; None if nothing was removed."""
         return next((step.loss for step in reversed(self.steps) if step.kept), None)
 
@@ -115,8 +115,8 @@ def prune_and_repair(
 
     Args:
         model: A plain network, or a Bayesian one, of which the means count.
-        loader: Batches of inputs, read several times; targets are not used. 2,000 inputs are enough; with more of them
-            ``"auto"`` knows better what is lost and goes further.
+        loader: Batches of inputs, read several times; not shuffled; targets are not used. 2,000 inputs are enough; with
+            more of them ``"auto"`` knows better what is lost and goes further.
         sparsity: The share to remove at last, or a mapping with shares of layers, as in :func:`bensemble.prune`. Or
             ``"auto"``: go on until the expected loss and its standard error are above .3 points of accuracy, .003 nats
             where there are no classes, then take the last step back and try half of it.
@@ -145,8 +145,9 @@ def prune_and_repair(
     _check(model, loader, sparsity, granularity, steps, score)
     dense: Any = to_deterministic(model) if is_bayesian(model) else model
     heldout = HeldOut(dense, required("prune_and_repair", likelihood), output)
-    for _ in heldout.splitting(loader, len(loader) if isinstance(loader, Sized) else None, unpack):
-        pass  # what is held out stays in memory
+    with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed when it starts
+        for _ in heldout.splitting(loader, len(loader) if isinstance(loader, Sized) else None, unpack):
+            pass  # what is held out stays in memory
     network, done = dense, list[PruneStep]()
     for share, unit in _schedule(sparsity, granularity, steps, done):
         bnn = bayesify(network)
@@ -190,7 +191,7 @@ def _schedule(
                 yield 1 - (1 - sparsity) ** (step / steps), granularity
 
 
-def _allowed(loss: Loss) -> bool:
+def _allowed(loss: ExpectedLoss) -> bool:
     return (loss.nats if loss.drop != loss.drop else loss.drop) + loss.standard_error <= ALLOWED
 
 
@@ -215,12 +216,11 @@ def _check(model: Any, loader: Any, sparsity: Any, granularity: Any, steps: Any,
         )
     if isinstance(sparsity, str) and sparsity != "auto":
         raise InvalidValueError(f"prune_and_repair: sparsity must be a share, a mapping or 'auto', got {sparsity!r}.")
-    named = (
-        {f"sparsity of {name!r}": share for name, share in sparsity.items()} if isinstance(sparsity, Mapping) else {}
-    )
-    for what, share in (named or {"sparsity": sparsity}).items():
-        if sparsity is not None and not isinstance(sparsity, str):
-            check_number("prune_and_repair", what, share, least=0, below=1)
+    if isinstance(sparsity, Mapping):
+        for name, share in sparsity.items():
+            check_number("prune_and_repair", f"sparsity of {name!r}", share, least=0, below=1)
+    elif sparsity is not None and sparsity != "auto":
+        check_number("prune_and_repair", "sparsity", sparsity, least=0, below=1)
     check_count("prune_and_repair", "steps", steps)
     if score not in ("obd", "magnitude"):
         raise InvalidValueError(

@@ -3,7 +3,7 @@
 Masks and criteria belong in ``bensemble.pruning``; what is left is solved for in ``repairing``.
 """
 
-from .loss import Loss
+from .loss import ExpectedLoss
 from .scores import prune_scores
 
-__all__ = ["Loss", "prune_scores"]
+__all__ = ["ExpectedLoss", "prune_scores"]

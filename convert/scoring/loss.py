@@ -21,7 +21,7 @@ from bensemble.models.batches import Unpack, call, device_of, split_batch, to_de
 from bensemble.models.outputs import OutputSelector, select_output
 from bensemble.models.state import evaluating
 
-__all__ = ["HeldOut", "Loss", "in_last_tenth"]
+__all__ = ["ExpectedLoss", "HeldOut", "in_last_tenth"]
 
 
 def in_last_tenth(index: int, num_batches: int | None) -> bool:
@@ -32,7 +32,7 @@ def in_last_tenth(index: int, num_batches: int | None) -> bool:
 
 
 @dataclass(frozen=True)
-class Loss:
+class ExpectedLoss:
     """What a network lost on held-out inputs.
 
     Attributes:
@@ -86,7 +86,7 @@ class HeldOut:
             self.add(last[0])
 
     @torch.no_grad()
-    def loss(self, network: nn.Module) -> Loss:
+    def loss(self, network: nn.Module) -> ExpectedLoss:
         """What another network lost on what was kept."""
         nats, drops = [], []
         with evaluating(network):
@@ -101,7 +101,7 @@ class HeldOut:
         shown = torch.cat(drops or nats).double()
         error = float(shown.std(correction=0) / max(len(shown) - 1, 1) ** 0.5)
         drop = float(shown.mean()) if drops else float("nan")
-        return Loss(float(torch.cat(nats).double().mean()), drop, error, len(shown))
+        return ExpectedLoss(float(torch.cat(nats).double().mean()), drop, error, len(shown))
 
     def _divergence(self, before: Tensor, after: Tensor) -> Tensor:
         """The divergence of each term in nats; infinite where the other network has no finite answer."""

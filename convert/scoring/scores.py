@@ -146,7 +146,7 @@ def _damaged(
         )  # fmt: skip
     posteriors = matrices(bnn)
     curvature = {name: found.values[name].detach() for name in posteriors}
-    mean = sum(float(h.double().sum()) for h in curvature.values()) / sum(h.numel() for h in curvature.values())
+    mean = sum(float(h.double().sum()) for h in curvature.values()) / max(sum(h.numel() for h in curvature.values()), 1)
 
     def scores(value: float) -> dict[str, Tensor]:
         squares = {name: precise(p.mean().detach()).square() for name, p in posteriors.items()}
