@@ -107,14 +107,13 @@ def judged(name: str, path: Path, seeds: int, auto: bool) -> dict[str, list[floa
             for way, prune in WAYS.items():
                 started = time.perf_counter()
                 network = prune(dense, data, share)
-                found.setdefault(f"{way} {share}", []).append(before - accuracy(network, data))
                 found.setdefault(f"{way} seconds", []).append(time.perf_counter() - started)
-                print(
-                    f"seed {seed}, {share:.0%}, {way}: {found[f'{way} {share}'][-1]:.2f}", file=sys.stderr, flush=True
-                )
+                below = before - accuracy(network, data)
+                found.setdefault(f"{way} {share}", []).append(below)
+                print(f"seed {seed}, {share:.0%}, {way}: {below:.2f}", file=sys.stderr, flush=True)
         if auto:
             pruned = prune_and_repair(dense, data.loader, sparsity="auto")
-            found.setdefault("auto share", []).append(pruned.sparsity)
+            found.setdefault("auto share", []).append(100 * pruned.sparsity)
             found.setdefault("auto", []).append(before - accuracy(pruned.network, data))
             found.setdefault("auto expected", []).append(100 * pruned.loss.drop if pruned.loss else 0.0)
     print(f"\n{name}: dense {shown(found['dense'])} %")
@@ -122,12 +121,8 @@ def judged(name: str, path: Path, seeds: int, auto: bool) -> dict[str, list[floa
     rows = [[*row, f"{statistics.mean(found[f'{row[0]} seconds']):.1f}"] for row in rows]
     print_table(["points below dense", *(f"{share:.0%} removed" for share in subject.shares), "seconds"], rows)
     if auto:
-        cells = [
-            shown([100 * share for share in found["auto share"]]),
-            shown(found["auto"]),
-            shown(found["auto expected"]),
-        ]
-        print(f"sparsity='auto' removes {cells[0]} % and loses {cells[1]} points, expected {cells[2]}")
+        removed, lost, expected = (shown(found[what]) for what in ("auto share", "auto", "auto expected"))
+        print(f"sparsity='auto' removes {removed} % and loses {lost} points, expected {expected}")
     return found
 
 
