@@ -9,24 +9,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .compression import Compression, UnmetConstraintsError, compress
+    from .compression import Compression, Confirmation, UnmetConstraintsError, compress
     from .graph.compaction import CompactionReport, channel_groups, compact, compaction_report
     from .onnx import Comparison, ExportReport, OnnxModel, OnnxSummary, compare_onnx, export_onnx, inspect_onnx
     from .planning import ConversionPlan, PlanRow, last_layer, plan
-    from .repairing import RepairReport, RepairRow, repair, repair_report
+    from .repairing import Pruned, PruneStep, RepairReport, RepairRow, prune_and_repair, repair, repair_report
     from .reports import NoiseReport, SparsityReport, check_noise, sparsity
+    from .scoring import ExpectedLoss, prune_scores
     from .surgery import bayesify, to_deterministic
 
 _HOMES = {
     "CompactionReport": "graph.compaction",
     "Compression": "compression",
     "Comparison": "onnx",
+    "Confirmation": "compression",
     "ConversionPlan": "planning",
     "ExportReport": "onnx",
+    "ExpectedLoss": "scoring",
     "NoiseReport": "reports",
     "OnnxModel": "onnx",
     "OnnxSummary": "onnx",
     "PlanRow": "planning",
+    "PruneStep": "repairing",
+    "Pruned": "repairing",
     "RepairReport": "repairing",
     "RepairRow": "repairing",
     "SparsityReport": "reports",
@@ -42,6 +47,8 @@ _HOMES = {
     "inspect_onnx": "onnx",
     "last_layer": "planning",
     "plan": "planning",
+    "prune_and_repair": "repairing",
+    "prune_scores": "scoring",
     "repair": "repairing",
     "repair_report": "repairing",
     "sparsity": "reports",
@@ -52,12 +59,16 @@ __all__ = [
     "CompactionReport",
     "Comparison",
     "Compression",
+    "Confirmation",
     "ConversionPlan",
+    "ExpectedLoss",
     "ExportReport",
     "NoiseReport",
     "OnnxModel",
     "OnnxSummary",
     "PlanRow",
+    "PruneStep",
+    "Pruned",
     "RepairReport",
     "RepairRow",
     "SparsityReport",
@@ -73,6 +84,8 @@ __all__ = [
     "inspect_onnx",
     "last_layer",
     "plan",
+    "prune_and_repair",
+    "prune_scores",
     "repair",
     "repair_report",
     "sparsity",

@@ -149,6 +149,73 @@ def test_a_pruned_channel_is_constant_in_the_output(criterion):
     assert torch.equal(output.flatten(2).std(2).amax(0) == 0, dead)
 
 
+def magnitudes(bnn):
+    return {name: p.mu.detach().abs() for name, p in weights(bnn).items()}
+
+
+def test_given_scores_rank_instead_of_the_ratios():
+    bnn = net()
+    scores = magnitudes(bnn)
+    flat = torch.cat([score.flatten() for score in scores.values()])
+    limit = flat.kthvalue(round(0.6 * len(flat))).values
+    masks = pruning_masks(bnn, sparsity=0.6, scores=scores)
+    assert all(torch.equal(mask.bool(), scores[name] > limit) for name, mask in masks.items())
+    above = pruning_masks(bnn, threshold=float(limit), scores=scores)
+    assert all(torch.equal(above[name], mask) for name, mask in masks.items())
+    one = pruning_masks(bnn, sparsity=0.5, scores={"7.weight": scores["7.weight"]})
+    assert {name: int(mask.sum()) for name, mask in one.items()} == {"7.weight": 12}
+    plain = to_deterministic(bnn, sparsity=0.6, scores=scores)
+    assert torch.equal(plain[7].weight != 0, masks["7.weight"].bool())
+
+
+def test_pruned_weights_are_the_first_to_go_by_given_scores():
+    bnn = net()
+    prune(bnn, sparsity=0.3)
+    before = {name: p.mask.clone() for name, p in weights(bnn).items()}
+    masks = pruning_masks(bnn, sparsity=0.5, scores={name: -p.mu.detach().abs() for name, p in weights(bnn).items()})
+    assert sum(int((mask == 0).sum()) for mask in masks.values()) == round(0.5 * sum(m.numel() for m in masks.values()))
+    assert all((masks[name] <= mask).all() for name, mask in before.items())
+
+
+def test_channels_have_the_mean_of_given_scores():
+    bnn = net()
+    scores = magnitudes(bnn)
+    masks = pruning_masks(bnn, threshold=0.12, granularity="channel", scores=scores)
+    for name, posterior in weights(bnn).items():
+        means = posterior.layer.channel_rows(scores[name]).mean(1)
+        alive = posterior.layer.channel_rows(masks[name]).amax(1).bool()
+        assert torch.equal(alive, (means > 0.12) | (means == means.max()))
+    assert any((mask == 0).any() for mask in masks.values())
+
+
+@pytest.mark.parametrize(("pattern", "keep", "of"), [("2:4", 2, 4), ("1:2", 1, 2)])
+def test_of_every_m_inputs_n_stay_the_best(pattern, keep, of):
+    bnn = bayesify(
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3),
+            nn.Conv2d(8, 4, 3, groups=2),
+            nn.ConvTranspose2d(4, 6, 2),
+            nn.Linear(8, 5),
+            nn.Linear(6, 2),
+        )
+    )
+    masks = pruning_masks(bnn, granularity=pattern)
+    assert masks.keys() == {"1.weight", "2.weight", "3.weight"} | ({"4.weight"} if of == 2 else set())
+    for name, axis in (("1.weight", 1), ("2.weight", 0), ("3.weight", 1)):
+        posterior = dict(named_posteriors(bnn))[name]
+        pieces = masks[name].movedim(axis, -1).unflatten(-1, (-1, of))
+        sizes = posterior.mu.detach().abs().movedim(axis, -1).unflatten(-1, (-1, of))
+        assert (pieces.sum(-1) == keep).all()
+        assert (sizes.where(pieces > 0, math.inf).amin(-1) >= sizes.where(pieces == 0, -1).amax(-1)).all()
+    plain = to_deterministic(
+        bnn, granularity=pattern, scores={"3.weight": -dict(named_posteriors(bnn))["3.weight"].mu.abs()}
+    )
+    assert float((plain[3].weight == 0).float().mean()) == 1 - keep / of
+    assert not (plain[1].weight == 0).any()
+    zeros = sum(int((mask == 0).sum()) for mask in masks.values())
+    assert prune(bnn, granularity=pattern) == zeros / sum(p.mu.numel() for _, p in named_posteriors(bnn))
+
+
 def test_hugging_face_conv1d_channels_are_columns():
     conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
     bnn = bayesify(conv1d(5, 7))
@@ -265,9 +332,33 @@ def test_weights_that_are_not_prunable_are_left_out():
         (
             {"sparsity": 0.5, "granularity": "row"},
             InvalidValueError,
-            "must be 'weight', 'channel' or the channel groups of a model, got 'row'",
+            "must be 'weight', 'channel' or the channel groups of a model, or 'n:m', such as '2:4', got 'row'",
         ),
         ({"granularity": "channel", "masks": {}}, InvalidValueError, "must come with threshold or sparsity"),
+        ({"granularity": "4:2", "sparsity": 0.5}, InvalidValueError, "or 'n:m', such as '2:4', got '4:2'"),
+        ({"granularity": "2:4", "sparsity": 0.5}, InvalidValueError, "'2:4' is a share of its own, got sparsity too"),
+        ({"granularity": "2:5"}, InvalidValueError, "number of inputs is a multiple of 5, got none"),
+        ({"scores": {}, "masks": {}}, InvalidValueError, "scores must come with threshold, sparsity or a granularity"),
+        (
+            {"sparsity": 0.5, "scores": {"7.weigth": torch.ones(4, 6)}},
+            InvalidValueError,
+            "scores names '7.weigth', .* did you mean '7.weight'",
+        ),
+        (
+            {"sparsity": 0.5, "scores": {"7.weight": torch.full((4, 6), math.nan), "7.bias": torch.ones(3)}},
+            InvalidValueError,
+            r"(?s)2 problems.*'7\.bias' .* of shape \(4,\), got some of shape \(3,\).*'7\.weight' .* that are NaN",
+        ),
+        (
+            {"sparsity": 0.5, "scores": {"7.weight": 1}},
+            InvalidTypeError,
+            "scores of '7.weight' must be a tensor, got int",
+        ),
+        (
+            {"sparsity": 0.5, "granularity": "channel", "scores": {"7.weight": torch.ones(4, 6)}},
+            InvalidValueError,
+            r"scores must hold '0\.weight', which makes channels",
+        ),
         ({"masks": [1]}, InvalidTypeError, "masks must map parameter names to values, got list"),
         (
             {"masks": {"7.weigth": torch.ones(4, 6)}},

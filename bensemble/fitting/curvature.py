@@ -52,6 +52,7 @@ def diagonal_curvature(
     likelihood: Likelihood,
     kind: str,
     *,
+    verb: str = "fit_posterior",
     num_batches: int | None,
     batch_dim: int | None = None,
     output: OutputSelector | None = None,
@@ -66,6 +67,7 @@ def diagonal_curvature(
             and may be None.
         likelihood: What the outputs mean.
         kind: ``"ggn"`` or ``"fisher"``.
+        verb: The public function that asks.
         num_batches: Number of batches; None if it is unknown.
         batch_dim: The axis that counts the examples; None to find it.
         output: Which part of a structured output.
@@ -104,12 +106,12 @@ def diagonal_curvature(
         if progress is not None:
             progress(index + 1, num_batches)
     if not num_passes:
-        raise InvalidValueError("fit_posterior: loader must give at least one batch, got none.")
+        raise InvalidValueError(f"{verb}: loader must give at least one batch, got none.")
     values = dict(zip(posteriors, sums, strict=True))
     broken = [name for name, value in values.items() if not bool(value.isfinite().all())]
     if broken:
         raise InvalidValueError(
-            f"fit_posterior: the curvature of {len(broken)} weights is not finite, '{broken[0]}' first; look for "
+            f"{verb}: the curvature of {len(broken)} weights is not finite, '{broken[0]}' first; look for "
             "inputs or outputs that are not finite, and fit in float32."
         )
     return Curvature(values, num_terms, num_passes)

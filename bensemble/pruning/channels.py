@@ -1,8 +1,9 @@
 r"""Channels as the units of pruning: which weights make a channel, and which channels are pruned together.
 
 A group of channels has one score, :math:`\sqrt{\sum\mu^2 / \sum\sigma^2}` over all weights that make it; this is their
-signal-to-noise ratio if it is the same for all of them. Residual connections add channels of several layers. Such a sum
-can be removed only if all of these channels are zero, so they form one group.
+signal-to-noise ratio if it is the same for all of them. Where scores are given, it is their mean. Residual connections
+add channels of several layers. Such a sum can be removed only if all of these channels are zero, so they form one
+group.
 """
 
 from __future__ import annotations
@@ -61,18 +62,33 @@ class ChannelGroups:
             found.setdefault(names, []).append(group)
         return {names: torch.tensor(groups) for names, groups in found.items()}
 
-    def scores(self, model: nn.Module) -> tuple[Tensor, Tensor]:
-        """The signal-to-noise ratio of every group, 0 if it is pruned, and its number of weights."""
+    def scores(self, model: nn.Module, given: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """The signal-to-noise ratio of every group, 0 if it is pruned, and its number of weights.
+
+        Args:
+            model: The model of the groups.
+            given: Scores of weights by original parameter name, -inf where pruned. Then a group has their mean, with 0
+                for what is pruned, and -inf if all is.
+        """
         signal, noise = (torch.zeros(self.count, dtype=torch.float64) for _ in range(2))
         sizes = torch.zeros(self.count, dtype=torch.int64)
-        for posterior, ids in self._found(model, self.made).values():
+        for name, (posterior, ids) in self._found(model, self.made).items():
+            if given is not None and name not in given:
+                raise InvalidValueError(f"prune: scores must hold '{name}', which makes channels, got none for it.")
             ids = ids.expand(posterior.mu.shape).reshape(-1)
             chosen = ids >= 0
             ids = ids[chosen]
-            for total, values in ((signal, precise(posterior.mean()).square()), (noise, posterior.variance())):
+            if given is None:
+                summed = precise(posterior.mean()).square(), posterior.variance()
+            else:
+                alive = given[name] > -torch.inf
+                summed = torch.where(alive, given[name], 0), alive
+            for total, values in zip((signal, noise), summed, strict=True):
                 total.index_add_(0, ids, values.detach().reshape(-1).cpu().double()[chosen])
             sizes += torch.bincount(ids, minlength=self.count)
-        return (signal / noise).sqrt().where(noise > 0, 0), sizes
+        if given is None:
+            return (signal / noise).sqrt().where(noise > 0, 0), sizes
+        return (signal / sizes).where(noise > 0, -torch.inf), sizes
 
     def masks(self, model: nn.Module, kept: Tensor) -> dict[str, Tensor]:
         """Masks by original parameter name that prune every group which is not in ``kept`` (bool)."""

@@ -20,7 +20,8 @@ from ..layers.linear_in_weights import LinearOpLayer
 from ..posterior import Posterior, mask_problem
 from ..posteriors import by_canonical_name, named_posteriors
 from .channels import ChannelGroups
-from .criteria import channel_masks, check_granularity, weight_masks
+from .criteria import check_granularity, chosen_masks
+from .patterns import is_pattern
 
 __all__ = ["apply_masks", "clear_masks", "prune", "pruned_share", "pruning_masks"]
 
@@ -32,6 +33,7 @@ def pruning_masks(
     threshold: float | None = None,
     sparsity: float | Mapping[str, float] | None = None,
     granularity: str | ChannelGroups = "weight",
+    scores: Mapping[str, Tensor] | None = None,
     masks: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Masks for a whole model by at most one criterion; the model is not changed. Pruned weights stay pruned.
@@ -49,7 +51,12 @@ def pruning_masks(
         granularity: ``"weight"``; ``"channel"`` for single output channels of linear layers and convolutions; or
             ``convert.channel_groups(model, x)``, which groups the channels that residual connections add, attention
             heads and neurons, so that ``convert.compact`` can remove them. Biases and the best channel of each layer
-            are never pruned.
+            are never pruned. Or ``"2:4"``, in general ``"n:m"``, without threshold and sparsity: of every m
+            consecutive inputs of an output n stay, in convolutions at each place of the kernel; layers whose number of
+            inputs is no multiple of m stay as they are.
+        scores: Rank by these, by original parameter name, instead of by the signal-to-noise ratio, see
+            :func:`convert.prune_scores`; a threshold and a share then concern the weights that have a score, and
+            channels have the mean of theirs.
         masks: Masks by original parameter name, which are checked and returned under canonical names. An embedding,
             also one that is tied to a head, is pruned only in this way.
 
@@ -66,20 +73,22 @@ def pruning_masks(
     if len(chosen) > 1:
         raise InvalidValueError(f"prune: threshold, sparsity and masks exclude each other, got {' and '.join(chosen)}.")
     check_granularity(granularity)
-    if granularity != "weight" and (masks is not None or not chosen):
+    pattern = is_pattern(granularity)
+    if pattern and chosen:
+        raise InvalidValueError(f"prune: granularity={granularity!r} is a share of its own, got {chosen[0]} too.")
+    if granularity != "weight" and not pattern and (masks is not None or not chosen):
         raise InvalidValueError("prune: granularity='channel' must come with threshold or sparsity.")
+    if scores is not None and (masks is not None or not (chosen or pattern)):
+        raise InvalidValueError("prune: scores must come with threshold, sparsity or a granularity such as '2:4'.")
     if threshold is not None:
-        check_number("prune", "threshold", threshold, least=0)
+        check_number("prune", "threshold", threshold, least=0 if scores is None else None)
     elif sparsity is not None and not isinstance(sparsity, Mapping):
         check_number("prune", "sparsity", sparsity, least=0, below=1)
     if masks is not None:
         return {name: _combined(p, mask) for name, (p, mask) in _checked(model, masks).items()}
-    if not chosen:
+    if not chosen and not pattern:
         return {}
-    if granularity == "weight":
-        found = weight_masks(model, threshold, sparsity)
-    else:
-        found = channel_masks(model, threshold, sparsity, granularity)
+    found = chosen_masks(model, threshold, sparsity, granularity, scores)
     posteriors = dict(named_posteriors(model))
     return {name: _combined(posteriors[name], mask) for name, mask in found.items()}
 
@@ -112,6 +121,7 @@ def prune(
     threshold: float | None = None,
     sparsity: float | Mapping[str, float] | None = None,
     granularity: str | ChannelGroups = "weight",
+    scores: Mapping[str, Tensor] | None = None,
     masks: Mapping[str, Tensor] | None = None,
 ) -> float:
     """Prune in place by exactly one criterion of :func:`pruning_masks`; the model can be trained further.
@@ -123,9 +133,12 @@ def prune(
         >>> bensemble.prune(bnn, threshold=0.83)
         0.957
     """
-    if threshold is None and sparsity is None and masks is None:
+    pattern = is_pattern(granularity)
+    if threshold is None and sparsity is None and masks is None and not pattern:
         raise InvalidValueError("prune: one of threshold, sparsity and masks must be given.")
-    wanted = pruning_masks(model, threshold=threshold, sparsity=sparsity, granularity=granularity, masks=masks)
+    wanted = pruning_masks(
+        model, threshold=threshold, sparsity=sparsity, granularity=granularity, scores=scores, masks=masks
+    )
     apply_masks(model, wanted)
     return pruned_share(model)
 

@@ -3,7 +3,8 @@
 How one candidate is pruned, compacted or rounded is decided in ``surgery``, ``graph`` and ``onnx``.
 """
 
+from .confirming import Confirmation
 from .results import Compression, Point, UnmetConstraintsError
 from .search import compress
 
-__all__ = ["Compression", "Point", "UnmetConstraintsError", "compress"]
+__all__ = ["Compression", "Confirmation", "Point", "UnmetConstraintsError", "compress"]

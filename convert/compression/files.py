@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from bensemble.errors import BensembleError, ConversionError, ExportError
@@ -25,6 +25,7 @@ from ..reports.zeros import sparsity
 from ..surgery.collapsing import to_deterministic
 from .candidates import Candidate
 from .chance import check_baseline
+from .confirming import Scores
 from .results import Point
 
 __all__ = ["CandidateFiles"]
@@ -132,6 +133,12 @@ class CandidateFiles:
             timing = found[str(path)].latency[size]
             self.points[candidate] = replace(self.points[candidate], latency_ms=timing.ms, latency_ratio=timing.ratio)
 
+    def scored(self, point: Point, scores: Scores) -> Tensor:
+        """The scores of examples by one file."""
+        with torch.no_grad():
+            found: Tensor = self._call("confirm", scores, OnnxModel(self.path(point), like=self.like), point.name)
+        return found
+
     def _network(self, candidate: Candidate) -> tuple[nn.Module, float]:
         """The plain network of a candidate, and the share of its weights that pruning removed."""
         if candidate.threshold is None:
@@ -165,7 +172,9 @@ class CandidateFiles:
             value = self._call("evaluate", self.evaluate, OnnxModel(path, like=self.like), candidate)
         return checked_metric("compress", value, str(candidate))
 
-    def _call(self, name: str, function: Callable[[nn.Module], Any], network: nn.Module, candidate: Candidate) -> Any:
+    def _call(
+        self, name: str, function: Callable[[nn.Module], Any], network: nn.Module, candidate: Candidate | str
+    ) -> Any:
         try:
             return function(network)
         except BensembleError:

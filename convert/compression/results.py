@@ -11,6 +11,8 @@ from typing import Any
 from bensemble.errors import ConversionError, needs_extra
 from bensemble.tables import text_table
 
+from .confirming import Confirmation
+
 __all__ = ["Compression", "Constraints", "Point", "UnmetConstraintsError"]
 
 
@@ -99,6 +101,7 @@ class Compression:
         points: Every file that was measured, the baseline first.
         constraints: What was asked for.
         notes: Candidates that could not be written, and why.
+        confirmed: The chosen file on data that the search did not see; None without ``confirm``.
     """
 
     path: Path
@@ -107,6 +110,7 @@ class Compression:
     points: tuple[Point, ...]
     constraints: Constraints
     notes: tuple[str, ...] = ()
+    confirmed: Confirmation | None = None
 
     @property
     def front(self) -> tuple[Point, ...]:
@@ -126,7 +130,8 @@ class Compression:
         lines = [header, *(_cells(point, "*" if point is self.chosen else "") for point in shown)]
         table = text_table(lines, right=range(2, len(header)))
         head = f"{self.path}: {self.chosen.name}, {self.constraints}; {len(self.points)} files measured, the front:"
-        return "\n".join([head, *table, *(f"  {note}" for note in self.notes)])
+        notes = [*self.notes, *([] if self.confirmed is None else [str(self.confirmed)])]
+        return "\n".join([head, *table, *(f"  {note}" for note in notes)])
 
     def plot(self, axes: Any = None) -> Any:
         """Draw metric against size, the front as a line, the chosen file marked; needs matplotlib.
@@ -161,10 +166,11 @@ class UnmetConstraintsError(ConversionError):
         points: Every file that was measured, so that a long search is not lost.
     """
 
-    def __init__(self, constraints: Constraints, points: Sequence[Point]) -> None:
+    def __init__(self, constraints: Constraints, points: Sequence[Point], refused: Sequence[str] = ()) -> None:
         self.points = tuple(points)
+        found = f"on the data of confirm {'; '.join(refused[:3])}" if refused else constraints.nearest(points)
         super().__init__(
-            f"compress: no file meets {constraints}, got {len(points)} files: {constraints.nearest(points)}. "
+            f"compress: no file meets {constraints}, got {len(points)} files: {found}. "
             "Relax a constraint, train the posterior for longer, or use the recipe for pruning."
         )
 

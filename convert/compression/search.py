@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..graph.compaction import channel_groups
 from ..repairing import repair as repair_network
 from ..surgery.collapsing import to_deterministic
 from .candidates import SHARES, Candidate, Ladder, ladders
+from .confirming import Confirmation, Scores, compared, example_scores
 from .files import CandidateFiles
 from .results import Compression, Constraints, Point, UnmetConstraintsError
 
@@ -46,6 +48,7 @@ def compress(
     sparse: bool = True,
     output: OutputSelector | None = None,
     progress: Callable[[Point], None] | None = None,
+    confirm: Iterable[Any] | Callable[[nn.Module], Any] | None = None,
 ) -> Compression:
     """Search how far a Bayesian network can be pruned and quantised, and write the best file that is good enough.
 
@@ -55,8 +58,8 @@ def compress(
     ``max_drop`` lies between two of them, the search goes on in between. Among the files that meet all constraints,
     the smallest is chosen where ``max_drop`` is given, else the one with the best metric.
 
-    Evaluate on held-out data, and keep further data for the final figure: the chosen file is the best of many on the
-    data that chose it.
+    Evaluate on held-out data, and keep further data for ``confirm``: the chosen file is the best of many on the data
+    that chose it.
 
     Args:
         bnn: A fitted or trained Bayesian model. It is left untouched.
@@ -78,6 +81,10 @@ def compress(
         sparse: Store mostly-zero weights as sparse tensors where that makes the file smaller.
         output: Which output of the model to export, as in :func:`convert.export_onnx`.
         progress: Called with each measured point; latencies come at the end.
+        confirm: Data that the search does not see: a loader with the classes of the examples, or ``callable(model)``
+            that returns a score for each example, higher is better, or one number. The best file whose drop is within
+            ``max_drop`` there too is the one that is written; ``Compression.confirmed`` holds the drop, its standard
+            error, and whether the bound is within the noise.
 
     Returns:
         The chosen file, every point and the Pareto front; it prints as a table and draws itself with ``plot()``.
@@ -85,7 +92,7 @@ def compress(
     Raises:
         InvalidTypeError, InvalidValueError: An argument that cannot work, or an ``evaluate`` that gives no number,
             no better one than for outputs that mean nothing, or always the same.
-        ConversionError: The model is not Bayesian, or ``evaluate`` or ``repair`` failed.
+        ConversionError: The model is not Bayesian, or ``evaluate``, ``repair`` or ``confirm`` failed.
         ExportError: The model cannot be written, or not be quantised although ``calibration_data`` is given.
         UnmetConstraintsError: A ConversionError: no file meets the constraints. It says how close the search came, and
             holds every point. Nothing is written.
@@ -100,6 +107,7 @@ def compress(
     if progress is not None:
         check_takes("compress", "progress", progress, "point")
     repairing = _repairing(bnn, repair)
+    scores = None if confirm is None else example_scores(confirm, output)
     check_number("compress", "refine", refine, least=0)
     granularities = [granularities] if isinstance(granularities, str) else granularities
     for granularity in granularities:
@@ -121,10 +129,12 @@ def compress(
             _quantize(files, max_drop)
         files.time()
         points = tuple(files.points.values())
-        chosen = _choose(points, constraints)
+        chosen, confirmed = _ranked(points, constraints)[0], None
+        if scores is not None:
+            chosen, confirmed = _confirmed(files, points, constraints, scores)
         with replacing(target) as temporary:
             shutil.copyfile(files.path(chosen), temporary)
-    return Compression(Path(path), chosen, points[0], points, constraints, tuple(files.notes.values()))
+    return Compression(Path(path), chosen, points[0], points, constraints, tuple(files.notes.values()), confirmed)
 
 
 def _repairing(bnn: nn.Module, repair: Any) -> Callable[[nn.Module], Any] | None:
@@ -199,11 +209,25 @@ def _quantize(files: CandidateFiles, max_drop: float | None) -> None:
             files.measure(Candidate(candidate.threshold, candidate.granularity, "int8"))
 
 
-def _choose(points: Sequence[Point], constraints: Constraints) -> Point:
-    """The best point that meets the constraints, or an error that says how close the others came."""
+def _ranked(points: Sequence[Point], constraints: Constraints) -> list[Point]:
+    """The points that meet the constraints, the best first, or an error that says how close the others came."""
     fitting = [point for point in points if not constraints.misses(point)]
-    if fitting and constraints.max_drop is not None:
-        return min(fitting, key=lambda point: (point.size, point.latency_ms, point.drop))
-    if fitting:
-        return max(fitting, key=lambda point: (point.metric, -point.size))
-    raise UnmetConstraintsError(constraints, points)
+    if not fitting:
+        raise UnmetConstraintsError(constraints, points)
+    if constraints.max_drop is not None:
+        return sorted(fitting, key=lambda point: (point.size, point.latency_ms, point.drop))
+    return sorted(fitting, key=lambda point: (-point.metric, point.size))
+
+
+def _confirmed(
+    files: CandidateFiles, points: Sequence[Point], constraints: Constraints, scores: Scores
+) -> tuple[Point, Confirmation]:
+    """The best point whose drop is within the bound on other data, or an error."""
+    baseline = files.scored(points[0], scores)
+    refused: list[str] = []
+    for point in _ranked(points, constraints):
+        found = compared(baseline, files.scored(point, scores), constraints.max_drop)
+        if constraints.max_drop is None or found.drop <= constraints.max_drop:
+            return point, replace(found, refused=tuple(refused))
+        refused.append(f"{point.name}, drop {found.drop:.4g}")
+    raise UnmetConstraintsError(constraints, points, refused)

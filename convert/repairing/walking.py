@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bensemble.errors import InvalidValueError
 from bensemble.models.batches import Unpack, call, device_of, split_batch, to_device
 
+from ..scoring.loss import in_last_tenth
 from .layers import Layer, Use
 
 __all__ = ["Job", "Pair", "Walk"]
@@ -110,12 +111,7 @@ class Walk:
                     f"{len(original)} uses; a network that chooses its way by its weights cannot be repaired."
                 )
             for (layer, (seen, _)), (_, use) in zip(pruned, original, strict=True):
-                yield Pair(owners[layer.label], layer, seen, use, self._is_heldout(index))
-
-    def _is_heldout(self, index: int) -> bool:
-        if self._num_batches is None:
-            return index % 10 == 9
-        return index >= self._num_batches - max(1, self._num_batches // 10)
+                yield Pair(owners[layer.label], layer, seen, use, in_last_tenth(index, self._num_batches))
 
     def _batches(self) -> Iterator[Any]:
         device = device_of(self._original)

@@ -36,6 +36,7 @@ def to_deterministic(
     threshold: float | None = None,
     sparsity: float | Mapping[str, float] | None = None,
     granularity: str | ChannelGroups = "weight",
+    scores: Mapping[str, Tensor] | None = None,
     masks: dict[str, Tensor] | None = None,
     sample: bool = False,
     keep_masks: bool = False,
@@ -54,7 +55,8 @@ def to_deterministic(
             mapping gives layers shares of their own, see :func:`bensemble.pruning_masks`.
         granularity: ``"weight"``; ``"channel"`` to score and prune whole output channels; or what
             :func:`convert.channel_groups` finds, channels, attention heads and neurons that :func:`convert.compact` can
-            remove.
+            remove; or ``"2:4"``, which needs neither threshold nor sparsity.
+        scores: Rank by these instead of by the ratio, see :func:`convert.prune_scores`.
         masks: Zeros and ones by original parameter name, instead of ``threshold`` and ``sparsity``.
         sample: Take one draw from the posterior instead of the mean.
         keep_masks: Leave the masks in place as ``torch.nn.utils.prune`` masks, for training on.
@@ -73,7 +75,9 @@ def to_deterministic(
             "it can be used as it is."
         )
     _check_way_back(bnn)
-    wanted = pruning_masks(bnn, threshold=threshold, sparsity=sparsity, granularity=granularity, masks=masks)
+    wanted = pruning_masks(
+        bnn, threshold=threshold, sparsity=sparsity, granularity=granularity, scores=scores, masks=masks
+    )
     target = bnn if inplace else copy_model("to_deterministic", bnn)
     layers = [layer for _, layer in bayesian_layers(target)]
     undo: list[Callable[[], None]] = [restorer(layer) for layer in layers]

@@ -60,6 +60,8 @@ CONVERT = {
     "check_noise": lambda s: str(convert.check_noise(s.bnn, X)),
     "sparsity": lambda s: str(convert.sparsity(s.plain)),
     "compact": lambda s: convert.compact(convert.to_deterministic(s.bnn, sparsity=0.9, granularity="channel"), X),
+    "prune_scores": lambda s: convert.prune_scores(s.plain, [X, X]),
+    "prune_and_repair": lambda s: str(convert.prune_and_repair(s.plain, [X, X], sparsity=0.5, steps=2)),
     "repair": lambda s: convert.repair(convert.to_deterministic(s.bnn, sparsity=0.5), s.plain, [X]),
     "repair_report": lambda s: str(convert.repair_report(convert.to_deterministic(s.bnn, sparsity=0.5), s.plain, [X])),
     "compaction_report": lambda s: str(convert.compaction_report(s.plain, X)),

@@ -1,0 +1,122 @@
+"""The ways to prune a trained network, and the data and the training that they are measured with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convert import bayesify, prune_and_repair, prune_scores, repair, to_deterministic
+
+#: Training pictures that are looked at without their classes, and the size of a batch of them.
+LOOKED_AT, BATCH = 2_000, 200
+
+
+@dataclass(frozen=True)
+class Data:
+    """Pictures and classes: to train on and to judge by."""
+
+    x: Tensor
+    y: Tensor
+    x_test: Tensor
+    y_test: Tensor
+
+    @property
+    def loader(self) -> list[Tensor]:
+        """What needs no classes looks at these."""
+        return list(self.x[:LOOKED_AT].split(BATCH))
+
+
+def trained(network: nn.Module, data: Data, epochs: int, rate: float, hold_zeros: bool = False) -> nn.Module:
+    """Adam with a falling rate; pictures in colour are mirrored at random."""
+    network.train()
+    optimizer = torch.optim.Adam(network.parameters(), rate, weight_decay=1e-5)
+    steps = epochs * -(-len(data.y) // 64)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    masks = {p: (p != 0).to(p) for p in network.parameters() if hold_zeros and p.ndim > 1}
+    for _ in range(epochs):
+        for part in torch.randperm(len(data.y)).split(64):
+            x = data.x[part]
+            if x.shape[1] == 3 and torch.rand(()) < 0.5:
+                x = x.flip(-1)
+            optimizer.zero_grad()
+            F.cross_entropy(network(x), data.y[part]).backward()
+            optimizer.step()
+            schedule.step()
+            for parameter, mask in masks.items():
+                parameter.data.mul_(mask)
+    return network.eval()
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, data: Data) -> float:
+    """Percentage of right classes on the test pictures."""
+    found = torch.cat([network.eval()(x).argmax(1) for x in data.x_test.split(1000)])
+    return 100 * float((found == data.y_test).float().mean())
+
+
+def by_scores(dense: nn.Module, share: float, scores: dict[str, Tensor]) -> nn.Module:
+    return to_deterministic(bayesify(dense), sparsity=share, scores=scores)
+
+
+def magnitude(dense: nn.Module, data: Data, share: float) -> nn.Module:
+    return by_scores(dense, share, prune_scores(dense, score="magnitude"))
+
+
+@torch.no_grad()
+def wanda(dense: nn.Module, data: Data, share: float) -> nn.Module:
+    """|w| times the norm of its input, the lowest of every output (Sun et al. 2024)."""
+    network, sums = copy.deepcopy(dense), dict[nn.Module, Tensor]()
+
+    def see(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        x = args[0]
+        if isinstance(module, nn.Conv2d):
+            x = F.unfold(x, module.kernel_size, padding=module.padding, stride=module.stride).transpose(1, 2)
+        sums[module] = sums.get(module, 0) + x.flatten(0, -2).square().sum(0)
+
+    layers = [module for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    handles = [layer.register_forward_hook(see) for layer in layers]
+    for x in data.loader:
+        network(x)
+    for handle in handles:
+        handle.remove()
+    for layer in layers:
+        rows = layer.weight.flatten(1)
+        lowest = (rows.abs() * sums[layer].sqrt()).argsort(1)[:, : round(share * rows.shape[1])]
+        layer.weight.copy_(rows.scatter(1, lowest, 0.0).view_as(layer.weight))
+    return network
+
+
+def obd(dense: nn.Module, data: Data, share: float) -> nn.Module:
+    return by_scores(dense, share, prune_scores(dense, data.loader, damping=0.0))
+
+
+def damped(dense: nn.Module, data: Data, share: float) -> nn.Module:
+    return by_scores(dense, share, prune_scores(dense, data.loader, sparsity=share))
+
+
+def magnitude_repaired(dense: nn.Module, data: Data, share: float) -> nn.Module:
+    return repair(magnitude(dense, data, share), dense, data.loader)
+
+
+def ours(dense: nn.Module, data: Data, share: float) -> nn.Module:
+    return prune_and_repair(dense, data.loader, sparsity=share).network
+
+
+def magnitude_trained(dense: nn.Module, data: Data, share: float) -> nn.Module:
+    return trained(magnitude(dense, data, share), data, 1, 1e-3, hold_zeros=True)
+
+
+WAYS: dict[str, Callable[[nn.Module, Data, float], nn.Module]] = {
+    "magnitude": magnitude,
+    "Wanda": wanda,
+    "OBD, not damped": obd,
+    "`prune_scores`": damped,
+    "magnitude, then `repair`": magnitude_repaired,
+    "**`prune_and_repair`**": ours,
+    "magnitude, then an epoch with labels": magnitude_trained,
+}
