@@ -61,7 +61,8 @@ def main() -> None:
         p = bensemble.predict(bnn, {"input_ids": out}, likelihood=tokens)
         new = slice(ids.shape[1] - 1, -1)  # position t says which character comes at t + 1
         print(f"\n{prompt!r} goes on, with entropy and mutual information in nats")
-        for token, entropy, mutual in zip(out[0, ids.shape[1] :], p.entropy[0, new], p.mutual_information[0, new]):
+        columns = out[0, ids.shape[1] :], p.entropy[0, new], p.mutual_information[0, new]
+        for token, entropy, mutual in zip(*columns, strict=True):
             print(f"  {chr(token)!r}  {entropy:.2f}  {mutual:.2f}")
         print(f"  mean entropy {p.entropy[0, new].mean():.2f}")
 
