@@ -11,7 +11,8 @@ from google.protobuf.message import EncodeError
 from bensemble import __version__
 from bensemble.errors import ExportError, one_line, refuse
 
-from ..runtime import DIGEST_HEAD, SCHEMA
+from ..runtime.files import DIGEST_HEAD
+from ..runtime.metadata import SCHEMA
 from .files.proto import (
     correct_output_shapes,
     forget_inner_shapes,

@@ -10,7 +10,7 @@ from torch import Tensor
 from bensemble.errors import InvalidValueError
 from bensemble.likelihoods import Bernoulli, Categorical, Likelihood
 
-from ...runtime import class_names
+from ...runtime.metadata import class_names
 from .closed import ClosedModel
 from .networks import SampledModel
 from .options import UncertaintyOptions
