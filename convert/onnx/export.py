@@ -57,6 +57,7 @@ def export_onnx(
     likelihood: Likelihood | str | None = None,
     novelty: Novelty | Sequence[Novelty] | None = None,
     calibration: Calibration | None = None,
+    reject: Mapping[str, float] | None = None,
     output: OutputSelector | None = None,
     quantize: str | None = None,
     calibration_data: Any = None,
@@ -97,6 +98,8 @@ def export_onnx(
         calibration: A :class:`bensemble.Calibration`: its temperature and conformal threshold (output
             ``prediction_set``, in regression ``lower`` and ``upper``) become part of the graph, its reference
             distribution of the metadata.
+        reject: Thresholds that the file carries for ``Answer.reject``, by uncertainty, such as ``{"entropy": 0.5,
+            "novelty_pvalue": 0.01}``: predictions above a threshold, or with a p-value up to it, are rejected.
         output: Which output to keep: a key, a dotted path, an index or a callable. Default: all tensors that the model
             returns, named by their keys, fields or positions; for uncertainty, what ``predict`` takes.
         quantize: ``"int8"`` stores weights (per output channel) and activations in eight bits, by ONNX Runtime's own
@@ -142,7 +145,7 @@ def export_onnx(
         opset=opset,
         metadata={} if metadata is None else metadata,
         uncertainty=uncertainty_options(
-            models, outputs, method, num_samples, likelihood, novelty, calibration, generator
+            models, outputs, method, num_samples, likelihood, novelty, calibration, generator, reject
         ),
         quantization=quantization_options(quantize, calibration_data, outputs),
         sparse=sparse,

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+from pathlib import Path
 from typing import Any
 
-__all__ = ["DIGEST_HEAD", "DIGEST_KEY", "UncertaintyFileError", "check_count", "check_digest", "literal", "message"]
+__all__ = [
+    "DIGEST_HEAD",
+    "DIGEST_KEY",
+    "UncertaintyFileError",
+    "check_count",
+    "check_digest",
+    "literal",
+    "message",
+    "opened",
+]
 
 #: How a file of ``export_onnx`` begins: a metadata entry as protobuf writes it, up to its value, the 64 digits of the
 #: digest of all bytes that follow. A tool that rewrites the file moves the entry to the end.
@@ -18,17 +29,44 @@ class UncertaintyFileError(ValueError):
     """This module cannot read the file as an uncertainty file."""
 
 
-def check_digest(path: str | os.PathLike[str]) -> None:
-    """Compare a file with the digest that ``export_onnx`` wrote into it; other files pass.
+def opened(file: Any) -> tuple[str, Path | bytes]:
+    """How messages call a file, and its path or its bytes.
+
+    Args:
+        file: A path, the bytes of a file, or a file object that is open for reading bytes.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        TypeError: It is something else, or the file object gives text.
+    """
+    if isinstance(file, (str, os.PathLike)):
+        path = Path(file)
+        if not path.is_file():
+            raise FileNotFoundError(f"UncertaintySession: there is no file '{path}'; check the path.")
+        return str(path), path
+    if isinstance(file, (bytes, bytearray, memoryview)):
+        return f"{memoryview(file).nbytes} bytes", bytes(file)
+    read = getattr(file, "read", None)
+    data = read() if callable(read) else None
+    if not isinstance(data, bytes):
+        got = type(file).__name__ if data is None else f"a file of {type(data).__name__}"
+        raise TypeError(
+            f"UncertaintySession: file must be a string, a Path, bytes, or a file opened with mode 'rb', got {got}."
+        )
+    return str(getattr(file, "name", "file")), data
+
+
+def check_digest(file: str | os.PathLike[str] | bytes) -> None:
+    """Compare a file, by its path or bytes, with the digest that ``export_onnx`` wrote into it; other files pass.
 
     Raises:
         UncertaintyFileError: The digest does not match.
     """
-    with open(path, "rb") as file:
-        head, digest = file.read(len(DIGEST_HEAD) + 64), hashlib.sha256()
+    with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as data:
+        head, digest = data.read(len(DIGEST_HEAD) + 64), hashlib.sha256()
         if DIGEST_KEY.encode() not in head:
             return
-        while block := file.read(2**20):
+        while block := data.read(2**20):
             digest.update(block)
     if head != DIGEST_HEAD + digest.hexdigest().encode():
         raise UncertaintyFileError("other bytes than were written")

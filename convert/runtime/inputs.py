@@ -22,7 +22,7 @@ def checked_feed(
 
     Raises:
         TypeError: An input is missing, unknown, not an array or of another dtype.
-        ValueError: An input has another shape.
+        ValueError: An input has another shape. Only a batch may be empty.
     """
     names = list(inputs)
     if len(arrays) > len(names):
@@ -46,7 +46,8 @@ def checked_feed(
         fits = len(shape) == array.ndim and all(
             isinstance(want, str) or want is None or want == size for want, size in zip(shape, array.shape, strict=True)
         )
-        if not fits or not array.size:
+        is_empty = 0 in array.shape[0 if array.shape[:1] != (0,) or not isinstance(shape[0], str) else 1 :]
+        if not fits or is_empty:
             raise ValueError(
                 f"session: '{name}' must have the shape {_shape_text(shape)} and at least one entry, got {array.shape}."
             )

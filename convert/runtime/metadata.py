@@ -31,6 +31,7 @@ class FileMetadata:
     reference: Mapping[str, tuple[float, ...]]
     num_data: int
     counts: Mapping[str, int]
+    thresholds: Mapping[str, float]
 
 
 def check_kind(path: object, metadata: Mapping[str, str]) -> None:
@@ -92,6 +93,7 @@ def read_metadata(metadata: Mapping[str, str], outputs: Mapping[str, Sequence[An
         reference=reference,
         num_data=num_data // terms,
         counts=counts,
+        thresholds=_checked_thresholds(json.loads(metadata.get("bensemble.reject", "{}")), outputs),
     )
 
 
@@ -100,6 +102,15 @@ def class_names(text: str) -> tuple[str, ...]:
     if text.lstrip().startswith("["):
         return tuple(str(name) for name in json.loads(text))
     return tuple(name.strip() for name in text.split(",")) if text.strip() else ()
+
+
+def _checked_thresholds(found: Any, outputs: Mapping[str, Any]) -> dict[str, float]:
+    """The thresholds of a file: finite numbers by the names of outputs."""
+    thresholds = {str(name): value for name, value in found.items()}
+    for name, value in thresholds.items():
+        if name not in outputs or type(value) not in (int, float) or not math.isfinite(value):
+            raise ValueError(f"the threshold {literal(value)} of {literal(name)}")
+    return thresholds
 
 
 def _checked_quantiles(name: str, values: Any) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .answers import Answer
 from .evidence import EDGES, bins_of, log_e_values
 from .files import check_count, literal, message
 from .metadata import SCHEMA
@@ -102,7 +103,7 @@ class Monitor:
         watched = [name for name in MEASURES if session.counts.get(name) and name in session.outputs]
         if not watched:
             raise ValueError(
-                f"Monitor: '{session.path}' must hold a reference distribution, got none; export it with "
+                f"Monitor: '{session.name}' must hold a reference distribution, got none; export it with "
                 "calibration=bensemble.calibrate(...) or novelty=bensemble.fit_novelty(...)."
             )
         bins = {name: bins_of(session.reference[name], session.counts[name]) for name in watched}
@@ -132,6 +133,8 @@ class Monitor:
                     f"update: answers must be what the session returns, or several of them, got "
                     f"{type(answers).__name__}; call monitor.update(session(inputs))."
                 )
+            if isinstance(answer, Answer) and not answer.is_batch:
+                answer = {name: array[None] for name, array in answer.items()}
             places = [np.searchsorted(edges, self._terms(name, answer)) for name, (edges, _) in self._bins.items()]
             start, total = 0, len(places[0])
             if any(len(found) != total for found in places):
@@ -251,7 +254,7 @@ class Monitor:
             array = np.atleast_1d(np.asarray(answer[name], dtype=np.float64))
         except (TypeError, ValueError) as err:
             raise TypeError(f"update: '{name}' must be an array of numbers, got {message(err)}.") from err
-        terms = array.reshape(len(array), -1)
+        terms = array.reshape(len(array), math.prod(array.shape[1:]))
         values = terms[np.arange(len(terms)), (self.seen + np.arange(len(terms))) % terms.shape[1]]
         broken = np.count_nonzero(~np.isfinite(values))
         if broken:

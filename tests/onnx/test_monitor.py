@@ -32,7 +32,7 @@ def test_a_monitor_takes_a_path_and_mappings(calibrated):
     for monitor, form in zip(monitors, forms, strict=True):
         monitor.update(form)
     assert {monitor.to_json() for monitor in monitors} == {monitors[0].to_json()}
-    with pytest.raises(TypeError, match="UncertaintySession: path must be a string or a Path, got NoneType"):
+    with pytest.raises(TypeError, match="UncertaintySession: file must be a string, a Path, bytes, or a file"):
         UncertaintySession(None)
 
 

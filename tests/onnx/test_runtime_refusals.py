@@ -34,7 +34,7 @@ REFUSED = {
     "no array": (([[1.0] * 4], 1), {}, TypeError, r"'image' must be a numpy array of float32, got list; use numpy.as"),
     "rank": ((zeros(4), zeros(2, 2)), {}, ValueError, r"'image' must have the shape \(batch, 4\) .*, got \(4,\)"),
     "shape": ((zeros(2, 5), zeros(2, 2)), {}, ValueError, r"'image' must have the shape \(batch, 4\) .*, got \(2, 5\)"),
-    "empty": ((zeros(0, 4), zeros(0, 2)), {}, ValueError, r"at least one entry, got \(0, 4\)"),
+    "empty": ((zeros(2, 4), zeros(0, 2)), {}, ValueError, "must agree in batch, got 0 and 2"),
     "batches": ((zeros(2, 4), zeros(3, 2)), {}, ValueError, "'table' and 'image' must agree in batch, got 3 and 2"),
 }
 

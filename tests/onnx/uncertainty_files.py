@@ -47,4 +47,4 @@ def reference(values: np.ndarray) -> SimpleNamespace:
     """What a monitor reads of a session: the quantiles of calibration data."""
     quantiles = {name: tuple(np.quantile(values**power, np.linspace(0, 1, 101))) for name, power in POWERS.items()}
     counts = dict.fromkeys(quantiles, len(values))
-    return SimpleNamespace(path="sure.onnx", reference=quantiles, outputs=tuple(quantiles), counts=counts)
+    return SimpleNamespace(name="sure.onnx", reference=quantiles, outputs=tuple(quantiles), counts=counts)
