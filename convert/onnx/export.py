@@ -33,6 +33,7 @@ from .inputs.trials import Trials, run_trials
 from .options import ExportOptions, checked_models
 from .shrinking.quantization import quantization_options
 from .shrinking.sparse import store_sparse
+from .sidecar import check_sidecar, sidecar, sidecar_path
 from .source_lines import located
 from .tracing import quiet, trace
 from .uncertainty.closed import ClosedModel
@@ -76,7 +77,8 @@ def export_onnx(
     The file holds the model in eval mode, pruned by the masks of its layers; a Bayesian model at its posterior mean, or
     ``num_samples`` frozen weight draws and their uncertainty. It is written beside ``path`` and renamed at the end, so
     a failure leaves no partial file. The same model gives the same bytes. The model, its training flags and the random
-    state stay as they are.
+    state stay as they are. Beside an uncertainty file lies ``NAME.onnx.json``, a copy of its metadata for
+    clients that cannot read it.
 
     Args:
         model: Any module that torch.export can follow, Bayesian or not. A copy on the CPU is exported. For uncertainty
@@ -154,6 +156,7 @@ def export_onnx(
     )
     uncertainty = options.uncertainty
     if uncertainty is not None:
+        check_sidecar(options.target)
         check_draws_fit(models, uncertainty)
     with ExitStack() as stack:
         stack.enter_context(undisturbed(*models))
@@ -183,7 +186,7 @@ def _export(model: FlatModel, axes: Sequence[Axis], options: ExportOptions) -> E
 
 
 def _write(trials: Trials, options: ExportOptions) -> ExportReport:
-    """Trace a model and write the file."""
+    """Trace a model and write the file; beside an uncertainty file its sidecar, or neither."""
     names = _output_names(options.output_names, tuple(trials.example.outputs), trials.model.arguments.names)
     metadata = _metadata(trials, options)
     if options.quantization is not None:
@@ -192,8 +195,12 @@ def _write(trials: Trials, options: ExportOptions) -> ExportReport:
     check_ranges(trials, traced, options.verify)
     proto = finished(trials, traced, names, metadata)
     try:
-        with replacing(options.target) as temporary, located(traced.lines):
-            return _pack(temporary, proto, trials, names, options)
+        with replacing(options.target) as temporary, located(traced.lines), ExitStack() as stack:
+            report = _pack(temporary, proto, trials, names, options)
+            if options.uncertainty is not None:
+                beside = stack.enter_context(replacing(sidecar_path(options.target)))
+                beside.write_bytes(sidecar(options.target.name, report, temporary.read_bytes()))
+            return report
     except OSError as err:
         raise ExportError(
             f"export_onnx: '{options.target}' cannot be written, got {one_line(err)}; try again."
