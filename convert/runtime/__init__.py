@@ -11,7 +11,8 @@ This folder may be copied out of the package and used by itself.
 
 from .answers import Answer
 from .files import UncertaintyFileError
-from .monitor import Monitor, Verdict
+from .monitor import Monitor
 from .sessions import UncertaintySession
+from .verdict import Verdict
 
 __all__ = ["Answer", "Monitor", "UncertaintyFileError", "UncertaintySession", "Verdict"]

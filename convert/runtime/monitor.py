@@ -5,79 +5,49 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
+import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .answers import Answer
-from .evidence import EDGES, bins_of, log_e_values
+from .evidence import EDGES, Bins, bins_of, log_e_values, log_shares
 from .files import check_count, literal, message
-from .metadata import SCHEMA
+from .lives import Life, since_starts
 from .sessions import UncertaintySession
+from .verdict import Verdict
 
-__all__ = ["Monitor", "Verdict"]
+__all__ = ["Monitor"]
 
 #: Outputs that a monitor compares with their reference, where the file has one.
 MEASURES = ("entropy", "mutual_information", "std", "novelty")
 
-
-@dataclass(frozen=True)
-class Verdict:
-    """The result of a monitor.
-
-    Attributes:
-        drifted: Whether the evidence is at least -log(false_alarm_rate).
-        evidence: Logarithm of the largest e-value times its share of the false-alarm rate.
-        false_alarm_rate: Largest probability of a false alarm over the whole stream, for any number of verdicts.
-        measure: The output with the largest evidence.
-        since: The first example that this evidence counts.
-        seen: Number of examples.
-        share_high: Share of the examples since then above the 0.9-quantile of the calibration data.
-        expected_high: That share without drift, about 0.1.
-    """
-
-    drifted: bool
-    evidence: float
-    false_alarm_rate: float
-    measure: str
-    since: int
-    seen: int
-    share_high: float
-    expected_high: float
-
-    def __str__(self) -> str:
-        state = f"drift in {self.measure} since example {self.since}" if self.drifted else "no drift"
-        return (
-            f"{state}, {self.seen} examples seen: evidence {self.evidence:.1f}, alarm from "
-            f"{-math.log(self.false_alarm_rate):.1f} on (false alarms at most {self.false_alarm_rate:g}); "
-            f"{self.share_high:.0%} have a high {self.measure}, {self.expected_high:.0%} expected"
-        )
+#: Version of what :meth:`Monitor.to_json` writes.
+VERSION = 2
 
 
 class Monitor:
     r"""Compares live uncertainties with the reference in the file; its false-alarm rate holds for the whole stream.
 
-    It counts how many examples fall between quantiles of the calibration data. If live data comes from where the n
-    calibration examples came from, the probabilities of those bins are Dirichlet(a) with :math:`\sum a = n + 1`
-    (spacings of order statistics), and counts c have the Dirichlet-multinomial probability DM(c; a). Then the e-value
-
-    .. math:: M(c) = DM(c; b) / DM(c; a), \qquad b_j = 1/2,
-
-    is a martingale of mean 1. The probability that it ever reaches 1/r is at most r (Ville's inequality), so a verdict
-    may be asked for at any time and any number of times (Lindon & Malek 2022, "Anytime-Valid Inference for Multinomial
-    Count Data"; here the null is a Dirichlet, because n is finite). To detect a late drift, M is also computed from the
-    start of every ``window``: start j has the share 1/2 (j = 0) or 1/(2j(j + 1)) of r, each measure an equal part of it
-    (union bound).
+    It counts how many examples fall between quantiles of the reference data. :mod:`convert.runtime.evidence` says how
+    strongly such counts speak against the reference: by a martingale M of mean 1 if nothing has changed, also for a
+    small reference. To detect a late drift there is an M from the start of every ``window``, whose reference is joined
+    by the stream up to there. They are added, each with a share of the false-alarm rate, and each measure has an equal
+    part of it (union bound). So a verdict may be asked for at any time and any number of times (Ville's inequality).
 
     This assumes examples that are independent of each other and of the calibration data. The terms of one example
     (tokens, pixels) depend on each other, so only one of them counts.
 
+    An update takes the same time and memory however long the stream is; memory grows with the logarithm of its length.
+    Threads may share a monitor. Every worker of a service has one of its own; :meth:`merge` adds them up, and snapshots
+    may arrive in any order and more than once. A monitor from :meth:`from_json` or a pickle goes on as a new worker.
+
     Args:
         session: The file's session, or the path of the file.
         false_alarm_rate: The bound r.
-        window: Number of examples between two starts; each start keeps a row of counts.
+        window: Number of examples between two starts.
 
     Raises:
         TypeError: ``session`` is something else.
@@ -89,7 +59,7 @@ class Monitor:
         session: UncertaintySession | str | os.PathLike[str],
         *,
         false_alarm_rate: float = 0.01,
-        window: int = 1000,
+        window: int = 250,
     ) -> None:
         if isinstance(session, (str, os.PathLike)):
             session = UncertaintySession(session)
@@ -111,13 +81,12 @@ class Monitor:
         if not self._bins:
             raise ValueError(f"Monitor: the reference of {' and '.join(watched)} must vary, got one value everywhere.")
         self.false_alarm_rate, self.window = float(false_alarm_rate), window
-        self._counts = np.zeros((0, len(self._bins), len(EDGES) + 1), dtype=np.int64)
-        self._open = 0  # examples in the last row, of the worker that filled it most
+        self._begin({}, 0)
 
     @property
     def seen(self) -> int:
         """Number of examples so far, of all workers."""
-        return int(self._counts[:, 0].sum())
+        return sum(life.seen for life in self._all())
 
     def update(self, answers: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> None:
         """Count the examples of an answer, or of several; a mapping with arrays of its outputs is one too.
@@ -135,128 +104,143 @@ class Monitor:
                 )
             if isinstance(answer, Answer) and not answer.is_batch:
                 answer = {name: array[None] for name, array in answer.items()}
-            places = [np.searchsorted(edges, self._terms(name, answer)) for name, (edges, _) in self._bins.items()]
-            start, total = 0, len(places[0])
-            if any(len(found) != total for found in places):
+            terms = {name: _terms(name, answer) for name in self._bins}
+            if len({len(found) for found in terms.values()}) > 1:
                 raise ValueError(
                     f"update: an answer must have {' and '.join(self._bins)} for each example, got "
-                    f"{', '.join(str(len(found)) for found in places)}."
+                    f"{', '.join(str(len(found)) for found in terms.values())}."
                 )
-            while start < total:
-                if not len(self._counts) or self._open >= self.window:
-                    self._counts = np.concatenate(
-                        [self._counts, np.zeros_like(self._counts, shape=(1, *self._counts.shape[1:]))]
-                    )
-                    self._open = 0
-                stop = min(total, start + self.window - self._open)
-                for measure, found in enumerate(places):
-                    self._counts[-1, measure] += np.bincount(found[start:stop], minlength=len(EDGES) + 1)
-                self._open += stop - start
-                start = stop
+            with self._lock:
+                self._life.add([self._places(name, found) for name, found in terms.items()])
 
     def merge(self, other: Monitor) -> Monitor:
-        """The monitor of both streams: the counts are added, window by window.
+        """The monitor of both: of each worker the latest snapshot.
+
+        Merging is idempotent, commutative and associative: twice, or in another order, gives the same.
 
         Raises:
             ValueError: The other monitor has another reference, false-alarm rate or window.
         """
         if not isinstance(other, Monitor) or self._settings() != other._settings():
             raise ValueError("merge: other must be a Monitor of the same file, false_alarm_rate and window.")
-        longer, shorter = (self, other) if len(self._counts) >= len(other._counts) else (other, self)
-        merged = Monitor.from_json(longer.to_json())
-        merged._counts[: len(shorter._counts)] += shorter._counts
-        if len(shorter._counts) == len(longer._counts):
-            merged._open = max(self._open, other._open)
+        merged, states = Monitor.from_json(self.to_json()), json.loads(other.to_json())["lives"]
+        sizes = [len(bins.null) for bins in self._bins.values()]
+        for key, state in states.items():
+            life, known = Life.from_dict(state, self.window, sizes), merged._others.get(key)
+            if known is None or known.seen < life.seen:
+                merged._others[key] = life
         return merged
 
     def verdict(self) -> Verdict:
         """Whether the stream has drifted; the class describes the guarantee."""
-        since = self._counts[::-1].cumsum(0)[::-1]  # counts from each start on
-        if not len(since):
-            since = np.zeros_like(self._counts, shape=(1, *self._counts.shape[1:]))
-        starts = np.arange(len(since))
-        shares = np.where(starts == 0, 0.5, 0.5 / np.maximum(starts * (starts + 1), 1)) / len(self._bins)
-        nulls = [null for _, null in self._bins.values()]
-        evidence = (
-            np.stack([log_e_values(since[:, m], null) for m, null in enumerate(nulls)], 1) + np.log(shares)[:, None]
-        )
-        start, measure = np.unravel_index(evidence.argmax(), evidence.shape)
-        counts, null = since[start, measure], nulls[measure]
+        with self._lock:
+            lives = [life for life in self._all() if life.seen] or [self._life]
+            counted = [since_starts(lives, measure) for measure in range(len(self._bins))]
+        # Workers side by side have no common order: what one counted before a start may be later than what another
+        # counted since. Then the reference stays alone.
+        ends = [0, *(life.end for life in lives)]
+        in_order = all(life.first >= end for life, end in zip(lives, ends, strict=False))
+        found = []
+        for (starts, before, since), bins in zip(counted, self._bins.values(), strict=True):
+            values = log_e_values(since, before if in_order else np.zeros_like(before), bins) + log_shares(starts)
+            found.append((float(np.logaddexp.reduce(values)) - math.log(len(self._bins)), int(values.argmax())))
+        evidence, start = max(found)
+        measure = found.index((evidence, start))
+        (_, before, since), bins = counted[measure], list(self._bins.values())[measure]
         high = EDGES.index(0.9) + 1
+        counts, null = since[start], np.asarray(bins.null)
         return Verdict(
-            drifted=bool(evidence.max() >= -math.log(self.false_alarm_rate)),
-            evidence=float(evidence.max()),
+            drifted=bool(evidence >= -math.log(self.false_alarm_rate)),
+            evidence=evidence,
             false_alarm_rate=self.false_alarm_rate,
             measure=list(self._bins)[measure],
-            since=int(self._counts[:start, 0].sum()),
-            seen=self.seen,
+            since=int(before[start].sum()),
+            seen=int(before[start].sum() + counts.sum()),
             share_high=float(counts[high:].sum() / max(counts.sum(), 1)),
             expected_high=float(null[high:].sum() / null.sum()),
         )
 
     def to_json(self) -> str:
-        """The state of the monitor as JSON text."""
-        state = {"version": SCHEMA, "open": self._open, "counts": self._counts.tolist()}
-        return json.dumps({**state, **self._settings()})
+        """The state of the monitor as JSON text, a snapshot to merge or to go on from."""
+        with self._lock:
+            lives = {**self._others, self._key: self._life}
+            state = {key: life.to_dict() for key, life in sorted(lives.items()) if life.seen}
+        return json.dumps({"version": VERSION, **self._settings(), "own": self._key, "lives": state})
 
     @classmethod
     def from_json(cls, text: str) -> Monitor:
-        """A monitor from the text of :meth:`to_json`.
+        """A monitor from the text of :meth:`to_json`, which goes on where that one was.
 
         Raises:
-            ValueError: The text is not from :meth:`to_json`, or of a newer version.
+            ValueError: The text is not from :meth:`to_json`, or of another version.
         """
         try:
             state, monitor = json.loads(text), object.__new__(cls)
             version = state["version"]
-            if version == SCHEMA:
+            if version == VERSION:
                 monitor._restore(state)
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as err:
             raise ValueError(
                 f"from_json: text must be what Monitor.to_json wrote, got {literal(str(text)[:60])} ({message(err)})."
             ) from err
-        if version != SCHEMA:
-            raise ValueError(f"from_json: version must be {SCHEMA}, got {literal(version)}; update bensemble.")
+        if version != VERSION:
+            raise ValueError(f"from_json: version must be {VERSION}, got {literal(version)}; begin a new monitor.")
         return monitor
+
+    def __reduce__(self) -> Any:
+        return Monitor.from_json, (self.to_json(),)
+
+    def _begin(self, others: dict[str, Life], first: int) -> None:
+        """Begin a life: a name that no other monitor has, and counts of its own."""
+        self._others, self._key, self._lock = others, secrets.token_hex(8), threading.Lock()
+        self._life = Life(self.window, [len(bins.null) for bins in self._bins.values()], first)
+
+    def _all(self) -> list[Life]:
+        """All lives, the earliest first."""
+        return sorted([*self._others.values(), self._life], key=lambda life: (life.first, life.end))
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Set the state from :meth:`to_json`, with every field checked."""
-        self.false_alarm_rate, self.window, self._open = state["false_alarm_rate"], state["window"], state["open"]
+        self.false_alarm_rate, self.window = state["false_alarm_rate"], state["window"]
         if type(self.false_alarm_rate) is not float or not 0 < self.false_alarm_rate < 1:
             raise ValueError("false_alarm_rate")
         check_count("from_json", "window", self.window)
-        if type(self._open) is not int or not 0 <= self._open <= self.window:
-            raise ValueError("open")
         self._bins = {}
         for name, (edges, null) in state["bins"].items():
-            self._bins[name] = np.array(edges, dtype=float), np.array(null, dtype=float)
-            shapes = {tuple(array.shape) for array in self._bins[name]}
-            if name not in MEASURES or shapes != {(len(EDGES),), (len(EDGES) + 1,)}:
+            bins = Bins(tuple(map(float, edges)), tuple(map(float, null)))
+            if name not in MEASURES or (len(bins.edges), len(bins.null)) != (len(EDGES), len(EDGES) + 1):
                 raise ValueError("bins")
-            edges, null = self._bins[name]
-            if np.isnan(edges).any() or (edges[1:] < edges[:-1]).any() or not ((null >= 0) & (null < 2**53)).all():
+            ascend = all(a <= b for a, b in zip(bins.edges, bins.edges[1:], strict=False))
+            if not ascend or not all(0 <= a < 2**53 for a in bins.null) or not sum(a > 0 for a in bins.null) > 1:
                 raise ValueError("bins")
-        if not self._bins or not any((null > 0).any() for _, null in self._bins.values()):
+            self._bins[name] = bins
+        if not self._bins:
             raise ValueError("no bins")
-        self._counts = np.array(state["counts"], dtype=np.int64).reshape(-1, len(self._bins), len(EDGES) + 1)
-        if (self._counts < 0).any() or (self._counts > 2**53).any():
-            raise ValueError("counts")
+        sizes = [len(bins.null) for bins in self._bins.values()]
+        lives = {str(key): Life.from_dict(life, self.window, sizes) for key, life in state["lives"].items()}
+        own = lives.get(state["own"])
+        self._begin(lives, own.end if own is not None else 0)
 
     def _settings(self) -> dict[str, Any]:
-        bins = {name: (edges.tolist(), null.tolist()) for name, (edges, null) in self._bins.items()}
+        bins = {name: (list(found.edges), list(found.null)) for name, found in self._bins.items()}
         return {"false_alarm_rate": self.false_alarm_rate, "window": self.window, "bins": bins}
 
-    def _terms(self, name: str, answer: Mapping[str, Any]) -> np.ndarray:
-        """One term of each example; which one changes from example to example."""
-        if name not in answer:
-            raise ValueError(f"update: an answer must have '{name}', got {', '.join(answer)}.")
-        try:
-            array = np.atleast_1d(np.asarray(answer[name], dtype=np.float64))
-        except (TypeError, ValueError) as err:
-            raise TypeError(f"update: '{name}' must be an array of numbers, got {message(err)}.") from err
-        terms = array.reshape(len(array), math.prod(array.shape[1:]))
-        values = terms[np.arange(len(terms)), (self.seen + np.arange(len(terms))) % terms.shape[1]]
+    def _places(self, name: str, terms: np.ndarray) -> np.ndarray:
+        """The bin of one term of each example; which one changes from example to example."""
+        number = (self._life.seen + np.arange(len(terms))) % terms.shape[1]
+        values = terms[np.arange(len(terms)), number]
         broken = np.count_nonzero(~np.isfinite(values))
         if broken:
             raise ValueError(f"update: '{name}' must be finite, got {broken} of {len(values)} values that are not.")
-        return values
+        return np.searchsorted(self._bins[name].edges, values)
+
+
+def _terms(name: str, answer: Mapping[str, Any]) -> np.ndarray:
+    """The terms of each example, of shape (examples, terms)."""
+    if name not in answer:
+        raise ValueError(f"update: an answer must have '{name}', got {', '.join(answer)}.")
+    try:
+        array = np.atleast_1d(np.asarray(answer[name], dtype=np.float64))
+    except (TypeError, ValueError) as err:
+        raise TypeError(f"update: '{name}' must be an array of numbers, got {message(err)}.") from err
+    return array.reshape(len(array), max(math.prod(array.shape[1:]), 1))

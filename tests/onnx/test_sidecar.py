@@ -41,7 +41,9 @@ def test_the_sidecar_says_what_the_metadata_says(tmp_path):
 OPTIONS = {"outputs": "uncertainty", "num_samples": 2, "likelihood": "categorical"}
 
 
-@pytest.mark.parametrize("content", ["my own notes", '{"a": 1}', "[" * 100_000, "7"])
+@pytest.mark.parametrize(
+    "content", ["my own notes", '{"a": 1}', "[" * 100_000, "7"], ids=["text", "other", "deep", "number"]
+)
 def test_a_foreign_file_is_not_replaced(content, tmp_path):
     (tmp_path / "m.onnx.json").write_text(content)
     with pytest.raises(InvalidValueError, match=r"m.onnx.json' is not a sidecar of export_onnx, .*; move it"):
