@@ -116,7 +116,7 @@ def export_onnx(
         dynamic_shapes: ``{input name: {axis: name}}``, the axes that may vary, for the inputs that should not follow
             the rule: axis 0 is ``batch``, axis 1 of integer inputs is ``sequence`` where the model accepts other
             lengths. A name may also be a ``torch.export.Dim`` with bounds; ``{}`` fixes all axes of an input.
-        opset: Version of the operator set. Default: what torch's exporter prefers.
+        opset: Version of the operator set. Default: the lowest that the graph needs, from 18 on.
         metadata: Strings to store in the file; keys that start with ``bensemble.`` are reserved. ``classes``, names
             separated by commas, is what :mod:`convert.runtime` calls the classes.
         generator: Source of the weight draws; the draws are those of ``predict`` with such a generator. Default: one
@@ -193,7 +193,7 @@ def _write(trials: Trials, options: ExportOptions) -> ExportReport:
         next(iter(options.quantization.batches(trials)))  # wrong calibration data is refused before the slow export
     traced = trace(trials, options.opset, options.verbose)
     check_ranges(trials, traced, options.verify)
-    proto = finished(trials, traced, names, metadata)
+    proto = finished(trials, traced, names, metadata, options.opset)
     try:
         with replacing(options.target) as temporary, located(traced.lines), ExitStack() as stack:
             report = _pack(temporary, proto, trials, names, options)

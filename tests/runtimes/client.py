@@ -10,34 +10,32 @@ from pathlib import Path
 import numpy as np
 
 
-def onnxruntime(path, arrays):
+def onnxruntime(path, arrays, names):
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 4
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [entry.name for entry in session.get_outputs()]
-    return dict(zip(names, session.run(None, arrays)))  # noqa: B905  # Python 3.9 has no strict
+    return dict(zip(names, session.run(names, arrays), strict=True))
 
 
-def openvino(path, arrays):
+def openvino(path, arrays, names):
     import openvino as ov
 
     compiled = ov.Core().compile_model(ov.Core().read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = compiled(arrays)
-    return {output.get_any_name(): found[output] for output in compiled.outputs}
+    return {name: found[name] for name in names}
 
 
-def tract(path, arrays):
+def tract(path, arrays, names):
     import tract as runtime
 
     model = runtime.onnx().load(str(path))
     kinds = {"float32": "f32", "float16": "f16", "int64": "i64"}
     for place, array in enumerate(arrays.values()):
         model.set_input_fact(place, ",".join([*map(str, array.shape), kinds[str(array.dtype)]]))
-    names = [model.output_name(place) for place in range(model.output_count())]
-    found = model.into_model().into_runnable().run(list(arrays.values()))
-    return {name: value.to_numpy() for name, value in zip(names, found)}  # noqa: B905
+    found = model.into_model().into_runnable().run(list(arrays.values()))  # in the order of the file, without names
+    return {name: value.to_numpy() for name, value in zip(names, found, strict=True)}
 
 
 def coded(array):
@@ -58,7 +56,7 @@ def main(client, folder, out):
             line = {"file": entry["file"]}
             try:
                 arrays = {value["name"]: decoded(value) for value in entry["inputs"]}
-                found = run(folder / entry["file"], arrays)
+                found = run(folder / entry["file"], arrays, [value["name"] for value in entry["outputs"]])
                 line["outputs"] = {name: coded(np.asarray(array)) for name, array in found.items()}
             except Exception as err:
                 line["error"] = " ".join(str(err).split())[:2000] or type(err).__name__

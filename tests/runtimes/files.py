@@ -69,68 +69,57 @@ def build(folder: Path) -> list[dict[str, Any]]:
     """Write all files and say for each what goes in, what Python says comes out, and how exact it can be."""
     torch.manual_seed(0)
     found: list[dict[str, Any]] = []
+
+    def add(name: str, model: Any, expected: Mapping[str, Tensor], inputs: Tensor, **options: Any) -> None:
+        path = folder / f"{name.replace(', ', '-').replace(' ', '-')}.onnx"
+        if "likelihood" not in options:
+            options["output_names"] = ["output"]
+        report = export_onnx(model, path, inputs[:1], **options)
+        print(f"{name}: {report.size:,} bytes", flush=True)
+        values = {key: value.detach().numpy() for key, value in expected.items()}
+        tolerance = 2e-2 if inputs.dtype == torch.float16 else 1e-5
+        entry: dict[str, Any] = {"file": path.name, "label": name, "tolerance": tolerance, "rounding": None}
+        if report.rms_error is not None:
+            entry |= {"tolerance": 2 * report.rms_error, "rounding": report.rms_error}
+        entry["inputs"] = [{**coded(inputs.numpy(), report.inputs[0].dtype), "name": report.inputs[0].name}]
+        entry["outputs"] = [{**coded(values[info.name], info.dtype), "name": info.name} for info in report.outputs]
+        found.append(entry)
+
     for name, (make, draw) in NETWORKS.items():
         net, x = make().eval(), draw(BATCH)
         likelihood = Categorical(dim=1)
         bnn = bayesify(net, init_sigma=0.05, example_inputs=x).eval()
         sure = {"outputs": "uncertainty", "likelihood": likelihood, "num_samples": 16}
-
-        def add(
-            kind: str, model: Any, expected: Mapping[str, Tensor], inputs: Tensor, tolerance: float, **options: Any
-        ) -> None:
-            path = folder / f"{name}-{kind}.onnx".replace(" ", "-")
-            report = export_onnx(model, path, inputs[:1], **options)
-            print(f"{name}, {kind}: {report.size:,} bytes", flush=True)
-            given = {report.inputs[0].name: inputs.numpy()}
-            values = {key: value.detach().numpy() for key, value in expected.items()}
-            outputs = [{**coded(values[info.name], info.dtype), "name": info.name} for info in report.outputs]
-            found.append(
-                {
-                    "file": path.name,
-                    "label": f"{name}, {kind}",
-                    "inputs": [{**coded(array, str(array.dtype)), "name": key} for key, array in given.items()],
-                    "outputs": outputs,
-                    "tolerance": tolerance,
-                }
-            )
-
-        add("mean", net, {"output": net(x)}, x, 1e-5, output_names=["output"])
-        add("samples", bnn, predicted(bnn, x, likelihood), x, 1e-5, **sure)
-        if name != "segmenter":
-            add(
-                "int8",
-                net,
-                {"output": net(x)},
-                x,
-                0.1,
-                output_names=["output"],
-                quantize="int8",
-                calibration_data=draw(100),
-            )
+        add(f"{name}, mean", net, {"output": net(x)}, x)
+        add(f"{name}, samples", bnn, predicted(bnn, x, likelihood), x, **sure)
+        add(f"{name}, int8", net, {"output": net(x)}, x, quantize="int8", calibration_data=draw(100))
         if name in ("CNN", "segmenter"):
             head = bayesify(net, include=last_layer(net, x), init_sigma=0.3, example_inputs=x).eval()
-            labels = net(draw(1)).argmax(1)
-            train = [(rows := draw(200), net(rows).argmax(1))]
-            del labels
-            held_out = [(rows := draw(HELD_OUT), net(rows).argmax(1))]
+            train, held_out = [labelled(net, draw(200))], [labelled(net, draw(HELD_OUT))]
             novelty = bensemble.fit_novelty(head, train, held_out, likelihood=likelihood)
             expected = predicted(head, x, likelihood, novelty=novelty)
-            add("closed form with novelty", head, expected, x, 1e-5, **sure, novelty=novelty)
+            add(f"{name}, closed form with novelty", head, expected, x, **sure, novelty=novelty)
         if name == "CNN":
             others = [net, cnn().eval(), cnn().eval()]
-            add("ensemble", others, predicted(others, x, likelihood), x, 1e-5, **sure)
+            add("CNN, ensemble", others, predicted(others, x, likelihood), x, **sure)
             thin = sparse(net)
-            add("sparse", thin, {"output": thin(x)}, x, 1e-5, output_names=["output"], sparse=True)
+            add("CNN, sparse", thin, {"output": thin(x)}, x, sparse=True)
             half = make().eval().half()
-            add("float16", half, {"output": half(x.half())}, x.half(), 2e-2, output_names=["output"])
+            add("CNN, float16", half, {"output": half(x.half())}, x.half())
             smaller = compact(without_channels(net), x)
-            add("compacted", smaller, {"output": smaller(x)}, x, 1e-5, output_names=["output"])
+            add("CNN, compacted", smaller, {"output": smaller(x)}, x)
     return found
+
+
+def labelled(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs, and the class that a network thinks most probable."""
+    return x, net(x).argmax(1)
 
 
 def predicted(model: Any, x: Tensor, likelihood: Categorical, **more: Any) -> dict[str, Tensor]:
     """What ``predict`` says, with the draws of the file."""
-    p = bensemble.predict(model, x, 16, likelihood=likelihood, generator=torch.Generator().manual_seed(0), **more)
+    generator = torch.Generator().manual_seed(0)
+    p = bensemble.predict(model, x, 16, likelihood=likelihood, generator=generator, **more)
     names = ["probs", "entropy", "mutual_information", *(["novelty", "novelty_pvalue"] if more else [])]
     return {name: getattr(p, name).float() for name in names}
 
