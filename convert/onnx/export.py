@@ -215,7 +215,9 @@ def _pack(
     data = serialized(proto, verify)
     file.write_bytes(data)
     found: Agreement | Deviation | None = verified(file, trials, names) if verify else None
+    before: dict[str, Any] = {}
     if quantization is not None:
+        before = {"float_size": len(data), "float_latency_ms": latency(file, trials) if verify else {}}
         proto = quantization.apply(proto, quantization.batches(trials))
     sparse_tensors = store_sparse(proto) if options.sparse else 0
     if quantization is not None or options.sparse:
@@ -233,6 +235,7 @@ def _pack(
         quantization=None if quantization is None else quantization.description,
         sparse_tensors=sparse_tensors,
         latency_ms=latency(file, trials) if verify else {},
+        **before,
         **({} if found is None else vars(found)),
     )
 
