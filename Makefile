@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 CONSTRAINTS ?= constraints.txt
 SAMPLE ?= tests/zoo/sample-requirements.txt
 
-.PHONY: demo test test-libraries test-mnist quick check format lint types wheel zoo compaction-sweep properties hostile torch-matrix bench bench-peers clean
+.PHONY: demo test test-libraries test-mnist runtimes quick check format lint types wheel zoo compaction-sweep properties hostile torch-matrix bench bench-peers clean
 
 demo: $(READY)          ## the whole story on one page: demo-output/index.html
 	$(BIN)/bensemble demo --output demo-output
@@ -55,6 +55,9 @@ hostile: $(READY)       ## 20,000 damaged files through every loader, and 50 kil
 	$(BIN)/python -m tests.hostile 20000
 	BENSEMBLE_KILLS=50 $(BIN)/python -m pytest -q tests/hostile/test_kills.py tests/hostile/test_faults.py
 
+runtimes: $(READY)      ## a fixed set of ONNX files in every client: old and new ONNX Runtime, OpenVINO, tract, node, web
+	$(BIN)/python -W ignore -m tests.runtimes
+
 torch-matrix: $(READY)  ## the suite on the oldest and the newest torch and Python; many gigabytes, hours
 	$(BIN)/python -m tests.torch_matrix
 
@@ -75,7 +78,7 @@ bench-peers: $(READY)   ## the same training steps with other libraries, install
 	$(BIN)/python benchmarks/peers.py --peers $(VENV)/peers --published $(VENV)/published
 
 clean:
-	rm -rf $(VENV) .venv-zoo .venv-matrix build dist demo-output
+	rm -rf $(VENV) .venv-zoo .venv-matrix .venv-runtimes build dist demo-output
 
 $(READY): pyproject.toml $(CONSTRAINTS) tests/real/requirements.txt tests/trainers/requirements.txt $(SAMPLE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

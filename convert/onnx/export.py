@@ -33,6 +33,7 @@ from .inputs.trials import Trials, run_trials
 from .options import ExportOptions, checked_models
 from .shrinking.quantization import quantization_options
 from .shrinking.sparse import store_sparse
+from .sidecar import check_sidecar, sidecar, sidecar_path
 from .source_lines import located
 from .tracing import quiet, trace
 from .uncertainty.closed import ClosedModel
@@ -57,6 +58,7 @@ def export_onnx(
     likelihood: Likelihood | str | None = None,
     novelty: Novelty | Sequence[Novelty] | None = None,
     calibration: Calibration | None = None,
+    reject: Mapping[str, float] | None = None,
     output: OutputSelector | None = None,
     quantize: str | None = None,
     calibration_data: Any = None,
@@ -76,7 +78,8 @@ def export_onnx(
     The file holds the model in eval mode, pruned by the masks of its layers; a Bayesian model at its posterior mean, or
     ``num_samples`` frozen weight draws and their uncertainty. It is written beside ``path`` and renamed at the end, so
     a failure leaves no partial file. The same model gives the same bytes. The model, its training flags and the random
-    state stay as they are.
+    state stay as they are. Beside an uncertainty file lies ``NAME.onnx.json``, a copy of its metadata for
+    clients that cannot read it.
 
     Args:
         model: Any module that torch.export can follow, Bayesian or not. A copy on the CPU is exported. For uncertainty
@@ -98,6 +101,8 @@ def export_onnx(
         calibration: A :class:`bensemble.Calibration`: its temperature and conformal threshold (output
             ``prediction_set``, in regression ``lower`` and ``upper``) become part of the graph, its reference
             distribution of the metadata.
+        reject: Thresholds that the file carries for ``Answer.reject``, by uncertainty, such as ``{"entropy": 0.5,
+            "novelty_pvalue": 0.01}``: predictions above a threshold, or with a p-value up to it, are rejected.
         output: Which output to keep: a key, a dotted path, an index or a callable. Default: all tensors that the model
             returns, named by their keys, fields or positions; for uncertainty, what ``predict`` takes.
         quantize: ``"int8"`` stores weights (per output channel) and activations in eight bits, by ONNX Runtime's own
@@ -112,7 +117,7 @@ def export_onnx(
         dynamic_shapes: ``{input name: {axis: name}}``, the axes that may vary, for the inputs that should not follow
             the rule: axis 0 is ``batch``, axis 1 of integer inputs is ``sequence`` where the model accepts other
             lengths. A name may also be a ``torch.export.Dim`` with bounds; ``{}`` fixes all axes of an input.
-        opset: Version of the operator set. Default: what torch's exporter prefers.
+        opset: Version of the operator set. Default: the lowest that the graph needs, from 18 on.
         metadata: Strings to store in the file; keys that start with ``bensemble.`` are reserved. ``classes``, names
             separated by commas, is what :mod:`convert.runtime` calls the classes.
         generator: Source of the weight draws; the draws are those of ``predict`` with such a generator. Default: one
@@ -144,7 +149,7 @@ def export_onnx(
         opset=opset,
         metadata={} if metadata is None else metadata,
         uncertainty=uncertainty_options(
-            models, outputs, method, num_samples, likelihood, novelty, calibration, generator
+            models, outputs, method, num_samples, likelihood, novelty, calibration, generator, reject
         ),
         quantization=quantization_options(quantize, calibration_data, outputs),
         sparse=sparse,
@@ -154,6 +159,7 @@ def export_onnx(
     )
     uncertainty = options.uncertainty
     if uncertainty is not None:
+        check_sidecar(options.target)
         check_draws_fit(models, uncertainty)
     with ExitStack() as stack:
         stack.enter_context(undisturbed(*models))
@@ -184,7 +190,7 @@ def _export(model: FlatModel, axes: Sequence[Axis], options: ExportOptions) -> E
 
 
 def _write(trials: Trials, options: ExportOptions) -> ExportReport:
-    """Trace a model and write the file."""
+    """Trace a model and write the file; beside an uncertainty file its sidecar, or neither."""
     names = _output_names(options.output_names, tuple(trials.example.outputs), trials.model.arguments.names)
     metadata = _metadata(trials, options)
     if options.quantization is not None:
@@ -193,10 +199,14 @@ def _write(trials: Trials, options: ExportOptions) -> ExportReport:
     traced = trace(trials, options.opset, options.verbose)
     options.stage("optimising the graph")
     check_ranges(trials, traced, options.verify)
-    proto = finished(trials, traced, names, metadata)
+    proto = finished(trials, traced, names, metadata, options.opset)
     try:
-        with replacing(options.target) as temporary, located(traced.lines):
-            return _pack(temporary, proto, trials, names, options)
+        with replacing(options.target) as temporary, located(traced.lines), ExitStack() as stack:
+            report = _pack(temporary, proto, trials, names, options)
+            if options.uncertainty is not None:
+                beside = stack.enter_context(replacing(sidecar_path(options.target)))
+                beside.write_bytes(sidecar(options.target.name, report, temporary.read_bytes()))
+            return report
     except OSError as err:
         raise ExportError(
             f"export_onnx: '{options.target}' cannot be written, got {one_line(err)}; try again."
@@ -213,7 +223,9 @@ def _pack(
     if verify:
         options.stage("verifying in ONNX Runtime")
     found: Agreement | Deviation | None = verified(file, trials, names) if verify else None
+    before: dict[str, Any] = {}
     if quantization is not None:
+        before = {"float_size": len(data), "float_latency_ms": latency(file, trials) if verify else {}}
         options.stage("quantising")
         proto = quantization.apply(proto, quantization.batches(trials))
     sparse_tensors = store_sparse(proto) if options.sparse else 0
@@ -234,6 +246,7 @@ def _pack(
         quantization=None if quantization is None else quantization.description,
         sparse_tensors=sparse_tensors,
         latency_ms=latency(file, trials) if verify else {},
+        **before,
         **({} if found is None else vars(found)),
     )
 

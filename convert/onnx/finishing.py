@@ -11,7 +11,8 @@ from google.protobuf.message import EncodeError
 from bensemble import __version__
 from bensemble.errors import ExportError, one_line, refuse
 
-from ..runtime import DIGEST_HEAD, SCHEMA
+from ..runtime.files import DIGEST_HEAD
+from ..runtime.metadata import SCHEMA
 from .files.proto import (
     correct_output_shapes,
     forget_inner_shapes,
@@ -23,6 +24,7 @@ from .files.proto import (
 )
 from .inputs.axes import BATCH
 from .inputs.trials import Trials
+from .opsets import lower_opset
 from .tracing import Traced
 
 __all__ = ["check_ranges", "finished", "serialized"]
@@ -64,15 +66,20 @@ def check_ranges(trials: Trials, traced: Traced, verify: bool) -> None:
     refuse("export_onnx", problems, ExportError)
 
 
-def finished(trials: Trials, traced: Traced, outputs: Sequence[str], metadata: Mapping[str, str]) -> onnx.ModelProto:
+def finished(
+    trials: Trials, traced: Traced, outputs: Sequence[str], metadata: Mapping[str, str], opset: int | None
+) -> onnx.ModelProto:
     """The exporter's graph with the names and metadata of the file, without paths of this machine.
 
-    The graph of ``traced`` is changed in place. Its IR version is the lowest of its operator set, so that old runtimes
-    load it. The toolkit's version and the bounds of the axes join the metadata.
+    The graph of ``traced`` is changed in place. Its operator set is the lowest that it needs, unless the user asked for
+    one, and its IR version the lowest of that, so that old runtimes load it. The toolkit's version and the bounds of
+    the axes join the metadata.
     """
     proto = traced.proto
     strip(proto)
     forget_inner_shapes(proto)
+    if opset is None:
+        lower_opset(proto)
     proto.ir_version = onnx.helper.find_min_ir_version_for(list(proto.opset_import), ignore_unknown=True)
     names = {value.name: name for value, name in zip(proto.graph.output, outputs, strict=True)}
     names |= {value.name: name for value, name in zip(proto.graph.input, trials.model.arguments.names, strict=True)}

@@ -292,19 +292,24 @@ def test_weights_that_are_no_numbers(value, tmp_path):
         (lambda state: state.pop("bins"), "'bins'"),
         (lambda state: state.update(bins={}), "no bins"),
         (lambda state: state["bins"].update(entropy=[[1.0], [2.0]]), "bins"),
-        (lambda state: state["bins"].update(entropy=[[float("nan")] * 11, [1.0] * 12]), "bins"),
-        (lambda state: state.update(counts=[[[-1] * 12]]), "counts"),
-        (lambda state: state.update(counts=[[["1e9"] * 12]]), r"invalid literal|counts"),
+        (lambda state: state["bins"].update(entropy=[[float("nan")] * 12, [1.0] * 13]), "bins"),
+        (lambda state: state["lives"]["a"].update(counts=[[[-1] * 13]]), "counts"),
+        (lambda state: state["lives"]["a"].update(counts=[[["1e9"] * 13]]), r"invalid literal|counts"),
+        (lambda state: state["lives"]["a"].update(counts=[]), "counts"),
+        (lambda state: state["lives"]["a"].update(rows=[[1, 2]]), "rows"),
+        (lambda state: state["lives"]["a"].update(rows=[[0, 10**400]]), "rows"),
+        (lambda state: state["lives"]["a"].update(open=10**6), "rows"),
+        (lambda state: state.update(lives=[1]), "items"),
         (lambda state: state.update(window=0), "window must be"),
-        (lambda state: state.update(open=10**6), "open"),
         (lambda state: state.update(false_alarm_rate=2.0), "false_alarm_rate"),
         (lambda state: state.update(false_alarm_rate="0.1"), "false_alarm_rate"),
     ],
 )
 def test_the_state_of_a_monitor_is_checked_field_by_field(change, match):
-    bins = {"entropy": [[k / 10 for k in range(11)], [1.0] * 12]}
-    state = {"version": 1, "false_alarm_rate": 0.01, "window": 10, "open": 0, "counts": [[[1] * 12]], "bins": bins}
-    assert Monitor.from_json(json.dumps(state)).seen == 12
+    bins = {"entropy": [[k / 10 for k in range(12)], [1.0] * 13]}
+    lives = {"a": {"first": 0, "rows": [[0, 1]], "counts": [[[1] * 13]], "open": 5}}
+    state = {"version": 2, "false_alarm_rate": 0.01, "window": 10, "own": "a", "lives": lives, "bins": bins}
+    assert Monitor.from_json(json.dumps(state)).seen == 13
     change(state)
     refused(Monitor.from_json, json.dumps(state), match=match, error=ValueError)
     refused(Monitor.from_json, "[" * 100_000, match="from_json: text must be what", error=ValueError)

@@ -1,9 +1,10 @@
-"""An uncertainty file in an environment of its own that has numpy and ONNX Runtime, and the one file of the runtime."""
+"""An uncertainty file in an environment of its own that has numpy and ONNX Runtime, and the folder of the runtime."""
 
 import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_the_runtime_works_where_there_is_no_torch(tmp_path):
     options = {"outputs": "uncertainty", "num_samples": 4, "likelihood": "categorical"}
     export_onnx(bayesify(nn.Sequential(mlp()), init_sigma=0.3), tmp_path / "sure.onnx", x, **options)
     np.save(tmp_path / "x.npy", x.numpy())
-    shutil.copy(convert.runtime.__file__, tmp_path / "runtime.py")
+    shutil.copytree(Path(convert.runtime.__file__).parent, tmp_path / "runtime")
     (tmp_path / "use.py").write_text(USE)
     python = str(tmp_path / "venv" / "bin" / "python")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)

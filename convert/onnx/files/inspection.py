@@ -14,7 +14,7 @@ from onnx.external_data_helper import load_external_data_for_model, uses_externa
 
 from bensemble.errors import InvalidTypeError, InvalidValueError, shown
 
-from ...runtime import DIGEST_KEY, UncertaintyFileError, check_digest
+from ...runtime.files import DIGEST_KEY, UncertaintyFileError, check_digest
 from .proto import operators, tensors
 from .report import OnnxSummary, TensorInfo, gzip_size
 

@@ -13,6 +13,10 @@ from bensemble.tables import text_table
 __all__ = ["ExportReport", "OnnxSummary", "TensorInfo", "gzip_size"]
 
 
+#: The oldest ONNX Runtime that reads each operator set; 1.16 is the oldest that was tried.
+ONNX_RUNTIMES = {19: "1.16", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.23"}
+
+
 def gzip_size(data: bytes) -> int:
     """Bytes of the gzip file."""
     return len(gzip.compress(data, 6))
@@ -103,6 +107,8 @@ class ExportReport(OnnxSummary):
         rms_error: Of a quantised file, root mean square of the difference over that of the model's outputs.
         agreement: Of a quantised file, share of the examples (rows of the last axis) with the same largest output.
         sparse_tensors: How many weights are stored by their nonzero entries.
+        float_size: Of a quantised file, bytes of the file before.
+        float_latency_ms: Of a quantised file, ``latency_ms`` of the file before.
     """
 
     max_error: float | None = None
@@ -113,6 +119,19 @@ class ExportReport(OnnxSummary):
     rms_error: float | None = None
     agreement: float | None = None
     sparse_tensors: int = 0
+    float_size: int | None = None
+    float_latency_ms: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def runtimes(self) -> dict[str, str]:
+        """Whether each runtime of ``make runtimes`` reads the file: from which version on, ``"yes"``, or why not."""
+        newest = next((version for opset, version in ONNX_RUNTIMES.items() if self.opset <= opset), None)
+        found = {"ONNX Runtime": "the newest" if newest is None else f"{newest} or newer, also node and web"}
+        half = any(info.dtype == "float16" for info in (*self.inputs, *self.outputs))
+        sparse = "no, it reads no sparse weights; export with sparse=False" if self.sparse_tensors else None
+        found["OpenVINO"] = sparse or "yes"
+        found["tract"] = sparse or ("no, it computes float16 products in float32; export in float32" if half else "yes")
+        return found
 
     @property
     def verified(self) -> bool:
@@ -121,10 +140,14 @@ class ExportReport(OnnxSummary):
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = super()._rows()
+        rows += [
+            ("" if row else "runs in", f"{name}: {text}") for row, (name, text) in enumerate(self.runtimes.items())
+        ]
         if self.sparse_tensors:
             rows.append(("sparse", f"{self.sparse_tensors} weights stored by their nonzero entries"))
         if self.quantization is not None:
             rows.append(("quantised", self.quantization))
+            rows += [("", text) for text in self._worse_than_float()]
         if self.max_error is None:
             return [*rows, ("verified", "no")]
         error = f"{self.max_error:.1e}, {self.relative_error:.1e} of the largest output"
@@ -135,6 +158,17 @@ class ExportReport(OnnxSummary):
             rows.append(("error", f"max {error}, rms {self.rms_error:.1e}{agrees}"))
         times = [f"{value:.3g} ms" + (f" at batch {size}" if size else "") for size, value in self.latency_ms.items()]
         return [*rows, ("latency", f"{', '.join(times)}, one thread")] if times else rows
+
+    def _worse_than_float(self) -> list[str]:
+        """What a quantised file does worse than the float file."""
+        found = []
+        if self.float_size is not None and self.size >= self.float_size:
+            found.append(f"larger than the float file, which has {_bytes(self.float_size)}")
+        for batch, before in self.float_latency_ms.items():
+            if self.latency_ms.get(batch, 0.0) > before:
+                at = f" at batch {batch}" if batch else ""
+                found.append(f"slower than the float file{at}, which takes {before:.3g} ms")
+        return found
 
 
 def _bytes(count: int) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from bensemble.errors import InvalidValueError, needs_extra, shown
 
-from ...runtime import check_digest
+from ...runtime.files import check_digest
 
 __all__ = ["BATCH_SIZES", "OnnxFile", "Timing", "interleaved", "latencies", "one_thread_session", "resized"]
 

@@ -31,7 +31,7 @@ from bensemble.errors import ExportError, InvalidTypeError, InvalidValueError, n
 from bensemble.models.batches import is_loader
 from bensemble.models.outputs import describe
 
-from ..files.proto import operators
+from ..files.proto import forget_inner_shapes, operators
 from ..inputs.trials import Trials
 from .calibrating import calibration_batches
 
@@ -104,6 +104,7 @@ class Quantization:
             )
         del found.metadata_props[:]
         found.metadata_props.extend(proto.metadata_props)
+        forget_inner_shapes(found)  # the quantizer's: with axes of any size, some runtimes refuse to run one size
         return found
 
     def _check(self, proto: onnx.ModelProto) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from bensemble.errors import InvalidValueError
 from bensemble.likelihoods import Bernoulli, Categorical, Likelihood
 
-from ...runtime import class_names
+from ...runtime.metadata import class_names
 from .closed import ClosedModel
 from .networks import SampledModel
 from .options import UncertaintyOptions
@@ -60,6 +60,8 @@ def uncertainty_metadata(
         reference = {OWN_NAMES.get(name, name): values for name, values in options.calibration.reference.items()}
         found["bensemble.calibration"] = options.calibration.to_json()
         found["bensemble.reference"] = json.dumps(reference)
+    if options.thresholds:
+        found["bensemble.reject"] = json.dumps(options.thresholds)
     return found if model.novelty is None else found | model.novelty.metadata()
 
 

@@ -25,6 +25,7 @@ from .closed import ClosedModel
 from .networks import SampledModel
 from .novelty import FileNovelty
 from .statistics import Statistics
+from .thresholds import checked_thresholds
 
 __all__ = ["MOST_BYTES", "UncertaintyOptions", "check_draws_fit", "num_bytes", "uncertainty_options"]
 
@@ -45,6 +46,7 @@ class UncertaintyOptions:
         novelty: What ``fit_novelty`` returned, for an ensemble one for each member, or None.
         calibration: Temperature, conformal threshold and reference, or None.
         generator: Source of the draws, or None for seed 0.
+        thresholds: Above which uncertainty the runtime rejects a prediction, by output.
     """
 
     method: str
@@ -53,6 +55,7 @@ class UncertaintyOptions:
     novelty: Any
     calibration: Calibration | None
     generator: torch.Generator | None
+    thresholds: dict[str, float]
 
     def read_apart(self, models: Sequence[nn.Module]) -> Sequence[nn.Module]:
         """The models whose novelty has to be read from a network of its own, because weights are drawn."""
@@ -99,13 +102,15 @@ def uncertainty_options(
     novelty: Any,
     calibration: Any,
     generator: Any,
+    reject: Any,
 ) -> UncertaintyOptions | None:
     """The options of ``outputs="uncertainty"``, checked; None for the mean.
 
     Raises:
         InvalidTypeError, InvalidValueError: A value that cannot work, or an option that has no effect with the mean.
     """
-    given = {"likelihood": likelihood, "calibration": calibration, "generator": generator, "novelty": novelty}
+    given = {"likelihood": likelihood, "calibration": calibration, "generator": generator}
+    given |= {"novelty": novelty, "reject": reject}
     if outputs == "mean":
         unused = [name for name, value in given.items() if value is not None]
         if unused:
@@ -129,7 +134,8 @@ def uncertainty_options(
     if calibration is not None:
         made = _as_predicted(models, chosen, num_samples)
         calibration.check_made_for("export_onnx", posterior_fingerprint(models), *made)
-    return UncertaintyOptions(chosen, num_samples, resolved, novelty, calibration, generator)
+    thresholds = checked_thresholds(reject, resolved, novelty)
+    return UncertaintyOptions(chosen, num_samples, resolved, novelty, calibration, generator, thresholds)
 
 
 def _as_predicted(models: Sequence[nn.Module], method: str, num_samples: int) -> tuple[int, str]:

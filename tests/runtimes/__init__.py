@@ -1,0 +1,1 @@
+"""A fixed set of files, run in every client that we know of: ``make runtimes``."""
