@@ -80,16 +80,17 @@ def version_1_path(places: np.ndarray, bins: Bins, window: int = 1000) -> np.nda
 
 
 def kolmogorov_smirnov(reference: np.ndarray, stream: np.ndarray, look: int = 50) -> np.ndarray:
-    """Whether the test of the stream so far rejects at the rate, at each look."""
+    """Whether the test of the stream so far rejects at the rate, after each example that is looked at."""
     order, places = np.arange(len(reference) + 1) / len(reference), np.searchsorted(np.sort(reference), stream)
     counts = np.zeros((len(stream) // look, len(reference) + 1))
     np.add.at(counts, (np.arange(len(counts) * look) // look, places[: len(counts) * look]), 1)
     counts, number = counts.cumsum(0), look * np.arange(1, len(counts) + 1)
     upper = counts.cumsum(1) / number[:, None]
     lower = np.concatenate([np.zeros((len(counts), 1)), upper[:, :-1]], 1)
-    distance = np.maximum(abs(upper - order), abs(lower - order)).max(1)
+    distance, looks = np.maximum(abs(upper - order), abs(lower - order)).max(1), np.zeros(len(stream), dtype=bool)
     critical = math.sqrt(-math.log(RATE / 2) / 2)
-    return distance > critical * np.sqrt((len(reference) + number) / (len(reference) * number))
+    looks[number - 1] = distance > critical * np.sqrt((len(reference) + number) / (len(reference) * number))
+    return looks
 
 
 def detected(rng: np.random.Generator, quiet: int, drift: int, draw: Draw, measures: int) -> dict[str, float]:
@@ -102,7 +103,7 @@ def detected(rng: np.random.Generator, quiet: int, drift: int, draw: Draw, measu
     alarms = {
         "monitor": evidence_path(places, bins) >= math.log(measures / RATE),
         "version 1": version_1_path(places, bins) >= math.log(measures / RATE),
-        "Kolmogorov-Smirnov": np.repeat(kolmogorov_smirnov(reference, stream), 50),
+        "Kolmogorov-Smirnov": kolmogorov_smirnov(reference, stream),
     }
     return {name: max(alarm.argmax() + 1 - quiet, 0) if alarm.any() else math.inf for name, alarm in alarms.items()}
 

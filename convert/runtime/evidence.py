@@ -119,7 +119,7 @@ def _alternatives(null: np.ndarray) -> Iterator[tuple[np.ndarray, float, np.ndar
     for tail in TAILS:
         upper = np.arange(null.shape[1]) > EDGES.index(tail)
         share = null[:, upper].sum(1)[:, None] / total
-        if (share > 0).all():
+        if ((share > 0) & (share < 1)).all():
             mixed = share + (1 - share) * more
             groups = np.stack([~upper, upper], 1).astype(float)
             weight = math.log(0.5 / (len(TAILS) * len(more)))

@@ -6,6 +6,7 @@ What a loader may raise is listed with it: anything else is a bug.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,8 @@ def _runtime(path: Path) -> str:
 
 def _monitor(path: Path) -> str:
     monitor = Monitor.from_json(path.read_text(errors="replace"))
-    return f"{monitor.verdict()} {monitor.to_json()} {monitor.merge(monitor).seen}"
+    state = json.loads(monitor.to_json()) | {"own": ""}  # a new name each time
+    return f"{monitor.verdict()} {state} {monitor.merge(monitor).seen}"
 
 
 def _calibration(path: Path) -> str:
