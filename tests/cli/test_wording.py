@@ -47,7 +47,15 @@ def reachable() -> list[str]:
     """Of the rooms behind `export`, `compress` and `plan`, without arguments that the command line does not have."""
     paths = [path for room in ("onnx", "compression") for path in sorted((ROOT / room).rglob("*.py"))]
     texts = [text for path in paths for text in messages(path)]
-    unreachable = ("method=", "an ensemble", "output_names", "quantize must be", "is for quantize", "must come with")
+    unreachable = (
+        "method=",
+        "reject must",
+        "an ensemble",
+        "output_names",
+        "quantize must be",
+        "is for quantize",
+        "must come with",
+    )
     return [text for text in texts if not any(part in text for part in unreachable)]
 
 

@@ -42,7 +42,7 @@ def checked_thresholds(reject: Any, likelihood: Likelihood | None, novelty: Any)
     if unknown or not reject:
         raise InvalidValueError(
             f"export_onnx: reject must name uncertainties of the file ({', '.join(known)}), got "
-            f"{', '.join(unknown) or 'none'}; novelty needs a Novelty from fit_novelty."
+            f"{', '.join(unknown) or 'none'}; novelty needs novelty=fit_novelty(...)."
         )
     limits: dict[str, dict[str, float]] = {"novelty": {}, PVALUE: {"above": 0, "below": 1}}
     thresholds = {
