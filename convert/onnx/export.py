@@ -106,7 +106,8 @@ def export_onnx(
         output: Which output to keep: a key, a dotted path, an index or a callable. Default: all tensors that the model
             returns, named by their keys, fields or positions; for uncertainty, what ``predict`` takes.
         quantize: ``"int8"`` stores weights (per output channel) and activations in eight bits, by ONNX Runtime's own
-            quantizer. The report gives the error of the file on ``calibration_data``.
+            quantizer; of a file in closed form the last layer, and all that follows it, stay float32. The report gives
+            the error of the file on ``calibration_data``.
         calibration_data: Typical inputs that give the range of every activation, prepared as the model's inputs are: a
             tensor, tuple or mapping for one call, or a loader or list of batches. A hundred examples are usually
             enough. Without it, a model that has no convolutions measures the ranges at every call.
@@ -141,6 +142,9 @@ def export_onnx(
         >>> print(export_onnx(bnn, "sure.onnx", images[:1], metadata={"classes": "cat,dog"}))
     """
     models = checked_models(model, outputs)
+    uncertainty = uncertainty_options(
+        models, outputs, method, num_samples, likelihood, novelty, calibration, generator, reject
+    )
     options = ExportOptions(
         target=checked_target(path, "export_onnx"),
         path=Path(path),
@@ -148,10 +152,14 @@ def export_onnx(
         output_names=output_names,
         opset=opset,
         metadata={} if metadata is None else metadata,
-        uncertainty=uncertainty_options(
-            models, outputs, method, num_samples, likelihood, novelty, calibration, generator, reject
+        uncertainty=uncertainty,
+        quantization=quantization_options(
+            quantize,
+            calibration_data,
+            outputs,
+            None if uncertainty is None else uncertainty.method,
+            novelty is not None,
         ),
-        quantization=quantization_options(quantize, calibration_data, outputs),
         sparse=sparse,
         verify=verify,
         verbose=verbose,
@@ -227,7 +235,7 @@ def _pack(
     if quantization is not None:
         before = {"float_size": len(data), "float_latency_ms": latency(file, trials) if verify else {}}
         options.stage("quantising")
-        proto = quantization.apply(proto, quantization.batches(trials))
+        proto = quantization.apply(proto, quantization.batches(trials), trials.model.heads)
     sparse_tensors = store_sparse(proto) if options.sparse else 0
     if quantization is not None or options.sparse:
         data = serialized(proto, verify)

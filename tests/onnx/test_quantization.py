@@ -146,7 +146,10 @@ IMAGE, ROW = torch.randn(2, 1, 12, 12), torch.randn(2, 4)
         ),
         (
             *(bayesify(nn.Linear(4, 4)), ROW, {"quantize": "int8", "outputs": "uncertainty"}),
-            *(InvalidValueError, "quantize='int8' needs outputs='mean', got outputs='uncertainty'"),
+            *(
+                InvalidValueError,
+                "quantize='int8' needs outputs='mean' or a last layer in closed form, got outputs='unc",
+            ),
         ),
     ],
 )

@@ -64,6 +64,9 @@ class FlatModel(nn.Module):
     slack: Mapping[str, float]
     rewrites = False
 
+    #: Weights of layers that stay float32 with all that follows them, where the rest is rounded to eight bits.
+    heads: Sequence[Any] = ()
+
     def __init__(self, network: nn.Module, arguments: Arguments, selector: OutputSelector | None = None) -> None:
         super().__init__()
         self.network = network

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from bensemble.models.batches import Inputs, call
 from bensemble.models.outputs import OutputSelector, select_output
 from bensemble.posteriors import bayesian_layers
 from bensemble.prediction.closed import OutputGaussian, Recorded, closed_form, fixed_noise, mixing, recorded
+from bensemble.torch_internals import parameters_of
 
 from ..inputs.arguments import Arguments, FlatModel
 from .novelty import FileNovelty
@@ -55,6 +57,7 @@ class ClosedModel(FlatModel):
         pairs = zip(sources, networks, strict=True)
         self._members = tuple(_Member(source, network, statistics.likelihood) for source, network in pairs)
         self.members = nn.ModuleList(self._members)
+        self.heads = [member.weight for member in self._members]
         self.novelty, self._statistics = novelty, statistics
 
     def forward(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -117,6 +120,11 @@ class _Member(nn.Module):
         for name, tensor in tensors.items():
             self.register_buffer(name, None if tensor is None else tensor.detach().cpu().float().contiguous())
         self._is_mixed = False  # whether the mixing leaves out the common direction of the logits
+
+    @property
+    def weight(self) -> np.ndarray:
+        """The weight of the last layer of the copy."""
+        return parameters_of(self._network[0].get_submodule(self._name))["weight"].detach().float().numpy()
 
     def run(self, inputs: Inputs, selector: OutputSelector | None) -> OutputGaussian:
         """The Gaussian of the outputs; where each of them comes from is found by derivatives."""

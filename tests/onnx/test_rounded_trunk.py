@@ -1,0 +1,91 @@
+"""A file in closed form with an int8 trunk: the last layer and all that follows it stay float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx_models import run_file
+from torch import nn
+
+import bensemble
+from bensemble import ExportError, InvalidValueError
+from convert import bayesify, export_onnx
+
+pytestmark = pytest.mark.xdist_group("rounded trunk")  # its files are made once
+
+
+@pytest.fixture(scope="module")
+def data():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 1, 8, 8, generator=generator)
+    return x, (x[:, 0, :4].mean((1, 2)) > x[:, 0, 4:].mean((1, 2))).long()
+
+
+@pytest.fixture(scope="module")
+def bnn(data):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 32), nn.ReLU(), nn.Linear(32, 3)]
+    bnn = bayesify(nn.Sequential(*layers), include="5", example_inputs=data[0][:2])
+    bensemble.fit_posterior(bnn, [data], likelihood="categorical", beta=1.0)
+    return bnn
+
+
+@pytest.fixture(scope="module")
+def files(bnn, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rounded")
+    options = {"outputs": "uncertainty", "likelihood": "categorical"}
+    export_onnx(bnn, folder / "float.onnx", data[0][:2], **options)
+    rounding = {"quantize": "int8", "calibration_data": data[0]}
+    report = export_onnx(bnn, folder / "int8.onnx", data[0][:2], **options, **rounding)
+    return folder / "float.onnx", folder / "int8.onnx", report
+
+
+def rounded_weights(path):
+    proto = onnx.load(path)
+    return {tuple(t.dims) for t in proto.graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1}
+
+
+def test_the_trunk_is_rounded_and_the_head_is_not(bnn, files):
+    assert rounded_weights(files[0]) <= rounded_weights(files[1])
+    assert rounded_weights(files[1]) - rounded_weights(files[0]) == {(8, 1, 3, 3), (32, 288)}
+    head = bnn[5].w_mu.detach().numpy()
+    floats = [onnx.numpy_helper.to_array(t) for t in onnx.load(files[1]).graph.initializer if t.data_type == 1]
+    assert any(np.array_equal(t, head) or np.array_equal(t, head.T) for t in floats if t.ndim == 2)
+
+
+def test_the_answers_are_those_of_the_float_file_up_to_rounding(files, data):
+    exact, rounded = (run_file(path, input=data[0]) for path in files[:2])
+    assert files[2].quantization == "int8 static, per channel"
+    for name in ("probs", "entropy", "mutual_information"):
+        assert 0 < np.abs(exact[name] - rounded[name]).max() < 0.05
+
+
+def test_an_ensemble_keeps_all_heads(bnn, data, tmp_path):
+    torch.manual_seed(1)
+    other = bayesify(nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3)), include="3",
+                     example_inputs=data[0][:2])  # fmt: skip
+    bensemble.fit_posterior(other, [data], likelihood="categorical", beta=1.0)
+    options = {"outputs": "uncertainty", "likelihood": "categorical", "quantize": "int8", "calibration_data": data[0]}
+    export_onnx([bnn, other], tmp_path / "both.onnx", data[0][:2], **options)
+    assert {(8, 1, 3, 3), (32, 288), (16, 64)} <= rounded_weights(tmp_path / "both.onnx")
+    assert not {(3, 32), (3, 16)} & rounded_weights(tmp_path / "both.onnx")
+
+
+def test_what_cannot_be_rounded_is_refused(bnn, data, tmp_path):
+    options = {"outputs": "uncertainty", "likelihood": "categorical", "quantize": "int8", "calibration_data": data[0]}
+    flat, options_of_flat = data[0].flatten(1), {**options, "calibration_data": data[0].flatten(1)}
+    for net, message in (
+        (nn.Linear(64, 3), "must find layers before the last one"),
+        (nn.Sequential(nn.Tanh(), nn.Linear(64, 3)), "must find weights of convolutions"),
+    ):
+        alone = bayesify(net, include=nn.Linear, example_inputs=flat[:2])
+        with pytest.raises(ExportError, match=message):
+            export_onnx(alone, tmp_path / "a.onnx", flat[:2], **options_of_flat)
+    with pytest.raises(InvalidValueError, match="a last layer in closed form, got outputs='uncertainty' by samples"):
+        export_onnx(bnn, tmp_path / "a.onnx", data[0][:2], **options, method="samples")
+    novelty = bensemble.fit_novelty(bnn, [data], [data])
+    with pytest.raises(InvalidValueError, match="needs a file without novelty, got one"):
+        export_onnx(bnn, tmp_path / "a.onnx", data[0][:2], **options, novelty=novelty)
+    assert not list(tmp_path.iterdir())
