@@ -21,7 +21,7 @@ def main():
     held_out = DataLoader(TensorDataset(x[1200:], y[1200:]), 300)  # for calibration and novelty
 
     network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
     for _ in range(30):
         for images, labels in loader:
             optimizer.zero_grad()
