@@ -21,7 +21,7 @@ NEEDS = {
     "token_uncertainty": ("transformers", "tests/trainers/requirements.txt"),
 }
 #: Most lines of an example.
-LENGTHS = {"lightning_module": 40, "elastic_digits": 85, "lora_classifier": 105}
+LENGTHS = {"lightning_module": 40, "elastic_digits": 85, "lora_classifier": 105, "serve": 109}
 
 
 def run(script, *arguments, folder):
@@ -48,8 +48,8 @@ def skip_without(example):
         pytest.skip(f"{package} is not here: pip install --no-deps -r {requirements}")
 
 
-#: Run by tests of their own: below, and in engines/test_elastic.py.
-APART = ("unet", "elastic_digits", "lora_classifier", "token_uncertainty")
+#: Run by tests of their own: below, in engines/test_elastic.py and in test_serving.py.
+APART = ("unet", "elastic_digits", "lora_classifier", "token_uncertainty", "serve")
 
 
 @pytest.mark.slow
