@@ -1,11 +1,13 @@
 """What the site needs beyond the pages of docs/, so that the same pages also work on a checkout.
 
 Documents outside of docs/ become pages of the site, under ``project/``. Links to them, and from them into docs/, are
-turned. A link to any other file of the repository becomes plain text, because the site does not hold that file.
+turned. A link to any other file of the repository becomes plain text, because the site does not hold that file. A page
+that would load something from another host is a warning, so `mkdocs build --strict` fails.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import posixpath
 import re
@@ -16,7 +18,11 @@ from mkdocs.structure.files import File
 
 #: Documents outside of docs/ that become pages of the site.
 OUTSIDE = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/README.md")
+_LOG = logging.getLogger("mkdocs.hooks.site")
 _LINK = re.compile(r"(?<!!)\[([^\[\]]+)\]\(([^()\s#]+)(#[^()\s]*)?\)")
+_LOADED = re.compile(
+    r"<(?:script|img|iframe|link rel=\"?(?:stylesheet|preconnect))\b[^>]*(?:src|href)=\"?((?:https?:)?//[^\"\s>]+)"
+)
 _ROLE = re.compile(r":(?:func|class|meth|mod|attr|data|exc|py:\w+):(?=<code>)")
 
 
@@ -55,3 +61,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def on_page_content(html: str, **_: Any) -> str:
     """Drop the roles of docstrings, such as ``:func:``, that Markdown has no meaning for."""
     return _ROLE.sub("", html)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Warn of what a browser would load from another host."""
+    for address in _LOADED.findall(output):
+        _LOG.warning("%s loads %s", page.file.src_uri, address)
+    return output
