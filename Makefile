@@ -81,7 +81,7 @@ bench-peers: $(READY)   ## the same training steps with other libraries, install
 	$(BIN)/python benchmarks/peers.py --peers $(VENV)/peers --published $(VENV)/published
 
 docs: $(DOCS_READY)     ## the documentation as a site that can be read without a server: build/site/index.html
-	$(DOCS)/bin/mkdocs build --strict --quiet
+	$(DOCS)/bin/mkdocs build --strict
 
 docs-serve: $(DOCS_READY)  ## the same on a local address, built again after every change
 	$(DOCS)/bin/mkdocs serve

@@ -23,6 +23,37 @@ _LINK = re.compile(r"(?<!!)\[([^\[\]]+)\]\(([^()\s#]+)(#[^()\s]*)?\)")
 _LOADED = re.compile(
     r"<(?:script|img|iframe|link rel=\"?(?:stylesheet|preconnect))\b[^>]*(?:src|href)=\"?((?:https?:)?//[^\"\s>]+)"
 )
+_FORMULA = re.compile(r"<p>\.\. math::\s*(.*?)</p>", flags=re.DOTALL)
+_INLINE = re.compile(r":math:<code>(.*?)</code>")
+#: Words of LaTeX that are one sign, or none. Others stay as words.
+_SIGNS = {
+    "alpha": "α",
+    "beta": "β",
+    "epsilon": "ε",
+    "eta": "η",
+    "lambda": "λ",
+    "mu": "μ",
+    "rho": "ρ",
+    "sigma": "σ",
+    "tau": "τ",
+    "phi": "φ",
+    "Phi": "Φ",
+    "Sigma": "Σ",
+    "sum": "∑",
+    "cdot": "·",
+    "times": "×",
+    "le": "≤",
+    "ge": "≥",
+    "sim": "~",
+    "odot": "⊙",
+    "top": "ᵀ",
+    "in": "∈",
+    "infty": "∞",
+    "pi": "π",
+    "partial": "∂",
+    "otimes": "⊗",
+    **dict.fromkeys(("left", "right", "big", "Big", "bigl", "bigr", "Bigl", "Bigr", "quad"), ""),
+}
 _ROLE = re.compile(r":(?:func|class|meth|mod|attr|data|exc|py:\w+):(?=<code>)")
 
 
@@ -59,8 +90,19 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Drop the roles of docstrings, such as ``:func:``, that Markdown has no meaning for."""
+    """Drop the roles of docstrings, such as ``:func:``, and write their formulas in plain signs."""
+    html = _FORMULA.sub(lambda found: f"<pre><code>{_plain(found[1])}</code></pre>", html)
+    html = _INLINE.sub(lambda found: f"<code>{_plain(found[1])}</code>", html)
     return _ROLE.sub("", html)
+
+
+def _plain(formula: str) -> str:
+    """A formula of LaTeX as text: no script of another host is needed to read it."""
+    formula = re.sub(r"\\(?:mathrm|text|mathcal|mathbb|operatorname)\{([^{}]*)\}", r"\1", formula)
+    formula = re.sub(r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"\1 / \2", formula)
+    formula = re.sub(r"\\sqrt\{([^{}]*)\}", r"sqrt(\1)", formula)
+    formula = re.sub(r"\\([a-zA-Z]+)", lambda word: _SIGNS.get(word[1], word[1]), formula)
+    return re.sub(r" {2,}", " ", re.sub(r"\\[,;! ]", " ", formula)).strip()
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
