@@ -11,6 +11,7 @@ import logging
 import os
 import posixpath
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +28,18 @@ _FORMULA = re.compile(r"<p>\.\. math::\s*(.*?)</p>", flags=re.DOTALL)
 _INLINE = re.compile(r":math:<code>(.*?)</code>")
 #: Words of LaTeX that are one sign, or none. Others stay as words.
 _SIGNS = {
-    "alpha": "α",
-    "beta": "β",
-    "epsilon": "ε",
-    "eta": "η",
+    **{
+        word: unicodedata.lookup(f"GREEK SMALL LETTER {word}")
+        for word in ["alpha", "beta", "epsilon", "eta", "mu", "rho", "sigma"]
+    },
     "lambda": "λ",
-    "mu": "μ",
-    "rho": "ρ",
-    "sigma": "σ",
     "tau": "τ",
     "phi": "φ",
     "Phi": "Φ",
     "Sigma": "Σ",
     "sum": "∑",
     "cdot": "·",
-    "times": "×",
+    "times": "x",
     "le": "≤",
     "ge": "≥",
     "sim": "~",
@@ -51,7 +49,6 @@ _SIGNS = {
     "infty": "∞",
     "pi": "π",
     "partial": "∂",
-    "otimes": "⊗",
     **dict.fromkeys(("left", "right", "big", "Big", "bigl", "bigr", "Bigl", "Bigr", "quad"), ""),
 }
 _ROLE = re.compile(r":(?:func|class|meth|mod|attr|data|exc|py:\w+):(?=<code>)")
@@ -100,6 +97,7 @@ def _plain(formula: str) -> str:
     """A formula of LaTeX as text: no script of another host is needed to read it."""
     formula = re.sub(r"\\(?:mathrm|text|mathcal|mathbb|operatorname)\{([^{}]*)\}", r"\1", formula)
     formula = re.sub(r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"\1 / \2", formula)
+    formula = re.sub(r"\\frac(\w)(\w)", r"\1/\2 ", formula)
     formula = re.sub(r"\\sqrt\{([^{}]*)\}", r"sqrt(\1)", formula)
     formula = re.sub(r"\\([a-zA-Z]+)", lambda word: _SIGNS.get(word[1], word[1]), formula)
     return re.sub(r" {2,}", " ", re.sub(r"\\[,;! ]", " ", formula)).strip()
