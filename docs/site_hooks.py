@@ -15,8 +15,6 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File
-
 #: Documents outside of docs/ that become pages of the site.
 OUTSIDE = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/README.md")
 _LOG = logging.getLogger("mkdocs.hooks.site")
@@ -26,12 +24,10 @@ _LOADED = re.compile(
 )
 _FORMULA = re.compile(r"<p>\.\. math::\s*(.*?)</p>", flags=re.DOTALL)
 _INLINE = re.compile(r":math:<code>(.*?)</code>")
+_GREEK = ("alpha", "beta", "epsilon", "eta", "mu", "rho", "sigma")
 #: Words of LaTeX that are one sign, or none. Others stay as words.
 _SIGNS = {
-    **{
-        word: unicodedata.lookup(f"GREEK SMALL LETTER {word}")
-        for word in ["alpha", "beta", "epsilon", "eta", "mu", "rho", "sigma"]
-    },
+    **{word: unicodedata.lookup(f"GREEK SMALL LETTER {word}") for word in _GREEK},
     "lambda": "λ",
     "tau": "τ",
     "phi": "φ",
@@ -56,6 +52,8 @@ _ROLE = re.compile(r":(?:func|class|meth|mod|attr|data|exc|py:\w+):(?=<code>)")
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the documents outside of docs/."""
+    from mkdocs.structure.files import File
+
     root = Path(config.config_file_path).parent
     for name in OUTSIDE:
         files.append(File.generated(config, f"project/{name}", abs_src_path=str(root / name)))

@@ -1,7 +1,9 @@
 """The site: every public name is in the reference, every page in the navigation, and new pages begin and end alike."""
 
 import importlib
+import importlib.util
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -78,3 +80,55 @@ def test_the_site_asks_no_other_host():
     settings = (ROOT / "mkdocs.yml").read_text()
     assert "font: false" in settings
     assert "//" not in re.sub(r"#.*", "", settings)
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    spec = importlib.util.spec_from_file_location("site_hooks", DOCS / "site_hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "expected"),
+    [
+        ("recipes.md", "[a](uncertainty.md#b) [c](#d) [e](https://example.org)", None),
+        ("recipes.md", "![a](images/b.png)", None),
+        ("recipes.md", "```python\n[a](../CONTRIBUTING.md)\n```", None),
+        ("recipes.md", "[a](../SECURITY.md#b)", "[a](project/SECURITY.md#b)"),
+        ("reference/fit.md", "[a](../../CONTRIBUTING.md)", "[a](../project/CONTRIBUTING.md)"),
+        ("reference/fit.md", "[a](../recipes.md)", "[a](../recipes.md)"),
+        ("recipes.md", "see [a](../examples/unet.py)", "see a"),
+        ("project/SECURITY.md", "[a](docs/guarantees.md#b)", "[a](../guarantees.md#b)"),
+        ("project/benchmarks/README.md", "[a](../docs/recipes.md)", "[a](../../recipes.md)"),
+        ("recipes.md", "```python needs=a,b\nx = 1\n```", "```python\nx = 1\n```"),
+        ("recipes.md", "- a\n\n  ```python needs=a\n  x\n  ```", "- a\n\n  ```python\n  x\n  ```"),
+    ],
+)
+def test_links_and_fences_are_turned(hooks, source, text, expected):
+    page = SimpleNamespace(file=SimpleNamespace(src_uri=source))
+    assert hooks.on_page_markdown(text, page=page) == (text if expected is None else expected)
+
+
+@pytest.mark.parametrize(
+    ("html", "expected"),
+    [
+        ("see :func:<code>plan</code>", "see <code>plan</code>"),
+        (
+            r":math:<code>|\mu| / \sigma</code>",
+            "<code>|\N{GREEK SMALL LETTER MU}| / \N{GREEK SMALL LETTER SIGMA}</code>",
+        ),
+        (r"<p>.. math:: \frac{a}{b} \, \mathrm{std}(x)</p>", "<pre><code>a / b std(x)</code></pre>"),
+    ],
+)
+def test_docstrings_are_readable(hooks, html, expected):
+    assert hooks.on_page_content(html) == expected
+
+
+def test_what_another_host_would_send_is_a_warning(hooks, caplog):
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="a.md"))
+    hooks.on_post_page('<a href="https://example.org">a</a><script src="b.js"></script>', page=page)
+    assert not caplog.records
+    hooks.on_post_page('<script src="https://example.org/c.js"></script>', page=page)
+    assert "a.md loads https://example.org/c.js" in caplog.text
