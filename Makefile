@@ -4,9 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 CONSTRAINTS ?= constraints.txt
+DOCS   := .venv-docs
+DOCS_READY := $(DOCS)/.ready
 SAMPLE ?= tests/zoo/sample-requirements.txt
 
-.PHONY: demo test test-libraries test-mnist runtimes quick check format lint types wheel zoo compaction-sweep properties hostile torch-matrix bench bench-peers clean
+.PHONY: demo test test-libraries test-mnist runtimes quick check format lint types wheel zoo compaction-sweep properties hostile torch-matrix bench bench-peers docs docs-serve clean
+docs docs-serve: export NO_MKDOCS_2_WARNING = 1
 
 demo: $(READY)          ## the whole story on one page: demo-output/index.html
 	$(BIN)/bensemble demo --output demo-output
@@ -77,8 +80,14 @@ bench-peers: $(READY)   ## the same training steps with other libraries, install
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/published bensemble==0.2.2
 	$(BIN)/python benchmarks/peers.py --peers $(VENV)/peers --published $(VENV)/published
 
+docs: $(DOCS_READY)     ## the documentation as a site: build/site/index.html
+	$(DOCS)/bin/mkdocs build --strict
+
+docs-serve: $(DOCS_READY)  ## the same on a local address, built again after every change
+	$(DOCS)/bin/mkdocs serve
+
 clean:
-	rm -rf $(VENV) .venv-zoo .venv-matrix .venv-runtimes build dist demo-output
+	rm -rf $(VENV) .venv-zoo .venv-matrix .venv-runtimes $(DOCS) build dist demo-output
 
 $(READY): pyproject.toml $(CONSTRAINTS) tests/real/requirements.txt tests/trainers/requirements.txt $(SAMPLE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -87,3 +96,9 @@ $(READY): pyproject.toml $(CONSTRAINTS) tests/real/requirements.txt tests/traine
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/trainers --requirement tests/trainers/requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/zoo --requirement $(SAMPLE)
 	touch $(READY)
+
+# The sources are read, not imported, so this environment needs no torch. Its names are those of the `docs` extra.
+$(DOCS_READY): pyproject.toml constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt mkdocs mkdocs-material mkdocstrings mkdocstrings-python ruff
+	touch $(DOCS_READY)

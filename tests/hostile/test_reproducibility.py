@@ -69,7 +69,7 @@ def test_training_prediction_pruning_and_export_are_the_same_bytes(tmp_path):
     for name, seed in (("one", 0), ("two", 0), ("three", 1)):
         run(tmp_path / name, sys.executable, "-c", STORY, str(tmp_path / name), str(seed))
     found = hashes(tmp_path / "one")
-    assert set(found) == {"trained", "probs", "calibration", "sure.onnx", "small.onnx", "int8.onnx"}
+    assert set(found) == {"trained", "probs", "calibration", "sure.onnx", "sure.onnx.json", "small.onnx", "int8.onnx"}
     assert hashes(tmp_path / "two") == found
     assert not set(hashes(tmp_path / "three").values()) & set(found.values()), "the seed does not decide"
 
