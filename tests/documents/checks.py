@@ -15,7 +15,9 @@ from convert.cli.app import app
 
 from .pages import ROOT, Page
 
-__all__ = ["broken_commands", "broken_links", "missing_paths"]
+__all__ = ["broken_commands", "broken_links", "missing_paths", "not_printed"]
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)?%?")
 
 
 def broken_links(page: Page, root: Path = ROOT) -> list[str]:
@@ -124,3 +126,30 @@ def docstring_commands(script: Path) -> list[str]:
     return re.findall(
         r"python (?:benchmarks|examples)/[^\n`)]*\w", ast.get_docstring(ast.parse(script.read_text())) or ""
     )
+
+
+def not_printed(page: Page, output: str) -> list[str]:
+    """Lines that a page says its code prints, and that it does not print in the order of the page, up to rounding.
+
+    Another processor trains a little differently: numbers may be off by a fifth, and by .1 or 2 %.
+    """
+    lines, missing = output.splitlines(), []
+    for expected in page.printed:
+        place = next((i for i, line in enumerate(lines) if _alike(expected, line)), None)
+        if place is None:
+            missing.append(expected)
+        else:
+            lines = lines[place + 1 :]
+    return missing
+
+
+def _alike(expected: str, line: str) -> bool:
+    if _NUMBER.sub("#", expected) != _NUMBER.sub("#", line):
+        return False
+    pairs = zip(_NUMBER.findall(expected), _NUMBER.findall(line), strict=True)
+    return all(_close(one, other) for one, other in pairs)
+
+
+def _close(one: str, other: str) -> bool:
+    value, found = float(one.rstrip("%")), float(other.rstrip("%"))
+    return abs(value - found) <= 0.2 * value + (2.0 if one.endswith("%") else 0.1)

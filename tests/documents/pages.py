@@ -98,8 +98,13 @@ class Page:
     def commands(self) -> list[str]:
         """What may be typed into a shell: inline code, and the lines of blocks that are not Python."""
         inline = [token.content for token in self.tokens if token.type == "code_inline"]
-        lines = [line for block in self.blocks if not block.is_python for line in block.text.splitlines()]
+        lines = [line for block in self.blocks if not block.info for line in block.text.splitlines()]
         return inline + [line.split(" #")[0].strip() for line in lines]
+
+    @property
+    def printed(self) -> list[str]:
+        """The lines of blocks labelled as text, which the code of the page prints."""
+        return [line for block in self.blocks if block.info == "text" for line in block.text.splitlines()]
 
     @property
     def code(self) -> str:

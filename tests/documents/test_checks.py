@@ -2,7 +2,7 @@
 
 import pytest
 
-from .checks import broken_commands, broken_links, missing_paths
+from .checks import broken_commands, broken_links, missing_paths, not_printed
 from .pages import Page
 
 
@@ -113,3 +113,20 @@ def test_code_keeps_its_lines(page):
     assert code.code.splitlines()[13] == "c = a"
     assert "b" not in code.code
     assert code.blocks[1].needs == ["laplace"]
+
+
+PRINTED = "It prints\n\n```text\nfound 21% of 0.37\nright: 96.0%\n```\n"
+
+
+@pytest.mark.parametrize(
+    ("output", "missing"),
+    [
+        ("x\nfound 24% of 0.40\ny\nright: 95.2%\n", []),
+        ("found 31% of 0.37\nright: 96.0%\n", ["found 21% of 0.37"]),
+        ("found 21% of 0.57\nright: 96.0%\n", ["found 21% of 0.37"]),
+        ("lost 21% of 0.37\nright: 96.0%\n", ["found 21% of 0.37"]),
+        ("right: 96.0%\nfound 21% of 0.37\n", ["right: 96.0%"]),
+    ],
+)
+def test_what_is_not_printed_is_found(page, output, missing):
+    assert not_printed(page(PRINTED), output) == missing

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from .checks import broken_commands, broken_links, docstring_commands, missing_paths
+from .checks import broken_commands, broken_links, docstring_commands, missing_paths, not_printed
 from .pages import ROOT, Page, all_pages
 
 PAGES = {str(path.relative_to(ROOT)): Page(path) for path in all_pages()}
@@ -40,9 +40,10 @@ def test_the_commands_in_a_docstring_exist(script):
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in WITH_CODE])
 @pytest.mark.filterwarnings("ignore:predict. the posterior is neither trained nor fitted")
-def test_the_code_of_a_document_runs(name, folder):
-    """All blocks of a page run in order, as one session, in an empty folder."""
+def test_the_code_of_a_document_runs(name, folder, capsys):
+    """All blocks of a page run in order, as one session, in an empty folder, and print what the page says."""
     run(PAGES[name].code, name, folder)
+    assert not not_printed(PAGES[name], capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
