@@ -128,7 +128,7 @@ def test_export_compacts_a_plain_network(files: Path) -> None:
         (
             ["--int8", "val.npz", "--outputs", "uncertainty"],
             1,
-            "--int8 needs --outputs mean, got --outputs uncertainty",
+            "--int8 needs --outputs mean or a last layer in closed form, got --outputs uncertainty by samples",
         ),
         (["--int8", "missing.npz"], 1, "'missing.npz' is not a file of numeric arrays (FileNotFoundError: "),
         (["--int8", "other.npz"], 1, "--int8 must be like --input, a tensor of shape (2, 4)"),
