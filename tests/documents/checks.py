@@ -13,7 +13,7 @@ from typer.main import get_command
 
 from convert.cli.app import app
 
-from .pages import ROOT, Page
+from .pages import MADE, ROOT, Page
 
 __all__ = ["broken_commands", "broken_links", "missing_paths", "not_printed"]
 
@@ -45,7 +45,7 @@ def _problem(link: str, page: Page, root: Path) -> str | None:
 
 def missing_paths(page: Page, root: Path = ROOT) -> list[str]:
     """Paths in inline code that begin with a folder of the repository and do not exist."""
-    folders = {folder.name for folder in root.iterdir() if folder.is_dir()}
+    folders = {folder.name for folder in root.iterdir() if folder.is_dir()} - set(MADE)
     named = [token.content for token in page.tokens if token.type == "code_inline"]
     paths = [
         name for name in named if re.fullmatch(r"[\w.\-/]+", name) and "/" in name and name.split("/")[0] in folders
