@@ -112,9 +112,7 @@ def best_scale(evaluate: Evaluate, mean_terms: Tensor) -> Choice:
     return BETAS[place], REACHES[reach], tried.summary()
 
 
-def scanned_scale(
-    evaluate: EvaluateClosed, has_bias: bool
-) -> tuple[float, float, float, dict[tuple[float, float], float]]:
+def scanned_scale(evaluate: EvaluateClosed, has_bias: bool) -> ClosedChoice:
     """The candidate with the lowest NLL of a grid, where a candidate costs no forward of the network.
 
     Decades of beta and of reach are scanned first, then the half decades around the best; the grid grows by a decade

@@ -25,6 +25,7 @@ __all__ = [
     "batch_size",
     "call",
     "check_finite_inputs",
+    "check_loader",
     "device_of",
     "examples_along",
     "first_examples",
@@ -135,6 +136,15 @@ def read_batches(
     for batch in loader:
         inputs, target = split_batch(batch, unpack, model)
         yield to_device(inputs, device), to_device(target, device)
+
+
+def check_loader(verb: str, loader: Any) -> None:
+    """Raise unless the value gives batches."""
+    if not is_loader(loader):
+        raise InvalidTypeError(
+            f"{verb}: loader must give batches, got {type(loader).__name__}; wrap the inputs in a DataLoader, or pass "
+            "a list of batches."
+        )
 
 
 def is_loader(inputs: Any) -> bool:

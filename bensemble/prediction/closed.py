@@ -78,23 +78,22 @@ class ClosedForm:
 
     def outputs(self, seen: Recorded) -> OutputGaussian:
         """The Gaussian of the outputs of a batch, for the present posterior."""
-        axis = self.layer.channel_axis
-        assert axis is not None
-        variance, basis = self.layer.preactivation_variance(seen.input)
-        mixed = mixing(basis, self.likelihood, seen.mean, variance.shape[axis])
-        noise = fixed_noise(variance.shape[axis]).to(variance)
-        return OutputGaussian(seen.mean, variance, mixed, axis, noise, seen.placed)
+        return self._gaussian(seen, *self.layer.preactivation_variance(seen.input))
 
     def outputs_of_unit_bias(self, seen: Recorded) -> OutputGaussian:
         """The same if every bias had variance 1 and the weights none."""
-        axis = self.layer.channel_axis
-        assert axis is not None
         own, bias, basis = self.layer.variances_in_basis()
         assert bias is not None
         ones = self.layer.variance_at(seen.input, torch.zeros_like(own), torch.ones_like(bias), None)
-        mixed = mixing(None if basis is None else basis.outer, self.likelihood, seen.mean, ones.shape[axis])
-        noise = fixed_noise(ones.shape[axis]).to(ones)
-        return OutputGaussian(seen.mean, ones, mixed, axis, noise, seen.placed)
+        return self._gaussian(seen, ones, None if basis is None else basis.outer)
+
+    def _gaussian(self, seen: Recorded, variance: Tensor, basis: Tensor | None) -> OutputGaussian:
+        """From the variance of each coordinate of the layer's output, and the basis of these coordinates."""
+        axis = self.layer.channel_axis
+        assert axis is not None
+        mixed = mixing(basis, self.likelihood, seen.mean, variance.shape[axis])
+        noise = fixed_noise(variance.shape[axis]).to(variance)
+        return OutputGaussian(seen.mean, variance, mixed, axis, noise, seen.placed)
 
 
 @dataclass(frozen=True, eq=False)

@@ -76,8 +76,12 @@ def make_plan(
     selection = parse_selection(verb, model, include, exclude)
     refusal(verb, model, owners)
     calls = entries(verb, model, example_inputs, entry_points)
-    traced = not calls and trace
-    analysis = trace_forward(model) if traced else probe_calls(verb, model, calls) if calls else Analysis()
+    if calls:
+        analysis = probe_calls(verb, model, calls)
+    elif trace:
+        analysis = trace_forward(model)
+    else:
+        analysis = Analysis()
     rows = tuple(_row(parameter, places, selection, analysis, owners) for parameter, places in owners.values())
     last = _last(model, rows, owners, calls)
     return ConversionPlan(rows, type(model).__name__, analysis.source, last)

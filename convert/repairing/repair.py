@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from bensemble.checks import check_module, check_number
 from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
-from bensemble.models.batches import Unpack, is_loader
+from bensemble.models.batches import Unpack, check_loader
 from bensemble.models.state import evaluating, unwrapped
 from bensemble.posteriors import is_bayesian
 
@@ -129,11 +129,7 @@ def _check(verb: str, pruned: Any, original: Any, loader: Any, damping: Any) -> 
             )
     if damping is not None:
         check_number(verb, "damping", damping, least=0)
-    if not is_loader(loader):
-        raise InvalidTypeError(
-            f"{verb}: loader must give batches, got {type(loader).__name__}; wrap the inputs in a DataLoader, or pass "
-            "a list of batches."
-        )
+    check_loader(verb, loader)
     if isinstance(loader, Iterator):
         raise InvalidTypeError(
             f"{verb}: loader is read once for each layer, got {type(loader).__name__}, which can be read once; pass a "

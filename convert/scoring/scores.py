@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from bensemble.checks import check_module, check_number
-from bensemble.errors import InvalidTypeError, InvalidValueError
+from bensemble.errors import InvalidValueError
 from bensemble.fitting.curvature import diagonal_curvature
 from bensemble.gaussian import precise
 from bensemble.likelihoods import Likelihood, required
-from bensemble.models.batches import Unpack, is_loader
+from bensemble.models.batches import Unpack, check_loader
 from bensemble.models.outputs import OutputSelector
 from bensemble.models.sharding import check_in_one_process
 from bensemble.models.state import evaluating
@@ -115,11 +115,7 @@ def _check(model: Any, loader: Any, score: Any, sparsity: Any, damping: Any) -> 
         return
     if loader is None:
         raise InvalidValueError("prune_scores: score='obd' needs loader, got none; pass batches of inputs.")
-    if not is_loader(loader):
-        raise InvalidTypeError(
-            f"prune_scores: loader must give batches, got {type(loader).__name__}; wrap the inputs in a DataLoader, "
-            "or pass a list of batches."
-        )
+    check_loader("prune_scores", loader)
 
 
 def _damaged(
