@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from uncertainty_files import answers, model, reference, write_calibrated
+from uncertainty_files import answers, model, reference
 
 import bensemble
 from bensemble.likelihoods import Gaussian
@@ -13,13 +13,6 @@ from convert.onnx import export_onnx
 from convert.runtime import Answer, Monitor, UncertaintySession
 
 pytestmark = pytest.mark.xdist_group("monitor")  # its fixtures are made once
-
-
-@pytest.fixture(scope="module")
-def calibrated(tmp_path_factory):
-    path = tmp_path_factory.mktemp("runtime") / "sure.onnx"
-    bnn, calibration = write_calibrated(path)
-    return bnn, path, calibration
 
 
 def test_a_monitor_takes_a_path_and_mappings(calibrated):

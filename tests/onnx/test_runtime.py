@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from uncertainty_files import CLASSES, model, write_calibrated
+from uncertainty_files import CLASSES, model
 
 import bensemble
 from bensemble.likelihoods import Categorical
@@ -17,13 +17,6 @@ from convert.onnx import export_onnx
 from convert.runtime import Monitor, UncertaintySession
 
 pytestmark = pytest.mark.xdist_group("uncertainty file")  # its fixtures are made once
-
-
-@pytest.fixture(scope="module")
-def calibrated(tmp_path_factory):
-    path = tmp_path_factory.mktemp("runtime") / "sure.onnx"
-    bnn, calibration = write_calibrated(path)
-    return bnn, path, calibration
 
 
 def test_an_answer_has_the_files_outputs_as_fields(calibrated):

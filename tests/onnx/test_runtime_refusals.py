@@ -5,20 +5,12 @@ import onnx
 import pytest
 import torch
 from onnx_models import TwoInputs
-from uncertainty_files import write_calibrated
 
 from convert import bayesify
 from convert.onnx import export_onnx
 from convert.runtime import UncertaintyFileError, UncertaintySession
 
 pytestmark = pytest.mark.xdist_group("runtime refusals")  # its fixtures are made once
-
-
-@pytest.fixture(scope="module")
-def calibrated(tmp_path_factory):
-    path = tmp_path_factory.mktemp("runtime") / "sure.onnx"
-    bnn, calibration = write_calibrated(path)
-    return bnn, path, calibration
 
 
 def zeros(*shape, dtype="float32"):
