@@ -33,16 +33,15 @@ Figures = Mapping[str, Mapping[str, Sequence[float]]]
 
 def contest(family: Family, images: Images) -> tuple[dict[str, dict[str, float]], dict[str, Told]]:
     """The figures of one family by way and by what they measure, and the predictions behind them."""
-    one, few, many = family.networks[0], family.novelties[:1], len(family.networks)
-    plain, last = _told(one, images), _told(family.bayesian[0], images, few)
+    one = family.networks[0]
+    plain, last = _told(one, images), _told(family.bayesian, images, family.novelty)
     chosen = calibrate(predict(one, images.val[0], likelihood="categorical"), images.val[1])
-    told: dict[str, Told] = {
+    told = {
         "one network": plain,
         "with a temperature": {part: chosen.apply(prediction) for part, prediction in plain.items()},
         "last layer": last,
         "last layer, novelty": last,
-        f"{many} networks": _told(family.networks, images),
-        f"{many} last layers, novelty": _told(family.bayesian, images, family.novelties),
+        f"{len(family.networks)} networks": _told(family.networks, images),
     }
     return {way: score(found, images.test[1], "novelty" in way) for way, found in told.items()}, told
 
@@ -90,10 +89,10 @@ def as_good_as_best(figures: Figures, row: str) -> set[str]:
     return {way for way in figures if difference(figures, row, way, best)[0] == 0}
 
 
-def _told(models: nn.Module | Sequence[nn.Module], images: Images, novelties: Sequence[Novelty] | None = None) -> Told:
+def _told(models: nn.Module | Sequence[nn.Module], images: Images, novelty: Novelty | None = None) -> Told:
     parts = {"cal": images.cal[0], "test": images.test[0], **images.strangers}
     return {
-        part: predict(models, inputs, likelihood="categorical", chunk_size=1000, novelty=novelties)
+        part: predict(models, inputs, likelihood="categorical", chunk_size=1000, novelty=novelty)
         for part, inputs in parts.items()
     }
 

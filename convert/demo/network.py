@@ -35,27 +35,22 @@ class DigitNet(nn.Module):
 
 
 class Family(NamedTuple):
-    """Networks that differ in their seed alone; each once more with a posterior of its last layer, and its novelty."""
+    """Networks that differ in their seed alone; the first also with a posterior of its last layer, and its novelty."""
 
     networks: list[nn.Module]
-    bayesian: list[nn.Module]
-    novelties: list[Novelty]
-    fits: list[FitReport]
+    bayesian: nn.Module
+    fit: FitReport
+    novelty: Novelty
 
 
 def raise_family(images: Images, members: int, epochs: int) -> Family:
-    """Train ``members`` networks by torch's random state, and fit what needs no training."""
-    family = Family([], [], [], [])
+    """Train ``members`` networks by torch's random state, and fit to the first what needs no training."""
+    networks = [_trained(images, epochs) for _ in range(members)]
     train, val, cal = (DataLoader(TensorDataset(*part), 500) for part in (images.train, images.val, images.cal))
-    for _ in range(members):
-        network = _trained(images, epochs)
-        inputs = images.val[0][:2]
-        bnn = bayesify(network, include=last_layer(network, inputs), example_inputs=inputs)
-        family.fits.append(fit_posterior(bnn, train, likelihood="categorical", val_loader=val))
-        family.networks.append(network)
-        family.bayesian.append(bnn)
-        family.novelties.append(fit_novelty(bnn, train, cal))
-    return family
+    inputs = images.val[0][:2]
+    bnn = bayesify(networks[0], include=last_layer(networks[0], inputs), example_inputs=inputs)
+    fit = fit_posterior(bnn, train, likelihood="categorical", val_loader=val)
+    return Family(networks, bnn, fit, fit_novelty(bnn, train, cal))
 
 
 @torch.no_grad()

@@ -42,9 +42,9 @@ def curves(points: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str) 
     """Lines through shares, in percent."""
     figure, axis = _figure(x, y)
     for (name, line), colour in zip(points.items(), COLOURS[::-1], strict=True):
-        axis.plot(*([100 * share for share in shares] for shares in zip(*line, strict=True)), "o-", ms=4, color=colour)
-        axis.annotate(name, (100 * line[3][0], 100 * line[3][1]), (-8, -4), textcoords="offset points", ha="right",
-                      va="top", color=colour)  # fmt: skip
+        shares, values = zip(*line, strict=True)
+        axis.plot([100 * x for x in shares], [100 * y for y in values], "o-", ms=4, color=colour, label=name)
+    axis.legend(frameon=False, labelcolor=INK, loc="lower left")
     axis.set_ylim(0, 102)
     return figure
 

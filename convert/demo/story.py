@@ -74,10 +74,10 @@ def _tell(output: Path, images: Images, pace: Pace, console: Console) -> None:
                 figures.setdefault(way, {}).setdefault(row, []).append(value)
         if number == 0:
             family, told = raised, answers
-    say(family.fits[0])
-    say(family.novelties[0])
-    save(family.bayesian[0], output / "last-layer.safetensors")
-    family.novelties[0].save(output / "novelty.safetensors")
+    say(family.fit)
+    say(family.novelty)
+    save(family.bayesian, output / "last-layer.safetensors")
+    family.novelty.save(output / "novelty.safetensors")
 
     with console.status("Writing ONNX files"):
         files = _files(output, images, family, say)
@@ -92,14 +92,14 @@ def _tell(output: Path, images: Images, pace: Pace, console: Console) -> None:
     with console.status("Pruning"):
         slimming = slim(family.networks[0], output / "one.onnx", images)
     say(slimming.files)
-    page = write_report(output, images, figures, told, family.fits[0], files, slimming)
+    page = write_report(output, images, figures, told, family.fit, files, slimming)
     say(f"All of this on one page: {page}")
 
 
 def _files(output: Path, images: Images, family: Family, say: Any) -> Comparison:
     """Write a file for each way but the temperature; ONNX Runtime has confirmed each, and measures them together."""
     inputs, digits = images.cal
-    bnn, novelty = family.bayesian[0], family.novelties[0]
+    bnn, novelty = family.bayesian, family.novelty
     held_out = predict(bnn, inputs, likelihood="categorical")
     answers: dict[str, Any] = {
         "novelty": novelty,
@@ -108,13 +108,11 @@ def _files(output: Path, images: Images, family: Family, say: Any) -> Comparison
         "metadata": {"classes": ",".join("0123456789")},
     }
     uncertain = {"outputs": "uncertainty", "likelihood": "categorical"}
-    several = len(family.networks)
     models: dict[str, tuple[Any, dict[str, Any]]] = {
         "one": (family.networks[0], {}),
         "last-layer": (bnn, uncertain),
         "sure": (bnn, uncertain | answers),
-        f"{several}-networks": (family.networks, uncertain),
-        f"{several}-last-layers": (family.bayesian, uncertain | {"novelty": family.novelties}),
+        "ensemble": (family.networks, uncertain),
     }
     for name, (model, options) in models.items():
         report = export_onnx(model, output / f"{name}.onnx", inputs[:1], **options)
