@@ -18,7 +18,7 @@ from convert import (
     prune_scores,
     repair,
     to_deterministic,
-)  # fmt: skip
+)
 
 from .data import Images
 from .network import accuracy
@@ -26,7 +26,7 @@ from .network import accuracy
 __all__ = ["Slimming", "slim"]
 
 #: Shares of weights removed, one after the other.
-SHARES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
+SHARES = (0.5, 0.8, 0.9, 0.95, 0.98)
 #: The share of single weights, and of whole channels, that the files lack.
 SPARSE, CHANNELS = 0.9, 0.5
 
