@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bensemble.errors import ConversionError, needs_extra
-from bensemble.tables import text_table
+from bensemble.errors import ConversionError
+from bensemble.plots import labelled, on_axes
+from bensemble.tables import Printed, text_table
 
 from .confirming import Confirmation
 
@@ -91,7 +92,7 @@ def _measured(constraint: str, point: Point) -> float:
 
 
 @dataclass(frozen=True)
-class Compression:
+class Compression(Printed):
     """The result of :func:`convert.compress`; ``print`` shows the front as a table.
 
     Attributes:
@@ -142,10 +143,7 @@ class Compression:
         Returns:
             The matplotlib axes.
         """
-        with needs_extra("plot", "plots"):
-            from matplotlib import pyplot
-        if axes is None:
-            _, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+        axes = on_axes(axes)
         for quantize, marker in ((None, "o"), ("int8", "s")):
             some = [point for point in self.points if point.quantize == quantize]
             label = quantize or "float32"
@@ -154,9 +152,8 @@ class Compression:
         axes.plot([p.size / 1e3 for p in best], [p.metric for p in best], linewidth=1, color="0.5", zorder=0)
         axes.scatter(self.chosen.size / 1e3, self.chosen.metric, s=140, facecolors="none", edgecolors="black")
         axes.annotate(self.chosen.name, (self.chosen.size / 1e3, self.chosen.metric), fontsize=8)
-        axes.set(xscale="log", xlabel="size of the file, kB", ylabel="metric")
-        axes.legend(frameon=False)
-        return axes
+        axes.set_xscale("log")
+        return labelled(axes, "size of the file, kB", "metric")
 
 
 class UnmetConstraintsError(ConversionError):

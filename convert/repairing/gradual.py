@@ -23,7 +23,7 @@ from bensemble.pruning.channels import ChannelGroups
 from bensemble.pruning.criteria import check_granularity, matrices
 from bensemble.pruning.masks import pruning_masks
 from bensemble.pruning.patterns import is_pattern
-from bensemble.tables import text_table
+from bensemble.tables import Printed, text_table
 
 from ..scoring import ExpectedLoss, prune_scores
 from ..scoring.loss import HeldOut
@@ -59,7 +59,7 @@ class PruneStep:
 
 
 @dataclass(frozen=True, repr=False)
-class Pruned(Generic[M]):
+class Pruned(Printed, Generic[M]):
     """A pruned and repaired network, and how it came to be; prints as a table.
 
     Attributes:
