@@ -1,8 +1,8 @@
 """Plots of uncertainty with matplotlib, which is imported when a plot is drawn.
 
 Each function takes one thing, several in a list, or several by name. It draws into ``axes=`` or a new figure, and
-returns the axes; ``axes.figure.savefig("picture.svg")`` writes the picture. The colours of a new figure can be told apart
-by the colour-blind (Okabe & Ito 2008, "Color Universal Design"); a second call with the same axes takes the next ones.
+returns the axes; ``axes.figure.savefig("picture.svg")`` writes the picture. New figures have colours that can be told
+apart by the colour-blind (Okabe & Ito 2008, "Color Universal Design"); a second call with the same axes takes the next.
 """
 
 from __future__ import annotations
