@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from .graph.compaction import CompactionReport, channel_groups, compact, compaction_report
     from .onnx import Comparison, ExportReport, OnnxModel, OnnxSummary, compare_onnx, export_onnx, inspect_onnx
     from .planning import ConversionPlan, PlanRow, last_layer, plan
-    from .repairing import Pruned, PruneStep, RepairReport, RepairRow, prune_and_repair, repair, repair_report
+    from .repairing import (
+        GradualPruning,
+        Pruned,
+        PruneStep,
+        RepairReport,
+        RepairRow,
+        prune_and_repair,
+        repair,
+        repair_report,
+    )
     from .reports import NoiseReport, SparsityReport, check_noise, sparsity
     from .scoring import ExpectedLoss, prune_scores
     from .surgery import bayesify, to_deterministic
@@ -26,6 +35,7 @@ _HOMES = {
     "ConversionPlan": "planning",
     "ExportReport": "onnx",
     "ExpectedLoss": "scoring",
+    "GradualPruning": "repairing",
     "NoiseReport": "reports",
     "OnnxModel": "onnx",
     "OnnxSummary": "onnx",
@@ -63,6 +73,7 @@ __all__ = [
     "ConversionPlan",
     "ExpectedLoss",
     "ExportReport",
+    "GradualPruning",
     "NoiseReport",
     "OnnxModel",
     "OnnxSummary",

@@ -159,7 +159,7 @@ def prune_and_repair(
         after = repair(to_deterministic(bnn, masks=masks), dense, loader, unpack=unpack, generator=generator)
         loss = heldout.loss(after)
         kept = sparsity != "auto" or _allowed(loss)
-        done.append(PruneStep(_zeros(after), loss, kept))
+        done.append(PruneStep(_zeros(after, matrices(bnn)), loss, kept))
         if progress is not None:
             progress(done[-1])
         network = after if kept else network
@@ -195,10 +195,11 @@ def _allowed(loss: ExpectedLoss) -> bool:
     return (loss.nats if loss.drop != loss.drop else loss.drop) + loss.standard_error <= ALLOWED
 
 
-def _zeros(network: nn.Module) -> float:
+def _zeros(network: nn.Module, counted: Iterable[str]) -> float:
     """The share of zeros among the weights that a share counts."""
-    means = [posterior.mu for posterior in matrices(bayesify(network)).values()]
-    return sum(int((mean == 0).sum()) for mean in means) / max(sum(mean.numel() for mean in means), 1)
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    weights = [parameters[name] for name in counted]
+    return sum(int((weight == 0).sum()) for weight in weights) / max(sum(weight.numel() for weight in weights), 1)
 
 
 def _check(model: Any, loader: Any, sparsity: Any, granularity: Any, steps: Any, score: Any) -> None:

@@ -62,6 +62,9 @@ CONVERT = {
     "compact": lambda s: convert.compact(convert.to_deterministic(s.bnn, sparsity=0.9, granularity="channel"), X),
     "prune_scores": lambda s: convert.prune_scores(s.plain, [X, X]),
     "prune_and_repair": lambda s: str(convert.prune_and_repair(s.plain, [X, X], sparsity=0.5, steps=2)),
+    "GradualPruning": lambda s: convert.GradualPruning(
+        copy.deepcopy(s.plain), sparsity=0.5, steps=1, score="obd", loader=[X, X], repair=True
+    ).step(),
     "repair": lambda s: convert.repair(convert.to_deterministic(s.bnn, sparsity=0.5), s.plain, [X]),
     "repair_report": lambda s: str(convert.repair_report(convert.to_deterministic(s.bnn, sparsity=0.5), s.plain, [X])),
     "compaction_report": lambda s: str(convert.compaction_report(s.plain, X)),
