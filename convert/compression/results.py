@@ -23,7 +23,7 @@ class Point:
 
     Attributes:
         name: What was done, in words.
-        threshold: Signal-to-noise ratio up to which was pruned; None for the network at the posterior mean.
+        threshold: Score up to which was pruned; None for the network at the posterior mean.
         granularity: ``"weight"`` or ``"channel"``; None where nothing was pruned.
         quantize: ``"int8"`` or None.
         metric: What ``evaluate`` gave for this file; higher is better.
@@ -34,6 +34,7 @@ class Point:
         gzip_size: Bytes after gzip.
         latency_ms: Milliseconds of one run on the example inputs, one thread, all files in turns; nan until timed.
         latency_ratio: The same over that of the file at the posterior mean, in the same rounds.
+        score: ``"snr"`` or ``"magnitude"``; None where nothing was pruned.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Point:
     gzip_size: int
     latency_ms: float = math.nan
     latency_ratio: float = math.nan
+    score: str | None = None
 
     def beats(self, other: Point) -> bool:
         """Whether this file is nowhere worse than the other one, and better somewhere; latency counts once timed."""

@@ -65,6 +65,7 @@ def test_the_chosen_file_is_the_smallest_that_meets_the_bound(found):
 @pytest.mark.slow
 def test_every_way_was_tried_and_measured(found):
     assert {point.granularity for point in found.points} == {None, "weight", "channel"}
+    assert {point.score for point in found.points} == {None, "snr", "magnitude"}
     assert {point.quantize for point in found.points} == {None, "int8"}
     assert all(point.latency_ms > 0 for point in found.points)
     assert found.points[0] == found.baseline
@@ -99,7 +100,8 @@ def _replayed(monkeypatch, tmp_path, **constraints):
     """The search among recorded files, and what it asked for in order."""
     asked = replay(monkeypatch)
     model, x = _mlp()
-    found = compress(model, lambda network: 1.0, x, tmp_path / "small.onnx", calibration_data=x, **constraints)
+    constraints |= {"scores": "snr", "calibration_data": x}
+    found = compress(model, lambda network: 1.0, x, tmp_path / "small.onnx", **constraints)
     assert (tmp_path / "small.onnx").stat().st_size == found.chosen.size
     return found, asked
 
@@ -199,8 +201,10 @@ def test_repair_trains_the_pruned_network_and_its_zeros_stay(tmp_path):
             optimizer.step()
         seen.append(float((network[0].weight == 0).float().mean()))
 
-    plain = compress(model, close, x, tmp_path / "a.onnx", max_size=10**6, granularities=["channel"])
-    repaired = compress(model, close, x, tmp_path / "b.onnx", max_size=10**6, granularities=["channel"], repair=repair)
+    plain = compress(model, close, x, tmp_path / "a.onnx", max_size=10**6, granularities=["channel"], scores="snr")
+    repaired = compress(
+        model, close, x, tmp_path / "b.onnx", max_size=10**6, granularities=["channel"], repair=repair, scores="snr"
+    )
     unrepaired = {point.threshold: point for point in plain.points}
     pruned = [point for point in repaired.points if point.threshold is not None]
     assert pruned
@@ -218,7 +222,7 @@ def test_repair_by_a_loader_needs_no_labels(tmp_path):
     def closeness(network):
         return -float((network(x) - wanted).square().mean())
 
-    options = {"max_size": 10**6, "granularities": ["weight"]}
+    options = {"max_size": 10**6, "granularities": ["weight"], "scores": "snr"}
     plain = compress(model, closeness, x, tmp_path / "a.onnx", **options)
     repaired = compress(model, closeness, x, tmp_path / "b.onnx", repair=list(x.split(16)), **options)
     unrepaired = {point.threshold: point.metric for point in plain.points}
@@ -244,6 +248,7 @@ def test_repair_runs_once_for_the_float_and_the_int8_file(tmp_path):
         tmp_path / "a.onnx",
         max_size=10**6,
         granularities=["channel"],
+        scores="snr",
         repair=repair,
         calibration_data=x,
     )
@@ -260,7 +265,7 @@ def test_repair_runs_once_for_the_float_and_the_int8_file(tmp_path):
 
 def _searched(tmp_path, confirm, **options):
     model, x = _mlp()
-    options = {"max_drop": 3.0, "granularities": ["channel"]} | options
+    options = {"max_drop": 3.0, "granularities": ["channel"], "scores": "snr"} | options
     return compress(model, closeness(model, x), x, tmp_path / "small.onnx", confirm=confirm, **options)
 
 
@@ -430,7 +435,7 @@ def test_refusals_leave_everything_as_it_was(tmp_path_factory, tmp_path, monkeyp
 def _scores(labels, **changes):
     """A search with a trained network by its accuracy for these labels."""
     model, images = posterior(), data().search[0]
-    options = {"max_drop": 0.01, "refine": 0, "granularities": ["channel"], **changes}
+    options = {"max_drop": 0.01, "refine": 0, "granularities": ["channel"], "scores": "snr", **changes}
     with tempfile.TemporaryDirectory() as folder:
         compress(model, accuracy(images, labels), images[:16], f"{folder}/x.onnx", **options)
 
@@ -545,7 +550,7 @@ def test_evaluate_gets_the_models_own_type_of_output(tmp_path, form, logits):
     def evaluate(network):
         return float((logits(network(x)).argmax(1) == labels).float().mean())
 
-    options = {"granularities": ["weight"], "refine": 0}
+    options = {"granularities": ["weight"], "scores": "snr", "refine": 0}
     found = compress(model, evaluate, x[:4], tmp_path / "z.onnx", max_drop=0.01, **options)
     assert found.baseline.metric > 0.99
     assert evaluate(OnnxModel(found.path, like=model(x))) == found.chosen.metric
