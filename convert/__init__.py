@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .reports import NoiseReport, SparsityReport, check_noise, sparsity
     from .scoring import ExpectedLoss, prune_scores
     from .surgery import bayesify, to_deterministic
+    from .weights import load_weights
 
 _HOMES = {
     "CompactionReport": "graph.compaction",
@@ -56,6 +57,7 @@ _HOMES = {
     "export_onnx": "onnx",
     "inspect_onnx": "onnx",
     "last_layer": "planning",
+    "load_weights": "weights",
     "plan": "planning",
     "prune_and_repair": "repairing",
     "prune_scores": "scoring",
@@ -94,6 +96,7 @@ __all__ = [
     "export_onnx",
     "inspect_onnx",
     "last_layer",
+    "load_weights",
     "plan",
     "prune_and_repair",
     "prune_scores",
