@@ -33,7 +33,7 @@ RULES = (
     (r"\bexample_inputs\b", "--input"),
     (r"\bnum_samples\b", "--samples"),
     (r"\b(max_drop|max_latency_ms|max_size)\b", lambda found: f"--{found[1].replace('_', '-')}"),
-    (r"(?<!-)\b(outputs|likelihood|granularity|threshold|sparsity|opset|include|exclude|calibration)="
+    (r"(?<!-)\b(outputs|likelihood|granularity|threshold|sparsity|opset|include|exclude|calibration|key)="
      r"(?:'([^']*)'|(\w*))", lambda found: f"--{found[1]} {found[2] or found[3] or ''}".rstrip()),
     (r"(--max-[\w-]+)=", r"\1 "),
     (r"(?m)^(\w+: |)(outputs|likelihood|granularity|threshold|sparsity|opset|calibration|evaluate|progress|reject)"

@@ -16,6 +16,7 @@ from bensemble.errors import BensembleError, ConversionError, ExportError
 from bensemble.models.batches import Inputs, batch_size, call, device_of, to_device
 from bensemble.models.outputs import OutputSelector, describe
 from bensemble.pruning.channels import ChannelGroups
+from bensemble.pruning.criteria import Scores
 from bensemble.torch_internals import forward_pre_hooks
 
 from ..graph.compaction import compact
@@ -25,7 +26,7 @@ from ..reports.zeros import sparsity
 from ..surgery.collapsing import to_deterministic
 from .candidates import Candidate
 from .chance import check_baseline
-from .confirming import Scores
+from .confirming import ExampleScores
 from .results import Point
 
 __all__ = ["CandidateFiles"]
@@ -48,6 +49,7 @@ class CandidateFiles:
         sparse: Whether mostly-zero weights may be stored as sparse tensors.
         output: Which output of the model to export.
         progress: Called with each measured point.
+        rankings: The scores that weights go by, under their names; None for the signal-to-noise ratio.
         like: What the network itself returns, for ``evaluate``; None where ``output`` names one output.
         points: What was measured so far, the first one the reference of drops and ratios.
         notes: Candidates that could not be written, and why.
@@ -63,6 +65,7 @@ class CandidateFiles:
     sparse: bool = True
     output: OutputSelector | None = None
     progress: Callable[[Point], None] | None = None
+    rankings: Mapping[str, Scores | None] = field(default_factory=lambda: {"snr": None})
     like: Any = None
     points: dict[Candidate, Point] = field(default_factory=dict)
     notes: dict[Candidate, str] = field(default_factory=dict)
@@ -102,6 +105,7 @@ class CandidateFiles:
             name=str(candidate),
             threshold=candidate.threshold,
             granularity=candidate.granularity,
+            score=None if candidate.threshold is None else candidate.score,
             quantize=candidate.quantize,
             metric=metric,
             drop=round(best - metric, 12),  # 0.9 - 0.89 is a hair above 0.01
@@ -133,7 +137,7 @@ class CandidateFiles:
             timing = found[str(path)].latency[size]
             self.points[candidate] = replace(self.points[candidate], latency_ms=timing.ms, latency_ratio=timing.ratio)
 
-    def scored(self, point: Point, scores: Scores) -> Tensor:
+    def scored(self, point: Point, scores: ExampleScores) -> Tensor:
         """The scores of examples by one file."""
         with torch.no_grad():
             found: Tensor = self._call("confirm", scores, OnnxModel(self.path(point), like=self.like), point.name)
@@ -151,11 +155,17 @@ class CandidateFiles:
 
     def _pruned(self, candidate: Candidate, keep_masks: bool = False) -> nn.Module:
         granularity = self.granularities[str(candidate.granularity)]
-        return to_deterministic(self.bnn, threshold=candidate.threshold, granularity=granularity, keep_masks=keep_masks)
+        return to_deterministic(
+            self.bnn,
+            threshold=candidate.threshold,
+            granularity=granularity,
+            scores=self.rankings[candidate.score],
+            keep_masks=keep_masks,
+        )
 
     def _repaired(self, candidate: Candidate, repair: Callable[[nn.Module], Any]) -> nn.Module:
         """The repaired network, the same for the float and the int8 file; between them its weights are on the disk."""
-        kept = self.folder / f"{candidate.threshold} per {candidate.granularity}.pt"
+        kept = self.folder / f"{candidate.score} {candidate.threshold} per {candidate.granularity}.pt"
         if kept.exists():
             network = to_deterministic(self.bnn)
             network.load_state_dict(torch.load(kept, weights_only=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from bensemble.pruning.channels import ChannelGroups
 
 from ..graph.compaction import channel_groups
 from ..repairing import repair as repair_network
+from ..scoring import prune_scores
 from ..surgery.collapsing import to_deterministic
-from .candidates import SHARES, Candidate, Ladder, ladders
-from .confirming import Confirmation, Scores, compared, example_scores
+from .candidates import SCORES, SHARES, Candidate, Ladder, ladders
+from .confirming import Confirmation, ExampleScores, compared, example_scores
 from .files import CandidateFiles
 from .results import Compression, Constraints, Point, UnmetConstraintsError
 
@@ -42,6 +43,7 @@ def compress(
     max_latency_ms: float | None = None,
     max_size: int | None = None,
     granularities: Sequence[str] = ("weight", "channel"),
+    scores: Sequence[str] = ("snr", "magnitude"),
     calibration_data: Any = None,
     repair: Iterable[Any] | Callable[[nn.Module], Any] | None = None,
     refine: int = 3,
@@ -52,11 +54,11 @@ def compress(
 ) -> Compression:
     """Search how far a Bayesian network can be pruned and quantised, and write the best file that is good enough.
 
-    Every candidate goes the whole way: pruned by a threshold of the signal-to-noise ratio, per weight or per channel,
-    dead channels cut out (:func:`convert.compact`), exported, and evaluated as the file that ONNX Runtime runs; with
-    ``calibration_data`` the best of them as int8 too. The thresholds start from shares of the weights; where
-    ``max_drop`` lies between two of them, the search goes on in between. Among the files that meet all constraints,
-    the smallest is chosen where ``max_drop`` is given, else the one with the best metric.
+    Every candidate goes the whole way: pruned by a threshold of the signal-to-noise ratio, or of the magnitude as its
+    rival, per weight or per channel, dead channels cut out (:func:`convert.compact`), exported, and evaluated as the
+    file that ONNX Runtime runs; with ``calibration_data`` the best of them as int8 too. The thresholds start from
+    shares of the weights; where ``max_drop`` lies between two of them, the search goes on in between. Among the files
+    that meet all constraints, the smallest is chosen where ``max_drop`` is given, else the one with the best metric.
 
     Evaluate on held-out data, and keep further data for ``confirm``: the chosen file is the best of many on the data
     that chose it.
@@ -73,6 +75,7 @@ def compress(
         max_size: Most bytes of the file.
         granularities: ``"weight"``, ``"channel"``, or both; channels go together as :func:`convert.channel_groups`
             finds them, where the model can be traced.
+        scores: ``"snr"``, ``"magnitude"``, or both: what weights go by. One alone takes half of the time.
         calibration_data: Inputs, or a loader of batches, that fix the int8 ranges; None leaves int8 out.
         repair: A loader of inputs for :func:`convert.repair` of every pruned network. Or ``callable(network)``, called
             with every pruned torch network before it is compacted, to re-estimate BatchNorm
@@ -107,34 +110,41 @@ def compress(
     if progress is not None:
         check_takes("compress", "progress", progress, "point")
     repairing = _repairing(bnn, repair)
-    scores = None if confirm is None else example_scores(confirm, output)
+    confirming = None if confirm is None else example_scores(confirm, output)
     check_number("compress", "refine", refine, least=0)
-    granularities = [granularities] if isinstance(granularities, str) else granularities
-    for granularity in granularities:
-        if granularity not in SHARES:
-            raise InvalidValueError(f"compress: granularities must be 'weight' or 'channel', got {granularity!r}.")
+    granularities, scores = _names("granularities", granularities, SHARES), _names("scores", scores, SCORES)
     target = checked_target(path, "compress")
     ways = {name: _channels(bnn, example_inputs) if name == "channel" else name for name in granularities}
+    rankings = {score: None if score == "snr" else prune_scores(bnn, score=score) for score in scores}
     with working_folder() as folder:
         files = CandidateFiles(
-            bnn, evaluate, example_inputs, folder, ways, calibration_data, repairing, sparse, output, progress
+            bnn, evaluate, example_inputs, folder, ways, calibration_data, repairing, sparse, output, progress, rankings
         )
         files.measure(Candidate())
         files.check_baseline(max_drop)
         if calibration_data is not None:
             files.measure(Candidate(quantize="int8"))  # what int8 cannot do is refused before the search
-        for ladder in ladders(bnn, ways):
+        for ladder in ladders(bnn, ways, rankings):
             _climb(files, ladder, max_drop, int(refine))
         if calibration_data is not None:
             _quantize(files, max_drop)
         files.time()
         points = tuple(files.points.values())
         chosen, confirmed = _ranked(points, constraints)[0], None
-        if scores is not None:
-            chosen, confirmed = _confirmed(files, points, constraints, scores)
+        if confirming is not None:
+            chosen, confirmed = _confirmed(files, points, constraints, confirming)
         with replacing(target) as temporary:
             shutil.copyfile(files.path(chosen), temporary)
     return Compression(Path(path), chosen, points[0], points, constraints, tuple(files.notes.values()), confirmed)
+
+
+def _names(argument: str, given: Sequence[str], known: Collection[str]) -> list[str]:
+    """What was asked for, each once."""
+    names = list(dict.fromkeys([given] if isinstance(given, str) else given))
+    for name in names:
+        if name not in known:
+            raise InvalidValueError(f"compress: {argument} must be {' or '.join(map(repr, known))}, got {name!r}.")
+    return names
 
 
 def _repairing(bnn: nn.Module, repair: Any) -> Callable[[nn.Module], Any] | None:
@@ -206,7 +216,7 @@ def _quantize(files: CandidateFiles, max_drop: float | None) -> None:
     for candidate, point in floats:
         good = max_drop is None or point.drop <= max_drop
         if good and not any(other.beats(point) for _, other in floats):
-            files.measure(Candidate(candidate.threshold, candidate.granularity, "int8"))
+            files.measure(replace(candidate, quantize="int8"))
 
 
 def _ranked(points: Sequence[Point], constraints: Constraints) -> list[Point]:
@@ -220,7 +230,7 @@ def _ranked(points: Sequence[Point], constraints: Constraints) -> list[Point]:
 
 
 def _confirmed(
-    files: CandidateFiles, points: Sequence[Point], constraints: Constraints, scores: Scores
+    files: CandidateFiles, points: Sequence[Point], constraints: Constraints, scores: ExampleScores
 ) -> tuple[Point, Confirmation]:
     """The best point whose drop is within the bound on other data, or an error."""
     baseline = files.scored(points[0], scores)

@@ -1,4 +1,4 @@
-"""Measurements of a real search, so that tests of what the search decides need not export its files again.
+"""Measurements of a real search, by the signal-to-noise ratio; so tests of its decisions need not export files again.
 
 ``PYTHONPATH=.:tests python -m compression.recording`` runs that search, some minutes, and writes ``recorded.json``.
 """
@@ -60,19 +60,19 @@ def replay(patch: pytest.MonkeyPatch) -> list[Candidate]:
 
     class Rungs(Ladder):
         def __init__(self, granularity: str) -> None:
-            self.granularity, self.shares = granularity, SHARES[granularity]
+            self.granularity, self.score, self.shares = granularity, "snr", SHARES[granularity]
 
         def candidate(self, share: float) -> Candidate | None:
             threshold = record["thresholds"][self.granularity][share]
             return None if threshold is None else Candidate(threshold, self.granularity)
 
     patch.setattr(search, "CandidateFiles", Files)
-    patch.setattr(search, "ladders", lambda bnn, granularities: [Rungs(name) for name in granularities])
+    patch.setattr(search, "ladders", lambda bnn, granularities, rankings: [Rungs(name) for name in granularities])
     return asked
 
 
 def _candidate(point: Point) -> Candidate:
-    return Candidate(point.threshold, point.granularity, point.quantize)
+    return Candidate(point.threshold, point.granularity, point.score or "snr", point.quantize)
 
 
 def record() -> None:
@@ -108,7 +108,7 @@ def record() -> None:
             for first in (Candidate(), Candidate(quantize="int8")):
                 one.measure(first)
             for name, way in ways.items():
-                search._climb(one, Rungs(name, *pruning_scores(bnn, way)), drop, refine=3)
+                search._climb(one, Rungs(name, "snr", *pruning_scores(bnn, way)), drop, refine=3)
             search._quantize(one, drop)
         files.time()
     points = [asdict(point) for point in files.points.values()]
