@@ -53,7 +53,7 @@ def test_a_folder_of_another_search_is_refused(tmp_path):
     model, x = mlp(8)
     options = {"max_drop": 3.0, "granularities": ["channel"], "scores": "snr", "folder": tmp_path / "search"}
     compress(model, closeness(model, x), x, tmp_path / "a.onnx", **options)
-    with pytest.raises(InvalidValueError, match="must be of this evaluate, got -?0 there and 1 now"):
+    with pytest.raises(InvalidValueError, match=r"must be of this evaluate, got -?0 there and 1 now"):
         compress(model, lambda network: 1 + closeness(model, x)(network), x, tmp_path / "b.onnx", **options)
     with torch.no_grad():
         model[0].w_rho.add_(0.1)
