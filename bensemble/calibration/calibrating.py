@@ -55,6 +55,10 @@ class Calibration(Printed):
         fingerprint: The posterior whose predictions were calibrated, as in :class:`Prediction`; None if unknown.
         num_samples: Number of samples of these predictions; None if unknown.
         method: How they were made; None if unknown.
+
+    Example:
+        >>> calibration.prediction_set(p).shape
+        torch.Size([297, 10])
     """
 
     temperature: float
@@ -195,8 +199,7 @@ def calibrate(
         InvalidValueError: The targets are empty or do not fit the prediction, or the samples were not kept.
 
     Example:
-        >>> p = bensemble.predict(bnn, x_val, likelihood="categorical")
-        >>> calibration = bensemble.calibrate(p, y_val)
+        >>> calibration = bensemble.calibrate(p, labels, alpha=0.05)
         >>> sets = calibration.prediction_set(bensemble.predict(bnn, x, likelihood="categorical"))
     """
     check_number("calibrate", "alpha", alpha, above=0, below=1)

@@ -139,7 +139,7 @@ def export_onnx(
         VerificationError: The file does not reproduce the model, or ONNX Runtime cannot run it.
 
     Example:
-        >>> print(export_onnx(bnn, "sure.onnx", images[:1], metadata={"classes": "cat,dog"}))
+        >>> print(convert.export_onnx(bnn, "digits.onnx", x, metadata={"classes": ",".join("0123456789")}))
     """
     models = checked_models(model, outputs)
     uncertainty = uncertainty_options(

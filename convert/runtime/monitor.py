@@ -52,6 +52,11 @@ class Monitor:
     Raises:
         TypeError: ``session`` is something else.
         ValueError: The file has no reference distribution, or one that does not vary; an argument out of range.
+
+    Example:
+        >>> monitor = convert.runtime.Monitor("sure.onnx")
+        >>> monitor.update(answer)
+        >>> print(monitor.verdict())
     """
 
     def __init__(

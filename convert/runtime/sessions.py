@@ -56,6 +56,10 @@ class UncertaintySession:
         UncertaintyFileError: It is damaged, not an uncertainty file, or of a newer version. A file of ``export_onnx``
             is compared with its digest before ONNX Runtime loads it.
         ValueError: ``threads`` is out of range, or ONNX Runtime has none of the providers.
+
+    Example:
+        >>> session = convert.runtime.UncertaintySession("sure.onnx")
+        >>> answer = session(images.numpy())
     """
 
     def __init__(

@@ -21,6 +21,10 @@ class Verdict:
         seen: Number of examples.
         share_high: Share of the examples since then above the 0.9-quantile of the calibration data.
         expected_high: That share without drift, about 0.1.
+
+    Example:
+        >>> convert.runtime.Monitor("sure.onnx").verdict().drifted
+        False
     """
 
     drifted: bool
