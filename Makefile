@@ -39,8 +39,9 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-wheel: $(READY)         ## build the wheel and try it in an empty environment
+wheel: $(READY)         ## build both wheels and try each in an empty environment
 	$(BIN)/python tests/wheel_smoke.py
+	$(BIN)/python tests/runtime_wheel_smoke.py
 
 zoo:                    ## convert and check every model of torchvision, timm, transformers and others; takes hours
 	test -x .venv-zoo/bin/python || $(PYTHON) -m venv .venv-zoo
