@@ -41,7 +41,7 @@ def test_a_session_says_what_the_file_is(calibrated):
     assert session.inputs == {"input": ("float32", ("batch", 4))}
     assert session.classes == CLASSES
     assert session.num_data == 500
-    assert session.reference == calibration.reference
+    assert session.reference == {"entropy": calibration.reference["entropy"], "class": calibration.predicted}
     assert session.metadata["bensemble.num_samples"] == "6"
     for shown in (str(path), "input: float32['batch', 4]", "mutual_information", "Categorical("):
         assert shown in repr(session)

@@ -35,7 +35,7 @@ def test_inspect_and_report_of_a_file(calibrated, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["inputs"] == {"input": "float32['batch', 4]"}
     assert (found["classes"], found["networks"], found["method"]) == (list(CLASSES), 6, "samples")
-    assert found["reference"] == {"entropy": 500, "mutual_information": 500}
+    assert found["reference"] == {"entropy": 500, "class": 500}
     x = np.random.default_rng(0).normal(size=(150, 4)).astype("float32")
     np.savez(tmp_path / "x.npz", input=x, y=np.zeros(150, dtype=int))
     assert main(["report", str(path), "--data", str(tmp_path / "x.npz"), "--json"]) == 0

@@ -224,7 +224,8 @@ def test_calibration_is_in_the_graph_and_in_the_metadata(tmp_path):
     assert 0 < found["prediction_set"].mean() < 1
     stored = report.metadata
     assert bensemble.Calibration.from_json(stored["bensemble.calibration"]) == calibration
-    assert json.loads(stored["bensemble.reference"]) == {k: list(v) for k, v in calibration.reference.items()}
+    reference = {"entropy": calibration.reference["entropy"], "class": calibration.predicted}
+    assert json.loads(stored["bensemble.reference"]) == {k: list(v) for k, v in reference.items()}
     assert (stored["bensemble.method"], stored["bensemble.num_samples"]) == ("samples", str(DRAWS))
     assert stored["bensemble.likelihood"].startswith("Categorical(")
 

@@ -143,7 +143,8 @@ class WeightDraws:
             if own != code:
                 yield node("Cast", [f"{name}.{sign}.precise"], sign, to=own)
         for number, sign in enumerate(("plus", "minus")):
-            each = [draw_name(stored, k) for k in range(number * self.table.pairs, (number + 1) * self.table.pairs)]
+            numbers = range(number * self.table.pairs, (number + 1) * self.table.pairs)
+            each = [draw_name(stored, k) if k < self.count else f"{name}.unused" for k in numbers]
             joined = constants.integers([self.table.pairs * (shape or [1])[0], *shape[1:]])
             yield node("Reshape", [f"{name}.{sign}", joined], f"{sign}.joined")
             if shape:

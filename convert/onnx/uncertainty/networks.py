@@ -34,6 +34,7 @@ class SampledModel(FlatModel):
 
     Attributes:
         count: Number of networks in the file: all draws of all networks.
+        is_drawn: Whether there are draws.
     """
 
     scales = SCALES
@@ -57,6 +58,7 @@ class SampledModel(FlatModel):
             for network, found in zip(networks, draws, strict=True)
             for name, drawn in found.items()
         }
+        self.is_drawn = bool(self._draws)
         self._counts = [next(iter(found.values())).count if found else 1 for found in draws]
         self.count = sum(self._counts)
         self._statistics, self.novelty, self.means = statistics, novelty, nn.ModuleList(means).eval()
@@ -69,7 +71,7 @@ class SampledModel(FlatModel):
             members(self._output(network, tensors, scores), count, index)
             for index, (network, count) in enumerate(zip(self._networks, self._counts, strict=True))
         ]
-        answers = self._statistics.of_samples(torch.cat(stacks) if len(stacks) > 1 else stacks[0], bool(self._draws))
+        answers = self._statistics.of_samples(torch.cat(stacks) if len(stacks) > 1 else stacks[0], self.is_drawn)
         return tuple((answers | self._strangeness(tensors, scores)).values())
 
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -83,7 +85,7 @@ class SampledModel(FlatModel):
                         if id(parameter) in self._draws:
                             parameter.copy_(self._draws[id(parameter)].samples[k])
                 outputs.append(self._output(network, [tensor.clone() for tensor in tensors], scores))
-        return self._statistics.of_samples(torch.stack(outputs), bool(self._draws)) | self._strangeness(tensors, scores)
+        return self._statistics.of_samples(torch.stack(outputs), self.is_drawn) | self._strangeness(tensors, scores)
 
     def rewrite(self, proto: onnx.ModelProto) -> list[onnx.TensorProto]:
         """Put the networks of all draws, and what forms these, into a freshly traced graph."""
