@@ -72,7 +72,7 @@ _NAMES = {
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 #: Modules of this package that are attributes of it, as if it had imported them.
-_ROOMS = [module.name for module in iter_modules(__path__)]
+_ROOMS = [module.name for module in iter_modules(__path__) if module.name != "__main__"]
 
 
 __all__ = [

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from .models.ranks import warn_of_equal_noise
 from .models.sharding import PartialSums
 from .posteriors import is_bayesian, named_posteriors
 
-__all__ = ["elbo_loss", "kl_divergence", "kl_warmup", "param_groups", "posterior_summary"]
+__all__ = ["elbo_loss", "kl_divergence", "kl_warmup", "param_groups", "posterior_summary", "quantiles"]
 
 
 def kl_divergence(model: nn.Module) -> Tensor:
@@ -169,9 +170,15 @@ def posterior_summary(model: nn.Module) -> dict[str, float]:
     kept = [p.mask.bool().flatten() if p.mask is not None else torch.ones(p.mu.numel()).bool() for p in posteriors]
     for name, values in (("snr", [p.snr() for p in posteriors]), ("sigma", [p.sigma() for p in posteriors])):
         flat = torch.cat([v.flatten().float().cpu()[k.cpu()] for v, k in zip(values, kept, strict=True)])
-        for percent in (5, 50, 95):
-            rank = max(1, math.ceil(flat.numel() * percent / 100))
-            summary[f"{name}_q{percent:02d}"] = float(flat.kthvalue(rank).values) if flat.numel() else math.nan
+        found = quantiles(flat, (0.05, 0.5, 0.95))
+        summary |= dict(zip((f"{name}_q05", f"{name}_q50", f"{name}_q95"), found, strict=True))
     summary["kl_per_weight"] = kl / count
     summary["sparsity"] = 1.0 - sum(int(k.sum()) for k in kept) / count
     return summary
+
+
+def quantiles(values: Tensor, shares: Sequence[float]) -> list[float]:
+    """The smallest values that so large shares of a flat tensor do not exceed; NaN for an empty one."""
+    if not values.numel():
+        return [math.nan] * len(shares)
+    return [float(values.kthvalue(max(1, math.ceil(values.numel() * share - 1e-9))).values) for share in shares]

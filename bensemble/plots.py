@@ -1,8 +1,8 @@
 """Plots of uncertainty with matplotlib, which is imported when a plot is drawn.
 
-Each function takes one thing, several in a list, or several by name; it draws into ``axes=``, or into a new figure, and
-returns the axes; ``axes.figure.savefig("picture.png")`` writes the picture. Colours come from matplotlib's cycle, so a
-second call with the same axes uses other colours.
+Each function takes one thing, several in a list, or several by name. It draws into ``axes=`` or a new figure, and
+returns the axes; ``axes.figure.savefig("picture.svg")`` writes the picture. New figures have colours that can be told
+apart by the colour-blind (Okabe & Ito 2008, "Color Universal Design"); a second call with the same axes takes the next.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .calibration.rejection import RejectionCurve
-from .checks import check_count
+from .checks import check_count, check_module
 from .errors import InvalidTypeError, InvalidValueError, needs_extra, one_line
 from .likelihoods.base import check_same_shape
 from .models.outputs import describe
+from .objective import quantiles
+from .posteriors import named_posteriors
 from .prediction.results import ClassPrediction, Prediction, RegressionPrediction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["coverage", "rejection", "reliability", "set_sizes", "uncertainties"]
+__all__ = ["coverage", "labelled", "on_axes", "rejection", "reliability", "set_sizes", "snr", "uncertainties"]
 
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _T = TypeVar("_T")
 #: One of something, several, or several by name.
 Named: TypeAlias = _T | Sequence[_T] | Mapping[str, _T]
@@ -65,7 +68,7 @@ def reliability(
                 f"reliability: targets must be the class numbers of the {len(table)} examples, got {describe(truth)}."
             )
         tables[name] = table
-    axes = _axes(axes)
+    axes = on_axes(axes)
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
     for name, table in tables.items():
         confidence, guess = table.max(-1)
@@ -76,17 +79,17 @@ def reliability(
         full = counts >= max(least, 1)
         colour = None if colours is None else colours.get(name)
         axes.plot(said[full] / counts[full], right[full] / counts[full], "o-", ms=4, color=colour, label=name or None)
-    return _labelled(axes, "confidence", "accuracy")
+    return labelled(axes, "confidence", "accuracy")
 
 
 def rejection(curves: Named[RejectionCurve], *, axes: Axes | None = None) -> Axes:
     """Risk over the share of predictions kept, from :func:`bensemble.rejection_curve`; several by name of the model."""
     named = _named("rejection", "curves", curves, RejectionCurve, "rejection_curve(prediction, targets)")
-    axes = _axes(axes)
+    axes = on_axes(axes)
     for name, curve in named.items():
         label = f"by {curve.by.replace('_', ' ')}"
         axes.plot(100 * curve.kept.cpu(), curve.risk.cpu(), label=f"{name}, {label}" if name else label)
-    return _labelled(axes, "kept, %", "risk")
+    return labelled(axes, "kept, %", "risk")
 
 
 def uncertainties(
@@ -115,12 +118,12 @@ def uncertainties(
                 f"{type(prediction).__name__}; call predict with a likelihood, or choose another."
             )
         values[name] = found.flatten().cpu()
-    axes = _axes(axes)
+    axes = on_axes(axes)
     most = max((float(found.max()) for found in values.values()), default=1.0) or 1.0
     for name, found in values.items():
         weights = torch.full_like(found, 1 / len(found))
         axes.hist(found, bins=bins, range=(0, most), weights=weights, alpha=0.6, label=name or None)
-    return _labelled(axes, by.replace("_", " "), "share")
+    return labelled(axes, by.replace("_", " "), "share")
 
 
 def set_sizes(sets: Named[Tensor], *, axes: Axes | None = None) -> Axes:
@@ -132,14 +135,14 @@ def set_sizes(sets: Named[Tensor], *, axes: Axes | None = None) -> Axes:
                 f"set_sizes: sets must say of each class whether it is in the set, got {describe(members)}; "
                 "take what Calibration.prediction_set(prediction) gives."
             )
-    axes = _axes(axes)
+    axes = on_axes(axes)
     for number, (name, members) in enumerate(named.items()):
         sizes = members.sum(-1).flatten()
         shares = torch.bincount(sizes, minlength=members.shape[-1] + 1) / len(sizes)
         width = 0.8 / len(named)
         places = torch.arange(len(shares)) + (number + 0.5) * width - 0.4
         axes.bar(places.tolist(), shares.tolist(), width, label=name or None)
-    return _labelled(axes, "classes in the set", "share")
+    return labelled(axes, "classes in the set", "share")
 
 
 def coverage(
@@ -159,7 +162,7 @@ def coverage(
     named = _named("coverage", "predictions", predictions, RegressionPrediction, source)
     for prediction in named.values():
         check_same_shape("coverage", prediction.mean, truth)
-    axes = _axes(axes)
+    axes = on_axes(axes)
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
     levels = [(i + 1) / (points + 1) for i in range(points)]
     for name, prediction in named.items():
@@ -168,17 +171,42 @@ def coverage(
             low, high = prediction.interval(level)
             found.append(float(((low <= truth) & (truth <= high)).float().mean()))
         axes.plot(levels, found, "o-", ms=3, label=name or None)
-    return _labelled(axes, "nominal level", "share inside")
+    return labelled(axes, "nominal level", "share inside")
 
 
-def _axes(axes: Axes | None) -> Axes:
+def snr(model: nn.Module, *, axes: Axes | None = None) -> Axes:
+    """Signal-to-noise ratios of the weights of each posterior: the median, and the range of 90 % of them.
+
+    Args:
+        model: A Bayesian model; weights that are pruned are left out.
+        axes: Axes to draw into.
+    """
+    named = dict(named_posteriors(check_module("snr", model)))
+    if not named:
+        raise InvalidValueError(f"snr: a {type(model).__name__} had no posteriors; draw that of its Bayesian version.")
+    axes = on_axes(axes)
+    for number, posterior in enumerate(named.values()):
+        found = posterior.snr().detach().flatten().float().cpu()
+        kept = found if posterior.mask is None else found[posterior.mask.flatten().cpu().bool()]
+        low, middle, high = quantiles(kept, (0.05, 0.5, 0.95))
+        axes.plot([low, high], [number, number], color=COLOURS[0], linewidth=3, alpha=0.4, solid_capstyle="butt")
+        axes.plot([middle], [number], "o", color=COLOURS[0], ms=4)
+    axes.set_yticks(range(len(named)), list(named))
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    return labelled(axes, "|mu| / sigma", "")
+
+
+def on_axes(axes: Axes | None) -> Axes:
     """The given axes, or those of a new figure; without pyplot, which has global state."""
     with needs_extra("plots", "plots"):
         from matplotlib.axes import Axes as AnyAxes
         from matplotlib.figure import Figure
 
     if axes is None:
-        return Figure(figsize=(5.2, 3.6), dpi=110, layout="constrained").subplots()
+        axes = Figure(figsize=(5.2, 3.6), dpi=110, layout="constrained").subplots()
+        axes.set_prop_cycle(color=COLOURS)
+        return axes
     if not isinstance(axes, AnyAxes):
         raise InvalidTypeError(
             f"plots: axes must be axes of matplotlib, got {describe(axes)}; take one of figure.subplots()."
@@ -208,7 +236,8 @@ def _tensor(verb: str, what: str, value: Any) -> Tensor:
         raise InvalidTypeError(f"{verb}: {what} must be tensors, got {describe(value)} ({one_line(err)}).") from err
 
 
-def _labelled(axes: Axes, x: str, y: str) -> Axes:
+def labelled(axes: Axes, x: str, y: str) -> Axes:
+    """The axes with names, a legend where there is something to tell apart, and no frame."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if axes.get_legend_handles_labels()[0]:

@@ -88,7 +88,10 @@ class Normal:
 
     def kl(self, mu: Tensor, sigma: Tensor) -> Tensor:
         """KL(q || prior) in nats, summed (closed form)."""
-        return kl_normal(mu, sigma, self.mean, self.sigma)
+        width = self.sigma
+        if isinstance(width, Tensor) and not width.requires_grad:
+            width = width.clone()  # the forward of DDP writes buffers again, and autograd would hold this one
+        return kl_normal(mu, sigma, self.mean, width)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,10 +1,18 @@
-"""Reports as text: rows of cells with their columns aligned."""
+"""Reports as text: rows of cells with their columns aligned, in a terminal and in a notebook."""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Container, Sequence
 
-__all__ = ["text_table"]
+__all__ = ["Printed", "text_table"]
+
+
+class Printed:
+    """Prints in a notebook as it prints in a terminal, with its columns aligned."""
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 def text_table(rows: Sequence[Sequence[str]], right: Container[int] = (), indent: str = "") -> list[str]:

@@ -13,10 +13,20 @@ if TYPE_CHECKING:
     from .graph.compaction import CompactionReport, channel_groups, compact, compaction_report
     from .onnx import Comparison, ExportReport, OnnxModel, OnnxSummary, compare_onnx, export_onnx, inspect_onnx
     from .planning import ConversionPlan, PlanRow, last_layer, plan
-    from .repairing import Pruned, PruneStep, RepairReport, RepairRow, prune_and_repair, repair, repair_report
+    from .repairing import (
+        GradualPruning,
+        Pruned,
+        PruneStep,
+        RepairReport,
+        RepairRow,
+        prune_and_repair,
+        repair,
+        repair_report,
+    )
     from .reports import NoiseReport, SparsityReport, check_noise, sparsity
     from .scoring import ExpectedLoss, prune_scores
     from .surgery import bayesify, to_deterministic
+    from .weights import load_weights
 
 _HOMES = {
     "CompactionReport": "graph.compaction",
@@ -26,6 +36,7 @@ _HOMES = {
     "ConversionPlan": "planning",
     "ExportReport": "onnx",
     "ExpectedLoss": "scoring",
+    "GradualPruning": "repairing",
     "NoiseReport": "reports",
     "OnnxModel": "onnx",
     "OnnxSummary": "onnx",
@@ -46,6 +57,7 @@ _HOMES = {
     "export_onnx": "onnx",
     "inspect_onnx": "onnx",
     "last_layer": "planning",
+    "load_weights": "weights",
     "plan": "planning",
     "prune_and_repair": "repairing",
     "prune_scores": "scoring",
@@ -63,6 +75,7 @@ __all__ = [
     "ConversionPlan",
     "ExpectedLoss",
     "ExportReport",
+    "GradualPruning",
     "NoiseReport",
     "OnnxModel",
     "OnnxSummary",
@@ -83,6 +96,7 @@ __all__ = [
     "export_onnx",
     "inspect_onnx",
     "last_layer",
+    "load_weights",
     "plan",
     "prune_and_repair",
     "prune_scores",

@@ -55,9 +55,12 @@ def is_below(name, packages):
 
 
 def module_names(package):
+    """(name, path) of every module; `python -m bensemble` is left out, which is the command line of convert."""
     root = Path(importlib.util.find_spec(package).origin).parent
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root.parent).with_suffix("").parts
+        if path.name == "__main__.py":
+            continue
         yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 
 

@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.testing import assert_close
 
-from bensemble import plots, predict, rejection_curve
+from bensemble import named_posteriors, plots, predict, prune, rejection_curve
 from bensemble.errors import BensembleError
 from bensemble.likelihoods import Gaussian
+from convert import bayesify
 
 
 def test_reliability_shows_confidence_and_accuracy():
@@ -38,6 +39,20 @@ def test_uncertainties_are_shares():
         axes = plots.uncertainties({"known": known, "strange": strange}, by=by)
         heights = [sum(bar.get_height() for bar in bars) for bars in axes.containers]
         assert heights == pytest.approx([1, 1])
+
+
+def test_snr_shows_quantiles_of_what_is_kept():
+    net = bayesify(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)))
+    prune(net, sparsity=0.3)
+    axes = plots.snr(net)
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(dict(named_posteriors(net)))
+    posterior = dict(named_posteriors(net))["0.weight"]
+    kept = posterior.snr()[posterior.mask.bool()].sort().values.tolist()
+    (low, high), (middle,) = axes.lines[0].get_xdata(), axes.lines[1].get_xdata()
+    assert kept[0] <= low <= middle <= high <= kept[-1]
+    assert middle == pytest.approx(kept[(len(kept) + 1) // 2 - 1])
+    with pytest.raises(BensembleError, match="snr: a Linear had no posteriors"):
+        plots.snr(nn.Linear(2, 2))
 
 
 def test_set_sizes_count_classes():

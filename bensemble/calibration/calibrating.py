@@ -25,6 +25,7 @@ from ..errors import InvalidTypeError, InvalidValueError, shown
 from ..likelihoods import Categorical, DiscreteLikelihood
 from ..likelihoods.base import check_tensor
 from ..prediction.results import ClassPrediction, Prediction, RegressionPrediction
+from ..tables import Printed
 from .conformal import conformal_scores, conformal_threshold
 from .tempering import fitted_temperature, temper
 
@@ -40,7 +41,7 @@ REGRESSION_MEASURES = ("total_std", "epistemic_std")
 
 
 @dataclass(frozen=True, repr=False)
-class Calibration:
+class Calibration(Printed):
     """A temperature, a conformal threshold and reference quantiles, computed on held-out data.
 
     Attributes:

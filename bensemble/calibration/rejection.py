@@ -14,12 +14,13 @@ from ..likelihoods import Bernoulli, Categorical
 from ..likelihoods.base import check_finite, check_same_shape, check_tensor
 from ..models.outputs import describe
 from ..prediction.results import ClassPrediction, Prediction, RegressionPrediction
+from ..tables import Printed
 
 __all__ = ["RejectionCurve", "rejection_curve"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RejectionCurve:
+class RejectionCurve(Printed):
     """Risk over the share of predictions that are kept, the least uncertain first (El-Yaniv & Wiener 2010).
 
     Attributes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..tables import text_table
+from ..tables import Printed, text_table
 
 __all__ = ["FitReport", "FitRow"]
 
@@ -75,7 +75,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class FitReport:
+class FitReport(Printed):
     """The result of :func:`bensemble.fit_posterior`.
 
     Attributes:

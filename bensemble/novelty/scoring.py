@@ -16,7 +16,7 @@ from ..likelihoods import Categorical, Likelihood
 from ..models.batches import Inputs, Unpack, check_finite_inputs, device_of, is_loader, read_batches, to_device
 from ..models.outputs import OutputSelector
 from ..models.state import unwrapped
-from ..tables import text_table
+from ..tables import Printed, text_table
 from .classes import kind_of, term_shape
 from .distance import RelativeDistance
 from .ensembles import NoveltyEnsemble
@@ -27,7 +27,7 @@ from .pvalues import conformal_pvalue
 __all__ = ["Novelty", "terms_of"]
 
 
-class Novelty(nn.Module):
+class Novelty(Printed, nn.Module):
     r"""How strange an input is to one network, made by :func:`bensemble.fit_novelty`.
 
     With the relative Mahalanobis distances :math:`d_l`, one of all layers or one of each, and the energy

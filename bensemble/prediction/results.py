@@ -18,13 +18,14 @@ from torch import Tensor
 from ..checks import check_number
 from ..errors import InvalidValueError
 from ..likelihoods import DiscreteLikelihood, Likelihood
+from ..tables import Printed
 from .rejecting import rejected
 
 __all__ = ["ClassPrediction", "Prediction", "RegressionPrediction"]
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class Prediction:
+class Prediction(Printed):
     """A prediction without a likelihood: the model's raw outputs, averaged over the posterior.
 
     Attributes:

@@ -93,18 +93,27 @@ def _channel_masks(
 
 
 @torch.no_grad()
-def pruning_scores(model: nn.Module, granularity: str | ChannelGroups = "weight") -> tuple[Tensor, Tensor]:
-    """The signal-to-noise ratios that a threshold is compared with: of all prunable weights, or of channels.
+def pruning_scores(
+    model: nn.Module, granularity: str | ChannelGroups = "weight", scores: Scores | None = None
+) -> tuple[Tensor, Tensor]:
+    """What a threshold is compared with: scores of all prunable weights, or of channels.
+
+    Args:
+        model: A model with Bayesian layers.
+        granularity: The unit.
+        scores: Instead of the signal-to-noise ratio.
 
     Returns:
-        The ratios, without biases and other vectors, and the number of weights behind each ratio.
+        The scores, without biases and other vectors, and the number of weights behind each.
     """
     check_module("prune", model)
+    ranked = None if scores is None else _checked_scores(model, scores)
     if granularity == "weight":
-        ratios = torch.cat([torch.empty(0), *(ratio.flatten().cpu() for ratio in _by_ratio(model).values())])
-        return ratios, torch.ones_like(ratios, dtype=torch.int64)
-    _, scores, sizes, kept = _scored_channels(model, granularity, None)
-    return scores[~kept], sizes[~kept]
+        of_weights = _by_ratio(model) if ranked is None else ranked
+        flat = torch.cat([torch.empty(0), *(score.flatten().cpu() for score in of_weights.values())])
+        return flat, torch.ones_like(flat, dtype=torch.int64)
+    _, found, sizes, kept = _scored_channels(model, granularity, ranked)
+    return found[~kept], sizes[~kept]
 
 
 def matrices(model: nn.Module) -> dict[str, Posterior]:

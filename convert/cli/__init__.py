@@ -1,4 +1,4 @@
-"""The command line, `bensemble plan | export | inspect | compress | report | demo`.
+"""The command line, `bensemble plan | export | inspect | compress | report | demo | doctor`.
 
 Here words become arguments of public functions, and results and errors become text; nothing else may import from here.
 What a model, a posterior or an ONNX file is lies in the other folders: no mathematics and no graphs here.

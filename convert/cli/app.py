@@ -23,7 +23,6 @@ __all__ = ["app"]
 
 app = typer.Typer(
     cls=OneLineErrors,
-    add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -47,7 +46,7 @@ def bensemble(
 
 @app.command()
 def demo(output: options.Folder = Path("demo-output"), data: options.Mnist = None) -> None:
-    """See the whole story on real digits, in under three minutes: train, convert, fit, prune, export.
+    """See on real digits what a network does not know, beside a temperature and an ensemble, and what it can lose.
 
     [b]For example[/b]
 
@@ -137,3 +136,12 @@ def report(
         first = {name: array[:BATCH] if data else array for name, array in arrays.items()}
         found = side_by_side({str(path): path for path in files}, first, evaluate=judge)
     show(found, found.rows(), json)
+
+
+@app.command()
+def doctor(json: options.Json = False) -> None:
+    """Show versions, what the processor can do, and which packages are missing for what; nothing is sent anywhere."""
+    from .doctor import diagnose
+
+    found = diagnose()
+    show(found, found._asdict() | {"missing": found.missing}, json)

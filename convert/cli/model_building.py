@@ -15,10 +15,10 @@ from torch import nn
 
 from bensemble.errors import BensembleError, ConversionError, one_line
 
+from ..weights.loading import load_with_notes
 from .failures import WrongUsage
 from .model_name import ModelName
 from .printing import say
-from .weights import load_weights
 
 __all__ = ["build_model", "load_network", "look_up"]
 
@@ -31,7 +31,7 @@ def load_network(name: ModelName, weights: Path | None, key: str | None, stage: 
     network = build_model(name)
     if weights is not None:
         stage(f"Loading {weights}")
-        network, notes = load_weights(network, weights, key)
+        network, notes = load_with_notes(network, weights, key)
         for note in notes:
             say(f"weights: {note}.")
     return network

@@ -15,10 +15,10 @@ from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.models.batches import call, is_loader, split_batch
 from bensemble.models.outputs import OutputSelector, describe, select_output
 
-__all__ = ["Confirmation", "Scores", "compared", "example_scores"]
+__all__ = ["Confirmation", "ExampleScores", "compared", "example_scores"]
 
 #: model -> the score of every example, higher is better.
-Scores: TypeAlias = Callable[[nn.Module], Tensor]
+ExampleScores: TypeAlias = Callable[[nn.Module], Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Confirmation:
         return text
 
 
-def example_scores(confirm: Any, output: OutputSelector | None) -> Scores:
+def example_scores(confirm: Any, output: OutputSelector | None) -> ExampleScores:
     """The scores that ``confirm`` asks for: those of a callable, or for a loader with labels 1 where a class is right.
 
     Raises:

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bensemble.errors import ConversionError, needs_extra
-from bensemble.tables import text_table
+from bensemble.errors import ConversionError
+from bensemble.plots import labelled, on_axes
+from bensemble.tables import Printed, text_table
 
 from .confirming import Confirmation
 
@@ -22,7 +23,7 @@ class Point:
 
     Attributes:
         name: What was done, in words.
-        threshold: Signal-to-noise ratio up to which was pruned; None for the network at the posterior mean.
+        threshold: Score up to which was pruned; None for the network at the posterior mean.
         granularity: ``"weight"`` or ``"channel"``; None where nothing was pruned.
         quantize: ``"int8"`` or None.
         metric: What ``evaluate`` gave for this file; higher is better.
@@ -33,6 +34,7 @@ class Point:
         gzip_size: Bytes after gzip.
         latency_ms: Milliseconds of one run on the example inputs, one thread, all files in turns; nan until timed.
         latency_ratio: The same over that of the file at the posterior mean, in the same rounds.
+        score: ``"snr"`` or ``"magnitude"``; None where nothing was pruned.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Point:
     gzip_size: int
     latency_ms: float = math.nan
     latency_ratio: float = math.nan
+    score: str | None = None
 
     def beats(self, other: Point) -> bool:
         """Whether this file is nowhere worse than the other one, and better somewhere; latency counts once timed."""
@@ -91,7 +94,7 @@ def _measured(constraint: str, point: Point) -> float:
 
 
 @dataclass(frozen=True)
-class Compression:
+class Compression(Printed):
     """The result of :func:`convert.compress`; ``print`` shows the front as a table.
 
     Attributes:
@@ -142,10 +145,7 @@ class Compression:
         Returns:
             The matplotlib axes.
         """
-        with needs_extra("plot", "plots"):
-            from matplotlib import pyplot
-        if axes is None:
-            _, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+        axes = on_axes(axes)
         for quantize, marker in ((None, "o"), ("int8", "s")):
             some = [point for point in self.points if point.quantize == quantize]
             label = quantize or "float32"
@@ -154,9 +154,8 @@ class Compression:
         axes.plot([p.size / 1e3 for p in best], [p.metric for p in best], linewidth=1, color="0.5", zorder=0)
         axes.scatter(self.chosen.size / 1e3, self.chosen.metric, s=140, facecolors="none", edgecolors="black")
         axes.annotate(self.chosen.name, (self.chosen.size / 1e3, self.chosen.metric), fontsize=8)
-        axes.set(xscale="log", xlabel="size of the file, kB", ylabel="metric")
-        axes.legend(frameon=False)
-        return axes
+        axes.set_xscale("log")
+        return labelled(axes, "size of the file, kB", "metric")
 
 
 class UnmetConstraintsError(ConversionError):

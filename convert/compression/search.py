@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,21 @@ from torch import nn
 
 from bensemble.checkpoint.writing import checked_target, replacing, working_folder
 from bensemble.checks import check_module, check_number, check_takes
-from bensemble.errors import ConversionError, InvalidValueError
+from bensemble.errors import ConversionError, InvalidValueError, shown
+from bensemble.fingerprints import posterior_fingerprint
 from bensemble.models.batches import Inputs
 from bensemble.models.outputs import OutputSelector
 from bensemble.pruning.channels import ChannelGroups
 
 from ..graph.compaction import channel_groups
 from ..repairing import repair as repair_network
+from ..scoring import prune_scores
 from ..surgery.collapsing import to_deterministic
-from .candidates import SHARES, Candidate, Ladder, ladders
-from .confirming import Confirmation, Scores, compared, example_scores
+from .candidates import SCORES, SHARES, Candidate, ladders
+from .climbing import climb, quantize
+from .confirming import Confirmation, ExampleScores, compared, example_scores
 from .files import CandidateFiles
+from .record import Record
 from .results import Compression, Constraints, Point, UnmetConstraintsError
 
 __all__ = ["compress"]
@@ -42,6 +47,7 @@ def compress(
     max_latency_ms: float | None = None,
     max_size: int | None = None,
     granularities: Sequence[str] = ("weight", "channel"),
+    scores: Sequence[str] = ("snr", "magnitude"),
     calibration_data: Any = None,
     repair: Iterable[Any] | Callable[[nn.Module], Any] | None = None,
     refine: int = 3,
@@ -49,14 +55,15 @@ def compress(
     output: OutputSelector | None = None,
     progress: Callable[[Point], None] | None = None,
     confirm: Iterable[Any] | Callable[[nn.Module], Any] | None = None,
+    folder: str | os.PathLike[str] | None = None,
 ) -> Compression:
     """Search how far a Bayesian network can be pruned and quantised, and write the best file that is good enough.
 
-    Every candidate goes the whole way: pruned by a threshold of the signal-to-noise ratio, per weight or per channel,
-    dead channels cut out (:func:`convert.compact`), exported, and evaluated as the file that ONNX Runtime runs; with
-    ``calibration_data`` the best of them as int8 too. The thresholds start from shares of the weights; where
-    ``max_drop`` lies between two of them, the search goes on in between. Among the files that meet all constraints,
-    the smallest is chosen where ``max_drop`` is given, else the one with the best metric.
+    Every candidate goes the whole way: pruned by a threshold of the signal-to-noise ratio, or of the magnitude as its
+    rival, per weight or per channel, dead channels cut out (:func:`convert.compact`), exported, and evaluated as the
+    file that ONNX Runtime runs; with ``calibration_data`` the best of them as int8 too. The thresholds start from
+    shares of the weights; where ``max_drop`` lies between two of them, the search goes on in between. Among the files
+    that meet all constraints, the smallest is chosen where ``max_drop`` is given, else the one with the best metric.
 
     Evaluate on held-out data, and keep further data for ``confirm``: the chosen file is the best of many on the data
     that chose it.
@@ -73,6 +80,7 @@ def compress(
         max_size: Most bytes of the file.
         granularities: ``"weight"``, ``"channel"``, or both; channels go together as :func:`convert.channel_groups`
             finds them, where the model can be traced.
+        scores: ``"snr"``, ``"magnitude"``, or both: what weights go by. One alone takes half of the time.
         calibration_data: Inputs, or a loader of batches, that fix the int8 ranges; None leaves int8 out.
         repair: A loader of inputs for :func:`convert.repair` of every pruned network. Or ``callable(network)``, called
             with every pruned torch network before it is compacted, to re-estimate BatchNorm
@@ -85,6 +93,8 @@ def compress(
             that returns a score for each example, higher is better, or one number. The best file whose drop is within
             ``max_drop`` there too is the one that is written; ``Compression.confirmed`` holds the drop, its standard
             error, and whether the bound is within the noise.
+        folder: Where the files of the search stay, with a record of what was measured, so that the same call goes on
+            after a break. Default: a temporary folder.
 
     Returns:
         The chosen file, every point and the Pareto front; it prints as a table and draws itself with ``plot()``.
@@ -107,34 +117,54 @@ def compress(
     if progress is not None:
         check_takes("compress", "progress", progress, "point")
     repairing = _repairing(bnn, repair)
-    scores = None if confirm is None else example_scores(confirm, output)
+    confirming = None if confirm is None else example_scores(confirm, output)
     check_number("compress", "refine", refine, least=0)
-    granularities = [granularities] if isinstance(granularities, str) else granularities
-    for granularity in granularities:
-        if granularity not in SHARES:
-            raise InvalidValueError(f"compress: granularities must be 'weight' or 'channel', got {granularity!r}.")
+    granularities, scores = _names("granularities", granularities, SHARES), _names("scores", scores, SCORES)
     target = checked_target(path, "compress")
     ways = {name: _channels(bnn, example_inputs) if name == "channel" else name for name in granularities}
-    with working_folder() as folder:
+    rankings = {score: None if score == "snr" else prune_scores(bnn, score=score) for score in scores}
+    with _kept(folder) if folder is not None else working_folder() as place:
+        record = None if folder is None else Record(place, str(posterior_fingerprint([bnn])))
         files = CandidateFiles(
-            bnn, evaluate, example_inputs, folder, ways, calibration_data, repairing, sparse, output, progress
+            *(bnn, evaluate, example_inputs, place, ways, calibration_data, repairing, sparse, output, progress),
+            rankings=rankings,
+            record=record,
         )
         files.measure(Candidate())
         files.check_baseline(max_drop)
         if calibration_data is not None:
             files.measure(Candidate(quantize="int8"))  # what int8 cannot do is refused before the search
-        for ladder in ladders(bnn, ways):
-            _climb(files, ladder, max_drop, int(refine))
+        for ladder in ladders(bnn, ways, rankings):
+            climb(files, ladder, max_drop, int(refine))
         if calibration_data is not None:
-            _quantize(files, max_drop)
+            quantize(files, max_drop)
         files.time()
         points = tuple(files.points.values())
         chosen, confirmed = _ranked(points, constraints)[0], None
-        if scores is not None:
-            chosen, confirmed = _confirmed(files, points, constraints, scores)
+        if confirming is not None:
+            chosen, confirmed = _confirmed(files, points, constraints, confirming)
         with replacing(target) as temporary:
             shutil.copyfile(files.path(chosen), temporary)
     return Compression(Path(path), chosen, points[0], points, constraints, tuple(files.notes.values()), confirmed)
+
+
+@contextmanager
+def _kept(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder that stays, made if need be."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise InvalidValueError(f"compress: folder '{folder}' cannot be made ({shown(err)}); choose another.") from err
+    yield Path(folder)
+
+
+def _names(argument: str, given: Sequence[str], known: Collection[str]) -> list[str]:
+    """What was asked for, each once."""
+    names = list(dict.fromkeys([given] if isinstance(given, str) else given))
+    for name in names:
+        if name not in known:
+            raise InvalidValueError(f"compress: {argument} must be {' or '.join(map(repr, known))}, got {name!r}.")
+    return names
 
 
 def _repairing(bnn: nn.Module, repair: Any) -> Callable[[nn.Module], Any] | None:
@@ -173,42 +203,6 @@ def _constraints(max_drop: Any, max_latency_ms: Any, max_size: Any) -> Constrain
     return Constraints(max_drop, max_latency_ms, max_size)
 
 
-def _climb(files: CandidateFiles, ladder: Ladder, max_drop: float | None, refine: int) -> None:
-    """Try harsher and harsher thresholds; with a bound on the drop, halve the gap between the good and the bad."""
-    passed, failed = 0.0, None
-    for share in ladder.shares:
-        point = _try(files, ladder, share)
-        if point is None or max_drop is None:
-            continue
-        if point.drop <= max_drop:
-            passed, failed = share, None
-        elif failed is None:
-            failed = share
-        else:
-            break  # twice in a row: harsher ones are not better
-    for _ in range(refine if failed is not None else 0):
-        middle = (passed + float(failed or 1.0)) / 2
-        point = _try(files, ladder, middle)
-        if point is not None and max_drop is not None and point.drop <= max_drop:
-            passed = middle
-        else:
-            failed = middle
-
-
-def _try(files: CandidateFiles, ladder: Ladder, share: float) -> Point | None:
-    candidate = ladder.candidate(share)
-    return None if candidate is None else files.measure(candidate)
-
-
-def _quantize(files: CandidateFiles, max_drop: float | None) -> None:
-    """The int8 file of every float file that is good enough and not beaten by another one."""
-    floats = [(candidate, point) for candidate, point in files.points.items() if candidate.quantize is None]
-    for candidate, point in floats:
-        good = max_drop is None or point.drop <= max_drop
-        if good and not any(other.beats(point) for _, other in floats):
-            files.measure(Candidate(candidate.threshold, candidate.granularity, "int8"))
-
-
 def _ranked(points: Sequence[Point], constraints: Constraints) -> list[Point]:
     """The points that meet the constraints, the best first, or an error that says how close the others came."""
     fitting = [point for point in points if not constraints.misses(point)]
@@ -220,7 +214,7 @@ def _ranked(points: Sequence[Point], constraints: Constraints) -> list[Point]:
 
 
 def _confirmed(
-    files: CandidateFiles, points: Sequence[Point], constraints: Constraints, scores: Scores
+    files: CandidateFiles, points: Sequence[Point], constraints: Constraints, scores: ExampleScores
 ) -> tuple[Point, Confirmation]:
     """The best point whose drop is within the bound on other data, or an error."""
     baseline = files.scored(points[0], scores)

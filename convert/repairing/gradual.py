@@ -23,7 +23,7 @@ from bensemble.pruning.channels import ChannelGroups
 from bensemble.pruning.criteria import check_granularity, matrices
 from bensemble.pruning.masks import pruning_masks
 from bensemble.pruning.patterns import is_pattern
-from bensemble.tables import text_table
+from bensemble.tables import Printed, text_table
 
 from ..scoring import ExpectedLoss, prune_scores
 from ..scoring.loss import HeldOut
@@ -59,7 +59,7 @@ class PruneStep:
 
 
 @dataclass(frozen=True, repr=False)
-class Pruned(Generic[M]):
+class Pruned(Printed, Generic[M]):
     """A pruned and repaired network, and how it came to be; prints as a table.
 
     Attributes:
@@ -159,7 +159,7 @@ def prune_and_repair(
         after = repair(to_deterministic(bnn, masks=masks), dense, loader, unpack=unpack, generator=generator)
         loss = heldout.loss(after)
         kept = sparsity != "auto" or _allowed(loss)
-        done.append(PruneStep(_zeros(after), loss, kept))
+        done.append(PruneStep(_zeros(after, matrices(bnn)), loss, kept))
         if progress is not None:
             progress(done[-1])
         network = after if kept else network
@@ -195,10 +195,11 @@ def _allowed(loss: ExpectedLoss) -> bool:
     return (loss.nats if loss.drop != loss.drop else loss.drop) + loss.standard_error <= ALLOWED
 
 
-def _zeros(network: nn.Module) -> float:
+def _zeros(network: nn.Module, counted: Iterable[str]) -> float:
     """The share of zeros among the weights that a share counts."""
-    means = [posterior.mu for posterior in matrices(bayesify(network)).values()]
-    return sum(int((mean == 0).sum()) for mean in means) / max(sum(mean.numel() for mean in means), 1)
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    weights = [parameters[name] for name in counted]
+    return sum(int((weight == 0).sum()) for weight in weights) / max(sum(weight.numel() for weight in weights), 1)
 
 
 def _check(model: Any, loader: Any, sparsity: Any, granularity: Any, steps: Any, score: Any) -> None:

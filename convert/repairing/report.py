@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bensemble.tables import text_table
+from bensemble.tables import Printed, text_table
 
 __all__ = ["RepairReport", "RepairRow"]
 
@@ -34,7 +34,7 @@ class RepairRow:
 
 
 @dataclass(frozen=True)
-class RepairReport:
+class RepairReport(Printed):
     """Every weight of a repaired network in the order in which they were solved, then those that were left."""
 
     rows: tuple[RepairRow, ...]

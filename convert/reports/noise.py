@@ -24,6 +24,7 @@ from bensemble.models.undisturbed import Snapshot, undisturbed
 from bensemble.noise.stack import HeldSample, holding, mean_mode
 from bensemble.posterior import Posterior
 from bensemble.posteriors import named_posteriors
+from bensemble.tables import Printed
 
 from ..planning.entries import Entry, entries
 from ..planning.probe import probe_calls
@@ -59,7 +60,7 @@ class NoiseRow:
 
 
 @dataclass(frozen=True)
-class NoiseReport:
+class NoiseReport(Printed):
     """One row for each posterior. True where no noise is lost: all of it arrives, or the network ignores the weight."""
 
     rows: tuple[NoiseRow, ...]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bensemble.checks import check_module
 from bensemble.layers.weights import PosteriorModule
 from bensemble.posterior import Posterior
-from bensemble.tables import text_table
+from bensemble.tables import Printed, text_table
 from bensemble.torch_internals import buffers_of
 
 __all__ = ["SparsityReport", "SparsityRow", "sparsity"]
@@ -39,7 +39,7 @@ class SparsityRow:
 
 
 @dataclass(frozen=True)
-class SparsityReport:
+class SparsityReport(Printed):
     """Zeros of every weight tensor with two or more dimensions; biases and vectors are counted apart."""
 
     rows: tuple[SparsityRow, ...]

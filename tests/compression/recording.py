@@ -1,4 +1,4 @@
-"""Measurements of a real search, so that tests of what the search decides need not export its files again.
+"""Measurements of a real search, by the signal-to-noise ratio; so tests of its decisions need not export files again.
 
 ``PYTHONPATH=.:tests python -m compression.recording`` runs that search, some minutes, and writes ``recorded.json``.
 """
@@ -15,7 +15,9 @@ import pytest
 from bensemble.pruning.criteria import pruning_scores
 from convert.compression import Point, search
 from convert.compression.candidates import SHARES, Candidate, Ladder
+from convert.compression.climbing import climb, quantize
 from convert.compression.files import CandidateFiles
+from convert.compression.record import candidate_of
 from convert.graph.compaction import channel_groups
 
 from .digits import accuracy, data, posterior
@@ -31,7 +33,7 @@ DROPS = (None, 0.0, 0.005, 0.01, 0.02, 0.05)
 def recorded() -> dict:
     """The recorded points by their candidates, and the thresholds of each granularity by their shares."""
     found = json.loads(RECORD.read_text())
-    points = {_candidate(point): point for point in (Point(**values) for values in found["points"])}
+    points = {candidate_of(point): point for point in (Point(**values) for values in found["points"])}
     ladders = {name: {float(share): t for share, t in rungs.items()} for name, rungs in found["thresholds"].items()}
     return {"points": points, "thresholds": ladders}
 
@@ -60,19 +62,15 @@ def replay(patch: pytest.MonkeyPatch) -> list[Candidate]:
 
     class Rungs(Ladder):
         def __init__(self, granularity: str) -> None:
-            self.granularity, self.shares = granularity, SHARES[granularity]
+            self.granularity, self.score, self.shares = granularity, "snr", SHARES[granularity]
 
         def candidate(self, share: float) -> Candidate | None:
             threshold = record["thresholds"][self.granularity][share]
             return None if threshold is None else Candidate(threshold, self.granularity)
 
     patch.setattr(search, "CandidateFiles", Files)
-    patch.setattr(search, "ladders", lambda bnn, granularities: [Rungs(name) for name in granularities])
+    patch.setattr(search, "ladders", lambda bnn, granularities, rankings: [Rungs(name) for name in granularities])
     return asked
-
-
-def _candidate(point: Point) -> Candidate:
-    return Candidate(point.threshold, point.granularity, point.quantize)
 
 
 def record() -> None:
@@ -108,8 +106,8 @@ def record() -> None:
             for first in (Candidate(), Candidate(quantize="int8")):
                 one.measure(first)
             for name, way in ways.items():
-                search._climb(one, Rungs(name, *pruning_scores(bnn, way)), drop, refine=3)
-            search._quantize(one, drop)
+                climb(one, Rungs(name, "snr", *pruning_scores(bnn, way)), drop, refine=3)
+            quantize(one, drop)
         files.time()
     points = [asdict(point) for point in files.points.values()]
     RECORD.write_text(json.dumps({"thresholds": thresholds, "points": points}, indent=1) + "\n")

@@ -1,6 +1,8 @@
 """Every document of the repository: its links lead somewhere, what it names exists, and its Python code runs."""
 
+import ast
 import importlib
+import re
 import sys
 
 import pytest
@@ -56,6 +58,24 @@ def test_a_block_with_other_libraries_runs(name, block, folder):
     for module in block.needs:
         pytest.importorskip(module, exc_type=ImportError)
     run(block.text, name, folder)
+
+
+def test_the_messages_of_the_troubleshooting_page_are_raised_somewhere():
+    """Every quoted message, piece by piece between the places that vary, is in one text of the sources."""
+    sources = [path.read_text() for package in ("bensemble", "convert") for path in (ROOT / package).rglob("*.py")]
+    texts = [literal(node) for source in sources for node in ast.walk(ast.parse(source))]
+    quoted = re.findall(r"^\*\*`(.+?)`\*\*", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(quoted) >= 20
+    for message in quoted:
+        pattern = ".*".join(re.escape(part.strip()) for part in " ".join(message.split()).split("…"))
+        assert any(text and re.search(pattern, text) for text in texts), message
+
+
+def literal(node):
+    """The text of a string, with a space for everything that is filled in."""
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    texts = [part.value if isinstance(part, ast.Constant) else " " for part in parts]
+    return " ".join("".join(text for text in texts if isinstance(text, str)).split())
 
 
 @pytest.fixture

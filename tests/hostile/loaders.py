@@ -17,10 +17,10 @@ import torch
 
 import bensemble
 from bensemble.errors import BensembleError
+from convert import load_weights
 from convert.cli.exporting import read_calibration
 from convert.cli.failures import WrongUsage
 from convert.cli.labelled_data import read_data
-from convert.cli.weights import load_weights
 from convert.demo.data import load_mnist
 from convert.onnx import OnnxModel, compare_onnx, inspect_onnx
 from convert.runtime import Monitor, UncertaintySession
@@ -51,7 +51,7 @@ def _checkpoint(path: Path) -> str:
 
 
 def _weights(path: Path) -> str:
-    return _digest(load_weights(Network(), path)[0].state_dict().items())
+    return _digest(load_weights(Network(), path).state_dict().items())
 
 
 def _inspected(path: Path) -> str:

@@ -34,6 +34,7 @@ class Subject:
         self.prediction = bensemble.predict(self.bnn, X, 4, likelihood="categorical")
         convert.export_onnx(self.bnn, folder / "net.onnx", X[:1])
         bensemble.save(self.bnn, folder / "net")
+        torch.save(self.plain.state_dict(), folder / "plain.pt")
 
     def generator(self):
         return torch.Generator().manual_seed(3)
@@ -60,8 +61,12 @@ CONVERT = {
     "check_noise": lambda s: str(convert.check_noise(s.bnn, X)),
     "sparsity": lambda s: str(convert.sparsity(s.plain)),
     "compact": lambda s: convert.compact(convert.to_deterministic(s.bnn, sparsity=0.9, granularity="channel"), X),
+    "load_weights": lambda s: convert.load_weights(copy.deepcopy(s.plain), s.folder / "plain.pt"),
     "prune_scores": lambda s: convert.prune_scores(s.plain, [X, X]),
     "prune_and_repair": lambda s: str(convert.prune_and_repair(s.plain, [X, X], sparsity=0.5, steps=2)),
+    "GradualPruning": lambda s: convert.GradualPruning(
+        copy.deepcopy(s.plain), sparsity=0.5, steps=1, score="obd", loader=[X, X], repair=True
+    ).step(),
     "repair": lambda s: convert.repair(convert.to_deterministic(s.bnn, sparsity=0.5), s.plain, [X]),
     "repair_report": lambda s: str(convert.repair_report(convert.to_deterministic(s.bnn, sparsity=0.5), s.plain, [X])),
     "compaction_report": lambda s: str(convert.compaction_report(s.plain, X)),

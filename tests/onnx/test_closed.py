@@ -118,6 +118,15 @@ def test_a_file_in_closed_form_gives_what_predict_gives(case, rotated, tmp_path)
     assert report.relative_error < 1e-4  # of a single number close to 0
 
 
+def test_noise_that_is_nothing_is_no_reason_to_refuse_a_file(tmp_path):
+    """fit_posterior leaves none where it helps nothing: then the mutual information is rounding, at any input."""
+    torch.manual_seed(11)
+    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 10))
+    bnn = bayesify(network, include="2", init_sigma=1e-7).eval()
+    x = 5 * torch.randn(1, 8)
+    export_onnx(bnn, tmp_path / "sure.onnx", x, outputs="uncertainty", likelihood="categorical")
+
+
 def test_an_ensemble_of_last_layers_is_one_file(tmp_path):
     members, likelihood = [of(Dense()), of(Dense())], Gaussian(0.3)  # of classes: below, with novelty
     _, session = exported(tmp_path / "a.onnx", members, ROWS[:1], likelihood=likelihood)

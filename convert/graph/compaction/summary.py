@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bensemble.tables import text_table
+from bensemble.tables import Printed, text_table
 
 from .atoms.flow import Flow
 from .solution import Solution
@@ -32,7 +32,7 @@ class LayerChange:
 
 
 @dataclass(frozen=True)
-class CompactionReport:
+class CompactionReport(Printed):
     """The result of a compaction; ``print`` shows a table.
 
     Attributes:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bensemble.errors import shown
-from bensemble.tables import text_table
+from bensemble.tables import Printed, text_table
 
 __all__ = ["ExportReport", "OnnxSummary", "TensorInfo", "gzip_size"]
 
@@ -41,7 +41,7 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
-class OnnxSummary:
+class OnnxSummary(Printed):
     """The content of an ONNX file.
 
     Attributes:

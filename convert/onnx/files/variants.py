@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bensemble.errors import InvalidTypeError, InvalidValueError
-from bensemble.tables import text_table
+from bensemble.tables import Printed, text_table
 
 from .inspection import inspect_onnx
 from .sessions import BATCH_SIZES, OnnxFile, Timing, latencies
@@ -51,7 +51,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Printed):
     """Files side by side; ``print`` shows a table.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Weights from a file into a model.
+"""``load_weights``: trained weights, as people have them in files, into a model.
 
 A prefix of all names is removed: that of a wrapper (`module.` DataParallel, `_orig_mod.` torch.compile), or the
 attribute of the Lightning module that holds the network. A checkpoint of `bensemble.save`, or names in `_mu` and
@@ -7,28 +7,78 @@ attribute of the Lightning module that holds the network. A checkpoint of `bense
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from bensemble.checkpoint import load
 from bensemble.checkpoint.finite import NOT_FINITE, is_finite
+from bensemble.checks import check_module
 from bensemble.errors import CheckpointError, one_line, shown
+from bensemble.layers.swap import restorer
 
-from .weight_files import find_state_dict, is_checkpoint, read_file
+from ..surgery import bayesify
+from .files import find_state_dict, is_checkpoint, read_file
 
-__all__ = ["load_weights"]
+__all__ = ["load_weights", "load_with_notes"]
+
+M = TypeVar("M", bound=nn.Module)
+log = logging.getLogger("bensemble.load_weights")
 
 WRAPPERS = ("module.", "_orig_mod.", "model.")
 
 
-def load_weights(model: nn.Module, path: Path, key: str | None = None) -> tuple[nn.Module, list[str]]:
-    """Load a file into a model; both must have the same names and shapes.
+def load_weights(model: M, path: str | os.PathLike[str], *, key: str | None = None) -> M:
+    """Load trained weights into a model, from a checkpoint as training scripts write them.
+
+    Read are safetensors files, torch files of tensors and plain data, and the index of several such files; nothing in
+    them is executed. The state dict may lie under a key and its names behind a prefix, as those of Lightning,
+    Accelerate, DataParallel and torch.compile do: what was chosen is logged under ``bensemble.load_weights``. A
+    checkpoint of :func:`bensemble.save`, or a state dict with posteriors, makes the model Bayesian first.
+
+    Args:
+        model: A network of the same architecture, changed in place.
+        path: The file.
+        key: Where in the file the state dict is, dotted where mappings are nested, such as ``"ema"``. Default: the file
+            itself, or the first of ``state_dict``, ``model_state_dict`` and ``model`` that holds one.
 
     Returns:
-        The model, Bayesian where the file holds posteriors; and notes about what was chosen, for the user to read.
+        The same model.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, of another model, or holds several such models. The model is as
+            it was.
+
+    Example:
+        >>> model = convert.load_weights(Net(), "epoch=9.ckpt")  # of Lightning, where self.net is the network
     """
+    loaded, notes = load_with_notes(check_module("load_weights", model), Path(path), key)
+    for note in notes:
+        log.info("'%s': %s", path, note)
+    return loaded  # type: ignore[return-value]
+
+
+def load_with_notes(model: nn.Module, path: Path, key: str | None = None) -> tuple[nn.Module, list[str]]:
+    """The same, and notes about what was chosen, for the user to read."""
+    undo = [restorer(module) for module in model.modules()]
+    held = [t for t in model.state_dict(keep_vars=True).values() if isinstance(t, Tensor)]
+    values = [t.detach().clone() for t in held]
+    try:
+        return _into(model, path, key)
+    except BaseException:
+        for restore in reversed(undo):
+            restore()
+        with torch.no_grad():
+            for tensor, value in zip(held, values, strict=True):
+                tensor.copy_(value)
+        raise
+
+
+def _into(model: nn.Module, path: Path, key: str | None) -> tuple[nn.Module, list[str]]:
     if key is None and is_checkpoint(path):
         return load(path, model), ["made the model Bayesian as the header of the checkpoint says"]
     state, notes = find_state_dict(read_file(path), path, key)
@@ -41,8 +91,6 @@ def load_weights(model: nn.Module, path: Path, key: str | None = None) -> tuple[
             notes.append(f"left out {len(others)} other tensors, such as '{shown(others[0])}'")
     posteriors = _posterior_names(state, model)
     if posteriors:
-        from ..surgery.converting import bayesify
-
         model = bayesify(model, include=posteriors, prior="normal", inplace=True)
         state = {name: value for name, value in state.items() if "_prior_" not in name}
         notes.append(f"made {len(posteriors)} parameters of the model Bayesian, as they are in the file")
@@ -50,7 +98,7 @@ def load_weights(model: nn.Module, path: Path, key: str | None = None) -> tuple[
     if problems:
         raise CheckpointError(
             f"weights: '{path}' is of another model: {problems}; name the model with the arguments that it was trained "
-            "with, or choose another part of the file with --key."
+            "with, or choose another part of the file with key=."
         )
     for name, parameter in model.named_parameters():
         # a rho of minus infinity says that the weight is pruned

@@ -24,7 +24,7 @@ from ..archives import check_unpacked
 
 __all__ = ["find_state_dict", "is_checkpoint", "read_file"]
 
-#: Where a file holds its state dict, unless ``--key`` names another place.
+#: Where a file holds its state dict, unless ``key`` names another place.
 USUAL_KEYS = ("state_dict", "model_state_dict", "model")
 
 #: Most bytes of an index; a model with 100,000 weights needs about a tenth of this.
@@ -70,7 +70,7 @@ def find_state_dict(content: Any, path: Path, key: str | None = None) -> tuple[d
     held = ", ".join(map(repr, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
     raise CheckpointError(
         f"weights: '{path}' holds no state dict at {wanted}, got {shown(held, 300)}; "
-        "name the place with --key, or write the file with torch.save(model.state_dict(), path)."
+        "name the place with key=, or write the file with torch.save(model.state_dict(), path)."
     )
 
 

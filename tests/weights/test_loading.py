@@ -14,8 +14,8 @@ from torch import nn
 
 from bensemble.checkpoint import save
 from bensemble.errors import CheckpointError
-from convert import bayesify
-from convert.cli.weights import load_weights
+from convert import bayesify, load_weights
+from convert.weights.loading import load_with_notes
 
 
 class Net(nn.Module):
@@ -44,7 +44,7 @@ class Runs:
 def assert_loads(content: Any, path: Path, key: str | None = None, model: nn.Module | None = None) -> list[str]:
     """Save, load into a fresh network, and compare with the network of ``trained()``."""
     torch.save(content, path)
-    loaded, notes = load_weights(model or Net(), path, key)
+    loaded, notes = load_with_notes(model or Net(), path, key)
     expected = trained().state_dict()
     for name, value in loaded.state_dict().items():
         torch.testing.assert_close(value, expected[name.removeprefix("model.")], rtol=0, atol=0)
@@ -70,11 +70,11 @@ def test_loads_safetensors_and_torch_files(path: Path, tmp_path: Path) -> None:
     save_file(state(), tmp_path / "best.safetensors")
     save_file(state(), tmp_path / "named_otherwise.bin")
     for name in ("best.safetensors", "named_otherwise.bin"):
-        model, notes = load_weights(Net(), tmp_path / name)
+        model, notes = load_with_notes(Net(), tmp_path / name)
         torch.testing.assert_close(model.state_dict(), state(), rtol=0, atol=0)
         assert notes == []
     torch.save(state(), path, _use_new_zipfile_serialization=False)
-    torch.testing.assert_close(load_weights(Net(), path)[0].state_dict(), state(), rtol=0, atol=0)
+    torch.testing.assert_close(load_with_notes(Net(), path)[0].state_dict(), state(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
@@ -130,7 +130,7 @@ def test_takes_the_network_out_of_a_module_that_holds_more(name: str, path: Path
 def test_takes_a_bayesian_network_out_of_a_module(path: Path) -> None:
     bnn = bayesify(trained())
     torch.save({"state_dict": {f"net.{name}": value for name, value in bnn.state_dict().items()}}, path)
-    model, notes = load_weights(Net(), path)
+    model, notes = load_with_notes(Net(), path)
     assert "removed the prefix 'net.' from every name" in notes
     torch.testing.assert_close(model.head.w_rho, bnn.head.w_rho, rtol=0, atol=0)
 
@@ -139,7 +139,7 @@ def test_two_networks_in_one_file_are_named(path: Path) -> None:
     both = {f"{who}.{name}": value for who in ("teacher", "student") for name, value in state().items()}
     torch.save(both, path)
     with pytest.raises(CheckpointError, match=r"holds the weights of 2 such models, under 'student\.' and 'teacher\.'"):
-        load_weights(Net(), path)
+        load_with_notes(Net(), path)
 
 
 def test_another_model_gives_one_error_with_all_names(path: Path) -> None:
@@ -147,7 +147,7 @@ def test_another_model_gives_one_error_with_all_names(path: Path) -> None:
     renamed["body.0.weight"] = torch.zeros(5, 9)
     torch.save(renamed, path)
     with pytest.raises(CheckpointError) as caught:
-        load_weights(Net(), path)
+        load_with_notes(Net(), path)
     message = str(caught.value)
     assert "\n" not in message
     assert "2 missing ('head.weight', 'head.bias')" in message
@@ -159,13 +159,13 @@ def test_another_model_gives_one_error_with_all_names(path: Path) -> None:
 def test_another_width_is_named(path: Path) -> None:
     torch.save(Net(7).state_dict(), path)
     with pytest.raises(CheckpointError, match=r"2 of another shape \('head\.weight' 7x5 instead of 3x5, 'head\.bias'"):
-        load_weights(Net(), path)
+        load_with_notes(Net(), path)
 
 
 def test_many_names_are_cut_short(path: Path) -> None:
     torch.save({f"layer{i}": torch.zeros(1) for i in range(9)}, path)
     with pytest.raises(CheckpointError, match=r"9 unexpected \('layer0', 'layer1', 'layer2', 'layer3', \.\.\.\)"):
-        load_weights(Net(), path)
+        load_with_notes(Net(), path)
 
 
 def test_what_the_model_itself_refuses_is_said(path: Path) -> None:
@@ -178,7 +178,7 @@ def test_what_the_model_itself_refuses_is_said(path: Path) -> None:
 
     torch.save(Strict().state_dict(), path)
     with pytest.raises(CheckpointError, match="is of another model: RuntimeError: made by version 2;"):
-        load_weights(Strict(), path)
+        load_with_notes(Strict(), path)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -188,10 +188,10 @@ def test_a_pickle_with_code_is_refused_and_nothing_runs(legacy: bool, place: str
     content = trap if place == "alone" else {"state_dict": state(), "note": trap}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(CheckpointError, match=r"holds a pickled 'posix\.mkdir'.* nothing was executed.*If you trust"):
-        load_weights(Net(), path)
+        load_with_notes(Net(), path)
     path.write_bytes(pickle.dumps(content))
     with pytest.raises(CheckpointError, match="not a weights file"):
-        load_weights(Net(), path)
+        load_with_notes(Net(), path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -200,7 +200,7 @@ def test_a_whole_pickled_model_is_refused_with_the_cure(path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"torch\.nn\.modules\.linear\.Linear.*torch\.save\(model\.state_dict\(\)"
     ):
-        load_weights(nn.Linear(2, 2), path)
+        load_with_notes(nn.Linear(2, 2), path)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
@@ -214,7 +214,7 @@ def test_truncated_files_are_refused(share: float, form: str, tmp_path: Path) ->
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(CheckpointError, match="is truncated or not a weights file"):
-        load_weights(Net(), path)
+        load_with_notes(Net(), path)
 
 
 Make = Callable[[Path], Any]
@@ -234,27 +234,27 @@ Make = Callable[[Path], Any]
         (lambda p: torch.save([1], p), "holds no state dict at .*, got list"),
         (
             lambda p: torch.save({"a": state(), "b": state()}, p),
-            "holds no state dict at .*, got 'a', 'b'; name the place with --key",
+            "holds no state dict at .*, got 'a', 'b'; name the place with key=",
         ),
     ],
 )
 def test_files_that_are_no_weights(make: Make, message: str, path: Path) -> None:
     make(path)
     with pytest.raises(CheckpointError, match=message):
-        load_weights(Net(), path)
+        load_with_notes(Net(), path)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_torchscript_program_is_refused(path: Path) -> None:
     torch.jit.script(nn.Linear(2, 2)).save(path)
     with pytest.raises(CheckpointError, match="is a TorchScript program, not weights; write"):
-        load_weights(nn.Linear(2, 2), path)
+        load_with_notes(nn.Linear(2, 2), path)
 
 
 def test_a_file_that_the_system_refuses_to_open(path: Path) -> None:
     path.write_text("a file, no folder")
     with pytest.raises(CheckpointError, match=r"cannot be read \(Not a directory\); give the path"):
-        load_weights(Net(), path / "best.pth")
+        load_with_notes(Net(), path / "best.pth")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_a_key_that_is_not_there(content: Any, message: str, path: Path) -> None
     filled = {k: state() if v == "state" else v for k, v in content.items()} if isinstance(content, dict) else state()
     torch.save(filled, path)
     with pytest.raises(CheckpointError, match=message):
-        load_weights(Net(), path, key="emma")
+        load_with_notes(Net(), path, key="emma")
 
 
 def test_a_tensor_that_is_stored_once_for_two_names(tmp_path: Path) -> None:
@@ -280,27 +280,27 @@ def test_a_tensor_that_is_stored_once_for_two_names(tmp_path: Path) -> None:
 
     source = tied()
     save_model(source, str(tmp_path / "tied.safetensors"))
-    loaded, _ = load_weights(tied(), tmp_path / "tied.safetensors")
+    loaded, _ = load_with_notes(tied(), tmp_path / "tied.safetensors")
     torch.testing.assert_close(loaded.state_dict(), source.state_dict(), rtol=0, atol=0)
     with pytest.raises(CheckpointError, match=r"1 missing \('1\.weight'\)"):
-        load_weights(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3, bias=False)), tmp_path / "tied.safetensors")
+        load_with_notes(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3, bias=False)), tmp_path / "tied.safetensors")
 
 
 def test_a_checkpoint_of_bensemble_makes_the_model_bayesian(tmp_path: Path) -> None:
     bnn = bayesify(trained(), exclude="head")
     save(bnn, tmp_path / "bnn.safetensors")
-    loaded, notes = load_weights(Net(), tmp_path / "bnn.safetensors")
+    loaded, notes = load_with_notes(Net(), tmp_path / "bnn.safetensors")
     torch.testing.assert_close(loaded.state_dict(), bnn.state_dict(), rtol=0, atol=0)
     assert notes == ["made the model Bayesian as the header of the checkpoint says"]
     with pytest.raises(CheckpointError, match="does not fit"):
-        load_weights(nn.Linear(3, 3), tmp_path / "bnn.safetensors")
+        load_with_notes(nn.Linear(3, 3), tmp_path / "bnn.safetensors")
 
 
 def test_a_bayesian_state_dict_makes_the_model_bayesian(path: Path) -> None:
     bnn = bayesify(trained(), include="head", prior="pretrained", init_sigma=0.02)
     bnn.head.apply_pruning(10.0)
     torch.save({f"module.{name}": value for name, value in bnn.state_dict().items()}, path)
-    loaded, notes = load_weights(Net(), path)
+    loaded, notes = load_with_notes(Net(), path)
     assert type(loaded.head).__name__ == "BayesianLinear"
     assert type(loaded.body[0]) is nn.Linear
     torch.testing.assert_close(loaded.head.w_rho, bnn.head.w_rho, rtol=0, atol=0)
@@ -311,3 +311,30 @@ def test_a_bayesian_state_dict_makes_the_model_bayesian(path: Path) -> None:
         "removed the prefix 'module.' from every name",
         "made 2 parameters of the model Bayesian, as they are in the file",
     ]
+
+
+def test_a_failed_call_leaves_the_model_as_it_was(path: Path) -> None:
+    bnn, net = bayesify(trained(), include="head"), Net()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    wrong = {**bnn.state_dict(), "body.0.weight": torch.zeros(5, 3)}
+    torch.save(wrong, path)
+    with pytest.raises(CheckpointError, match="1 of another shape"):
+        load_weights(net, path)
+    torch.save({**trained().state_dict(), "head.bias": torch.full((3,), torch.nan)}, path)
+    with pytest.raises(CheckpointError, match=r"'head\.bias' in .* is"):
+        load_weights(net, path)
+    assert type(net.head) is nn.Linear
+    assert net.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_what_was_chosen_is_logged(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save({"state_dict": {f"net.{name}": value for name, value in state().items()}, "epoch": 9}, path)
+    net = Net()
+    with caplog.at_level("INFO", "bensemble.load_weights"):
+        assert load_weights(net, path) is net
+    assert [record.message for record in caplog.records] == [
+        f"'{path}': took 'state_dict'",
+        f"'{path}': removed the prefix 'net.' from every name",
+    ]
+    torch.testing.assert_close(net.state_dict(), state(), rtol=0, atol=0)
