@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..checks import check_number
 from ..errors import InvalidTypeError, InvalidValueError, shown
-from ..likelihoods import DiscreteLikelihood
+from ..likelihoods import Categorical, DiscreteLikelihood
 from ..likelihoods.base import check_tensor
 from ..prediction.results import ClassPrediction, Prediction, RegressionPrediction
 from ..tables import Printed
@@ -55,6 +55,8 @@ class Calibration(Printed):
         fingerprint: The posterior whose predictions were calibrated, as in :class:`Prediction`; None if unknown.
         num_samples: Number of samples of these predictions; None if unknown.
         method: How they were made; None if unknown.
+        predicted: Quantiles of the most probable class, as its index plus a number between 0 and 1 at random, so that
+            a monitor sees classes become more or less frequent; empty without classes.
 
     Example:
         >>> calibration.prediction_set(p).shape
@@ -69,6 +71,7 @@ class Calibration(Printed):
     fingerprint: str | None = None
     num_samples: int | None = None
     method: str | None = None
+    predicted: tuple[float, ...] = ()
 
     def apply(self, prediction: Prediction) -> Prediction:
         """The prediction at this temperature; unchanged if it has this temperature already.
@@ -224,6 +227,7 @@ def calibrate(
         fingerprint=prediction.fingerprint,
         num_samples=prediction.num_samples,
         method=prediction.method,
+        predicted=_predicted(tempered),
     )
 
 
@@ -242,7 +246,7 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("reference names other uncertainties")
     fields["conformal_threshold"] = math.inf if threshold is None else threshold
     numbers = [fields["temperature"], fields["alpha"], fields["num_data"], *([] if threshold is None else [threshold])]
-    numbers += [value for quantiles in reference.values() for value in quantiles]
+    numbers += [value for quantiles in (*reference.values(), fields.get("predicted", [])) for value in quantiles]
     if not all(type(value) in (int, float) and math.isfinite(value) for value in numbers):
         raise ValueError("a value is not a finite number")
     if not (fields["temperature"] > 0 < fields["alpha"] < 1 and type(fields["num_data"]) is int):
@@ -252,9 +256,11 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
     made = {"fingerprint": str, "num_samples": int, "method": str}
     if not all(type(fields.get(name)) in (kind, type(None)) for name, kind in made.items()):
         raise ValueError(" or ".join(made))
-    for name, quantiles in reference.items():
+    predicted = fields.get("predicted", [])
+    for name, quantiles in [*reference.items(), *([("the predicted classes", predicted)] if predicted else [])]:
         if len(quantiles) != LEVELS or any(a > b for a, b in pairwise(quantiles)):
             raise ValueError(f"the quantiles of {name}")
+    fields["predicted"] = tuple(map(float, predicted))
     return {**fields, "reference": {name: tuple(map(float, quantiles)) for name, quantiles in reference.items()}}
 
 
@@ -268,6 +274,14 @@ def _measures(verb: str, prediction: Any) -> tuple[str, str]:
         f"{verb}: prediction must be of classes or of a regression, got {type(prediction).__name__}; "
         "call predict with a likelihood."
     )
+
+
+def _predicted(prediction: Prediction) -> tuple[float, ...]:
+    """Quantiles of the most probable class, made continuous by noise."""
+    if not isinstance(prediction.likelihood, Categorical):
+        return ()
+    classes = prediction.mean.argmax(prediction.likelihood.axis(prediction.mean)).flatten().cpu().double()
+    return _quantiles(classes + torch.rand(classes.shape, generator=torch.Generator().manual_seed(0)).double())
 
 
 def _quantiles(values: Tensor) -> tuple[float, ...]:
