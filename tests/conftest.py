@@ -1,5 +1,6 @@
 import copy
 import functools
+import typing
 
 import pytest
 import torch
@@ -52,3 +53,26 @@ def forget_operators():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ONNXRegistry, "from_torchlib", classmethod(copied))
         yield read.cache_clear
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators_are_collected_once():
+    """Let torch.export list the operators that it might keep whole once, not for every file: a fifth of a small export.
+
+    They are listed again where an operator was registered since. Annotations of torch's closures, which it evaluates
+    5,000 times for a file, are taken from a cache. Where torch calls this something else, the tests take longer.
+    """
+    try:
+        import torch.export.exported_program as exported
+
+        count = torch._C._dispatch_get_registrations_for_dispatch_key
+        collect = exported._collect_all_valid_cia_ops
+        assert torch._ops.Callable
+    except (ImportError, AttributeError):
+        yield
+        return
+    found = functools.cache(lambda registered: collect())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exported, "_collect_all_valid_cia_ops", lambda: found(len(count("CompositeImplicitAutograd"))))
+        patch.setattr(torch._ops, "Callable", typing.Callable)
+        yield
