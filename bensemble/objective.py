@@ -3,11 +3,6 @@ r"""The variational objective of a whole model, and further parts of a training 
 The evidence lower bound per term (Blundell et al. 2015, equation 2, over the number of terms):
 
 .. math:: L = E_q[-\log p(y | x, w)] + \frac{\beta}{N} KL(q \,\|\, p)
-
-Example:
-    >>> optimizer = torch.optim.Adam(param_groups(bnn, lr=1e-3, rho_lr=1e-2))
-    >>> beta = kl_warmup(step, total)
-    >>> loss = elbo_loss(F.cross_entropy(bnn(x), y), kl_divergence(bnn), num_data=len(dataset), beta=beta)
 """
 
 from __future__ import annotations
@@ -45,6 +40,9 @@ def kl_divergence(model: nn.Module) -> Tensor:
 
     Returns:
         Scalar on the model's device, differentiable; 0 without Bayesian layers, with a warning.
+
+    Example:
+        >>> nats = bensemble.kl_divergence(bnn)
     """
     own = any(isinstance(layer, BaseBayesianLayer) for layer in check_module("kl_divergence", model).modules())
     if not own and not is_bayesian(model) and not torch.compiler.is_compiling():
@@ -89,7 +87,7 @@ def elbo_loss(nll: Tensor, kl: Tensor, num_data: int, beta: float = 1.0) -> Tens
         InvalidValueError: ``num_data`` is not above 0, ``beta`` is negative or not finite, or a term is not a scalar.
 
     Example:
-        >>> loss = elbo_loss(F.cross_entropy(bnn(x), y), kl_divergence(bnn), num_data=len(dataset))
+        >>> loss = bensemble.elbo_loss(F.cross_entropy(bnn(x), y), bensemble.kl_divergence(bnn), num_data=1000)
     """
     check_number("elbo_loss", "num_data", num_data, above=0)
     check_number("elbo_loss", "beta", beta, least=0)
@@ -111,6 +109,10 @@ def kl_warmup(step: int, total: int, fraction: float = 0.3) -> float:
 
     Raises:
         InvalidValueError: ``step`` is negative, ``total`` is not above 0, or ``fraction`` is outside [0, 1].
+
+    Example:
+        >>> bensemble.kl_warmup(step=30, total=1000)
+        0.1
     """
     check_number("kl_warmup", "step", step, least=0)
     check_number("kl_warmup", "total", total, above=0)
@@ -137,6 +139,9 @@ def param_groups(
 
     Raises:
         InvalidValueError: A learning rate or the decay is negative or not finite.
+
+    Example:
+        >>> optimizer = torch.optim.Adam(bensemble.param_groups(bnn, lr=1e-3, rho_lr=1e-2))
     """
     check_module("param_groups", model)
     rho_lr = lr if rho_lr is None else rho_lr
@@ -161,6 +166,10 @@ def posterior_summary(model: nn.Module) -> dict[str, float]:
         ``weights`` (the number of weights with a posterior), ``kl`` in nats, ``kl_per_weight``, the quantiles
         ``snr_q05``, ``snr_q50``, ``snr_q95`` and ``sigma_q05``, ``sigma_q50``, ``sigma_q95`` over the weights that are
         not pruned, and ``sparsity``, the share that is pruned. Without posteriors only ``weights`` and ``kl``, both 0.
+
+    Example:
+        >>> bensemble.posterior_summary(bnn)["weights"]
+        170.0
     """
     posteriors = [posterior for _, posterior in named_posteriors(check_module("posterior_summary", model))]
     kl, count = float(_kl(model)), sum(posterior.mu.numel() for posterior in posteriors)

@@ -51,6 +51,9 @@ def reliability(
         least: Bins with fewer examples are left out, because their accuracy is too uncertain.
         colours: A colour by the name of the model.
         axes: Axes to draw into.
+
+    Example:
+        >>> bensemble.plots.reliability(p, labels).figure.savefig("reliability.svg")
     """
     check_count("reliability", "bins", bins)
     if colours is not None and not isinstance(colours, Mapping):
@@ -83,7 +86,11 @@ def reliability(
 
 
 def rejection(curves: Named[RejectionCurve], *, axes: Axes | None = None) -> Axes:
-    """Risk over the share of predictions kept, from :func:`bensemble.rejection_curve`; several by name of the model."""
+    """Risk over the share of predictions kept, from :func:`bensemble.rejection_curve`; several by name of the model.
+
+    Example:
+        >>> axes = bensemble.plots.rejection(bensemble.rejection_curve(p, labels))
+    """
     named = _named("rejection", "curves", curves, RejectionCurve, "rejection_curve(prediction, targets)")
     axes = on_axes(axes)
     for name, curve in named.items():
@@ -103,6 +110,10 @@ def uncertainties(
             the entropy of classes, the ``total_std`` of a regression, and ``std`` without a likelihood.
         bins: Number of bins over the range of all data.
         axes: Axes to draw into.
+
+    Example:
+        >>> noise = bensemble.predict(bnn, torch.rand_like(images), likelihood="categorical")
+        >>> axes = bensemble.plots.uncertainties({"digits": p, "noise": noise})
     """
     check_count("uncertainties", "bins", bins)
     named = _named("uncertainties", "predictions", predictions, Prediction, "predict(...)")
@@ -127,7 +138,11 @@ def uncertainties(
 
 
 def set_sizes(sets: Named[Tensor], *, axes: Axes | None = None) -> Axes:
-    """Sizes of conformal sets, from ``Calibration.prediction_set`` (.., C); several by the name of the data."""
+    """Sizes of conformal sets, from ``Calibration.prediction_set`` (.., C); several by the name of the data.
+
+    Example:
+        >>> axes = bensemble.plots.set_sizes(calibration.prediction_set(p))
+    """
     named = {name: _tensor("set_sizes", "sets", given) for name, given in _named("set_sizes", "sets", sets).items()}
     for members in named.values():
         if members.dtype != torch.bool or not members.ndim or not members.numel():
@@ -155,6 +170,10 @@ def coverage(
         targets: The truth, in the shape of ``mean``.
         points: Number of levels between 0 and 1.
         axes: Axes to draw into.
+
+    Example:
+        >>> r = bensemble.predict(nn.Linear(1, 2), torch.rand(9, 1), likelihood="gaussian_head")
+        >>> axes = bensemble.plots.coverage(r, targets=torch.rand(9, 1))
     """
     check_count("coverage", "points", points)
     truth = _tensor("coverage", "targets", targets)
@@ -180,6 +199,9 @@ def snr(model: nn.Module, *, axes: Axes | None = None) -> Axes:
     Args:
         model: A Bayesian model; weights that are pruned are left out.
         axes: Axes to draw into.
+
+    Example:
+        >>> axes = bensemble.plots.snr(bnn)
     """
     named = dict(named_posteriors(check_module("snr", model)))
     if not named:

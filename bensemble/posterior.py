@@ -32,6 +32,9 @@ class Posterior:
         name: Name of the parameter in the deterministic module, such as ``weight``.
         stem: Prefix of its tensors on the layer, such as ``w`` for ``w_mu`` and ``w_rho``.
         ties: Handles on the same posterior in other layers, as :func:`bensemble.named_posteriors` finds them.
+
+    Example:
+        >>> sigma = dict(bensemble.named_posteriors(bnn))["5.weight"].sigma()
     """
 
     layer: Any  # a bensemble.layers.storage.PosteriorStorage, which imports this module

@@ -41,6 +41,10 @@ def named_posteriors(model: nn.Module) -> Iterator[tuple[str, Posterior]]:
     """Every distinct posterior of the model, with the original name of its weight, such as ``fc.weight``.
 
     A posterior that several layers share occurs once, under its first name.
+
+    Example:
+        >>> [name for name, posterior in bensemble.named_posteriors(bnn)]
+        ['5.weight', '5.bias']
     """
     for (name, first), *others in tied_posteriors(model):
         yield name, replace(first, ties=tuple(other for _, other in others)) if others else first

@@ -45,6 +45,10 @@ class Prior(Protocol):
     """A prior with a closed form of the KL.
 
     If weights are pruned, ``mu``, ``sigma`` and the tensors of the prior hold the other weights only, as vectors.
+
+    Example:
+        >>> isinstance(bensemble.priors.Normal(0.5), bensemble.priors.Prior)
+        True
     """
 
     def kl(self, mu: Tensor, sigma: Tensor) -> Tensor:
@@ -54,7 +58,11 @@ class Prior(Protocol):
 
 @runtime_checkable
 class DensityPrior(Protocol):
-    """A prior with a log density only."""
+    """A prior with a log density only.
+
+    Example:
+        >>> bensemble.set_prior(bnn, torch.distributions.Laplace(0.0, 0.5))
+    """
 
     def log_prob(self, w: Tensor) -> Tensor:
         """Log density of the weights in nats, summed to a scalar or one value per weight."""
@@ -68,6 +76,9 @@ class Normal:
     Attributes:
         sigma: Prior standard deviation, one number or one per weight.
         mean: Prior mean, 0 or one per weight.
+
+    Example:
+        >>> bnn = convert.bayesify(model, prior=bensemble.priors.Normal(0.5))
     """
 
     sigma: float | Tensor = 1.0
@@ -88,7 +99,10 @@ class Normal:
 
     def kl(self, mu: Tensor, sigma: Tensor) -> Tensor:
         """KL(q || prior) in nats, summed (closed form)."""
-        return kl_normal(mu, sigma, self.mean, self.sigma)
+        width = self.sigma
+        if isinstance(width, Tensor) and not width.requires_grad:
+            width = width.clone()  # the forward of DDP writes buffers again, and autograd would hold this one
+        return kl_normal(mu, sigma, self.mean, width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +112,9 @@ class ARD:
     With the prior variance at :math:`\mu^2 + \sigma^2` the KL is :math:`\frac12\sum\log(1 + \mu^2/\sigma^2)`
     (Kharitonov, Molchanov & Vetrov 2018, "Variational Dropout via Empirical Bayes", equation 12). It has no scale to
     choose, and it drives the signal-to-noise ratio of unnecessary weights to zero, which pruning needs.
+
+    Example:
+        >>> bensemble.set_prior(bnn, bensemble.priors.ARD())
     """
 
     def kl(self, mu: Tensor, sigma: Tensor) -> Tensor:
@@ -115,6 +132,9 @@ def empirical(mu: Tensor, sigma: Tensor, scale: Tensor | None = None) -> Normal:
         mu: Posterior means.
         sigma: Posterior standard deviations, a tensor that broadcasts against ``mu``.
         scale: Root mean square of ``mu``, if it is known.
+
+    Example:
+        >>> prior = bensemble.priors.empirical(model[5].weight, sigma=torch.tensor(0.1))
     """
     scale = root_mean_square(mu.detach()) if scale is None else scale
     return Normal(sigma=torch.hypot(scale, root_mean_square(sigma.detach())))
@@ -126,6 +146,9 @@ def pretrained(mu: Tensor, sigma: float | Tensor) -> Normal:
     Args:
         mu: The trained weights; a copy becomes the prior mean.
         sigma: Prior standard deviation.
+
+    Example:
+        >>> prior = bensemble.priors.pretrained(model[5].weight, sigma=0.1)
     """
     return Normal(sigma=sigma, mean=mu.detach().clone())
 
@@ -172,6 +195,10 @@ def kl_to(prior: Prior | DensityPrior, mu: Tensor, sigma: Tensor) -> Tensor:
 
     For priors with a density only it is estimated by one draw and the exact entropy of the posterior,
     ``-H[q] - log p(mu + sigma * eps)``.
+
+    Example:
+        >>> bensemble.priors.kl_to(bensemble.priors.Normal(1.0), torch.zeros(3), torch.ones(3))
+        tensor(0.)
     """
     if isinstance(prior, Prior):
         return prior.kl(mu, sigma)

@@ -41,6 +41,10 @@ class Epoch:
         kl: KL of the whole model at the end, in nats.
         beta: Weight of the KL at the end.
         sparsity: Share of the posterior's weights that are pruned at the end.
+
+    Example:
+        >>> bensemble.recipes.fine_tune(bnn, loader, likelihood="categorical", epochs=1, after_epoch=print)
+        Epoch(number=1, nll=..., kl=..., beta=1.0, sparsity=0.0)
     """
 
     number: int
@@ -97,7 +101,7 @@ def fine_tune(
 
     Example:
         >>> fit = bensemble.fit_posterior(bnn, loader, likelihood="categorical", val_loader=val_loader)
-        >>> recipes.fine_tune(bnn, loader, likelihood="categorical", epochs=1, beta=fit.beta, after_epoch=print)
+        >>> bensemble.recipes.fine_tune(bnn, loader, likelihood="categorical", epochs=1, beta=fit.beta)
     """
     resolved, batches = _checked("fine_tune", bnn, loader, likelihood, epochs)
     check_number("fine_tune", "beta", beta, least=0)
@@ -184,9 +188,9 @@ def learn_to_prune(
             keeps them from becoming zero.
 
     Example:
-        >>> sparse = bayesify(model, prior="ard", estimator="weights")
-        >>> recipes.learn_to_prune(sparse, loader, likelihood="categorical", epochs=20, after_epoch=print)
-        >>> pruned = to_deterministic(sparse, threshold=0.83)
+        >>> sparse = convert.bayesify(model, prior="ard", estimator="weights")
+        >>> bensemble.recipes.learn_to_prune(sparse, loader, likelihood="categorical", epochs=2)  # better 20
+        >>> pruned = convert.to_deterministic(sparse, threshold=0.83)
     """
     _checked("learn_to_prune", bnn, loader, likelihood, epochs)
     if sparsity is not None:

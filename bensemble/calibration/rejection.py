@@ -28,6 +28,9 @@ class RejectionCurve(Printed):
         risk: Mean loss of the predictions kept: the share of errors, or the squared error of a regression.
         threshold: Largest uncertainty among the predictions kept.
         by: Name of the uncertainty.
+
+    Example:
+        >>> risk, threshold = bensemble.rejection_curve(p, labels).at(0.9)
     """
 
     kept: Tensor
@@ -66,7 +69,7 @@ def rejection_curve(prediction: Prediction, targets: Tensor, by: str | None = No
         InvalidValueError: The prediction has no uncertainty ``by``, or the targets do not fit.
 
     Example:
-        >>> curve = bensemble.rejection_curve(bensemble.predict(bnn, x, likelihood="categorical"), y)
+        >>> curve = bensemble.rejection_curve(p, labels)
         >>> risk, threshold = curve.at(0.9)
     """
     if not isinstance(prediction, (ClassPrediction, RegressionPrediction)):

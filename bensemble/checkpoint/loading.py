@@ -44,6 +44,10 @@ def load(path: str | os.PathLike[str], model: M) -> M:
     Raises:
         CheckpointError: The file is missing, damaged, from a newer version, or does not fit the model. Mismatches are
             listed, and the model is unchanged.
+
+    Example:
+        >>> bensemble.save(bnn, "bnn.safetensors")
+        >>> bnn = bensemble.load("bnn.safetensors", model)
     """
     check_module("load", model)
     header, stored = _read(path)

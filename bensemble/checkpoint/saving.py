@@ -40,6 +40,9 @@ def save(bnn: nn.Module, path: str | os.PathLike[str]) -> None:
         CheckpointError: The model has no posteriors, a prior that is not built in, weights that are not finite, or a
             ``state_dict`` that leaves out a part.
         InvalidValueError: The path cannot be written.
+
+    Example:
+        >>> bensemble.save(bnn, "bnn.safetensors")
     """
     with needs_extra("save", "io"):
         from safetensors import SafetensorError

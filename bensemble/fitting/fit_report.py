@@ -94,6 +94,9 @@ class FitReport(Printed):
             outputs that are no logits.
         bias_sigma: Standard deviation that the biases of a last layer got in addition, the same for all classes: what
             one temperature above 1 does. 0 where it improves nothing.
+
+    Example:
+        >>> beta = bensemble.fit_posterior(bnn, loader, likelihood="categorical", val_loader=val_loader).beta
     """
 
     curvature: str

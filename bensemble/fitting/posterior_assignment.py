@@ -46,9 +46,7 @@ def set_posterior(
             finite, a mean is not finite, or a basis does not fit. Everything is checked before anything is changed.
 
     Example:
-        >>> sigma = [torch.empty_like(p) for p in model.parameters()]
-        >>> torch.nn.utils.vector_to_parameters(la.posterior_variance.sqrt(), sigma)  # laplace-torch, diagonal
-        >>> bensemble.set_posterior(bnn, dict(zip(dict(model.named_parameters()), sigma)))
+        >>> bensemble.set_posterior(bnn, {"5.weight": torch.full((10, 16), 0.1), "5.bias": 0.2})
     """
     check_module("set_posterior", bnn)
     sigmas = by_canonical_name("set_posterior", "sigma", bnn, sigma)

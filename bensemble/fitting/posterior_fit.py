@@ -102,8 +102,7 @@ def fit_posterior(
             targets are missing or do not fit, or values are not finite.
 
     Example:
-        >>> report = bensemble.fit_posterior(bnn, train_loader, likelihood="categorical", val_loader=val_loader)
-        >>> print(report)
+        >>> print(bensemble.fit_posterior(bnn, loader, likelihood="categorical", val_loader=val_loader))
     """
     resolved, generator = _checked(bnn, likelihood, curvature, beta, num_samples, generator)
     for name, given in (("loader", loader), ("val_loader", val_loader)):

@@ -31,6 +31,9 @@ def set_prior(model: nn.Module, prior: Any, *, prior_sigma: float | None = None)
     Raises:
         InvalidTypeError: ``prior`` is neither a name nor a prior.
         InvalidValueError: The name is unknown, ``prior_sigma`` cannot work, or the model has no posteriors.
+
+    Example:
+        >>> bensemble.set_prior(bnn, "ard")
     """
     check_bayesian("set_prior", model)
     made = [

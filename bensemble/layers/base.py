@@ -46,6 +46,9 @@ class BaseBayesianLayer(PosteriorModule):
 
     Raises:
         InvalidValueError: ``prior_sigma`` is not positive and finite.
+
+    Example:
+        >>> layers = [layer for layer in bnn.modules() if isinstance(layer, bensemble.BaseBayesianLayer)]
     """
 
     _twin_attributes = ("prior_sigma", "init_sigma", "estimator", "variance_dtype", "is_last", "weight_init")

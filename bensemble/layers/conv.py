@@ -67,6 +67,9 @@ class BayesianConv1d(_BayesianConv, nn.Conv1d):
     """A Conv1d whose weights (out, in / groups, *kernel) and biases (out,) have Gaussian posteriors.
 
     The arguments are those of :class:`BayesianConv2d`.
+
+    Example:
+        >>> layer = bensemble.BayesianConv1d(3, 8, kernel_size=5, padding="same")
     """
 
 
@@ -90,6 +93,10 @@ class BayesianConv2d(_BayesianConv, nn.Conv2d):
         prior: A prior for weights and biases, instead of ``prior_sigma``.
         device: As in the torch.nn convolution.
         dtype: As in the torch.nn convolution; rho is float32 unless this is float64.
+
+    Example:
+        >>> bensemble.BayesianConv2d(1, 8, kernel_size=3)(x).shape
+        torch.Size([2, 8, 6, 6])
     """
 
 
@@ -98,4 +105,7 @@ class BayesianConv3d(_BayesianConv, nn.Conv3d):
     """A Conv3d whose weights (out, in / groups, *kernel) and biases (out,) have Gaussian posteriors.
 
     The arguments are those of :class:`BayesianConv2d`.
+
+    Example:
+        >>> layer = bensemble.BayesianConv3d(3, 8, kernel_size=3, stride=2)
     """

@@ -40,8 +40,8 @@ class BayesianLinear(LinearOpLayer, nn.Linear):
         InvalidValueError: A sigma is not positive and finite, or ``weight_init`` is unknown.
 
     Example:
-        >>> layer = BayesianLinear(784, 10)
-        >>> loss = F.cross_entropy(layer(x), y) + layer.kl_divergence() / num_data
+        >>> layer = bensemble.BayesianLinear(64, 10)
+        >>> loss = F.cross_entropy(layer(x.flatten(1)), y) + layer.kl_divergence() / 1000
     """
 
     weight_init: str = "kaiming"

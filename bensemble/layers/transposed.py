@@ -66,6 +66,9 @@ class BayesianConvTranspose1d(_BayesianConvTranspose, nn.ConvTranspose1d):
     """A ConvTranspose1d whose weights (in, out / groups, *kernel) and biases (out,) have Gaussian posteriors.
 
     Takes the arguments of ``torch.nn.ConvTranspose1d``, and by name ``prior_sigma``, ``init_sigma`` and ``prior``.
+
+    Example:
+        >>> layer = bensemble.BayesianConvTranspose1d(8, 3, kernel_size=4, stride=2)
     """
 
     transposed_convolution = staticmethod(F.conv_transpose1d)
@@ -76,6 +79,9 @@ class BayesianConvTranspose2d(_BayesianConvTranspose, nn.ConvTranspose2d):
     """A ConvTranspose2d whose weights (in, out / groups, *kernel) and biases (out,) have Gaussian posteriors.
 
     Takes the arguments of ``torch.nn.ConvTranspose2d``, and by name ``prior_sigma``, ``init_sigma`` and ``prior``.
+
+    Example:
+        >>> layer = bensemble.BayesianConvTranspose2d(8, 3, kernel_size=4, stride=2, prior_sigma=0.5)
     """
 
     transposed_convolution = staticmethod(F.conv_transpose2d)
@@ -86,6 +92,9 @@ class BayesianConvTranspose3d(_BayesianConvTranspose, nn.ConvTranspose3d):
     """A ConvTranspose3d whose weights (in, out / groups, *kernel) and biases (out,) have Gaussian posteriors.
 
     Takes the arguments of ``torch.nn.ConvTranspose3d``, and by name ``prior_sigma``, ``init_sigma`` and ``prior``.
+
+    Example:
+        >>> layer = bensemble.BayesianConvTranspose3d(8, 3, kernel_size=4, stride=2)
     """
 
     transposed_convolution = staticmethod(F.conv_transpose3d)

@@ -43,6 +43,10 @@ def resolve(likelihood: Likelihood | str | None) -> Likelihood | None:
     Raises:
         InvalidValueError: The string is unknown, or it is ``"gaussian"``, which needs the noise as a number.
         InvalidTypeError: ``likelihood`` is something else.
+
+    Example:
+        >>> bensemble.likelihoods.resolve("categorical")
+        Categorical(dim=None, ignore_index=-100)
     """
     if likelihood is None or isinstance(likelihood, Likelihood):
         return likelihood

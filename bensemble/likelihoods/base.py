@@ -26,7 +26,12 @@ Signs: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Likelihood(ABC):
-    """Base of the likelihoods. A subclass defines the three abstract methods, and :meth:`probe` for GGN curvature."""
+    """Base of the likelihoods. A subclass defines the three abstract methods, and :meth:`probe` for GGN curvature.
+
+    Example:
+        >>> p.likelihood.num_terms(labels)
+        297
+    """
 
     @abstractmethod
     def terms(self, output: Tensor, target: Tensor) -> Tensor:
@@ -70,6 +75,10 @@ class DiscreteLikelihood(Likelihood):
     """Base of likelihoods whose expected observation is a distribution over finitely many values.
 
     Calibration needs the last three methods.
+
+    Example:
+        >>> isinstance(p.likelihood, bensemble.likelihoods.DiscreteLikelihood)
+        True
     """
 
     @abstractmethod

@@ -23,6 +23,9 @@ class Gaussian(Likelihood):
 
     Attributes:
         sigma: Standard deviation of the noise, a number or a tensor that broadcasts against the outputs.
+
+    Example:
+        >>> loss = bensemble.likelihoods.Gaussian(sigma=0.1).nll(torch.randn(9, 1), torch.randn(9, 1))
     """
 
     sigma: float | Tensor
@@ -63,6 +66,9 @@ class GaussianHead(Likelihood):
     Attributes:
         split: Axis of the output whose first half is the mean and whose second half is the logarithm of the noise
             variance, or a callable ``output -> (mean, sigma)``. Default: axis 1 of outputs with two axes.
+
+    Example:
+        >>> loss = bensemble.likelihoods.GaussianHead().nll(torch.randn(9, 2), torch.randn(9, 1))
     """
 
     split: int | Callable[[Tensor], tuple[Tensor, Tensor]] | None = None

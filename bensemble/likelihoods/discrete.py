@@ -26,6 +26,9 @@ class Categorical(DiscreteLikelihood):
     Attributes:
         dim: Axis of the classes. Default: axis 1 of outputs with two axes (B, C).
         ignore_index: Target value of positions to ignore, such as padding.
+
+    Example:
+        >>> loss = bensemble.likelihoods.Categorical().nll(model(x), y)
     """
 
     dim: int | None = None
@@ -136,7 +139,11 @@ class Categorical(DiscreteLikelihood):
 
 @dataclass(frozen=True)
 class Bernoulli(DiscreteLikelihood):
-    """Independent binary outcomes from logits; every element is a term."""
+    """Independent binary outcomes from logits; every element is a term.
+
+    Example:
+        >>> p = bensemble.predict(bnn, x, likelihood=bensemble.likelihoods.Bernoulli())
+    """
 
     def terms(self, output: Tensor, target: Tensor) -> Tensor:
         """Binary cross entropy of each element.

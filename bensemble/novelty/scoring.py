@@ -46,6 +46,9 @@ class Novelty(Printed, nn.Module):
         likelihood: What the outputs mean.
         num_data: Training terms that the Gaussians come from.
         heldout: Scores of the held-out terms in their order, (n,) in float64.
+
+    Example:
+        >>> scores = bensemble.fit_novelty(model, loader, val_loader).score(images)
     """
 
     heldout: Tensor

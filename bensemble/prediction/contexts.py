@@ -38,7 +38,8 @@ def sampling(model: nn.Module, generator: torch.Generator | None = None) -> Iter
 
     Example:
         >>> with bensemble.sampling(bnn, torch.Generator().manual_seed(0)):
-        ...     first, again = bnn(x), bnn(x)  # equal
+        ...     torch.equal(bnn(x), bnn(x))
+        True
     """
     with holding(draw_sample(model, generator)):
         yield

@@ -91,7 +91,7 @@ def predict(
 
     Example:
         >>> p = bensemble.predict(bnn, x, likelihood="categorical")
-        >>> p.probs, p.entropy, p.mutual_information
+        >>> probs, entropy, epistemic = p.probs, p.entropy, p.mutual_information
     """
     models = _as_models(model)
     loader = is_loader(inputs)

@@ -48,6 +48,9 @@ class Prediction(Printed):
         smallest_pvalue: The smallest p-value that an input can get.
         fingerprint: A digest of the posterior that predicted, by which a calibration knows it again; None for sharded
             models and without a likelihood.
+
+    Example:
+        >>> logits, std = bensemble.predict(bnn, x).mean, bensemble.predict(bnn, x).std
     """
 
     mean: Tensor
@@ -118,6 +121,9 @@ class ClassPrediction(Prediction):
 
     Attributes:
         expected_entropy: E H[p]: the uncertainty in the data (aleatoric), without the class axis.
+
+    Example:
+        >>> guesses, entropy = p.probs.argmax(-1), p.entropy
     """
 
     expected_entropy: Tensor
@@ -166,7 +172,9 @@ class ClassPrediction(Prediction):
 
         Example:
             >>> sure = ~p.reject(share=0.1)
-            >>> accuracy = (p.probs[sure].argmax(-1) == y[sure]).float().mean()
+            >>> share = (p.probs[sure].argmax(-1) == labels[sure]).float().mean()
+            >>> novelty = bensemble.fit_novelty(bnn, loader, val_loader)
+            >>> p = bensemble.predict(bnn, images, likelihood="categorical", novelty=novelty)
             >>> strangers = p.reject(by="novelty", level=0.01)
         """
         measures = ("entropy", "mutual_information", "expected_entropy")
@@ -183,6 +191,10 @@ class RegressionPrediction(Prediction):
     Attributes:
         noise_variance: Variance of the noise, the mean over the samples, shape of ``mean``.
         noise_samples: Variance of the noise for each weight sample, (S, B, ...); None when samples were not kept.
+
+    Example:
+        >>> r = bensemble.predict(nn.Linear(1, 2), torch.rand(9, 1), likelihood="gaussian_head")
+        >>> low, high = r.interval(0.9)
     """
 
     noise_variance: Tensor

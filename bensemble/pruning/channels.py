@@ -34,6 +34,10 @@ class ChannelGroups:
         read: The same for weights that read a group. They are pruned with it where zeros in ``made`` do not make the
             group zero, as in an attention head with a bias.
         notes: Which parts of the network could not be followed, and why.
+
+    Example:
+        >>> convert.channel_groups(convert.bayesify(model), x).count
+        24
     """
 
     made: Mapping[str, Tensor]

@@ -66,6 +66,9 @@ def pruning_masks(
     Raises:
         InvalidValueError: A value is out of range, a mask has the wrong name or shape, or there are two criteria.
         InvalidTypeError: An argument has the wrong type.
+
+    Example:
+        >>> masks = bensemble.pruning_masks(bnn, sparsity=0.5)
     """
     check_module("prune", model)
     given = {"threshold": threshold, "sparsity": sparsity, "masks": masks}
@@ -103,6 +106,9 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     Raises:
         InvalidValueError, InvalidTypeError: A name has no posterior, or a mask has the wrong type, shape or value.
             Everything is checked before anything is changed.
+
+    Example:
+        >>> bensemble.apply_masks(bnn, bensemble.pruning_masks(bnn, sparsity=0.5))
     """
     check_module("apply_masks", model)
     for posterior, mask in _checked(model, masks).values():
@@ -110,7 +116,11 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
 
 def clear_masks(model: nn.Module) -> None:
-    """Remove every mask in place. Pruned means stay 0 until training changes them."""
+    """Remove every mask in place. Pruned means stay 0 until training changes them.
+
+    Example:
+        >>> bensemble.clear_masks(bnn)
+    """
     for _, posterior in named_posteriors(check_module("clear_masks", model)):
         posterior.set_mask(None)
 
@@ -130,8 +140,7 @@ def prune(
         Sparsity of the model: the share of all posterior weights, biases included, that are pruned.
 
     Example:
-        >>> bensemble.prune(bnn, threshold=0.83)
-        0.957
+        >>> share = bensemble.prune(bnn, threshold=0.83)
     """
     pattern = is_pattern(granularity)
     if threshold is None and sparsity is None and masks is None and not pattern:

@@ -21,6 +21,10 @@ def gradual_sparsity(step: float, total: float, sparsity: float, begin: float = 
 
     Raises:
         InvalidValueError: A value is out of range.
+
+    Example:
+        >>> [round(bensemble.recipes.gradual_sparsity(step, 100, sparsity=0.9), 2) for step in (30, 50, 80)]
+        [0.0, 0.71, 0.9]
     """
     check_number("gradual_sparsity", "step", step, least=0)
     check_number("gradual_sparsity", "total", total, above=0)

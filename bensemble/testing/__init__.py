@@ -56,6 +56,9 @@ def check_layer(
         AssertionError: Contracts do not hold; the message says what was found.
         InvalidTypeError: ``make_layer`` returns neither a Bayesian layer nor a module of a registered type.
         InvalidValueError: A contract does not exist.
+
+    Example:
+        >>> bensemble.testing.check_layer(lambda: bensemble.BayesianLinear(3, 4), lambda: torch.randn(5, 3))
     """
     names = list(CONTRACTS if contracts is None else contracts)
     for name in names:

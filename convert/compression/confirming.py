@@ -31,6 +31,10 @@ class Confirmation:
         num_examples: How many scores there are.
         max_drop: The bound that was asked for; None without one.
         refused: Files that the search preferred, and that lost more than the bound here.
+
+    Example:
+        >>> found = convert.compress(bnn, accuracy, x, "small.onnx", max_drop=0.01, confirm=val_loader)
+        >>> print(found.confirmed)
     """
 
     drop: float

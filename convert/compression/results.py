@@ -105,6 +105,9 @@ class Compression(Printed):
         constraints: What was asked for.
         notes: Candidates that could not be written, and why.
         confirmed: The chosen file on data that the search did not see; None without ``confirm``.
+
+    Example:
+        >>> front = convert.compress(bnn, accuracy, x, "small.onnx", max_drop=0.01).front
     """
 
     path: Path

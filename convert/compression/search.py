@@ -108,8 +108,7 @@ def compress(
             holds every point. Nothing is written.
 
     Example:
-        >>> found = compress(bnn, accuracy, images[:1], "small.onnx", max_drop=0.002, calibration_data=loader)
-        >>> print(found)
+        >>> print(convert.compress(bnn, accuracy, x, "small.onnx", max_drop=0.01, calibration_data=loader))
     """
     check_module("compress", bnn)
     constraints = _constraints(max_drop, max_latency_ms, max_size)

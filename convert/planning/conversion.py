@@ -56,7 +56,7 @@ def plan(
         ConversionError: the model holds parameters that cannot be converted, each named with the cure.
 
     Example:
-        >>> print(plan(torchvision.models.resnet50()))
+        >>> print(convert.plan(model))
     """
     return make_plan("plan", model, include, exclude, example_inputs, entry_points, trace)
 

@@ -70,7 +70,7 @@ def last_layer(model: nn.Module, example_inputs: Any, *, output: OutputSelector 
         UserWarning: The model ends with a softmax or sigmoid, while likelihoods want logits.
 
     Example:
-        >>> bnn = bayesify(model, include=last_layer(model, x), example_inputs=x)
+        >>> bnn = convert.bayesify(model, include=convert.last_layer(model, x), example_inputs=x)
     """
     check_module("last_layer", model)
     found = _find(model, example_inputs, output)

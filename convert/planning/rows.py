@@ -41,6 +41,10 @@ class PlanRow:
         reason: Why it stays deterministic, or what else there is to know.
         lookups: Those of its names, at tables, that keep reading the mean: ``include`` selects other uses alone, such
             as a head that is tied to the embedding.
+
+    Example:
+        >>> convert.plan(model).rows[0].tier
+        'local'
     """
 
     name: str
@@ -75,6 +79,10 @@ class ConversionPlan:
         source: "probe" (example inputs), "fx" (a torch.fx trace) or "unknown" (neither was possible).
         last_layer: The only layer that will be Bayesian, where example inputs prove that its output is the model's
             (see :func:`convert.last_layer`); else None.
+
+    Example:
+        >>> convert.plan(model).summary
+        'Sequential: 4,874 of 4,874 parameters (100.0 %) become Bayesian, in 6 posteriors.'
     """
 
     rows: tuple[PlanRow, ...]

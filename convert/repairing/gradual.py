@@ -51,6 +51,9 @@ class PruneStep:
         sparsity: Share of the weights, without biases, that are zero after it.
         loss: What the network lost so far, on the last tenth of the batches.
         kept: Whether the step is part of the result; ``"auto"`` takes back what loses too much.
+
+    Example:
+        >>> shares = [step.sparsity for step in convert.prune_and_repair(model, loader, sparsity=0.5).steps]
     """
 
     sparsity: float
@@ -65,6 +68,9 @@ class Pruned(Printed, Generic[M]):
     Attributes:
         network: A plain network with zeros.
         steps: What was done, in order.
+
+    Example:
+        >>> network = convert.prune_and_repair(model, loader, sparsity=0.5).network
     """
 
     network: M
@@ -138,7 +144,7 @@ def prune_and_repair(
         ConversionError: The model cannot be converted or copied.
 
     Example:
-        >>> pruned = convert.prune_and_repair(model, loader, sparsity=0.95)
+        >>> pruned = convert.prune_and_repair(model, loader, sparsity=0.9)
         >>> print(pruned)
         >>> small = convert.compact(pruned.network, x)
     """

@@ -60,10 +60,10 @@ class GradualPruning:
         ConversionError: The model has no weights that can be pruned, or cannot be copied.
 
     Example:
-        >>> pruning = convert.GradualPruning(model, sparsity=0.9, steps=epochs * len(loader))
-        >>> for x, y in batches:
+        >>> pruning = convert.GradualPruning(model, sparsity=0.9, steps=len(loader))
+        >>> for batch, target in loader:
         ...     optimizer.zero_grad()
-        ...     loss_of(model(x), y).backward()
+        ...     F.cross_entropy(model(batch), target).backward()
         ...     optimizer.step()
         ...     pruning.step()
     """

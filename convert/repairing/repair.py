@@ -65,8 +65,9 @@ def repair(
         ConversionError: A model is Bayesian, or cannot be copied.
 
     Example:
-        >>> small = convert.to_deterministic(bnn, sparsity=0.95)
-        >>> small = convert.repair(small, model, loader)
+        >>> repaired = convert.repair(pruned, model, loader)
+        >>> accuracy(repaired) > accuracy(pruned)
+        tensor(True)
     """
     return _repaired("repair", pruned, original, loader, damping, unpack, generator, progress)[0]
 
@@ -81,7 +82,11 @@ def repair_report(
     generator: torch.Generator | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RepairReport:
-    """What :func:`repair` does with the same arguments, layer by layer; the networks stay as they are."""
+    """What :func:`repair` does with the same arguments, layer by layer; the networks stay as they are.
+
+    Example:
+        >>> print(convert.repair_report(pruned, model, loader))
+    """
     return _repaired("repair_report", pruned, original, loader, damping, unpack, generator, progress)[1]
 
 

@@ -22,6 +22,9 @@ class RepairRow:
         damping: What was chosen; 0 where the weight was left.
         seconds: Wall time.
         note: Why the weight was left as it was; empty where it changed.
+
+    Example:
+        >>> errors = {row.name: row.after for row in convert.repair_report(pruned, model, loader).rows}
     """
 
     name: str
@@ -35,7 +38,11 @@ class RepairRow:
 
 @dataclass(frozen=True)
 class RepairReport(Printed):
-    """Every weight of a repaired network in the order in which they were solved, then those that were left."""
+    """Every weight of a repaired network in the order in which they were solved, then those that were left.
+
+    Example:
+        >>> rows = convert.repair_report(pruned, model, loader).rows
+    """
 
     rows: tuple[RepairRow, ...]
 

@@ -61,7 +61,12 @@ class NoiseRow:
 
 @dataclass(frozen=True)
 class NoiseReport(Printed):
-    """One row for each posterior. True where no noise is lost: all of it arrives, or the network ignores the weight."""
+    """One row for each posterior. True where no noise is lost: all of it arrives, or the network ignores the weight.
+
+    Example:
+        >>> convert.check_noise(bnn, x).silent
+        ()
+    """
 
     rows: tuple[NoiseRow, ...]
 
@@ -108,7 +113,7 @@ def check_noise(
         InvalidValueError: it rejects the inputs, or its output has no floating-point tensor.
 
     Example:
-        >>> report = check_noise(bnn, x)
+        >>> report = convert.check_noise(bnn, x)
         >>> assert report, report
     """
     check_module("check_noise", bnn)

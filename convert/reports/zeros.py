@@ -40,7 +40,12 @@ class SparsityRow:
 
 @dataclass(frozen=True)
 class SparsityReport(Printed):
-    """Zeros of every weight tensor with two or more dimensions; biases and vectors are counted apart."""
+    """Zeros of every weight tensor with two or more dimensions; biases and vectors are counted apart.
+
+    Example:
+        >>> round(convert.sparsity(pruned).sparsity, 2)
+        0.8
+    """
 
     rows: tuple[SparsityRow, ...]
     vectors: SparsityRow
@@ -91,7 +96,7 @@ def sparsity(module: nn.Module) -> SparsityReport:
         InvalidTypeError: ``module`` is not a module.
 
     Example:
-        >>> print(convert.sparsity(convert.to_deterministic(bnn, threshold=0.83)))
+        >>> print(convert.sparsity(pruned))
     """
     check_module("sparsity", module)
     rows: list[SparsityRow] = []

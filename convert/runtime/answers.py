@@ -23,6 +23,9 @@ class Answer(Mapping[str, np.ndarray]):
         class_axis: Axis of ``probs`` and ``prediction_set`` that holds the classes, None for numbers.
         thresholds: From the file, by output: what :meth:`reject` compares with.
         is_batch: Whether the arrays have a batch axis.
+
+    Example:
+        >>> guesses, rejected = answer.labels(), answer.reject()
     """
 
     __slots__ = ("_arrays", "class_axis", "classes", "is_batch", "thresholds")

@@ -40,6 +40,9 @@ class ExpectedLoss:
         drop: Accuracy that it is expected to lose, 0.01 for a point; nan where there are no classes.
         standard_error: Of ``drop``, or of ``nats`` where there are no classes.
         num_terms: Terms of the likelihood that this is a mean over.
+
+    Example:
+        >>> drop = convert.prune_and_repair(model, loader, sparsity=0.5).steps[-1].loss.drop
     """
 
     nats: float

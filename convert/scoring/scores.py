@@ -80,7 +80,7 @@ def prune_scores(
 
     Example:
         >>> scores = convert.prune_scores(model, loader, sparsity=0.9)
-        >>> small = convert.to_deterministic(convert.bayesify(model), sparsity=0.9, scores=scores)
+        >>> pruned = convert.to_deterministic(convert.bayesify(model), sparsity=0.9, scores=scores)
     """
     _check(model, loader, score, sparsity, damping)
     if score == "obd":

@@ -67,6 +67,9 @@ def to_deterministic(
     Raises:
         InvalidTypeError, InvalidValueError: an argument that cannot work.
         ConversionError: the model has no Bayesian layers.
+
+    Example:
+        >>> pruned = convert.to_deterministic(bnn, sparsity=0.8)
     """
     check_module("to_deterministic", bnn)
     if not is_bayesian(bnn):

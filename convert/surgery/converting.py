@@ -85,8 +85,8 @@ def bayesify(
         ConversionError: parameters that cannot be converted, nothing to convert, or a plan of another model.
 
     Example:
-        >>> bnn = bayesify(model)
-        >>> loss = bensemble.elbo_loss(F.cross_entropy(bnn(x), y), bensemble.kl_divergence(bnn), num_data=len(train))
+        >>> bnn = convert.bayesify(model)
+        >>> loss = bensemble.elbo_loss(F.cross_entropy(bnn(x), y), bensemble.kl_divergence(bnn), num_data=1000)
     """
     check_module("bayesify", model)
     check_estimator("bayesify", estimator)

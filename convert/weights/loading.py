@@ -54,7 +54,8 @@ def load_weights(model: M, path: str | os.PathLike[str], *, key: str | None = No
             it was.
 
     Example:
-        >>> model = convert.load_weights(Net(), "epoch=9.ckpt")  # of Lightning, where self.net is the network
+        >>> torch.save({"state_dict": nn.ModuleDict({"net": model}).state_dict()}, "epoch=9.ckpt")  # as Lightning does
+        >>> model = convert.load_weights(model, "epoch=9.ckpt")
     """
     loaded, notes = load_with_notes(check_module("load_weights", model), Path(path), key)
     for note in notes:

@@ -28,7 +28,7 @@ ROOT = Path(convert.__file__).parent
 #: Spellings of Python for which the command line has an option.
 PYTHON = re.compile(
     r"verify=|quantize\b|calibration_data|outputs=|likelihood=|\boutput=|example_inputs|max_drop|max_size|max_latency_ms"
-    r"|num_samples|granularity=|threshold=|sparsity=|include=|exclude=|fit_novelty|check_noise|metadata\["
+    r"|num_samples|granularity=|threshold=|sparsity=|include=|exclude=|reject=|reject\[|novelty=|fit_novelty|check_noise|metadata\["
 )
 
 
@@ -49,7 +49,6 @@ def reachable() -> list[str]:
     texts = [text for path in paths for text in messages(path)]
     unreachable = (
         "method=",
-        "reject must",
         "an ensemble",
         "output_names",
         "quantize must be",
@@ -76,7 +75,20 @@ def test_no_message_names_a_python_argument_that_has_an_option() -> None:
             "export_onnx: outputs='uncertainty' needs a Bayesian model, got Net without a posterior; bayesify it and "
             "fit_posterior, pass novelty=fit_novelty(...), or export outputs='mean'.",
             "export: --outputs uncertainty needs a Bayesian model, got Net without a posterior; give the weights of "
-            "its Bayesian version with --weights, or leave out --outputs.",
+            "its Bayesian version with --weights, or --novelty, or leave out --outputs.",
+        ),
+        (
+            "export_onnx: reject must name uncertainties of the file (entropy), got 'std'; novelty needs "
+            "novelty=fit_novelty(...).",
+            "export: --reject must name uncertainties of the file (entropy), got 'std'; novelty needs --novelty.",
+        ),
+        (
+            "export_onnx: so reject={'novelty_pvalue': 0.01} rejects nothing",
+            "export: so --reject novelty_pvalue=0.01 rejects nothing",
+        ),
+        (
+            "export_onnx: reject['entropy'] must be at least 0, got -1.",
+            "export: --reject entropy must be at least 0, got -1.",
         ),
         ("prune: sparsity must be finite, got 2.", "export: --sparsity must be finite, got 2."),
         (

@@ -90,5 +90,9 @@ def test_the_demo_writes_the_same_files_twice(tmp_path):
         run(str(Path(sys.executable).with_name("bensemble")), "demo", "--output", str(tmp_path / name))
     endings = (".onnx", ".safetensors")
     found = {name: digest for name, digest in hashes(tmp_path / "one").items() if name.endswith(endings)}
-    assert set(found) == {"deterministic.onnx", "bayesian.onnx", "pruned.onnx", "bayesian.safetensors"}
+    assert set(found) == {
+        *(f"{name}.onnx" for name in ("one", "last-layer", "sure", "ensemble", "sparse", "compact")),
+        "last-layer.safetensors",
+        "novelty.safetensors",
+    }
     assert found.items() <= hashes(tmp_path / "two").items()

@@ -1,11 +1,13 @@
 """Uncertainty files in closed form: what ``predict`` says, in one forward, with novelty and calibration in them."""
 
+import dataclasses
 import json
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from drawn_networks import drawn_networks, for_anyone
 from torch import nn
 
 import bensemble
@@ -119,6 +121,15 @@ def test_a_file_in_closed_form_gives_what_predict_gives(case, rotated, tmp_path)
     assert report.relative_error < 1e-4  # of a single number close to 0
 
 
+def test_noise_that_is_nothing_is_no_reason_to_refuse_a_file(tmp_path):
+    """fit_posterior leaves none where it helps nothing: then the mutual information is rounding, at any input."""
+    torch.manual_seed(11)
+    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 10))
+    bnn = bayesify(network, include="2", init_sigma=1e-7).eval()
+    x = 5 * torch.randn(1, 8)
+    export_onnx(bnn, tmp_path / "sure.onnx", x, outputs="uncertainty", likelihood="categorical")
+
+
 def test_an_ensemble_of_last_layers_is_one_file(tmp_path):
     members, likelihood = [of(Dense()), of(Dense())], Gaussian(0.3)  # of classes: below, with novelty
     _, session = exported(tmp_path / "a.onnx", members, ROWS[:1], likelihood=likelihood)
@@ -149,6 +160,10 @@ def test_the_interval_of_a_regression_is_that_of_python(method, tmp_path):
         tmp_path / "a.onnx", bnn, x[:1], likelihood=likelihood, calibration=calibration, method=method
     )
     answer = session(x.numpy())
+    if method == "samples":  # the mean of pairs needs no degree of freedom
+        drawn = predict(drawn_networks(bnn, tmp_path / "a.onnx"), x, likelihood=likelihood)
+        prediction = dataclasses.replace(drawn, std=drawn.std * (15 / 16) ** 0.5)
+        calibration = for_anyone(calibration)
     for name, expected in zip(("lower", "upper"), calibration.interval(prediction), strict=True):
         np.testing.assert_allclose(answer[name], expected.numpy(), atol=2e-5)
     assert all(map(np.array_equal, answer.interval(), (answer.lower, answer.upper)))
@@ -196,6 +211,8 @@ def test_novelty_is_in_the_file(familiar, kind, options, tmp_path):
     seeded = torch.Generator().manual_seed(0)
     prediction = predict(model, x, 16, likelihood="categorical", novelty=novelty, generator=seeded)
     same_novelty(session, prediction, x)
+    if kind == "samples":
+        prediction = predict(drawn_networks(model, tmp_path / "a.onnx"), x, likelihood="categorical")
     agree(session(x.numpy()), prediction, ("probs", "entropy", "mutual_information"))
     assert session.metadata["bensemble.method"] == ("closed" if kind in ("closed", "ensemble") else "samples")
     assert "novelty_pvalue" in str(report)

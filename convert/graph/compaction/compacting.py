@@ -58,7 +58,7 @@ def compact(model: nn.Module, example_inputs: Any) -> nn.Module:
         InvalidValueError: the model rejects the example inputs.
 
     Example:
-        >>> small = compact(to_deterministic(bnn, threshold=0.83), x)
+        >>> small = convert.compact(pruned, x)
     """
     small, report = _compact("compact", model, example_inputs)
     log.info("%s", report)
@@ -69,6 +69,9 @@ def compaction_report(model: nn.Module, example_inputs: Any) -> CompactionReport
     """What :func:`compact` would remove from the model, layer by layer, and what stays for which reason.
 
     Takes the same arguments and raises the same errors.
+
+    Example:
+        >>> print(convert.compaction_report(pruned, x))
     """
     return _compact("compaction_report", model, example_inputs)[1]
 

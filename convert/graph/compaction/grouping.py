@@ -47,8 +47,9 @@ def channel_groups(bnn: nn.Module, example_inputs: Any) -> ChannelGroups:
         InvalidValueError: The model rejects the example inputs.
 
     Example:
-        >>> groups = channel_groups(bnn, images[:2])
-        >>> small = compact(to_deterministic(bnn, sparsity=0.5, granularity=groups), images[:2])
+        >>> bnn = convert.bayesify(model)
+        >>> pruned = convert.to_deterministic(bnn, sparsity=0.5, granularity=convert.channel_groups(bnn, x))
+        >>> small = convert.compact(pruned, x)
     """
     plain = to_deterministic(bnn)
     names = all_names(bnn)

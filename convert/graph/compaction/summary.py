@@ -41,6 +41,9 @@ class CompactionReport(Printed):
         source: The tracer whose graph showed what could go, None where none could.
         layers: Every weight of the graph, in order.
         notes: Why the form is not "class", and operations that were not followed.
+
+    Example:
+        >>> before, after = convert.compaction_report(pruned, x).parameters
     """
 
     parameters: tuple[int, int]

@@ -61,7 +61,9 @@ def compare_onnx(
             batch, outputs of other shapes, NaN, or a metric that is not a number.
 
     Example:
-        >>> print(compare_onnx({"dense": "a.onnx", "int8": "b.onnx"}, loader, model=model, evaluate=accuracy))
+        >>> report = convert.export_onnx(pruned, "pruned.onnx", x)
+        >>> files = {"dense": "plain.onnx", "pruned": "pruned.onnx"}
+        >>> print(convert.compare_onnx(files, val_loader, model=model, evaluate=accuracy))
     """
     if not isinstance(files, Mapping) or not files:
         raise InvalidTypeError(f"compare_onnx: files must map names to paths, got {files!r}.")

@@ -42,6 +42,9 @@ def inspect_onnx(path: str | os.PathLike[str]) -> OnnxSummary:
     Raises:
         InvalidTypeError: ``path`` is not a path.
         InvalidValueError: The file does not exist, cannot be read, or is not ONNX.
+
+    Example:
+        >>> print(convert.inspect_onnx("sure.onnx"))
     """
     if not isinstance(path, (str, os.PathLike)):
         raise InvalidTypeError(f"inspect_onnx: path must be a string or a Path, got {type(path).__name__}.")

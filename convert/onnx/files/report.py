@@ -57,6 +57,10 @@ class OnnxSummary(Printed):
         opset: Version of the operator set.
         operators: How often each operator occurs.
         metadata: Strings stored in the file; those of the toolkit start with ``bensemble.``.
+
+    Example:
+        >>> convert.inspect_onnx("plain.onnx").parameters
+        4874
     """
 
     path: Path
@@ -109,6 +113,9 @@ class ExportReport(OnnxSummary):
         sparse_tensors: How many weights are stored by their nonzero entries.
         float_size: Of a quantised file, bytes of the file before.
         float_latency_ms: Of a quantised file, ``latency_ms`` of the file before.
+
+    Example:
+        >>> error = convert.export_onnx(model, "digits.onnx", x).relative_error
     """
 
     max_error: float | None = None

@@ -38,7 +38,7 @@ class OnnxModel(nn.Module):
             of outputs than ``like`` has tensors.
 
     Example:
-        >>> evaluate(OnnxModel("small.onnx", like=model(x)))  # the same function that evaluates the torch model
+        >>> share = accuracy(convert.OnnxModel("plain.onnx", like=model(x)))  # of the file, by the same function
     """
 
     def __init__(self, path: str | os.PathLike[str], like: Any = None) -> None:

@@ -57,6 +57,9 @@ class Comparison(Printed):
     Attributes:
         variants: The files, in the order given; the first is the reference of all ratios.
         model_metric: The result of ``evaluate`` for the torch model, None without one.
+
+    Example:
+        >>> size = convert.compare_onnx({"dense": "plain.onnx"}, x)["dense"].size
     """
 
     variants: tuple[Variant, ...]

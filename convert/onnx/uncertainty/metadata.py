@@ -58,6 +58,11 @@ def uncertainty_metadata(
             )
     if options.calibration is not None:
         reference = {OWN_NAMES.get(name, name): values for name, values in options.calibration.reference.items()}
+        if isinstance(model, SampledModel) and model.is_drawn:
+            # At few draws it depends on these, and the calibration's are others: a monitor would raise false alarms.
+            reference.pop("mutual_information", None)
+        if options.calibration.predicted:
+            reference["class"] = options.calibration.predicted
         found["bensemble.calibration"] = options.calibration.to_json()
         found["bensemble.reference"] = json.dumps(reference)
     if options.thresholds:
