@@ -113,35 +113,45 @@ def test_a_file_says_by_its_ending_what_it_holds(nets: Path, command: str, optio
     assert not (nets / name).exists()
 
 
+#: Runs command lines one after the other, and prints the exit code and what each wrote to either stream.
 WITHOUT_TORCH = """
-import sys
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
 sys.modules["torch"] = None
-sys.argv = ["bensemble", *sys.argv[1:]]
 from convert.cli import main
-main()
+found = []
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["bensemble", *words]
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        try:
+            code = main()
+        except SystemExit as end:
+            code = end.code
+    found.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
+def test_files_are_inspected_and_compared_without_torch(nets: Path) -> None:  # noqa: F811
+    x = np.random.randn(300, 4).astype("float32")
+    np.savez("inputs.npz", inputs=x)
+    np.savez("val.npz", inputs=x, labels=np.arange(300) % 3)
+    export_onnx(nn.Linear(4, 3), "net.onnx", torch.randn(2, 4))
+    lines = [
         ["inspect", "net.onnx"],
         ["inspect", "net.onnx", "--json"],
         ["report", "net.onnx", "-i", "8x4"],
-        ["report", "net.onnx", "-i", "val.npz"],
+        ["report", "net.onnx", "-i", "inputs.npz"],
         ["report", "net.onnx", "--data", "val.npz", "--json"],
-    ],
-)
-def test_files_are_inspected_and_compared_without_torch(nets: Path, words: list[str]) -> None:  # noqa: F811
-    x = np.random.randn(300, 4).astype("float32")
-    np.savez("val.npz", inputs=x, **({"labels": np.arange(300) % 3} if "--data" in words else {}))
-    export_onnx(nn.Linear(4, 3), "net.onnx", torch.randn(2, 4))
-    line = [sys.executable, "-c", WITHOUT_TORCH, *words]
-    done = subprocess.run(line, env={**os.environ, "PYTHONPATH": str(ROOT.parent)}, capture_output=True, text=True)
+    ]
+    command = [sys.executable, "-c", WITHOUT_TORCH, json.dumps(lines)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT.parent)}, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "net.onnx" in done.stdout
-    assert words[0] == "report" or "Gemm" in done.stdout
-    assert "--data" not in words or 0 <= json.loads(done.stdout)[0]["metric"] <= 1
+    for words, (code, out, err) in zip(lines, json.loads(done.stdout), strict=True):
+        assert (code or 0, err) == (0, ""), words
+        assert "net.onnx" in out, words
+        assert words[0] == "report" or "Gemm" in out, words
+        assert "--data" not in words or 0 <= json.loads(out)[0]["metric"] <= 1
 
 
 def test_a_picture_that_is_interrupted_is_not_left_half_written(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
@@ -151,6 +161,6 @@ def test_a_picture_that_is_interrupted_is_not_left_half_written(files: Path, mon
 
     monkeypatch.setattr(Figure, "savefig", stop)
     before = sorted(path.name for path in files.iterdir())
-    result = run(*COMPRESS, "--data", "val.npz", "--max-drop", "0.1", "--plot", "tradeoff.png")
+    result = run(*COMPRESS, "--data", "val.npz", "--max-drop", "0", "--plot", "tradeoff.png")
     assert result.exit_code == 130
     assert sorted(path.name for path in files.iterdir()) == sorted([*before, "small.onnx"])

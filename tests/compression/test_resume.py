@@ -18,7 +18,7 @@ class Stopped(KeyboardInterrupt):
 
 def test_what_was_measured_is_not_measured_again(tmp_path):
     model, x = mlp(8)
-    options = {"max_drop": 3.0, "granularities": ["channel"], "folder": tmp_path / "search"}
+    options = {"max_drop": 3.0, "granularities": ["channel"], "scores": "snr", "folder": tmp_path / "search"}
     close = closeness(model, x)
     whole = compress(model, close, x, tmp_path / "whole.onnx", **options | {"folder": None})
 

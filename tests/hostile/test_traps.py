@@ -22,6 +22,7 @@ from convert.archives import load_arrays
 from convert.cli.labelled_data import read_data
 from convert.onnx import OnnxModel, inspect_onnx
 from convert.runtime import Monitor, UncertaintyFileError, UncertaintySession
+from convert.weights.loading import load_with_notes
 
 
 class Runs:
@@ -61,11 +62,11 @@ def shards(tmp_path):
 
 
 def test_shards_load_through_their_index(shards, tmp_path):
-    loaded, notes = load_weights(net(), shards())
+    loaded, notes = load_with_notes(net(), shards())
     assert notes == []
     assert all(bool((value == 1).all()) for value in loaded.state_dict().values())
     torch.save({"bias": torch.ones(3)}, tmp_path / "two.bin")
-    loaded, _ = load_weights(net(), shards({"weight": "one.safetensors", "bias": "two.bin"}))
+    loaded, _ = load_with_notes(net(), shards({"weight": "one.safetensors", "bias": "two.bin"}))
     assert all(bool((value == 1).all()) for value in loaded.state_dict().values())
 
 
@@ -78,42 +79,45 @@ def test_shards_load_through_their_index(shards, tmp_path):
     ],
 )
 def test_a_shard_is_a_file_in_its_own_folder(name, shards, tmp_path):
-    refused(load_weights, net(), shards({"weight": name}), match="is not the name of a weights file in its folder")
+    refused(load_with_notes, net(), shards({"weight": name}), match="is not the name of a weights file in its folder")
 
 
 def test_shards_that_are_not_there_or_not_the_right_ones(shards, tmp_path):
-    refused(load_weights, net(), shards({"weight": "none.bin"}), match=r"none\.bin' cannot be read \(No such file")
+    refused(load_with_notes, net(), shards({"weight": "none.bin"}), match=r"none\.bin' cannot be read \(No such file")
     swapped = {"weight": "two.safetensors", "bias": "one.safetensors"}
     refused(
-        load_weights, net(), shards(swapped), match=r"lists 'weight' in 'two\.safetensors', which holds no such tensor"
+        load_with_notes,
+        net(),
+        shards(swapped),
+        match=r"lists 'weight' in 'two\.safetensors', which holds no such tensor",
     )
     torch.save({"weight": 3, "bias": torch.ones(3)}, tmp_path / "one.bin")
     refused(
-        load_weights,
+        load_with_notes,
         net(),
         shards({"weight": "one.bin", "bias": "one.bin"}),
         match=r"lists 'weight' in 'one\.bin', which holds no such tensor",
     )
-    refused(load_weights, net(), shards({}), match="it has no weight_map")
+    refused(load_with_notes, net(), shards({}), match="it has no weight_map")
     path = shards()
     path.write_text("{}")
-    refused(load_weights, net(), path, match="it has no weight_map")
+    refused(load_with_notes, net(), path, match="it has no weight_map")
     path.write_text("[" * 100_000)
-    refused(load_weights, net(), path, match="is not an index of weights")
+    refused(load_with_notes, net(), path, match="is not an index of weights")
     with path.open("wb") as file:
         file.truncate(65 * 2**20)
-    refused(load_weights, net(), path, match=f"it has {65 * 2**20} bytes")
+    refused(load_with_notes, net(), path, match=f"it has {65 * 2**20} bytes")
 
 
 def test_links_and_pipes_among_shards_neither_hang_nor_recurse(shards, tmp_path):
     (tmp_path / "zero.bin").symlink_to("/dev/zero")
-    refused(load_weights, net(), shards({"weight": "zero.bin"}), match="it is a folder, a device or a pipe")
+    refused(load_with_notes, net(), shards({"weight": "zero.bin"}), match="it is a folder, a device or a pipe")
     os.mkfifo(tmp_path / "pipe.bin")
-    refused(load_weights, net(), shards({"weight": "pipe.bin"}), match="it is a folder, a device or a pipe")
+    refused(load_with_notes, net(), shards({"weight": "pipe.bin"}), match="it is a folder, a device or a pipe")
     (tmp_path / "secret.bin").symlink_to("/etc/hostname")
-    refused(load_weights, net(), shards({"weight": "secret.bin"}), match="is truncated or not a weights file")
+    refused(load_with_notes, net(), shards({"weight": "secret.bin"}), match="is truncated or not a weights file")
     (tmp_path / "round.bin").symlink_to(tmp_path / "model.safetensors.index.json")
-    refused(load_weights, net(), shards({"weight": "round.bin"}), match="is truncated or not a weights file")
+    refused(load_with_notes, net(), shards({"weight": "round.bin"}), match="is truncated or not a weights file")
 
 
 @pytest.mark.parametrize("kind", ["weights.pt", "data.npz"])
@@ -122,7 +126,7 @@ def test_a_pipe_or_a_device_is_refused_at_once(kind, tmp_path):
     (tmp_path / f"zero-{kind}").symlink_to("/dev/zero")
     for path in (tmp_path / kind, tmp_path / f"zero-{kind}"):
         if kind == "weights.pt":
-            refused(load_weights, net(), path, match="it is a folder, a device or a pipe")
+            refused(load_with_notes, net(), path, match="it is a folder, a device or a pipe")
         else:
             refused(read_data, path, match="it is no file")
 
@@ -130,7 +134,7 @@ def test_a_pipe_or_a_device_is_refused_at_once(kind, tmp_path):
 def test_a_program_in_a_shard_or_an_array_does_not_run(shards, tmp_path):
     trap = Runs(tmp_path / "ran")
     torch.save({"weight": trap}, tmp_path / "one.bin")
-    refused(load_weights, net(), shards({"weight": "one.bin"}), match=r"holds a pickled 'posix\.mkdir'")
+    refused(load_with_notes, net(), shards({"weight": "one.bin"}), match=r"holds a pickled 'posix\.mkdir'")
     np.savez(tmp_path / "data.npz", x=np.array([trap], dtype=object))
     refused(read_data, tmp_path / "data.npz", match="'x' holds object, no numbers")
     with zipfile.ZipFile(tmp_path / "raw.npz", "w") as archive:
@@ -164,7 +168,7 @@ def test_an_archive_that_unpacks_to_a_thousand_times_its_size_is_refused(kind, t
     if kind == "data.npz":
         refused(read_data, path, match="bytes would unpack to 3145")
     else:
-        refused(load_weights, net(), path, match=r"would unpack to 3145|is truncated or not")
+        refused(load_with_notes, net(), path, match=r"would unpack to 3145|is truncated or not")
 
 
 def test_compressed_data_of_the_usual_kind_loads(tmp_path):
@@ -269,21 +273,21 @@ def test_safetensors_headers_that_ask_for_everything(tmp_path):
     path = tmp_path / "weights.safetensors"
     for size, text in ((2**63 - 1, b"{}"), (2**27, b"{}"), (200_000, b"[" * 200_000), (9, b'{"a":1}\xff ')):
         path.write_bytes(struct.pack("<Q", size) + text)
-        refused(load_weights, net(), path, match="is truncated or not a weights file")
+        refused(load_with_notes, net(), path, match="is truncated or not a weights file")
     absurd = {"weight": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 48]}}
     text = json.dumps(absurd).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(48))
-    refused(load_weights, net(), path, match="is truncated or not a weights file")
+    refused(load_with_notes, net(), path, match="is truncated or not a weights file")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers(value, tmp_path):
     path = tmp_path / "weights.safetensors"
     save_file({"weight": torch.full((3, 4), value), "bias": torch.ones(3)}, path)
-    refused(load_weights, net(), path, match=r"'weight' in '.*' is not finite, got NaN or infinity .* go back to")
+    refused(load_with_notes, net(), path, match=r"'weight' in '.*' is not finite, got NaN or infinity .* go back to")
     norm = nn.BatchNorm1d(3)
     save_file({**norm.state_dict(), "running_var": torch.full((3,), value)}, path)
-    load_weights(norm, path)  # a buffer may be infinite, as masks are
+    load_with_notes(norm, path)  # a buffer may be infinite, as masks are
 
 
 @pytest.mark.parametrize(

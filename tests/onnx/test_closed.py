@@ -22,16 +22,19 @@ from convert.runtime import Monitor, UncertaintySession
 
 
 class Head(nn.Module):
-    """A transformer layer and a head; what follows the head is given."""
+    """Tokens, a body and a head; what follows the head is given."""
 
-    def __init__(self, width=4, after=lambda x, y: y):
+    def __init__(self, body=nn.Tanh, after=lambda x, y: y):
         super().__init__()
-        self.embed = nn.Embedding(11, 6)
-        self.body = nn.TransformerEncoderLayer(6, 2, 12, batch_first=True, dropout=0.0)
-        self.head, self.after = nn.Linear(6, width), after
+        self.embed, self.body = nn.Embedding(11, 6), body()
+        self.head, self.after = nn.Linear(6, 4), after
 
     def forward(self, x):
         return self.after(x, self.head(self.body(self.embed(x))))
+
+
+def transformer():
+    return nn.TransformerEncoderLayer(6, 2, 12, batch_first=True, dropout=0.0)
 
 
 class Pixels(nn.Module):
@@ -65,7 +68,7 @@ CASES = {
     "one number": (lambda: Dense(1, lambda y: y.squeeze(-1)), ROWS, Gaussian(0.3)),
     "raw": (Dense, ROWS, None),
     "tempered logits": (lambda: Dense(4, lambda y: {"logits": y / -1.5}), ROWS, "categorical"),
-    "tokens": (lambda: Head(after=lambda x, y: {"logits": y / 1.5}), TOKENS, Categorical(-1)),
+    "tokens": (lambda: Head(transformer, lambda x, y: {"logits": y / 1.5}), TOKENS, Categorical(-1)),
     "tokens, classes first": (lambda: Head(after=lambda x, y: y.transpose(1, 2)), TOKENS, Categorical(1)),
     "last token": (lambda: Head(after=last_token), TOKENS, "categorical"),
     "pixels": (Pixels, torch.randn(6, 2, 6, 7), Categorical(1)),
