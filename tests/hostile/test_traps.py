@@ -12,7 +12,6 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from convert.cli.weights import load_weights
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 from torch import nn
