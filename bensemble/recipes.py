@@ -44,7 +44,6 @@ class Epoch:
 
     Example:
         >>> bensemble.recipes.fine_tune(bnn, loader, likelihood="categorical", epochs=1, after_epoch=print)
-        Epoch(number=1, nll=..., kl=..., beta=1.0, sparsity=0.0)
     """
 
     number: int
