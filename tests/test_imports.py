@@ -191,6 +191,7 @@ def said(tmp_path_factory):
     return {case[:2]: (folder / str(number)).read_text() for number, case in enumerate(MISSING)}
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("missing packages")  # its fixture is made once
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(("package", "call", "message"), MISSING)

@@ -78,6 +78,7 @@ def test_other_predictions_of_it_are_warned_of():
         calibration.apply(predicted(bnn, 7))
 
 
+@pytest.mark.slow
 def test_a_file_has_as_many_draws_as_were_calibrated(tmp_path):
     bnn = bayesify(network())
     options = {"outputs": "uncertainty", "likelihood": "categorical"}

@@ -132,6 +132,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_files_are_inspected_and_compared_without_torch(nets: Path) -> None:  # noqa: F811
     x = np.random.randn(300, 4).astype("float32")
     np.savez("inputs.npz", inputs=x)
@@ -154,6 +155,7 @@ def test_files_are_inspected_and_compared_without_torch(nets: Path) -> None:  # 
         assert "--data" not in words or 0 <= json.loads(out)[0]["metric"] <= 1
 
 
+@pytest.mark.slow
 def test_a_picture_that_is_interrupted_is_not_left_half_written(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     def stop(figure: Figure, path: Path, **options: object) -> None:
         Path(path).write_bytes(b"half")

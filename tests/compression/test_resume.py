@@ -16,6 +16,7 @@ class Stopped(KeyboardInterrupt):
     """Ctrl-C, after some points."""
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_not_measured_again(tmp_path):
     model, x = mlp(8)
     options = {"max_drop": 3.0, "granularities": ["channel"], "scores": "snr", "folder": tmp_path / "search"}

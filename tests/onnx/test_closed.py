@@ -104,6 +104,7 @@ def agree(answer, prediction, names=None):
         np.testing.assert_allclose(answer[name], expected, atol=1e-5 * max(1.0, abs(expected).max()), err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rotated", [True, False])
 @pytest.mark.parametrize("case", CASES)
 def test_a_file_in_closed_form_gives_what_predict_gives(case, rotated, tmp_path):
@@ -130,12 +131,14 @@ def test_noise_that_is_nothing_is_no_reason_to_refuse_a_file(tmp_path):
     export_onnx(bnn, tmp_path / "sure.onnx", x, outputs="uncertainty", likelihood="categorical")
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_last_layers_is_one_file(tmp_path):
     members, likelihood = [of(Dense()), of(Dense())], Gaussian(0.3)  # of classes: below, with novelty
     _, session = exported(tmp_path / "a.onnx", members, ROWS[:1], likelihood=likelihood)
     agree(session(ROWS.numpy()), predict(members, ROWS, likelihood=likelihood))
 
 
+@pytest.mark.slow
 def test_a_temperature_and_sets_are_those_of_python(tmp_path):
     bnn, x = of(Dense()), torch.randn(200, 5)
     prediction = predict(bnn, x, likelihood="categorical")
@@ -197,6 +200,7 @@ def same_novelty(session, prediction, x):
 EACH = {"joint": False, "projection": None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options"),
     [("plain", {}), ("closed", {"projection": 4}), ("closed", EACH), ("samples", {}), ("ensemble", EACH)],
@@ -239,6 +243,7 @@ def test_many_held_out_scores_are_searched_in_two_steps(familiar, count):
     assert float((found - novelty.pvalue(scores)).abs().median()) < 1e-6
 
 
+@pytest.mark.slow
 def test_an_input_that_is_no_number_is_a_stranger(familiar, tmp_path):
     net, train, heldout, x = familiar
     novelty = fit_novelty(net, train, heldout)
@@ -247,6 +252,7 @@ def test_an_input_that_is_no_number_is_a_stranger(familiar, tmp_path):
         assert session(np.full((1, 5), value, np.float32)).novelty_pvalue[0] <= novelty.smallest_pvalue * 1.01
 
 
+@pytest.mark.slow
 def test_novelty_of_tokens_is_one_number_for_each(tmp_path):
     net, y = Head().eval(), torch.randint(4, (40, 5))
     x = torch.randint(1, 11, (40, 5))
@@ -257,6 +263,7 @@ def test_novelty_of_tokens_is_one_number_for_each(tmp_path):
     np.testing.assert_allclose(found.novelty, novelty.score(x), atol=3e-5)
 
 
+@pytest.mark.slow
 def test_a_monitor_watches_novelty(familiar, tmp_path):
     net, train, heldout, x = familiar
     novelty = fit_novelty(net, train, heldout)

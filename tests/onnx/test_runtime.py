@@ -82,6 +82,7 @@ def test_files_without_classes_answer_with_numbers_and_without_a_threshold_with_
         Monitor(session)
 
 
+@pytest.mark.slow
 def test_classes_of_every_pixel(tmp_path):
     torch.manual_seed(0)
     bnn = bayesify(nn.Conv2d(1, 3, 1), init_sigma=0.3).eval()
@@ -103,6 +104,7 @@ class Bounded(nn.Module):
         return self.linear(torch.where(x > 0, x, 0.0).clamp(-1, 1)) + mask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", ["a,b,c", ""])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_an_example_that_is_not_finite_has_no_label_and_the_others_keep_theirs(tmp_path, classes, value):
@@ -121,6 +123,7 @@ def test_an_example_that_is_not_finite_has_no_label_and_the_others_keep_theirs(t
         assert all(np.isnan(answer[name][3]).all() for name in session.outputs)
 
 
+@pytest.mark.slow
 def test_regressions_have_no_labels(tmp_path):
     export_onnx(model(), tmp_path / "m.onnx", torch.randn(1, 4), outputs="uncertainty", num_samples=2)
     answer = UncertaintySession(tmp_path / "m.onnx")(np.zeros((2, 4), "float32"))

@@ -77,9 +77,10 @@ CASES = {
 }
 
 
-SLOW = {"resnet", "transformer encoder"}
+SLOW = {*CASES} - {"mlp"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CASES])
 def test_classes_agree_with_predict_for_the_draws_of_the_file_at_any_batch_size(name, tmp_path):
     torch.manual_seed(0)
@@ -172,6 +173,7 @@ def test_files_answer_bit_for_bit_the_same_and_the_same_seed_gives_the_same_file
         assert all(np.array_equal(one, two) for one, two in zip(answers[0], other, strict=True))
 
 
+@pytest.mark.slow
 def test_pruned_weights_are_zero_in_every_draw(tmp_path):
     bnn = bayesian(mlp())
     bensemble.prune(bnn, threshold=6.0)
@@ -187,6 +189,7 @@ def test_pruned_weights_are_zero_in_every_draw(tmp_path):
     assert len(draws) == 3 * len(masks)
 
 
+@pytest.mark.slow
 def test_what_no_posterior_reaches_is_computed_once(tmp_path):
     bnn = bayesian(lenet5(), include="11")
     report = export_onnx(bnn, tmp_path / "m.onnx", torch.randn(2, 1, 28, 28), outputs="uncertainty", num_samples=7)
@@ -195,12 +198,14 @@ def test_what_no_posterior_reaches_is_computed_once(tmp_path):
     assert report.operators["Relu"] == 4
 
 
+@pytest.mark.slow
 def test_the_first_drawn_convolution_is_one_operation(tmp_path):
     report = export_onnx(bayesian(lenet5()), tmp_path / "m.onnx", torch.randn(2, 1, 28, 28), outputs="uncertainty")
     assert report.operators["Conv"] == report.operators["MaxPool"] == 1 + 16
     assert report.operators["Split"] == 1 + 2 * 10  # its output, and the pairs of draws of each of ten weights
 
 
+@pytest.mark.slow
 def test_calibration_is_in_the_graph_and_in_the_metadata(tmp_path):
     torch.manual_seed(0)
     model, x = mlp(), torch.randn(200, 4)
@@ -230,6 +235,7 @@ def test_calibration_is_in_the_graph_and_in_the_metadata(tmp_path):
     assert stored["bensemble.likelihood"].startswith("Categorical(")
 
 
+@pytest.mark.slow
 def test_a_calibrated_regression_scales_both_deviations(tmp_path):
     torch.manual_seed(0)
     bnn, x = bayesian(nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 1))), torch.randn(50, 3)
@@ -245,6 +251,7 @@ def test_a_calibrated_regression_scales_both_deviations(tmp_path):
     assert set(json.loads(report.metadata["bensemble.reference"])) == {"total_std", "std"}
 
 
+@pytest.mark.slow
 def test_the_file_needs_no_other_domain_and_no_random_numbers(tmp_path):
     export_onnx(bayesian(cnn()), tmp_path / "m.onnx", torch.randn(2, 1, 8, 8), outputs="uncertainty", num_samples=3)
     proto = onnx.load(tmp_path / "m.onnx")
@@ -252,6 +259,7 @@ def test_the_file_needs_no_other_domain_and_no_random_numbers(tmp_path):
     assert not {node.op_type for node in proto.graph.node} & {"RandomNormal", "RandomNormalLike", "RandomUniformLike"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "bayesian", "of two architectures"])
 def test_ensembles_are_one_file(kind, tmp_path):
     torch.manual_seed(0)
