@@ -17,7 +17,7 @@ from ..checks import check_number
 from ..likelihoods import Categorical
 from ..likelihoods.base import check_tensor
 from ..prediction.results import Prediction
-from .calibration import LEVELS, Calibration, check_untempered, measures_of
+from .calibration import LEVELS, Calibration, check_untempered, meaning_of, measures_of
 from .conformal import conformal_scores, conformal_threshold
 from .tempering import fitted_temperature, temper
 
@@ -67,6 +67,7 @@ def calibrate(
         fingerprint=prediction.fingerprint,
         num_samples=prediction.num_samples,
         method=prediction.method,
+        likelihood=meaning_of(prediction.likelihood),
         predicted=_predicted(tempered),
     )
 

@@ -12,12 +12,13 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import InvalidTypeError, InvalidValueError, shown
-from ..likelihoods import DiscreteLikelihood
+from ..likelihoods import DiscreteLikelihood, Likelihood
+from ..likelihoods.base import described
 from ..prediction.results import ClassPrediction, Prediction, RegressionPrediction
 from ..tables import Printed
 from .tempering import temper
 
-__all__ = ["LEVELS", "Calibration", "check_untempered", "measures_of"]
+__all__ = ["LEVELS", "Calibration", "check_untempered", "meaning_of", "measures_of"]
 
 #: Version of what :meth:`Calibration.to_json` writes; 1 does not say for whom.
 VERSION = 2
@@ -43,6 +44,7 @@ class Calibration(Printed):
         fingerprint: The posterior whose predictions were calibrated, as in :class:`Prediction`; None if unknown.
         num_samples: Number of samples of these predictions; None if unknown.
         method: How they were made; None if unknown.
+        likelihood: What the outputs meant, in a regression with its settings; None if unknown.
         predicted: Quantiles of the most probable class, as its index plus a number between 0 and 1 at random, so that
             a monitor sees classes become more or less frequent; empty without classes.
 
@@ -60,6 +62,7 @@ class Calibration(Printed):
     num_samples: int | None = None
     method: str | None = None
     predicted: tuple[float, ...] = ()
+    likelihood: str | None = None
 
     def apply(self, prediction: Prediction) -> Prediction:
         """The prediction at this temperature; unchanged if it has this temperature already.
@@ -77,7 +80,8 @@ class Calibration(Printed):
                 f"apply: prediction must have {' and '.join(self.reference)}, got {type(prediction).__name__}; "
                 "calibrate each kind of prediction separately."
             )
-        self.check_made_for("apply", prediction.fingerprint, prediction.num_samples, prediction.method)
+        made = (prediction.num_samples, prediction.method, prediction.likelihood)
+        self.check_made_for("apply", prediction.fingerprint, *made)
         if prediction.temperature == self.temperature:
             return prediction
         check_untempered("apply", prediction)
@@ -114,19 +118,28 @@ class Calibration(Printed):
         reach = self.conformal_threshold * tempered.total_std
         return tempered.mean - reach, tempered.mean + reach
 
-    def check_made_for(self, verb: str, fingerprint: str | None, num_samples: int, method: str) -> None:
-        """Refuse another posterior, and warn of predictions that are made in another way.
+    def check_made_for(
+        self, verb: str, fingerprint: str | None, num_samples: int, method: str, likelihood: Likelihood | None
+    ) -> None:
+        """Refuse another posterior or likelihood, and warn of predictions that are made in another way.
 
         Args:
             verb: Who asks.
             fingerprint: That of the posterior; None if it is unknown.
             num_samples: Number of samples, of all members together.
             method: As in :class:`Prediction`.
+            likelihood: What the outputs mean.
         """
         if None not in (self.fingerprint, fingerprint) and self.fingerprint != fingerprint:
             raise InvalidValueError(
                 f"{verb}: the calibration must be of this posterior, got one of another posterior or of weights that "
                 "have changed since; call calibrate with predictions of this one."
+            )
+        meaning = meaning_of(likelihood)
+        if None not in (self.likelihood, meaning) and self.likelihood != meaning:
+            raise InvalidValueError(
+                f"{verb}: the calibration must be of this likelihood, got one of {self.likelihood} for {meaning}; call "
+                "calibrate with predictions of this likelihood."
             )
         found = f"{num_samples} samples ({method})"
         own = f"{self.num_samples} samples ({self.method})"
@@ -172,6 +185,13 @@ class Calibration(Printed):
         return "\n".join(lines)
 
 
+def meaning_of(likelihood: Likelihood | None) -> str | None:
+    """What a calibration depends on: the kind of classes, or the noise of a regression with its settings."""
+    if likelihood is None:
+        return None
+    return type(likelihood).__name__ if isinstance(likelihood, DiscreteLikelihood) else described(likelihood)
+
+
 def check_untempered(verb: str, prediction: Prediction) -> None:
     """Refuse a prediction that has a temperature already."""
     if prediction.temperature != 1.0:
@@ -207,7 +227,7 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("temperature, alpha or num_data")
     if fields["num_data"] < 1 or fields["conformal_threshold"] < 0:
         raise ValueError("num_data or conformal_threshold")
-    made = {"fingerprint": str, "num_samples": int, "method": str}
+    made = {"fingerprint": str, "num_samples": int, "method": str, "likelihood": str}
     if not all(type(fields.get(name)) in (kind, type(None)) for name, kind in made.items()):
         raise ValueError(" or ".join(made))
     predicted = fields.get("predicted", [])

@@ -143,11 +143,11 @@ class CandidateFiles:
             self.progress(point)
         return point
 
-    def check_baseline(self, max_drop: float | None) -> None:
-        """Refuse a network whose score does not tell it from outputs that mean nothing."""
+    def check_baseline(self, max_drop: float | None) -> float:
+        """Refuse a network whose score does not tell it from outputs that mean nothing; the best score of these."""
         first = next(iter(self.points.values()))
         with torch.no_grad():
-            check_baseline(self.evaluate, OnnxModel(self.path(first), like=self.like), first.metric, max_drop)
+            return check_baseline(self.evaluate, OnnxModel(self.path(first), like=self.like), first.metric, max_drop)
 
     def time(self, rounds: int = 5) -> None:
         """Give every point its latency on the example inputs, all files taking turns."""

@@ -26,6 +26,7 @@ from ..repairing import repair as repair_network
 from ..scoring import prune_scores
 from ..surgery.collapsing import to_deterministic
 from .candidates import SCORES, SHARES, Candidate, ladders
+from .chance import warn_of_ruin
 from .climbing import climb, quantize
 from .confirming import Confirmation, ExampleScores, compared, example_scores
 from .files import CandidateFiles
@@ -130,7 +131,7 @@ def compress(
             record=record,
         )
         files.measure(Candidate())
-        files.check_baseline(max_drop)
+        chance = files.check_baseline(max_drop)
         if calibration_data is not None:
             files.measure(Candidate(quantize="int8"))  # what int8 cannot do is refused before the search
         for ladder in ladders(bnn, ways, rankings):
@@ -142,6 +143,9 @@ def compress(
         chosen, confirmed = _ranked(points, constraints)[0], None
         if confirming is not None:
             chosen, confirmed = _confirmed(files, points, constraints, confirming)
+        if max_drop is None:
+            cures = "" if repairing else ", or repair=loader"
+            warn_of_ruin(chosen.name, chosen.metric, points[0].metric, chance, cures)
         with replacing(target) as temporary:
             shutil.copyfile(files.path(chosen), temporary)
     return Compression(Path(path), chosen, points[0], points, constraints, tuple(files.notes.values()), confirmed)

@@ -133,7 +133,7 @@ def uncertainty_options(
         num_samples = max(calibrated // len(models), 2) if calibrated else NUM_SAMPLES
     if calibration is not None:
         made = _as_predicted(models, chosen, num_samples)
-        calibration.check_made_for("export_onnx", posterior_fingerprint(models), *made)
+        calibration.check_made_for("export_onnx", posterior_fingerprint(models), *made, resolved)
     thresholds = checked_thresholds(reject, resolved, novelty)
     return UncertaintyOptions(chosen, num_samples, resolved, novelty, calibration, generator, thresholds)
 
