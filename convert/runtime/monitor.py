@@ -245,7 +245,8 @@ class Monitor:
         probs = np.asarray(answer.get("probs", 0.0))
         if probs.ndim <= self._class_axis:
             raise ValueError(f"update: an answer must have the array 'probs', got {', '.join(answer)}.")
-        best = probs.argmax(self._class_axis).reshape(len(probs), -1)
+        best = probs.argmax(self._class_axis)
+        best = best.reshape(len(best), math.prod(best.shape[1:]))
         with self._lock:
             return best + self._noise.random(best.shape)
 

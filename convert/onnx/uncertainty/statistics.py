@@ -51,7 +51,7 @@ class Statistics:
     temperature: float = 1.0
     conformal_threshold: float | None = None
 
-    def of_samples(self, outputs: Tensor, paired: bool) -> dict[str, Tensor]:
+    def of_samples(self, outputs: Tensor, paired: bool = False) -> dict[str, Tensor]:
         """The file's outputs.
 
         Args:
