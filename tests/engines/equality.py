@@ -11,7 +11,7 @@ from .processes import agree, checks_of, flat, gathered, run
 from .sharded import shard
 
 ENGINES = {"DistributedDataParallel": DistributedDataParallel, "FSDP2": shard}
-STEPS, SEEDS = 25, 8
+STEPS, SEEDS = 50, 8
 
 
 def check_the_same_end_without_noise():
@@ -59,11 +59,11 @@ def check_the_same_curve_with_noise():
 
 
 def curve(model, seed, rank, size):
-    """The loss of five stages of training under noise, each the mean over five steps."""
+    """The loss of ten stages of training under noise, each the mean over five steps."""
     torch.manual_seed(1000 * seed + 10 * size + rank)
     batches = [part(data(seed=step % 5), rank, size) for step in range(STEPS)]
     losses = train(model.train(), batches, torch.optim.Adam(model.parameters(), 1e-2))
-    return torch.tensor(losses).view(5, 5).mean(1)
+    return torch.tensor(losses).view(10, 5).mean(1)
 
 
 if __name__ == "__main__":
