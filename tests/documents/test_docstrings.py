@@ -124,7 +124,9 @@ def test_exempt_and_slow_names_exist():
 
 def test_no_other_docstring_holds_a_session():
     """What looks like an example is one that runs."""
-    trees = [ast.parse(path.read_text()) for package in ("bensemble", "convert") for path in (ROOT / package).rglob("*.py")]
+    trees = [
+        ast.parse(path.read_text()) for package in ("bensemble", "convert") for path in (ROOT / package).rglob("*.py")
+    ]
     held = (ast.Module, ast.ClassDef, ast.FunctionDef)
     texts = [ast.get_docstring(node) or "" for tree in trees for node in ast.walk(tree) if isinstance(node, held)]
     assert sum(">>>" in text for text in texts) == len(EXAMPLES)

@@ -12,6 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from convert.cli.weights import load_weights
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 from torch import nn
@@ -19,7 +20,6 @@ from torch import nn
 from bensemble.errors import CheckpointError, InvalidValueError
 from convert.archives import load_arrays
 from convert.cli.labelled_data import read_data
-from convert.cli.weights import load_weights
 from convert.onnx import OnnxModel, inspect_onnx
 from convert.runtime import Monitor, UncertaintyFileError, UncertaintySession
 
