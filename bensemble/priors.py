@@ -61,7 +61,7 @@ class DensityPrior(Protocol):
     """A prior with a log density only.
 
     Example:
-        >>> bensemble.set_prior(convert.bayesify(model), torch.distributions.Laplace(0.0, 0.5))
+        >>> bnn = convert.bayesify(model, prior=torch.distributions.Laplace(0.0, 0.5))
     """
 
     def log_prob(self, w: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class ARD:
     choose, and it drives the signal-to-noise ratio of unnecessary weights to zero, which pruning needs.
 
     Example:
-        >>> bensemble.set_prior(convert.bayesify(model), bensemble.priors.ARD())
+        >>> bnn = convert.bayesify(model, prior=bensemble.priors.ARD())
     """
 
     def kl(self, mu: Tensor, sigma: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ class Epoch:
 
     Example:
         >>> bensemble.recipes.fine_tune(bnn, loader, likelihood="categorical", epochs=1, after_epoch=print)
+        epoch 1: NLL ..., KL ... nats at beta 1, 0.0% pruned
     """
 
     number: int

@@ -172,7 +172,6 @@ class ClassPrediction(Prediction):
 
         Example:
             >>> sure = ~p.reject(share=0.1)
-            >>> share = (p.probs[sure].argmax(-1) == labels[sure]).float().mean()
             >>> novelty = bensemble.fit_novelty(bnn, loader, val_loader)
             >>> p = bensemble.predict(bnn, images, likelihood="categorical", novelty=novelty)
             >>> strangers = p.reject(by="novelty", level=0.01)

@@ -33,7 +33,7 @@ class Confirmation:
         refused: Files that the search preferred, and that lost more than the bound here.
 
     Example:
-        >>> found = convert.compress(bnn, accuracy, x, "small.onnx", max_drop=0.01, confirm=val_loader)
+        >>> found = convert.compress(bnn, accuracy, x, "small.onnx", max_drop=0.01, scores="snr", confirm=val_loader)
         >>> print(found.confirmed)
     """
 

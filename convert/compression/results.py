@@ -107,7 +107,7 @@ class Compression(Printed):
         confirmed: The chosen file on data that the search did not see; None without ``confirm``.
 
     Example:
-        >>> front = convert.compress(bnn, accuracy, x, "small.onnx", max_drop=0.01).front
+        >>> front = convert.compress(bnn, accuracy, x, "small.onnx", max_drop=0.01, scores="snr").front
     """
 
     path: Path

@@ -43,8 +43,7 @@ class PlanRow:
             as a head that is tied to the embedding.
 
     Example:
-        >>> convert.plan(model).rows[0].tier
-        'local'
+        >>> tiers = {row.name: row.tier for row in convert.plan(model).rows}
     """
 
     name: str

@@ -53,7 +53,7 @@ class PruneStep:
         kept: Whether the step is part of the result; ``"auto"`` takes back what loses too much.
 
     Example:
-        >>> shares = [step.sparsity for step in convert.prune_and_repair(model, loader, sparsity=0.5).steps]
+        >>> shares = [step.sparsity for step in convert.prune_and_repair(model, loader, sparsity=0.5, steps=2).steps]
     """
 
     sparsity: float
@@ -70,7 +70,7 @@ class Pruned(Printed, Generic[M]):
         steps: What was done, in order.
 
     Example:
-        >>> network = convert.prune_and_repair(model, loader, sparsity=0.5).network
+        >>> network = convert.prune_and_repair(model, loader, sparsity=0.5, steps=1).network
     """
 
     network: M

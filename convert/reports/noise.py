@@ -64,8 +64,7 @@ class NoiseReport(Printed):
     """One row for each posterior. True where no noise is lost: all of it arrives, or the network ignores the weight.
 
     Example:
-        >>> convert.check_noise(bnn, x).silent
-        ()
+        >>> lost = convert.check_noise(bnn, x).silent
     """
 
     rows: tuple[NoiseRow, ...]

@@ -23,8 +23,7 @@ class Verdict:
         expected_high: That share without drift, about 0.1.
 
     Example:
-        >>> convert.runtime.Monitor("sure.onnx").verdict().drifted
-        False
+        >>> has_drifted = convert.runtime.Monitor("sure.onnx").verdict().drifted
     """
 
     drifted: bool

@@ -42,7 +42,7 @@ class ExpectedLoss:
         num_terms: Terms of the likelihood that this is a mean over.
 
     Example:
-        >>> drop = convert.prune_and_repair(model, loader, sparsity=0.5).steps[-1].loss.drop
+        >>> drop = convert.prune_and_repair(model, loader, sparsity=0.5, steps=1).loss.drop
     """
 
     nats: float
