@@ -254,7 +254,7 @@ def test_an_input_that_is_no_number_is_a_stranger(familiar, tmp_path):
 
 @pytest.mark.slow
 def test_novelty_of_tokens_is_one_number_for_each(tmp_path):
-    net, y = Head().eval(), torch.randint(4, (40, 5))
+    net, y = Head(transformer).eval(), torch.randint(4, (40, 5))
     x = torch.randint(1, 11, (40, 5))
     novelty = fit_novelty(net, [(x[:20], y[:20])], [(x[20:], y[20:])], likelihood=Categorical(-1))
     _, session = exported(tmp_path / "a.onnx", of(net), x[:1], likelihood=Categorical(-1), novelty=novelty)
