@@ -39,8 +39,9 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-wheel: $(READY)         ## build the wheel and try it in an empty environment
+wheel: $(READY)         ## build both wheels and try each in an empty environment
 	$(BIN)/python tests/wheel_smoke.py
+	$(BIN)/python tests/runtime_wheel_smoke.py
 
 zoo:                    ## convert and check every model of torchvision, timm, transformers and others; takes hours
 	test -x .venv-zoo/bin/python || $(PYTHON) -m venv .venv-zoo
@@ -72,6 +73,7 @@ bench: $(READY)         ## ratios to the deterministic network; needs a quiet ma
 	$(BIN)/python benchmarks/environment.py
 	$(BIN)/python benchmarks/conversion.py
 	$(BIN)/python benchmarks/onnx_uncertainty.py
+	$(BIN)/python benchmarks/onnx_draws.py
 	$(BIN)/python benchmarks/deployment.py
 	$(BIN)/python benchmarks/prediction.py
 

@@ -2,7 +2,7 @@
 
 Calibration examples and streams are drawn anew each time, uncertainties from a gamma distribution of shape 2. A
 monitor looks after each example, the Kolmogorov-Smirnov test of the same level after every 50th. The rate is split
-among three measures, but in the first row, where all of it belongs to one. Also the time of an update and of a verdict,
+among four measures, but in the first row, where all of it belongs to one. Also the time of an update and of a verdict,
 the size of a snapshot after ten million examples, and updates that threads lose.
 
 Run ``python benchmarks/monitor.py --streams 2000``; 400 of them drift.
@@ -115,7 +115,7 @@ def table(streams: int) -> None:
     for number, (label, (quiet, drift, draw)) in enumerate(STREAMS.items()):
         rng = np.random.default_rng(number)
         count = min(streams, 400) if drift else streams
-        found = [detected(rng, quiet, drift, draw, 3 if drift else 1) for _ in range(count)]
+        found = [detected(rng, quiet, drift, draw, 4 if drift else 1) for _ in range(count)]
         cells = []
         for name in names:
             times = np.array([each[name] for each in found])

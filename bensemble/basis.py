@@ -43,6 +43,10 @@ class Basis:
         """The same in float64."""
         return Basis(self.outer.double(), None if self.inner is None else self.inner.double())
 
+    def cpu(self) -> Basis:
+        """The same on the CPU."""
+        return Basis(self.outer.cpu(), None if self.inner is None else self.inner.cpu())
+
     def from_plain(self, weight: Tensor) -> Tensor:
         """The coordinates of a weight of shape (out, in, ...) or (out,), in the same shape."""
         rows = self.outer.t() @ weight.reshape(len(weight), -1)

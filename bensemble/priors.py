@@ -61,7 +61,7 @@ class DensityPrior(Protocol):
     """A prior with a log density only.
 
     Example:
-        >>> bnn = convert.bayesify(model, prior=torch.distributions.Laplace(0.0, 0.5))
+        >>> bensemble.set_prior(convert.bayesify(model), torch.distributions.Laplace(0.0, 0.5))
     """
 
     def log_prob(self, w: Tensor) -> Tensor:
@@ -99,7 +99,10 @@ class Normal:
 
     def kl(self, mu: Tensor, sigma: Tensor) -> Tensor:
         """KL(q || prior) in nats, summed (closed form)."""
-        return kl_normal(mu, sigma, self.mean, self.sigma)
+        width = self.sigma
+        if isinstance(width, Tensor) and not width.requires_grad:
+            width = width.clone()  # the forward of DDP writes buffers again, and autograd would hold this one
+        return kl_normal(mu, sigma, self.mean, width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +114,7 @@ class ARD:
     choose, and it drives the signal-to-noise ratio of unnecessary weights to zero, which pruning needs.
 
     Example:
-        >>> bnn = convert.bayesify(model, prior=bensemble.priors.ARD())
+        >>> bensemble.set_prior(convert.bayesify(model), bensemble.priors.ARD())
     """
 
     def kl(self, mu: Tensor, sigma: Tensor) -> Tensor:

@@ -1,9 +1,7 @@
-import copy
-import functools
-
 import pytest
 import torch
 from hypothesis import settings
+from remembering import remember_operators
 
 # The same examples in every run, and no time limits: what fails here fails everywhere.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50, print_blob=True)
@@ -31,24 +29,6 @@ def _seed():
 
 @pytest.fixture(scope="session", autouse=True)
 def forget_operators():
-    """Let torch.onnx parse the source of its 500 operators once, not for every file: two thirds of a small export.
-
-    Every export gets a copy. The value is a function that makes the next one parse them again. Where torch calls this
-    something else, the tests take longer.
-    """
-    try:
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-        read = functools.cache(ONNXRegistry.from_torchlib)
-    except (ImportError, AttributeError):
-        yield lambda: None
-        return
-
-    def copied(cls, *args, **kwargs):
-        registry = copy.copy(read(*args, **kwargs))
-        registry.functions = {target: list(functions) for target, functions in registry.functions.items()}
-        return registry
-
+    """Exports remember what they share; the value is a function that makes the next one parse torch's operators."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", classmethod(copied))
-        yield read.cache_clear
+        yield remember_operators(patch.setattr)

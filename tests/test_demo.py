@@ -6,9 +6,9 @@ import subprocess
 import sys
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from rich.console import Console
@@ -16,73 +16,107 @@ from torch import nn
 
 import bensemble
 import convert.demo
+import convert.runtime
 from bensemble.errors import InvalidValueError
-from convert import bayesify
 from convert.demo import run_demo
-from convert.demo.contest import accuracy, agreement, by_size, by_snr, entropy, score
+from convert.demo.answers import in_words
+from convert.demo.contest import as_good_as_best, difference, score
 from convert.demo.data import load_digits, load_mnist
-from convert.demo.network import DigitNet, Draws
+from convert.demo.network import DigitNet
 from convert.demo.page import text
+from convert.demo.story import Pace
+from convert.runtime import Answer, UncertaintySession
 
 pytestmark = pytest.mark.xdist_group("demo")  # its fixtures are made once
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    """The folder of a demo, and what it said; with its random state and threads before and after."""
+    """The folder of a small demo, and what it said; with its random state and threads before and after."""
     folder, said = tmp_path_factory.mktemp("demo") / "new" / "folder", StringIO()
     before = torch.get_rng_state(), torch.get_num_threads()
-    run_demo(output=folder, console=Console(file=said, width=120))
+    run_demo(output=folder, console=Console(file=said, width=120), pace=Pace(families=2, members=2, epochs=6))
     after = torch.get_rng_state(), torch.get_num_threads()
     return folder, said.getvalue(), before, after
 
 
+@pytest.fixture(scope="module")
+def page(told):
+    return (told[0] / "index.html").read_text()
+
+
+def cells(page, row):
+    """The numbers of a row of the first table that has it, a column each, and whether they are marked as the best."""
+    found, *_ = re.findall(rf'<tr><th scope="row">{re.escape(row)}</th>(.*?)</tr>', page)
+    numbers = re.findall(r"<td( class=best)?>([\d.,]+)", found)
+    return [float(number.replace(",", "")) for _, number in numbers], [bool(best) for best, _ in numbers]
+
+
 @pytest.mark.slow
-def test_the_page_stands_alone_and_shows_everything(told):
-    folder, _, _, _ = told
-    page = (folder / "index.html").read_text()
-    sources = re.findall(r'src="([^"]{0,30})', page)
-    assert len(sources) == 6
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert "http" not in page.replace("http-equiv", "")
-    for word in (
-        "accuracy",
-        "NLL",
-        "ECE",
-        "Brier",
-        "AUROC",
-        "weights",
-        "ONNX file",
-        "latency",
-        "deterministic",
-        "pruned",
-    ):
-        assert word in page
+def test_the_page_stands_alone(page):
+    assert re.findall(r'src="([^"]{0,22})', page) == ["data:image/png;base64,"] * 42
+    assert page.count("<svg") == 3
+    assert "#010203" not in page, "the ink of a diagram is not that of the page"
+    assert not re.search(r'(href|src)="https?:', page)
     assert "$" not in page
 
 
 @pytest.mark.slow
-def test_the_files_run_and_the_table_is_told(told):
-    folder, said, _, _ = told
+def test_novelty_tells_photographs_better_than_an_ensemble(page):
+    numbers, best = cells(page, "AUROC, photographs")
+    one, _, _, novelty, ensemble = numbers
+    assert novelty > max(one, ensemble, 0.99)
+    assert best[3]
+    refused, _ = cells(page, "photographs refused")
+    assert refused[3] > 90 > refused[4]
+    assert all(share < 3 for share in cells(page, "digits refused")[0]), "the threshold is chosen on digits like these"
+
+
+@pytest.mark.slow
+def test_the_ways_share_their_networks(page):
+    for row in ("accuracy", "NLL, nats", "ECE", "Brier"):
+        _, _, last, novelty, _ = cells(page, row)[0]
+        assert last == novelty
+    assert cells(page, "accuracy")[0][0] == cells(page, "accuracy")[0][1]
+    one, warm, last, novelty, _ = cells(page, "file, kB")[0]
+    assert one == warm < last < novelty
+
+
+@pytest.mark.slow
+def test_two_images_get_two_answers(page):
+    quotes = re.findall(r"<blockquote( class=strange)?>(.*?)</blockquote>", page)
+    assert quotes[0] == (" class=strange", "I have never seen such a thing.")
+    assert re.fullmatch(r"An? \d(, an? \d)* or an? \d\.", quotes[1][1])
+    assert not quotes[1][0]
+
+
+@pytest.mark.slow
+def test_the_uncertainty_file_gives_the_answers(told, page):
     images = load_digits()
-    pixels, digits = images.test
-    right = {}
-    for name in ("deterministic", "bayesian", "pruned"):
-        session = onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
-        (outputs,) = session.run(None, {"images": pixels.numpy()})
-        right[name] = float((outputs.argmax(-1) == digits.numpy()).mean())
-    assert right["deterministic"] > 0.93
-    assert right["bayesian"] > right["deterministic"] - 0.01
-    assert right["pruned"] > right["deterministic"] - 0.02
-    assert said.count("agrees      on the digit of 600 of 600 test images") == 3
-    assert re.search(rf"accuracy\W+{right['deterministic']:.2%}\W+\d", said)
-    assert re.search(rf"accuracy.*{right['pruned']:.2%}", said)
-    removed = float(re.search(r"([\d.]+) % removed", said).group(1))
-    assert removed > 90
-    assert (folder / "pruned.onnx").stat().st_size < (folder / "deterministic.onnx").stat().st_size
-    bnn = bensemble.load(folder / "bayesian.safetensors", DigitNet(8)).eval()
-    p = bensemble.predict(bnn, pixels, 16, likelihood="categorical", generator=torch.Generator().manual_seed(0))
-    assert re.search(rf"accuracy.*{float((p.mean.argmax(-1) == digits).float().mean()):.2%}", said)
+    session = UncertaintySession(told[0] / "sure.onnx")
+    assert {"probs", "entropy", "prediction_set", "novelty", "novelty_pvalue"} <= set(session.outputs)
+    answer = session(images.test[0].numpy())
+    strange = session(images.strangers["photographs"].numpy())
+    assert strange.reject().mean() > 0.9
+    assert answer.reject().mean() < 0.03
+    first = re.search(r"The first digits of the test</h3>(.*?)</div>", page).group(1)
+    captions = re.findall(r"<figcaption[^>]*>(.*?)</figcaption>", first)
+    assert captions == [in_words(answer[i], short=True) for i in range(10)]
+    bnn = bensemble.load(told[0] / "last-layer.safetensors", DigitNet(8)).eval()
+    novelty = bensemble.Novelty.load(told[0] / "novelty.safetensors", bnn)
+    expected = bensemble.predict(bnn, images.test[0], likelihood="categorical", novelty=novelty)
+    np.testing.assert_allclose(answer.probs, expected.probs, atol=1e-5)
+    np.testing.assert_allclose(answer.novelty, expected.novelty, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_repaired_networks_lose_less_than_pruned_ones(told):
+    rows = re.findall(r"^(whole|90% of the weights|50% of the channels)\D+([\d.]+).*?([\d.]+)$", told[1], re.MULTILINE)
+    sizes = {name: float(size) for name, size, _ in rows}
+    right = {name: float(accuracy) for name, _, accuracy in rows}
+    assert len(rows) == 3
+    assert min(right.values()) > right["whole"] - 0.03
+    assert sizes["90% of the weights"] < sizes["50% of the channels"] < sizes["whole"]
 
 
 @pytest.mark.slow
@@ -94,12 +128,14 @@ def test_it_leaves_random_state_and_threads_alone(told):
 
 def test_digits_are_split_by_writer_and_scaled_by_the_training_set():
     images = load_digits()
-    assert [len(part[1]) for part in (images.train, images.val, images.test)] == [897, 300, 600]
-    assert images.unfamiliar.shape == (520, 1, 8, 8)
+    assert [len(part[1]) for part in (images.train, images.val, images.cal, images.test)] == [897, 200, 200, 500]
+    assert images.strangers["photographs"].shape == (520, 1, 8, 8)
+    held_out = torch.cat([images.val[0], images.cal[0], images.test[0]])
+    assert len(held_out.flatten(1).unique(dim=0)) == 900, "an image is in two parts"
     assert images.side == 8
     assert abs(float(images.train[0].mean())) < 1e-5
     assert abs(float(images.train[0].std()) - 1) < 1e-5
-    assert "897 train" in repr(images)
+    assert "897 to train on" in repr(images)
 
 
 def test_mnist_is_read_from_an_npz_file(tmp_path):
@@ -112,8 +148,8 @@ def test_mnist_is_read_from_an_npz_file(tmp_path):
     }
     np.savez(tmp_path / "mnist.npz", **arrays)
     images = load_mnist(tmp_path / "mnist.npz")
-    assert [len(part[1]) for part in (images.train, images.val, images.test)] == [100, 2000, 50]
-    assert images.unfamiliar.shape == (520, 1, 28, 28)
+    assert [len(part[1]) for part in (images.train, images.val, images.cal, images.test)] == [100, 1000, 1000, 50]
+    assert images.strangers["photographs"].shape == (520, 1, 28, 28)
     assert torch.equal(images.test[1], torch.tensor(arrays["y_test"]).long())
 
 
@@ -134,83 +170,86 @@ def test_an_output_that_is_a_file_is_refused(tmp_path):
         run_demo(output=tmp_path / "taken", console=Console(file=StringIO()))
 
 
+def test_strangers_are_made_of_the_test_digits():
+    images = load_digits()
+    digits = images.test[0]
+    shuffled, negatives, turned = (images.strangers[name] for name in ("shuffled pixels", "negatives", "upside down"))
+    assert torch.equal(shuffled.flatten(1).sort().values, digits.flatten(1).sort().values)
+    assert not torch.equal(shuffled, digits)
+    torch.testing.assert_close(negatives + digits, torch.full_like(digits, float((negatives + digits)[0, 0, 0, 0])))
+    assert torch.equal(turned[..., 0, 0], digits[..., -1, -1])
+
+
+def prediction(probs, novelty):
+    """What the demo reads of a prediction."""
+    return SimpleNamespace(
+        probs=probs, num_samples=1, novelty=novelty, entropy=torch.special.entr(probs).sum(-1),
+    )  # fmt: skip
+
+
 def test_scores_agree_with_their_definitions():
     torch.manual_seed(1)
-    probs, digits, strange = (
-        torch.randn(200, 10).mul(3).softmax(-1),
-        torch.randint(10, (200,)),
-        torch.full((50, 10), 0.1),
-    )
-    found = score(probs, digits, strange)
-    assert found.accuracy == pytest.approx(float((probs.argmax(-1) == digits).double().mean()))
-    assert found.nll == pytest.approx(-float(probs[torch.arange(200), digits].log().double().mean()), rel=1e-5)
+    probs, digits = torch.randn(200, 10).mul(3).softmax(-1), torch.randint(10, (200,))
+    test = prediction(probs, torch.arange(200.0))
+    strange = prediction(torch.full((50, 10), 0.1), torch.full((50,), 99.5))
+    told = {"cal": test, "test": test, "tiles": strange}
+    found = score(told, digits)
+    assert found["accuracy"] == pytest.approx(float((probs.argmax(-1) == digits).double().mean()))
+    assert found["NLL, nats"] == pytest.approx(-float(probs[torch.arange(200), digits].log().double().mean()), rel=1e-5)
     truth = nn.functional.one_hot(digits, 10)
-    assert found.brier == pytest.approx(float((probs - truth).square().sum(1).mean()), rel=1e-5)
-    assert found.auroc == 1.0  # a uniform prediction has the highest entropy there is
-    assert score(probs, digits, probs).auroc == pytest.approx(0.5)
+    assert found["Brier"] == pytest.approx(float((probs - truth).square().sum(1).mean()), rel=1e-5)
+    assert found["AUROC, tiles"] == 1.0  # a uniform prediction has the highest entropy there is
+    assert found["tiles refused"] == 1.0
+    assert found["digits refused"] == pytest.approx(0.005)  # one of 200: p = 2/201; the next has 3/201
+    by_novelty = score(told, digits, novelty=True)
+    assert by_novelty["AUROC, tiles"] == pytest.approx(0.5)
+    assert by_novelty["tiles refused"] == 0.0
     confidence, right = probs.max(-1).values, (probs.argmax(-1) == digits).float()
     bins = (confidence * 15).long().clamp_max(14)
     ece = sum(abs(float((confidence - right)[bins == b].sum())) for b in range(15)) / 200
-    assert found.ece == pytest.approx(ece, abs=1e-5)
+    assert found["ECE"] == pytest.approx(ece, abs=1e-5)
 
 
 def test_probabilities_that_round_above_one_are_binned():
     probs = torch.zeros(4, 10)
     probs[:, 0] = 1 + 1e-7
-    assert score(probs, torch.zeros(4).long(), probs).ece == pytest.approx(0.0, abs=1e-6)
+    told = dict.fromkeys(("cal", "test"), prediction(probs, torch.zeros(4)))
+    assert score(told, torch.zeros(4).long())["ECE"] == pytest.approx(0.0, abs=1e-6)
 
 
-def test_entropy_is_in_nats():
-    assert float(entropy(torch.full((10,), 0.1))) == pytest.approx(np.log(10))
-    assert float(entropy(torch.tensor([1.0, 0.0]))) == 0.0
+def test_as_good_as_means_within_two_paired_errors():
+    numbers = {"a": [0.1, 0.5, 0.9], "b": [0.2, 0.61, 1.0], "c": [0.2, 0.4, 1.0]}
+    figures = {way: {"NLL, nats": values} for way, values in numbers.items()}
+    assert difference(figures, "NLL, nats", "a", "b")[0] == 1  # always lower, by about the same
+    assert difference(figures, "NLL, nats", "b", "a")[0] == -1
+    assert difference(figures, "NLL, nats", "c", "a")[0] == 0
+    assert as_good_as_best(figures, "NLL, nats") == {"a", "c"}
 
 
-def test_draws_are_the_samples_of_the_posterior():
-    bnn = bayesify(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), init_sigma=0.5).eval()
-    draws = Draws(bnn, 400, torch.Generator().manual_seed(0))
-    assert {type(module).__name__ for module in draws.modules()} == {
-        "Draws",
-        "ModuleList",
-        "Sequential",
-        "Flatten",
-        "Linear",
+def test_answers_name_the_digits_in_question():
+    arrays = {
+        "probs": np.eye(10, dtype=np.float32)[[8, 3]] * 0.6 + 0.04,
+        "prediction_set": np.array([[False] * 8 + [True, True], [False] * 10]),
+        "novelty_pvalue": np.array([0.5, 0.5]),
     }
-    weights = torch.stack([member[1].weight for member in draws.members])
-    error = 0.5 / 400**0.5
-    torch.testing.assert_close(weights.mean(0), bnn[1].w_mu, atol=5 * error, rtol=0)
-    x = torch.randn(2, 4)
-    torch.testing.assert_close(draws(x), torch.stack([member(x).softmax(-1) for member in draws.members]).mean(0))
-
-
-def test_agreement_counts_images_with_the_same_class(tmp_path):
-    from convert import export_onnx
-
-    network = nn.Linear(3, 4)
-    images = torch.randn(30, 3)
-    export_onnx(network, tmp_path / "a.onnx", images[:2])
-    assert agreement(tmp_path / "a.onnx", network, images) == 30
-    other = nn.Linear(3, 4)
-    same = int((other(images).argmax(-1) == network(images).argmax(-1)).sum())
-    assert agreement(tmp_path / "a.onnx", other, images) == same
-    assert same < 30
-
-
-def test_curves_start_at_the_network_itself():
-    torch.manual_seed(2)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
-    images, digits = torch.randn(100, 1, 2, 2), torch.randint(3, (100,))
-    start = accuracy(network, images, digits)
-    for curve in (by_size(network, images, digits), by_snr(bayesify(network), images, digits)):
-        assert curve[0] == (0.0, start)
-        assert [share for share, _ in curve] == sorted(share for share, _ in curve)
-    assert not any(name.endswith("_mask") for name, _ in network.named_buffers())
+    answer = Answer(arrays, tuple("0123456789"), 1, {"novelty_pvalue": 0.01})
+    assert in_words(answer[0]) == "An 8 or a 9."
+    assert in_words(answer[0], short=True) == "8 9"
+    assert in_words(answer[1]).startswith("A 3 or a")  # an empty set names the two likeliest
+    refused = Answer(arrays, tuple("0123456789"), 1, {"novelty_pvalue": 0.6})
+    assert in_words(refused[0]) == "I have never seen such a thing."
+    assert in_words(refused[0], short=True) == "never seen"
 
 
 def test_words_of_the_page_are_escaped():
     assert text("a < b, `x & y`") == "<p>a &lt; b, <code>x &amp; y</code></p>"
 
 
-PUBLIC = {"bensemble": {*bensemble.__all__, "plots"}, "convert": set(convert.__all__)}
+PUBLIC = {
+    "bensemble": {*bensemble.__all__, "plots"},
+    "convert": set(convert.__all__),
+    "convert.runtime": set(convert.runtime.__all__),
+}
 
 
 def private_imports(source):

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import os
 import pickle
 import re
 import subprocess
@@ -142,35 +143,59 @@ print("loaded", sum(1 for _ in bensemble.named_posteriors(model)))
     assert result.stdout.split() == ["loaded", str(sum(1 for _ in bensemble.named_posteriors(model)))]
 
 
-@pytest.mark.parametrize(
-    ("package", "call", "message"),
-    [
-        ("safetensors", "bensemble.save(bnn, 'x')", "save: needs safetensors, which is not installed; .*'.[io]'"),
-        ("safetensors", "bensemble.load('x', nn.Linear(2, 2))", "load: needs safetensors, .*'.[io]'"),
-        ("matplotlib", "bensemble.plots.set_sizes(torch.ones(3, 2).bool())", "plots: needs matplotlib, .*'.[plots]'"),
-        ("onnx", "convert.export_onnx", "convert.onnx: needs onnx, .*'.[onnx]'"),
-        ("onnx", "convert.compress", "convert.onnx: needs onnx, .*'.[onnx]'"),
-        ("numpy", "convert.inspect_onnx", "convert.onnx: needs numpy, .*'.[onnx]'"),
-        ("onnxruntime", "convert.OnnxModel('x')", "OnnxModel: needs onnxruntime, .*'.[onnx]'"),
-        ("onnxruntime", "UncertaintySession('x')", "UncertaintySession: needs onnxruntime, .* pip install onnxruntime"),
-        ("torchmetrics", "import convert.demo", "convert.demo: needs torchmetrics, .*'.[demo]'"),
-    ],
+#: A package that is missing, what is called, and what the error says.
+MISSING = (
+    ("safetensors", "bensemble.save(bnn, 'x')", "save: needs safetensors, which is not installed; .*'.[io]'"),
+    ("safetensors", "bensemble.load('x', nn.Linear(2, 2))", "load: needs safetensors, .*'.[io]'"),
+    ("matplotlib", "bensemble.plots.set_sizes(torch.ones(3, 2).bool())", "plots: needs matplotlib, .*'.[plots]'"),
+    ("onnx", "convert.export_onnx", "convert.onnx: needs onnx, .*'.[onnx]'"),
+    ("onnx", "convert.compress", "convert.onnx: needs onnx, .*'.[onnx]'"),
+    ("numpy", "convert.inspect_onnx", "convert.onnx: needs numpy, .*'.[onnx]'"),
+    ("onnxruntime", "convert.OnnxModel('x')", "OnnxModel: needs onnxruntime, .*'.[onnx]'"),
+    ("onnxruntime", "UncertaintySession('x')", "UncertaintySession: needs onnxruntime, .* pip install onnxruntime"),
+    ("torchmetrics", "import convert.demo", "convert.demo: needs torchmetrics, .*'.[demo]'"),
 )
-def test_a_package_that_is_not_installed_is_named_with_its_extra(tmp_path, package, call, message):
-    (tmp_path / "x").write_bytes(b"")
-    code = f"""
-import sys
-sys.modules[{package!r}] = None
-import torch, bensemble, bensemble.plots, convert
-from torch import nn
-if {package!r} != "numpy":
-    from convert.runtime import UncertaintySession
-bnn = convert.bayesify(nn.Linear(2, 2))
-try:
-    {call}
-except ImportError as err:
-    print(err)
+
+#: Each case in a fork of a process that has imported torch alone.
+FORKS = """
+import os, sys, torch
+def run(package, call):
+    sys.modules[package] = None
+    import bensemble, bensemble.plots, convert
+    from torch import nn
+    if package != "numpy":
+        from convert.runtime import UncertaintySession
+    bnn = convert.bayesify(nn.Linear(2, 2))
+    try:
+        exec(call)
+    except ImportError as err:
+        print(err, flush=True)
+
+for number, (package, call) in enumerate(zip(sys.argv[1::2], sys.argv[2::2])):
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(str(number), os.O_CREAT | os.O_WRONLY), 1)
+        run(package, call)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, (package, call)
 """
-    result = python(code, cwd=tmp_path)
-    assert re.search(message.replace("[", r"\[").replace("]'", r"\]'"), result.stdout), result.stdout + result.stderr
-    assert "\n" not in result.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """What each call says without its package."""
+    folder = tmp_path_factory.mktemp("missing")
+    (folder / "x").write_bytes(b"")
+    result = python(FORKS, *[word for package, call, _ in MISSING for word in (package, call)], cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return {case[:2]: (folder / str(number)).read_text() for number, case in enumerate(MISSING)}
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("missing packages")  # its fixture is made once
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(("package", "call", "message"), MISSING)
+def test_a_package_that_is_not_installed_is_named_with_its_extra(said, package, call, message):
+    found = said[package, call]
+    assert re.search(message.replace("[", r"\[").replace("]'", r"\]'"), found), found
+    assert "\n" not in found.strip()

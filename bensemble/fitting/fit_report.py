@@ -126,7 +126,8 @@ class FitReport(Printed):
         if self.comparison is not None:
             found = self.comparison
             gain = f"{found.gain:.4f} +- {found.error:.4f}"
-            lines.append(f"  with one temperature {found.tempered:.4f}, which the fit improves by {gain}:")
+            pair = f"with one temperature {found.tempered:.4f}, fitted {found.fitted:.4f}, better by {gain}"
+            lines.append(f"  chosen on one half and measured on the other: {pair};")
             lines.append(f"  {found.verdict}")
         cells = [
             (row.name, str(row.shape), f"{row.sigma:.3g}", f"{row.width:.3g}", f"{row.snr:.3g}") for row in self.rows

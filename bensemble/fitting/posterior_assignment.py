@@ -15,6 +15,7 @@ from ..gaussian import rho_from_sigma
 from ..models.sharding import sharded_like
 from ..posterior import Posterior
 from ..posteriors import by_canonical_name
+from ..prediction.monte_carlo import trust
 from .kronecker import rotatable, unfit
 
 __all__ = ["set_posterior"]
@@ -72,6 +73,7 @@ def set_posterior(
     for posterior, value in means.values():
         posterior.mu.copy_(sharded_like(value, like=posterior.mu))
         posterior.set_mask(posterior.mask)
+    trust(bnn)
 
 
 def _problems(what: str, posterior: Posterior, value: Any, positive: bool) -> list[str]:

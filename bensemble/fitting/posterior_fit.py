@@ -33,6 +33,7 @@ from ..models.sharding import check_in_one_process
 from ..models.state import evaluating
 from ..posterior import Posterior
 from ..posteriors import check_bayesian, named_posteriors
+from ..prediction.monte_carlo import trust
 from .closed_terms import ClosedTerms
 from .comparison import crossed, tempered_terms
 from .curvature import diagonal_curvature
@@ -179,6 +180,7 @@ def fit_posterior(
                 heldout = f"{mean_terms.numel()} training terms, at a cost of at most {ALLOWANCE:g} nats each"
             nll, mean_nll = tried[beta, reach], float(mean_terms.mean())
         set_sigmas(posteriors, found.values, widths, beta, reach, bias_sigma)
+    trust(bnn)
     rows = tuple(_row(name, posterior, widths[name] * reach) for name, posterior in posteriors.items())
     return FitReport(
         curvature, "kronecker" if kronecker else "diagonal", found.num_terms, found.num_passes, beta, reach,

@@ -33,7 +33,7 @@ def set_prior(model: nn.Module, prior: Any, *, prior_sigma: float | None = None)
         InvalidValueError: The name is unknown, ``prior_sigma`` cannot work, or the model has no posteriors.
 
     Example:
-        >>> bensemble.set_prior(bnn, "normal", prior_sigma=0.5)
+        >>> bensemble.set_prior(convert.bayesify(model), "ard")
     """
     check_bayesian("set_prior", model)
     made = [

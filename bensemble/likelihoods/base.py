@@ -103,6 +103,12 @@ class DiscreteLikelihood(Likelihood):
         )
 
 
+def described(likelihood: Likelihood) -> str:
+    """Name and settings that are plain values, as ``Categorical(dim=1)``."""
+    settings = {key: value for key, value in vars(likelihood).items() if isinstance(value, (int, float, str))}
+    return f"{type(likelihood).__name__}({', '.join(f'{key}={value!r}' for key, value in settings.items())})"
+
+
 def check_tensor(verb: str, target: Any) -> None:
     """Raise unless the target is a tensor."""
     if not isinstance(target, Tensor):

@@ -59,6 +59,8 @@ class Categorical(DiscreteLikelihood):
 
     def probe(self, output: Tensor, signs: Signs, target: Tensor | None = None) -> Tensor:
         r""":math:`\sum_c s_c \sqrt{p_c}\,(e_c - p)`, whose outer product is diag(p) - p p^T on average."""
+        if target is not None:
+            self._check_target(output, target)
         probs = self.expect(output)
         signed = signs(probs) * probs.sqrt()
         probe = signed - probs * signed.sum(self.axis(output), keepdim=True)
@@ -96,18 +98,7 @@ class Categorical(DiscreteLikelihood):
     def _rows(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """A row of classes and a class index for each position that is not ignored."""
         dim = self.axis(output)
-        check_tensor("Categorical", target)
-        shape = output.shape[:dim] + output.shape[dim + 1 :]
-        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-            raise InvalidTypeError(
-                f"Categorical: target must hold class indices, got {str(target.dtype).removeprefix('torch.')}; "
-                "use .long()."
-            )
-        if target.shape != shape:
-            raise InvalidValueError(
-                f"Categorical: target must have shape {tuple(shape)} for outputs {tuple(output.shape)} with classes on "
-                f"axis {dim}, got {tuple(target.shape)}; reshape it or set Categorical(dim=...)."
-            )
+        self._check_target(output, target)
         kept = target != self.ignore_index
         target, rows = target[kept].long(), precise(output).movedim(dim, -1)[kept]
         if (
@@ -120,6 +111,22 @@ class Categorical(DiscreteLikelihood):
                 f"got {int(target.min())}..{int(target.max())}; renumber the classes."
             )
         return rows, target
+
+    def _check_target(self, output: Tensor, target: Tensor) -> None:
+        """Raise unless the target holds one integer for each row of classes."""
+        dim = self.axis(output)
+        check_tensor("Categorical", target)
+        shape = output.shape[:dim] + output.shape[dim + 1 :]
+        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+            raise InvalidTypeError(
+                f"Categorical: target must hold class indices, got {str(target.dtype).removeprefix('torch.')}; "
+                f"use .long(), or .argmax({dim}) where each class has a column."
+            )
+        if target.shape != shape:
+            raise InvalidValueError(
+                f"Categorical: target must have shape {tuple(shape)} for outputs {tuple(output.shape)} with classes on "
+                f"axis {dim}, got {tuple(target.shape)}; reshape it or set Categorical(dim=...)."
+            )
 
     def axis(self, output: Tensor) -> int:
         """The class axis of ``output``, counted from the front."""

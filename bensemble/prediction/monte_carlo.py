@@ -24,7 +24,7 @@ from ..likelihoods import Likelihood, resolve
 from ..models.batches import Inputs, Unpack, check_finite_inputs, is_loader, split_batch
 from ..models.outputs import OutputSelector, describe
 from ..models.sharding import whole
-from ..models.state import evaluating
+from ..models.state import evaluating, unwrapped
 from ..posteriors import named_posteriors
 from .chunks import Chunks
 from .closed import PAIRS, ClosedForm, closed_form, mixture
@@ -33,9 +33,9 @@ from .gathering import RunningMoments, assemble
 from .results import ClassPrediction, Prediction, RegressionPrediction
 from .strangers import NoveltyLike, bound_novelty
 
-__all__ = ["ClassPrediction", "Prediction", "RegressionPrediction", "predict"]
+__all__ = ["ClassPrediction", "Prediction", "RegressionPrediction", "predict", "trust"]
 
-_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_trusted: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @torch.no_grad()
@@ -227,12 +227,17 @@ def _as_models(model: Any) -> list[nn.Module]:
     return [check_module("predict", member) for member in model]
 
 
+def trust(model: nn.Module) -> None:
+    """Do not warn of this model: its posterior was fitted or set, also where every sigma came out the same."""
+    _trusted.add(unwrapped(model))
+
+
 def _warn_if_untouched(model: nn.Module) -> None:
     """Warn once per model whose posterior is still as it was made: every tensor of rho is one constant."""
     rhos = [posterior.rho for _, posterior in named_posteriors(model) if posterior.rho.numel() > 1]
-    if not rhos or model in _warned or not all(_is_one_constant(rho) for rho in rhos):
+    if not rhos or unwrapped(model) in _trusted or not all(_is_one_constant(rho) for rho in rhos):
         return
-    _warned.add(model)
+    trust(model)
     warnings.warn(
         "predict: the posterior is neither trained nor fitted, so the uncertainty is only that of init_sigma; "
         "call bensemble.fit_posterior or train with the ELBO.",

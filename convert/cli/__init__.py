@@ -16,5 +16,6 @@ def main() -> None:
     try:
         from .app import app
     except ModuleNotFoundError as err:
-        sys.exit(f"Error: the command line needs '{err.name}', which is not installed; run `pip install typer rich`.")
+        cure = "in the source tree run pip install '.[cli]'"
+        sys.exit(f"Error: the command line needs '{err.name}', which is not installed; {cure}.")
     app(prog_name="bensemble")

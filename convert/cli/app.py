@@ -46,7 +46,7 @@ def bensemble(
 
 @app.command()
 def demo(output: options.Folder = Path("demo-output"), data: options.Mnist = None) -> None:
-    """See the whole story on real digits, in under three minutes: train, convert, fit, prune, export.
+    """See on real digits what a network does not know, beside a temperature and an ensemble, and what it can lose.
 
     [b]For example[/b]
 

@@ -39,6 +39,8 @@ def export(
     likelihood: options.Likelihood = None,
     samples: options.Samples = None,
     calibration: options.CalibrationFile = None,
+    novelty: options.NoveltyFile = None,
+    reject: options.Reject = None,
     classes: options.Classes = None,
     opset: options.Opset = None,
     verify: options.Verify = True,
@@ -59,6 +61,9 @@ def export(
 
     bensemble export mymodel:build -w bayesian.pt -i 1x28x28 --outputs uncertainty --likelihood categorical -o s.onnx
 
+    bensemble export mymodel:build -w bayesian.pt -i 1x28x28 --outputs uncertainty --likelihood categorical
+    --novelty novelty.safetensors --reject novelty_pvalue=0.01 -o sure.onnx
+
     bensemble export nlp:encoder -i input_ids=2x128:int64 -i attention_mask=2x128:int64 -o encoder.onnx
     """
     prunes = threshold is not None or sparsity is not None
@@ -66,7 +71,14 @@ def export(
         raise WrongUsage("export: --granularity says what to prune, not how much; add --threshold or --sparsity.")
     if compact and outputs == "uncertainty":
         raise WrongUsage("export: --compact takes the network at the posterior mean; leave out --outputs uncertainty.")
+    if outputs != "uncertainty" and (novelty or reject):
+        raise WrongUsage("export: --novelty and --reject are for a file with uncertainty; add --outputs uncertainty.")
+    thresholds = {one.name: one.threshold for one in reject or ()}
+    if len(thresholds) < len(reject or ()):
+        raise WrongUsage("export: --reject gives two thresholds for one name; give each name once.")
     with working("Importing torch") as stage:
+        from bensemble.novelty import Novelty
+
         from ..onnx import export_onnx
         from .model_building import load_network
 
@@ -76,6 +88,7 @@ def export(
         if prunes or compact:
             stage("Pruning")
             network = _smaller(network, example, threshold, sparsity, granularity, compact)
+        known = None if novelty is None else Novelty.load(novelty, network)
         stage(f"Writing {output}")
         report = export_onnx(
             network,
@@ -85,6 +98,8 @@ def export(
             likelihood=likelihood,
             num_samples=samples,
             calibration=None if calibration is None else read_calibration(calibration),
+            novelty=known,
+            reject=thresholds or None,
             quantize=None if ranges is None else "int8",
             calibration_data=ranges,
             sparse=sparse,

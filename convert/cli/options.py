@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,25 @@ def _ending(option: str, what: str, *endings: str) -> Callable[[Path | None], Pa
         return path
 
     return check
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One ``--reject``: an output of the file, and its threshold."""
+
+    name: str
+    threshold: float
+
+
+def parse_threshold(text: str) -> Rejection:
+    """Read one ``--reject``."""
+    name, equals, number = text.partition("=")
+    try:
+        if not name or not equals:
+            raise ValueError
+        return Rejection(name.strip(), float(number))
+    except ValueError:
+        raise WrongUsage(f"reject: {text!r} is not a name and a number; write novelty_pvalue=0.01.") from None
 
 
 # The network, its weights and what one call of it takes.
@@ -79,6 +99,18 @@ Likelihood = Annotated[
 ]
 Samples = Annotated[int | None, Option(metavar="K", help="Weight draws in the file; default as calibrated, else 16.")]
 CalibrationFile = Annotated[Path | None, Option(metavar="FILE", help="A calibration, by Calibration.to_json.")]
+NoveltyFile = Annotated[
+    Path | None,
+    Option(metavar="FILE", help="What tells inputs the network does not know, by Novelty.save; adds its p-value."),
+]
+Reject = Annotated[
+    list[Rejection] | None,
+    Option(
+        parser=parse_threshold,
+        metavar="NAME=NUMBER",
+        help="A threshold that the file carries: [b]novelty_pvalue=0.01[/b], [b]entropy=0.5[/b]. Once for each.",
+    ),
+]
 Classes = Annotated[str | None, Option(metavar="NAMES", help="Names of the classes, as cat,dog.")]
 Opset = Annotated[int | None, Option(metavar="N", help="ONNX opset; the exporter's own by default.")]
 Verify = Annotated[bool, Option(help="Compare with the model in ONNX Runtime before writing.")]

@@ -9,7 +9,10 @@ __all__ = ["in_options"]
 #: What has another name on the command line, or a cure of its own; the first rules go first.
 RULES = (
     (r"\w+ it and fit_posterior, pass novelty=fit_novelty\(\.\.\.\), or export outputs='mean'",
-     "give the weights of its Bayesian version with --weights, or leave out --outputs"),
+     "give the weights of its Bayesian version with --weights, or --novelty, or leave out --outputs"),
+    (r"novelty needs novelty=fit_novelty\(\.\.\.\)", "novelty needs --novelty"),
+    (r"reject=\{'(\w+)': ([^}]*)\}", r"--reject \1=\2"),
+    (r"\breject\['(\w+)'\]", r"--reject \1"),
     (r"see convert\.check_noise, or export outputs='mean'", "leave out --outputs"),
     (r"(had|has) no (Bayesian layers|posterior)([^;]*); it can be used as it is",
      r"\1 no \2\3; give the weights of its Bayesian version with --weights"),
@@ -33,7 +36,8 @@ RULES = (
     (r"(?<!-)\b(outputs|likelihood|granularity|threshold|sparsity|opset|include|exclude|calibration|key)="
      r"(?:'([^']*)'|(\w*))", lambda found: f"--{found[1]} {found[2] or found[3] or ''}".rstrip()),
     (r"(--max-[\w-]+)=", r"\1 "),
-    (r"(?m)^(\w+: |)(outputs|likelihood|granularity|threshold|sparsity|opset|calibration|evaluate|progress)(:| must)",
+    (r"(?m)^(\w+: |)(outputs|likelihood|granularity|threshold|sparsity|opset|calibration|evaluate|progress|reject)"
+     r"(:| must)",
      r"\1--\2\3"),
 )  # fmt: skip
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bensemble.errors import InvalidValueError
 from bensemble.models.outputs import tensor_paths, with_tensors
 
-__all__ = ["check_baseline"]
+__all__ = ["check_baseline", "warn_of_ruin"]
 
 #: Seeds of the random outputs.
 SEEDS = (0, 1, 2)
@@ -23,8 +23,11 @@ SEEDS = (0, 1, 2)
 
 def check_baseline(
     evaluate: Callable[[nn.Module], float], network: nn.Module, score: float, max_drop: float | None = None
-) -> None:
+) -> float:
     """Compare a network's score with those of its mean output for every example, and of random outputs.
+
+    Returns:
+        The best of these, minus infinity without any.
 
     Outputs that ``evaluate`` cannot score are left out.
 
@@ -54,6 +57,18 @@ def check_baseline(
         warnings.warn(
             f"compress: the search may end at a network that says one thing, because {shown}, and the network "
             f"{score:.4g}, with max_drop={max_drop:g}; lower max_drop, or choose another score.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return max(others, default=float("-inf"))
+
+
+def warn_of_ruin(name: str, score: float, baseline: float, chance: float, cures: str) -> None:
+    """Warn of a file that keeps less than half of what the network scores above outputs that mean nothing."""
+    if score - chance < (baseline - chance) / 2 and chance < baseline:
+        warnings.warn(
+            f"compress: the best file that fits, '{name}', scores {score:.4g}, the network {baseline:.4g} and outputs "
+            f"that mean nothing {chance:.4g}; give max_drop{cures}.",
             UserWarning,
             stacklevel=4,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from bensemble.errors import BensembleError, ConversionError, ExportError
+from bensemble.errors import BensembleError, ConversionError, ExportError, InvalidValueError
 from bensemble.models.batches import Inputs, batch_size, call, device_of, to_device
 from bensemble.models.outputs import OutputSelector, describe
 from bensemble.pruning.channels import ChannelGroups
@@ -27,6 +28,7 @@ from ..surgery.collapsing import to_deterministic
 from .candidates import Candidate
 from .chance import check_baseline
 from .confirming import ExampleScores
+from .record import Record, candidate_of
 from .results import Point
 
 __all__ = ["CandidateFiles"]
@@ -50,6 +52,7 @@ class CandidateFiles:
         output: Which output of the model to export.
         progress: Called with each measured point.
         rankings: The scores that weights go by, under their names; None for the signal-to-noise ratio.
+        record: What a search in this folder has measured before; None in a temporary one.
         like: What the network itself returns, for ``evaluate``; None where ``output`` names one output.
         points: What was measured so far, the first one the reference of drops and ratios.
         notes: Candidates that could not be written, and why.
@@ -66,19 +69,28 @@ class CandidateFiles:
     output: OutputSelector | None = None
     progress: Callable[[Point], None] | None = None
     rankings: Mapping[str, Scores | None] = field(default_factory=lambda: {"snr": None})
+    record: Record | None = None
     like: Any = None
     points: dict[Candidate, Point] = field(default_factory=dict)
     notes: dict[Candidate, str] = field(default_factory=dict)
 
     def path(self, point: Point) -> Path:
         """Where a file lies."""
-        return self.folder / f"{list(self.points.values()).index(point)}.onnx"
+        return self._place(candidate_of(point), "onnx")
+
+    def _place(self, candidate: Candidate, ending: str) -> Path:
+        words = ("mean",) if candidate.threshold is None else (candidate.score, candidate.granularity)
+        number = "" if candidate.threshold is None else repr(candidate.threshold)
+        return self.folder / f"{' '.join(filter(None, (*words, number, candidate.quantize)))}.{ending}"
 
     def measure(self, candidate: Candidate) -> Point | None:
         """The point of a candidate, without its latency; None where it cannot be written."""
         if candidate in self.points or candidate in self.notes:
             return self.points.get(candidate)
-        path = self.folder / f"{len(self.points)}.onnx"
+        path = self._place(candidate, "onnx")
+        known = None if self.record is None or not path.exists() else self.record.points.get(candidate)
+        if known is not None and self.points:
+            return self._noted(candidate, replace(known, latency_ms=math.nan, latency_ratio=math.nan))
         network, removed = self._network(candidate)
         try:
             report = export_onnx(
@@ -114,17 +126,28 @@ class CandidateFiles:
             size=report.size,
             gzip_size=report.gzip_size,
         )
+        if known is not None and known.metric != metric:
+            raise InvalidValueError(
+                f"compress: folder '{self.folder}' must be of this evaluate, got {known.metric:.6g} there and "
+                f"{metric:.6g} now for the same file; choose another folder, or empty it."
+            )
+        return self._noted(candidate, point)
+
+    def _noted(self, candidate: Candidate, point: Point) -> Point:
+        """Take a measured point in."""
         self.points[candidate] = point
-        log.info("%s: metric %.4g, %d bytes", candidate, metric, report.size)
+        log.info("%s: metric %.4g, %d bytes", candidate, point.metric, point.size)
+        if self.record is not None:
+            self.record.write([point])
         if self.progress is not None:
             self.progress(point)
         return point
 
-    def check_baseline(self, max_drop: float | None) -> None:
-        """Refuse a network whose score does not tell it from outputs that mean nothing."""
+    def check_baseline(self, max_drop: float | None) -> float:
+        """Refuse a network whose score does not tell it from outputs that mean nothing; the best score of these."""
         first = next(iter(self.points.values()))
         with torch.no_grad():
-            check_baseline(self.evaluate, OnnxModel(self.path(first), like=self.like), first.metric, max_drop)
+            return check_baseline(self.evaluate, OnnxModel(self.path(first), like=self.like), first.metric, max_drop)
 
     def time(self, rounds: int = 5) -> None:
         """Give every point its latency on the example inputs, all files taking turns."""
@@ -165,7 +188,7 @@ class CandidateFiles:
 
     def _repaired(self, candidate: Candidate, repair: Callable[[nn.Module], Any]) -> nn.Module:
         """The repaired network, the same for the float and the int8 file; between them its weights are on the disk."""
-        kept = self.folder / f"{candidate.score} {candidate.threshold} per {candidate.granularity}.pt"
+        kept = self._place(replace(candidate, quantize=None), "pt")
         if kept.exists():
             network = to_deterministic(self.bnn)
             network.load_state_dict(torch.load(kept, weights_only=True))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from torch import nn
 
 from bensemble.checkpoint.writing import checked_target, replacing, working_folder
 from bensemble.checks import check_module, check_number, check_takes
-from bensemble.errors import ConversionError, InvalidValueError
+from bensemble.errors import ConversionError, InvalidValueError, shown
+from bensemble.fingerprints import posterior_fingerprint
 from bensemble.models.batches import Inputs
 from bensemble.models.outputs import OutputSelector
 from bensemble.pruning.channels import ChannelGroups
@@ -23,9 +25,12 @@ from ..graph.compaction import channel_groups
 from ..repairing import repair as repair_network
 from ..scoring import prune_scores
 from ..surgery.collapsing import to_deterministic
-from .candidates import SCORES, SHARES, Candidate, Ladder, ladders
+from .candidates import SCORES, SHARES, Candidate, ladders
+from .chance import warn_of_ruin
+from .climbing import climb, quantize
 from .confirming import Confirmation, ExampleScores, compared, example_scores
 from .files import CandidateFiles
+from .record import Record
 from .results import Compression, Constraints, Point, UnmetConstraintsError
 
 __all__ = ["compress"]
@@ -51,6 +56,7 @@ def compress(
     output: OutputSelector | None = None,
     progress: Callable[[Point], None] | None = None,
     confirm: Iterable[Any] | Callable[[nn.Module], Any] | None = None,
+    folder: str | os.PathLike[str] | None = None,
 ) -> Compression:
     """Search how far a Bayesian network can be pruned and quantised, and write the best file that is good enough.
 
@@ -88,6 +94,8 @@ def compress(
             that returns a score for each example, higher is better, or one number. The best file whose drop is within
             ``max_drop`` there too is the one that is written; ``Compression.confirmed`` holds the drop, its standard
             error, and whether the bound is within the noise.
+        folder: Where the files of the search stay, with a record of what was measured, so that the same call goes on
+            after a break. Default: a temporary folder.
 
     Returns:
         The chosen file, every point and the Pareto front; it prints as a table and draws itself with ``plot()``.
@@ -115,26 +123,42 @@ def compress(
     target = checked_target(path, "compress")
     ways = {name: _channels(bnn, example_inputs) if name == "channel" else name for name in granularities}
     rankings = {score: None if score == "snr" else prune_scores(bnn, score=score) for score in scores}
-    with working_folder() as folder:
+    with _kept(folder) if folder is not None else working_folder() as place:
+        record = None if folder is None else Record(place, str(posterior_fingerprint([bnn])))
         files = CandidateFiles(
-            bnn, evaluate, example_inputs, folder, ways, calibration_data, repairing, sparse, output, progress, rankings
+            *(bnn, evaluate, example_inputs, place, ways, calibration_data, repairing, sparse, output, progress),
+            rankings=rankings,
+            record=record,
         )
         files.measure(Candidate())
-        files.check_baseline(max_drop)
+        chance = files.check_baseline(max_drop)
         if calibration_data is not None:
             files.measure(Candidate(quantize="int8"))  # what int8 cannot do is refused before the search
         for ladder in ladders(bnn, ways, rankings):
-            _climb(files, ladder, max_drop, int(refine))
+            climb(files, ladder, max_drop, int(refine))
         if calibration_data is not None:
-            _quantize(files, max_drop)
+            quantize(files, max_drop)
         files.time()
         points = tuple(files.points.values())
         chosen, confirmed = _ranked(points, constraints)[0], None
         if confirming is not None:
             chosen, confirmed = _confirmed(files, points, constraints, confirming)
+        if max_drop is None:
+            cures = "" if repairing else ", or repair=loader"
+            warn_of_ruin(chosen.name, chosen.metric, points[0].metric, chance, cures)
         with replacing(target) as temporary:
             shutil.copyfile(files.path(chosen), temporary)
     return Compression(Path(path), chosen, points[0], points, constraints, tuple(files.notes.values()), confirmed)
+
+
+@contextmanager
+def _kept(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder that stays, made if need be."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise InvalidValueError(f"compress: folder '{folder}' cannot be made ({shown(err)}); choose another.") from err
+    yield Path(folder)
 
 
 def _names(argument: str, given: Sequence[str], known: Collection[str]) -> list[str]:
@@ -180,42 +204,6 @@ def _constraints(max_drop: Any, max_latency_ms: Any, max_size: Any) -> Constrain
         if value is not None:
             check_number("compress", name, value, above=0)
     return Constraints(max_drop, max_latency_ms, max_size)
-
-
-def _climb(files: CandidateFiles, ladder: Ladder, max_drop: float | None, refine: int) -> None:
-    """Try harsher and harsher thresholds; with a bound on the drop, halve the gap between the good and the bad."""
-    passed, failed = 0.0, None
-    for share in ladder.shares:
-        point = _try(files, ladder, share)
-        if point is None or max_drop is None:
-            continue
-        if point.drop <= max_drop:
-            passed, failed = share, None
-        elif failed is None:
-            failed = share
-        else:
-            break  # twice in a row: harsher ones are not better
-    for _ in range(refine if failed is not None else 0):
-        middle = (passed + float(failed or 1.0)) / 2
-        point = _try(files, ladder, middle)
-        if point is not None and max_drop is not None and point.drop <= max_drop:
-            passed = middle
-        else:
-            failed = middle
-
-
-def _try(files: CandidateFiles, ladder: Ladder, share: float) -> Point | None:
-    candidate = ladder.candidate(share)
-    return None if candidate is None else files.measure(candidate)
-
-
-def _quantize(files: CandidateFiles, max_drop: float | None) -> None:
-    """The int8 file of every float file that is good enough and not beaten by another one."""
-    floats = [(candidate, point) for candidate, point in files.points.items() if candidate.quantize is None]
-    for candidate, point in floats:
-        good = max_drop is None or point.drop <= max_drop
-        if good and not any(other.beats(point) for _, other in floats):
-            files.measure(replace(candidate, quantize="int8"))
 
 
 def _ranked(points: Sequence[Point], constraints: Constraints) -> list[Point]:

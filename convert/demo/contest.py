@@ -1,120 +1,109 @@
-"""The networks of the demo side by side: what they know, what they weigh, what they can lose."""
+"""Ways to say how sure a network is, measured side by side over several families of networks."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
-from torch.nn.utils import prune as torch_prune
-from torchmetrics.functional.classification import binary_auroc, multiclass_accuracy, multiclass_calibration_error
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from convert import ExportReport, OnnxModel, to_deterministic
+from bensemble import Novelty, calibrate, predict
 
-__all__ = [
-    "BINS", "Contestant", "Scores", "accuracy", "agreement", "by_size", "by_snr", "entropy", "score", "side_by_side"
-]  # fmt: skip
+from .data import Images
+from .network import Family
 
-#: Bins of confidence, for the calibration error and the reliability diagram.
+__all__ = ["LEVEL", "Figures", "Told", "as_good_as_best", "contest", "difference", "mean_and_error", "score"]
+
+#: Share of familiar digits that may be refused; the threshold is chosen on held-out digits.
+LEVEL = 0.01
+#: Bins of confidence of the calibration error.
 BINS = 15
-#: Shares of weights removed, at which accuracy is measured.
-SPARSITIES = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995)
+#: What is better if it is lower.
+LOWER = ("NLL, nats", "ECE", "Brier")
 
-Curve = list[tuple[float, float]]
-
-
-class Scores(NamedTuple):
-    """How good a classifier's probabilities are, and how well its uncertainty tells digits from other things."""
-
-    accuracy: float
-    nll: float  # negative log likelihood per image in nats; lower is better
-    ece: float  # how far confidence and accuracy lie apart; lower is better
-    brier: float  # squared distance between probabilities and truth, summed over the classes; lower is better
-    auroc: float  # probability that a photograph gets a higher entropy than a digit; 0.5 is guessing
+#: The ClassPrediction for each part of the images: "cal", "test", and strangers by their kind.
+Told = Mapping[str, Any]
+#: Numbers by way and by what they measure, one for each family.
+Figures = Mapping[str, Mapping[str, Sequence[float]]]
 
 
-class Contestant(NamedTuple):
-    """One network, measured on images that it has not seen."""
-
-    name: str
-    probs: Tensor  # predicted for the test images
-    unfamiliar: Tensor  # predicted for the photographs
-    scores: Scores
-    weights: int  # how many numbers it takes to say what the network is, without those that are zero
-    file: ExportReport
-
-
-def score(probs: Tensor, digits: Tensor, unfamiliar: Tensor) -> Scores:
-    """Judge probabilities (N, C) for images of digits, and (M, C) for images of other things."""
-    classes = probs.shape[1]
-    probs = probs.clamp_max(1.0)  # an average of ones may round to more, which torchmetrics puts into no bin
-    uncertainty = torch.cat([entropy(probs), entropy(unfamiliar)])
-    is_unfamiliar = torch.cat([torch.zeros(len(probs)), torch.ones(len(unfamiliar))]).long()
-    return Scores(
-        accuracy=float(multiclass_accuracy(probs, digits, classes, average="micro")),
-        nll=float(F.nll_loss(probs.clamp_min(1e-12).log(), digits)),
-        ece=float(multiclass_calibration_error(probs, digits, classes, n_bins=BINS)),
-        brier=float((probs - F.one_hot(digits, classes)).square().sum(-1).mean()),
-        auroc=float(binary_auroc(uncertainty, is_unfamiliar)),
-    )
+def contest(family: Family, images: Images) -> tuple[dict[str, dict[str, float]], dict[str, Told]]:
+    """The figures of one family by way and by what they measure, and the predictions behind them."""
+    one = family.networks[0]
+    plain, last = _told(one, images), _told(family.bayesian, images, family.novelty)
+    chosen = calibrate(predict(one, images.val[0], likelihood="categorical"), images.val[1])
+    told = {
+        "one network": plain,
+        "with a temperature": {part: chosen.apply(prediction) for part, prediction in plain.items()},
+        "last layer": last,
+        "last layer, novelty": last,
+        f"{len(family.networks)} networks": _told(family.networks, images),
+    }
+    return {way: score(found, images.test[1], "novelty" in way) for way, found in told.items()}, told
 
 
-def entropy(probs: Tensor) -> Tensor:
-    """Entropy in nats along the last axis."""
-    return torch.special.entr(probs).sum(-1)
+def score(told: Told, digits: Tensor, novelty: bool = False) -> dict[str, float]:
+    """How good probabilities are, and how well strangers are told: by novelty, or by the better of two entropies."""
+    test = told["test"]
+    probs = test.probs.clamp_max(1.0)  # an average of ones may round to more, which torchmetrics puts into no bin
+    classes, strangers = probs.shape[1], [kind for kind in told if kind not in ("cal", "test")]
+    measures = ("novelty",) if novelty else ("entropy", "mutual_information")[: 2 if test.num_samples > 1 else 1]
+    figures = {
+        "accuracy": float(multiclass_accuracy(probs, digits, classes, average="micro")),
+        "NLL, nats": float(F.nll_loss(probs.clamp_min(1e-12).log(), digits)),
+        "ECE": float(multiclass_calibration_error(probs, digits, classes, n_bins=BINS)),
+        "Brier": float((probs - F.one_hot(digits, classes)).square().sum(-1).mean()),
+    }
+    for kind in strangers:
+        figures[f"AUROC, {kind}"] = max(_auroc(getattr(test, by), getattr(told[kind], by)) for by in measures)
+    for kind in ("test", *strangers):
+        share = _refused(getattr(told["cal"], measures[0]), getattr(told[kind], measures[0]))
+        figures[f"{'digits' if kind == 'test' else kind} refused"] = share
+    return figures
 
 
-@torch.no_grad()
-def accuracy(network: nn.Module, images: Tensor, digits: Tensor) -> float:
-    """Share of images whose digit the network gets right."""
-    network.eval()
-    guesses = torch.cat([network(batch).argmax(-1) for batch in images.split(500)])
-    return int((guesses == digits).sum()) / len(digits)
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard error over families."""
+    numbers = torch.tensor(values, dtype=torch.float64)
+    return float(numbers.mean()), float(numbers.std() / len(numbers) ** 0.5)
 
 
-def by_snr(bnn: nn.Module, images: Tensor, digits: Tensor) -> Curve:
-    """(sparsity, accuracy) of a Bayesian network whose weights go by their signal-to-noise ratio, lowest first."""
-    return [(share, accuracy(to_deterministic(bnn, sparsity=share), images, digits)) for share in SPARSITIES]
+def difference(figures: Figures, row: str, way: str, other: str) -> tuple[int, float, float]:
+    """Whether a way is better (1), worse (-1) or as good (0) by two paired standard errors; the difference, its error.
+
+    The difference is that of the figures, whether more of them is better or worse.
+    """
+    mean, error = mean_and_error([a - b for a, b in zip(figures[way][row], figures[other][row], strict=True)])
+    better = -mean if row in LOWER else mean
+    return (0 if abs(mean) <= 2 * error else 1 if better > 0 else -1), mean, error
 
 
-def by_size(network: nn.Module, images: Tensor, digits: Tensor) -> Curve:
-    """(sparsity, accuracy) of an ordinary network whose weights go by their size, smallest first."""
-    curve = []
-    for share in SPARSITIES:
-        pruned = copy.deepcopy(network)
-        weights = [(m, "weight") for m in pruned.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-        torch_prune.global_unstructured(weights, pruning_method=torch_prune.L1Unstructured, amount=share)
-        curve.append((share, accuracy(pruned, images, digits)))
-    return curve
+def as_good_as_best(figures: Figures, row: str) -> set[str]:
+    """The ways that are not worse than the one with the best mean."""
+    sign = -1 if row in LOWER else 1
+    best = max(figures, key=lambda way: sign * mean_and_error(figures[way][row])[0])
+    return {way for way in figures if difference(figures, row, way, best)[0] == 0}
 
 
-@torch.no_grad()
-def agreement(path: Path, network: nn.Module, images: Tensor) -> int:
-    """For how many images the file, run by ONNX Runtime, names the same class as the network itself."""
-    file = OnnxModel(path)
-    network.eval()
-    return sum(int((file(batch).argmax(-1) == network(batch).argmax(-1)).sum()) for batch in images.split(500))
+def _told(models: nn.Module | Sequence[nn.Module], images: Images, novelty: Novelty | None = None) -> Told:
+    parts = {"cal": images.cal[0], "test": images.test[0], **images.strangers}
+    return {
+        part: predict(models, inputs, likelihood="categorical", chunk_size=1000, novelty=novelty)
+        for part, inputs in parts.items()
+    }
 
 
-def side_by_side(contestants: Sequence[Contestant]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table that compares networks."""
-    scores = [contestant.scores for contestant in contestants]
-    files = [contestant.file for contestant in contestants]
-    rows = [
-        ["accuracy", *(f"{s.accuracy:.2%}" for s in scores)],
-        ["NLL, nats", *(f"{s.nll:.4f}" for s in scores)],
-        ["ECE", *(f"{s.ece:.4f}" for s in scores)],
-        ["Brier", *(f"{s.brier:.4f}" for s in scores)],
-        ["AUROC, photographs", *(f"{s.auroc:.4f}" for s in scores)],
-        ["weights", *(f"{contestant.weights:,}" for contestant in contestants)],
-        ["ONNX file, kB", *(f"{file.size / 1000:,.1f}" for file in files)],
-        ["gzipped, kB", *(f"{file.gzip_size / 1000:,.1f}" for file in files)],
-    ]
-    for size in sorted(files[0].latency_ms):
-        label = f"latency of {size} image{'s' if size > 1 else ''}, ms"
-        rows.append([label, *(f"{file.latency_ms[size]:.3f}" if size in file.latency_ms else "" for file in files)])
-    return ["", *(contestant.name for contestant in contestants)], rows
+def _auroc(familiar: Tensor, strange: Tensor) -> float:
+    """The probability that a stranger gets the higher value; 0.5 is guessing."""
+    is_strange = torch.arange(len(familiar) + len(strange)) >= len(familiar)
+    return float(roc_auc_score(is_strange, torch.cat([familiar, strange])))
+
+
+def _refused(held_out: Tensor, values: Tensor) -> float:
+    """Share of values whose p-value among the held-out ones is at most the level."""
+    at_least = (held_out[None] >= values[:, None]).sum(1)
+    return float(((1 + at_least) / (len(held_out) + 1) <= LEVEL).double().mean())

@@ -1,11 +1,14 @@
 """The images of the demo: handwritten digits, and photographs that are no digits at all.
 
 The digits are those that ship with scikit-learn (1,797 images of 8x8 pixels), or MNIST from a file. What the network
-should be unsure about comes from scikit-learn's two sample photographs, cut into tiles and shrunk to the same size.
+should not know: scikit-learn's two sample photographs, cut into tiles and shrunk to the same size, and test digits with
+their pixels shuffled, as negatives, or upside down. Some of the last are digits again: a 0, a 1 and an 8 stay what they
+are, a 6 is a 9.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,38 +25,51 @@ __all__ = ["Images", "load_digits", "load_mnist"]
 
 @dataclass(frozen=True, repr=False)
 class Images:
-    """Images in float32, mean 0 and variance 1 over the training set, shape (N, 1, side, side), and their digits."""
+    """Images in float32, mean 0 and variance 1 over the training set, shape (N, 1, side, side), and their digits.
+
+    Attributes:
+        name: Where they come from.
+        train: To train on.
+        val: To choose by: a temperature, the noise of a last layer.
+        cal: Familiar images that nothing was chosen by: p-values, prediction sets, thresholds.
+        test: To measure on, once.
+        strangers: Images that are no digits, or no digits as in ``train``, by what they are.
+    """
 
     name: str
     train: tuple[Tensor, Tensor]
     val: tuple[Tensor, Tensor]
+    cal: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
-    unfamiliar: Tensor  # images of something else
+    strangers: Mapping[str, Tensor]
 
     @property
     def side(self) -> int:
         """Height and width of an image."""
-        return self.unfamiliar.shape[-1]
+        return self.test[0].shape[-1]
 
     def __repr__(self) -> str:
-        parts = {"train": self.train, "validation": self.val, "test": self.test}
-        sizes = ", ".join(f"{len(digits):,} {name}" for name, (_, digits) in parts.items())
-        return f"{self.name}: {self.side}x{self.side} pixels; {sizes}; {len(self.unfamiliar):,} tiles of photographs"
+        parts = {"train on": self.train, "choose by": self.val, "calibrate by": self.cal, "test on": self.test}
+        sizes = ", ".join(f"{len(digits):,} to {name}" for name, (_, digits) in parts.items())
+        return f"{self.name}, {self.side}x{self.side} pixels: {sizes}"
 
 
 def load_digits() -> Images:
-    """The digits of scikit-learn: 897 to train on, 300 to choose by, 600 to test on.
+    """The digits of scikit-learn: 897 to train on, 200 to choose by, 200 to calibrate by, 500 to test on.
 
-    They are in the order in which 13 people wrote them, and are cut in that order: the test is on the handwriting of
-    people whom the network has never seen, as it is in use.
+    They are in the order in which 13 people wrote them. The network learns from the first ones, and everything else is
+    the handwriting of people whom it has never seen, as it is in use.
     """
     bunch = datasets.load_digits()
-    cut = (slice(0, 897), slice(897, 1197), slice(1197, None))
+    others = 897 + torch.randperm(900, generator=torch.Generator().manual_seed(0))
+    cut = (slice(0, 897), *(part.numpy() for part in others.split([200, 200, 500])))
     return _scaled("scikit-learn digits", 16, *((bunch.images[part], bunch.target[part]) for part in cut))
 
 
 def load_mnist(path: Path) -> Images:
-    """MNIST from an npz file with x_train, y_train, x_test, y_test; 2,000 of its training images are held out.
+    """MNIST from an npz file with x_train, y_train, x_test, y_test: at most 10,000 to train on and 2,000 to test on.
+
+    2,000 of its training images are held out, half of them to choose by, half to calibrate by.
 
     Raises:
         InvalidValueError: The file is not there, or holds something else.
@@ -70,9 +86,9 @@ def load_mnist(path: Path) -> Images:
             f"demo: '{path}' must be an .npz file with x_train, y_train, x_test, y_test, got {repr(err)[:200]}; "
             "leave --data out to use the digits of scikit-learn."
         ) from err
-    order = torch.randperm(len(y_train), generator=torch.Generator().manual_seed(0))
-    train, val = order[2000:].numpy(), order[:2000].numpy()
-    return _scaled("MNIST", 255, (x_train[train], y_train[train]), (x_train[val], y_train[val]), (x_test, y_test))
+    order = torch.randperm(len(y_train), generator=torch.Generator().manual_seed(0)).numpy()
+    cut = (order[2000:12000], order[:1000], order[1000:2000])
+    return _scaled("MNIST", 255, *((x_train[part], y_train[part]) for part in cut), (x_test[:2000], y_test[:2000]))
 
 
 def _check_images(x: np.ndarray, y: np.ndarray, held_out: int) -> None:
@@ -83,11 +99,23 @@ def _check_images(x: np.ndarray, y: np.ndarray, held_out: int) -> None:
 
 
 def _scaled(name: str, white: int, *parts: tuple[np.ndarray, np.ndarray]) -> Images:
-    """Subtract the mean of the training images and divide by their standard deviation, photographs alike."""
+    """Subtract the mean of the training images and divide by their standard deviation, strangers alike."""
     pairs = [(torch.from_numpy(x).float()[:, None] / white, torch.from_numpy(y).long()) for x, y in parts]
-    mean, std = pairs[0][0].mean(), pairs[0][0].std()
-    train, val, test = (((x - mean) / std, y) for x, y in pairs)
-    return Images(name, train, val, test, unfamiliar=(_photographs(train[0].shape[-1]) - mean) / std)
+    mean, std, test = pairs[0][0].mean(), pairs[0][0].std(), pairs[3][0]
+    strangers = {
+        "photographs": _photographs(test.shape[-1]),
+        "shuffled pixels": _shuffled(test),
+        "negatives": 1 - test,
+        "upside down": test.flip(-2, -1),
+    }
+    train, val, cal, tested = (((x - mean) / std, y) for x, y in pairs)
+    return Images(name, train, val, cal, tested, {kind: (x - mean) / std for kind, x in strangers.items()})
+
+
+def _shuffled(images: Tensor) -> Tensor:
+    """The same pixels in another order, which is another one for each image."""
+    order = torch.rand(images.flatten(1).shape, generator=torch.Generator().manual_seed(0)).argsort(1)
+    return images.flatten(1).gather(1, order).view_as(images)
 
 
 def _photographs(side: int) -> Tensor:

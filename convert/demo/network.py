@@ -1,16 +1,23 @@
-"""The networks of the demo: an ordinary one and its training, and the average of draws that goes into a file."""
+"""The networks of the demo and their training, and what each of them gets without more of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from convert import to_deterministic
+from bensemble import FitReport, Novelty, fit_novelty, fit_posterior
+from convert import bayesify, last_layer
 
-__all__ = ["DigitNet", "Draws", "train"]
+from .data import Images
+
+__all__ = ["BATCH", "DigitNet", "Family", "accuracy", "raise_family"]
+
+#: Images in a training step.
+BATCH = 64
 
 
 class DigitNet(nn.Module):
@@ -27,34 +34,45 @@ class DigitNet(nn.Module):
         return logits
 
 
-class Draws(nn.Module):
-    """The average of ``num_samples`` draws from a posterior, as one plain network: probabilities instead of logits."""
+class Family(NamedTuple):
+    """Networks that differ in their seed alone; the first also with a posterior of its last layer, and its novelty."""
 
-    def __init__(self, bnn: nn.Module, num_samples: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(
-            to_deterministic(bnn, sample=True, generator=generator) for _ in range(num_samples)
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Probabilities, shape (B, C)."""
-        return torch.stack([member(images).softmax(-1) for member in self.members]).mean(0)
+    networks: list[nn.Module]
+    bayesian: nn.Module
+    fit: FitReport
+    novelty: Novelty
 
 
-def train(
-    network: nn.Module, loader: Iterable[tuple[Tensor, ...]], epochs: int, progress: Callable[[int, int], None]
-) -> None:
-    """Cross entropy and Adam."""
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    network.train()
-    for epoch in range(epochs):
-        for images, digits in loader:
-            loss = F.cross_entropy(network(images), digits)
+def raise_family(images: Images, members: int, epochs: int) -> Family:
+    """Train ``members`` networks by torch's random state, and fit to the first what needs no training."""
+    networks = [_trained(images, epochs) for _ in range(members)]
+    train, val, cal = (DataLoader(TensorDataset(*part), 500) for part in (images.train, images.val, images.cal))
+    inputs = images.val[0][:2]
+    bnn = bayesify(networks[0], include=last_layer(networks[0], inputs), example_inputs=inputs)
+    fit = fit_posterior(bnn, train, likelihood="categorical", val_loader=val)
+    return Family(networks, bnn, fit, fit_novelty(bnn, train, cal))
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, part: tuple[Tensor, Tensor]) -> float:
+    """Share of images whose digit a network, or a file as :class:`convert.OnnxModel`, gets right."""
+    images, digits = part
+    return float((network(images).argmax(-1) == digits).double().mean())
+
+
+def _trained(images: Images, epochs: int) -> nn.Module:
+    """A new network after cross entropy, Adam and a learning rate that rises and falls once."""
+    network = DigitNet(images.side)
+    loader = DataLoader(TensorDataset(*images.train), BATCH, shuffle=True)
+    optimizer = torch.optim.Adam(network.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=epochs * len(loader))
+    for _ in range(epochs):
+        for inputs, digits in loader:
             optimizer.zero_grad()
-            loss.backward()
+            F.cross_entropy(network(inputs), digits).backward()
             optimizer.step()
-        progress(epoch + 1, epochs)
-    network.eval()
+            schedule.step()
+    return network.eval()
 
 
 def _block(channels: int, width: int) -> nn.Sequential:

@@ -1,25 +1,25 @@
-"""One HTML page with the whole story; pictures are inside, so that the file can be sent around."""
+"""The pieces of one HTML page with the whole story; pictures are inside, so that the file can be sent around."""
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
-from pathlib import Path
 from string import Template
 
-from matplotlib.figure import Figure
+from .answers import Shown, in_words
+from .pictures import embedded
 
-__all__ = ["chapter", "code", "page", "picture", "table", "text", "written_whole"]
+__all__ = ["Cell", "card", "chapter", "details", "figure", "gallery", "page", "side_by_side", "table", "text"]
+
+#: A number with its error, "" where it has none, and whether it is among the best of its row.
+Cell = tuple[str, str, bool]
 
 
-def page(title: str, lead: str, chapters: Iterable[str]) -> str:
-    """A complete HTML document; the lead below its title and the chapters are HTML."""
+def page(title: str, *parts: str) -> str:
+    """A complete document; parts are HTML."""
     template = Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
-    return template.substitute(title=escape(title), lead=lead, body="\n".join(chapters))
+    return template.substitute(title=escape(title), body="\n".join(parts))
 
 
 def chapter(title: str, *parts: str) -> str:
@@ -27,41 +27,61 @@ def chapter(title: str, *parts: str) -> str:
     return f"<section><h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
 
 
-def text(paragraph: str) -> str:
-    """A paragraph of plain words; what stands between backquotes is code."""
-    pieces = escape(paragraph).split("`")
-    return "<p>" + "".join(f"<code>{p}</code>" if n % 2 else p for n, p in enumerate(pieces)) + "</p>"
+def text(*sentences: str, kind: str = "") -> str:
+    """A paragraph of plain words, or a list of several; what stands between backquotes is code."""
+    marked = []
+    for sentence in sentences:
+        pieces = escape(sentence).split("`")
+        marked.append("".join(f"<code>{p}</code>" if n % 2 else p for n, p in enumerate(pieces)))
+    if len(marked) > 1:
+        return "<ul>" + "".join(f"<li>{words}</li>" for words in marked) + "</ul>"
+    return f'<p class="{kind}">{marked[0]}</p>' if kind else f"<p>{marked[0]}</p>"
 
 
-def picture(figure: Figure, caption: str) -> str:
-    """A figure as an embedded PNG with a caption, which is its description too."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    source, words = base64.b64encode(buffer.getvalue()).decode("ascii"), escape(caption)
-    return f'<figure><img alt="{words}" src="data:image/png;base64,{source}"><figcaption>{words}</figcaption></figure>'
+def card(shown: Shown, explanation: str) -> str:
+    """One image, large, beside what the file says to it."""
+    return f'<div class="card">{_image(shown)}<div>{_quote("blockquote", shown)}{text(explanation)}</div></div>'
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def gallery(title: str, row: Iterable[Shown]) -> str:
+    """Small images in a row, each above what the file says to it."""
+    cells = "".join(f"<figure>{_image(shown)}{_quote('figcaption', shown)}</figure>" for shown in row)
+    return f'<h3>{escape(title)}</h3><div class="row">{cells}</div>'
+
+
+def side_by_side(*parts: str) -> str:
+    """Parts in a row, one below the other where there is no space."""
+    return f'<div class="pair">{"".join(parts)}</div>'
+
+
+def figure(svg: str, caption: str) -> str:
+    """A diagram with a caption."""
+    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def details(title: str, block: str) -> str:
+    """Preformatted text, such as a report, that opens when it is asked for."""
+    return f"<details><summary>{escape(title)}</summary><pre>{escape(block)}</pre></details>"
+
+
+def table(header: Sequence[str], rows: Iterable[tuple[str, Sequence[Cell]]]) -> str:
     """A table; the first column names what is measured."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "\n".join(
-        f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
-        for name, *cells in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    body = []
+    for name, cells in rows:
+        numbers = (
+            f"<td{' class=best' * best}>{escape(number)}{f' <small>± {escape(error)}</small>' * bool(error)}</td>"
+            for number, error, best in cells
+        )
+        body.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(numbers)}</tr>')
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{"".join(body)}\n</tbody></table></div>'
 
 
-def code(block: str) -> str:
-    """Preformatted text, such as a plan."""
-    return f"<pre>{escape(block)}</pre>"
+def _image(shown: Shown) -> str:
+    what = "a stranger" if shown.truth is None else f"a handwritten {shown.truth}"
+    return f'<img alt="{what}" src="{embedded(shown.image)}">'
 
 
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A path beside the one to write, which takes its place when the block ends; on Ctrl-C nothing stays."""
-    beside = path.with_name(f".new-{path.name}")
-    try:
-        yield beside
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+def _quote(tag: str, shown: Shown) -> str:
+    kind = " class=strange" * bool(shown.answer.reject())
+    return f"<{tag}{kind}>{escape(in_words(shown.answer, short=tag == 'figcaption'))}</{tag}>"

@@ -1,134 +1,174 @@
-"""The page of the demo: its words, its pictures, in the order of the story."""
+"""The page of the demo: its words, its tables, its pictures, in the order of the story. Words follow the numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import nn
+from bensemble import FitReport
+from convert import Comparison
 
-from bensemble import FitReport, named_posteriors
-from convert import ConversionPlan, sparsity
-
-from . import pictures
-from .contest import Contestant, entropy, side_by_side
+from . import page
+from .answers import answered
+from .contest import LEVEL, Figures, Told, as_good_as_best, difference, mean_and_error
 from .data import Images
-from .page import chapter, code, page, picture, table, text, written_whole
+from .pictures import curves, diagram, histograms
+from .pruning import Slimming
 
-__all__ = ["SAMPLES", "THRESHOLD", "write_report"]
+__all__ = ["contest_rows", "verdicts", "write_report"]
 
-#: Weight samples in a prediction, and in the Bayesian ONNX file.
-SAMPLES = 16
-#: Signal-to-noise ratio up to which a weight goes (Graves 2011).
-THRESHOLD = 0.83
+TITLE = "A network that says: I have never seen such a thing"
+VERDICT = {1: "better than", 0: "as good as", -1: "worse than"}
+
+_LEAD = (
+    "A network that was trained to read digits names one for every image, and is often sure of it. Here it also says "
+    "whether it knows this kind of image at all, and which digits it hesitates between. Both come after the training, "
+    "in one pass over the data, and run from one ONNX file. All numbers were measured as this page was written."
+)
+_STRANGER = (
+    "A tile of a photograph. Asked for a digit, the same network says {label}, with {share:.1%}. But only {p:.1%} of "
+    "familiar digits are as strange as this, and it refuses what is at or below {level:.0%}."
+)
+_HARD = (
+    "A {truth}, by a hand it has not seen. Its novelty is ordinary: {p:.0%} of familiar digits are as strange. So it "
+    "names the digits that it cannot tell apart; its entropy is {entropy:.2f} nats."
+)
+_STRANGERS = (
+    "Entropy says how torn a network is between the digits, not whether one of them fits. `fit_novelty` compares "
+    "what the layers compute with what they compute for familiar digits. Both thresholds, dashed, are such that "
+    "{level:.0%} of held-out digits lie to their right; no stranger was used to choose anything. The answers below are "
+    "those of the file `sure.onnx`, mistakes included."
+)
+_ENTROPY = "Entropy: photographs left of the line pass for digits."
+_NOVELTY = "Novelty, of the same network."
+_TABLE = (
+    "Means over {count} families of networks with the same training, with standard errors ({images!r}). Marked is what "
+    "is as good as the best, within two standard errors of the difference. The temperature and the noise of the last "
+    "layer are chosen on one part of the held-out digits, the thresholds on another. NLL, ECE and Brier judge the "
+    "probabilities: lower is better. AUROC is the probability that a stranger gets a higher value than a digit: by "
+    "novelty where it is named, else by entropy, or by mutual information where that is better. Refused is what is "
+    "above a threshold for {level:.0%} of held-out digits. Some digits are digits upside down as well, so nothing can "
+    "be perfect there."
+)
+_PRUNING = (
+    "Weights can go without training and without labels: `prune_scores` says what each is worth, and after each part "
+    "that goes `repair` solves the others for what the whole network computed. Whole channels can go as well "
+    "(`prune_and_repair`), and `compact` cuts them out. This is one network of the table."
+)
+_CURVES = "Accuracy against the share of weights removed, on the test digits."
+_FILES = (
+    "Single zeros make a file smaller, not faster. Without channels it takes {size:.0%} of the bytes and {time:.0%} of "
+    "the time for 64 images. ONNX Runtime computes blocks of 8 or 16 channels, and other numbers cost it time."
+)
+
+Rows = list[tuple[str, list[page.Cell]]]
 
 
 def write_report(
-    output: Path,
-    images: Images,
-    plan: ConversionPlan,
-    fit: FitReport,
-    sparse: nn.Module,
-    pruned: nn.Module,
-    contestants: Sequence[Contestant],
-    curves: pictures.Curves,
-) -> Path:
-    """Write ``index.html``, one self-contained file, and ``overview.png``; the path of the page.
+    output: Path, images: Images, figures: Figures, told: Mapping[str, Told], fit: FitReport, files: Comparison,
+    slimming: Slimming,
+) -> Path:  # fmt: skip
+    """Write ``index.html``, one self-contained file; the path of the page.
 
-    ``sparse`` is the Bayesian network with the ard prior, of which ``pruned`` is left. The contestants are the
-    deterministic, the Bayesian and the pruned network.
+    ``told`` are the predictions of the first family, whose file ``sure.onnx`` gives the answers on the page.
     """
-    digits, zeros, bayesian = images.test[1], sparsity(pruned), contestants[1]
-    probs = {c.name: (c.probs, c.unfamiliar) for c in contestants}
-    chosen = (zeros.sparsity, contestants[2].scores.accuracy)
-    few, many = _rows(images, bayesian, 4), _rows(images, bayesian, 10)
-    overview = pictures.overview(few, probs["Bayesian"], curves, chosen)
-    with written_whole(output / "overview.png") as temporary:
-        overview.savefig(temporary)
-    gallery, entropies, accuracies = (pictures.new_figure(*size) for size in ((10.5, 4.5), (7.8, 2.6), (5.2, 3.4)))
-    pictures.gallery(gallery, many, 10)
-    pictures.entropies(entropies, probs)[0].set_ylabel("share of images")
-    pictures.accuracy_against_sparsity(accuracies, curves, chosen)
-    reliability = pictures.reliability({c.name: c.probs for c in contestants}, digits)
-    ratios = {name: p.snr().detach() for name, p in named_posteriors(sparse) if p.mu.ndim > 1}  # biases left out
-    chapters = [
-        chapter("Side by side", table(*side_by_side(contestants)), text(_TABLE)),
-        chapter("What became Bayesian", text(_PLAN), code(str(plan))),
-        chapter(
-            "What it does not know",
-            text(_UNCERTAINTY),
-            code(str(fit)),
-            picture(gallery, _GALLERY),
-            picture(entropies, "Entropy on digits and on photographs."),
-            picture(reliability, _RELIABILITY),
+    stranger, hard, rows = answered(output / "sure.onnx", images)
+    whole, _, cut = slim = slimming.files.variants
+    accuracies = ("accuracy", [(f"{v.metric:.1%}", "", False) for v in slim])
+    count = len(figures["one network"]["accuracy"])
+    asked, torn = (
+        {"label": answer.labels(), "share": float(answer.scores()), "p": float(answer.novelty_pvalue),
+         "entropy": float(answer.entropy)}
+        for answer in (stranger.answer, hard.answer)
+    )  # fmt: skip
+    parts = (
+        page.text(_LEAD, kind="lead"),
+        page.side_by_side(
+            page.card(stranger, _STRANGER.format(level=LEVEL, **asked)),
+            page.card(hard, _HARD.format(truth=hard.truth, **torn)),
         ),
-        chapter(
-            "What it does not need",
-            text(_PRUNING),
-            code(str(zeros)),
-            picture(pictures.snr_histograms(ratios, THRESHOLD), _RATIOS),
-            picture(accuracies, _CURVES),
+        page.chapter(
+            "Strangers",
+            page.text(_STRANGERS.format(level=LEVEL)),
+            page.side_by_side(
+                page.figure(_histograms(told["one network"], "entropy", "entropy, nats"), _ENTROPY),
+                page.figure(_histograms(told["last layer, novelty"], "novelty", "novelty"), _NOVELTY),
+            ),
+            *(page.gallery(title, row) for title, row in rows.items()),
         ),
-        chapter("Out of the house", text(_FILES), code("\n\n".join(str(c.file) for c in contestants))),
-    ]
-    lead = text(_LEAD.format(count=len(digits), images=images)) + picture(overview, _OVERVIEW)
-    target = output / "index.html"
-    with written_whole(target) as temporary:
-        temporary.write_text(page("A network that knows what it does not know", lead, chapters), encoding="utf-8")
+        page.chapter(
+            "Side by side",
+            page.text(_TABLE.format(level=LEVEL, count=count, images=images)),
+            page.table(["", *figures], contest_rows(figures, files)),
+            page.text(*verdicts(figures, files)),
+            page.details("What the fit of the last layer says of itself", str(fit)),
+        ),
+        page.chapter(
+            "Without most of its weights",
+            page.text(_PRUNING),
+            page.side_by_side(
+                page.figure(diagram(curves(slimming.curves, "weights removed, %", "accuracy, %")), _CURVES),
+                page.table(["", *(v.name for v in slim)], [accuracies, *_costs(slim)]),
+            ),
+            page.text(_FILES.format(size=cut.size / whole.size, time=cut.latency[64].ratio)),
+        ),
+    )
+    target, beside = output / "index.html", output / ".new-index.html"
+    beside.write_text(page.page(TITLE, *parts), encoding="utf-8")
+    beside.replace(target)
     return target
 
 
-_LEAD = (
-    "A network that was trained in the ordinary way became Bayesian: each of its weights is now a mean with a standard "
-    "deviation. So it can say how sure it is, and which of its weights it does not need. Everything below was measured "
-    "on {count:,} images it had not seen ({images!r})."
-)
-_OVERVIEW = (
-    "Left: what the network sees and its entropy in nats. Middle: its entropy on digits and on photographs. Right: "
-    "accuracy when weights are removed."
-)
-_TABLE = (
-    "NLL, ECE and Brier judge the probabilities: lower is better. AUROC is the probability that a photograph gets a "
-    f"higher entropy than a digit. The Bayesian network is the average of {SAMPLES} weight samples; its file holds all "
-    "of them and no random numbers, so it is that much larger and slower. Of the pruned network `compact` has cut out "
-    "the channels that are gone as a whole; other zeros make no file smaller, but pack well: see the gzipped size. "
-    "Latency is the median of ONNX Runtime on one thread."
-)
-_PLAN = "`plan(network)` says what `bayesify(network)` will do, before anything is done."
-_UNCERTAINTY = (
-    "`fit_posterior` reads the training images once and sets every sigma by the curvature of the loss; held-out images "
-    "choose `beta`, the weight of the KL. Then the network is fine-tuned with `elbo_loss` at that `beta`."
-)
-_PRUNING = (
-    'A second Bayesian network starts from the same weights, with `prior="ard"`, which drives the signal-to-noise '
-    f"ratio of weights that the data does not need to nothing. `to_deterministic(bnn, threshold={THRESHOLD})` leaves "
-    "them out and gives back an ordinary network."
-)
-_FILES = (
-    "`export_onnx` runs each file in ONNX Runtime and compares it with the network before it puts it in place. The "
-    "Bayesian network itself, to load and train on, is in `bayesian.safetensors`, which `bensemble.save` wrote."
-)
-_GALLERY = (
-    "The digits it is most and least sure of, and photographs, with the digit it sees and its entropy in nats (2.30 is "
-    "a pure guess)."
-)
-_RELIABILITY = "Confidence against the share that is right, and how many images had that confidence."
-_RATIOS = f"Signal-to-noise ratio |mu| / sigma of the weights of each layer; what lies left of {THRESHOLD} goes."
-_CURVES = "Accuracy against the share of weights removed. The circle is the pruned network of the table."
+def contest_rows(figures: Figures, files: Comparison) -> Rows:
+    """The table of the ways: mean and standard error of each figure, and what the files cost."""
+    rows: Rows = []
+    for row in figures["one network"]:
+        percent = row == "accuracy" or row.endswith("refused")
+        best = set() if row == "digits refused" else as_good_as_best(figures, row)
+        rows.append((row, [(*_number(mean_and_error(figures[way][row]), percent), way in best) for way in figures]))
+    one, *others = files.variants
+    return rows + _costs([one, one, *others])  # a temperature is one division more
 
 
-def _rows(images: Images, bayesian: Contestant, count: int) -> pictures.Rows:
-    """The surest images of each digit, the least sure ones, and photographs from the least to the most certain."""
-    probs, inputs = bayesian.probs, images.test[0]
-    order = entropy(probs).argsort(stable=True)
-    guesses = probs.argmax(-1)
-    surest = torch.stack([order[guesses[order] == digit][0] for digit in guesses.unique()])[:count]
-    least = order.flip(0)[:count]
-    by_entropy = entropy(bayesian.unfamiliar).argsort(descending=True, stable=True)
-    spread = by_entropy[torch.linspace(0, len(by_entropy) - 1, count).long()]
-    return {
-        "surest of each digit": (inputs[surest], probs[surest]),
-        "least sure": (inputs[least], probs[least]),
-        "photographs, from the least to the most sure": (images.unfamiliar[spread], bayesian.unfamiliar[spread]),
+def verdicts(figures: Figures, files: Comparison) -> Iterator[str]:
+    """What the table says, in sentences; as good as means within two paired standard errors."""
+    one, warm, last, sure, many = figures
+    for way, other in ((last, warm), (many, last)):
+        better, mean, error = difference(figures, "NLL, nats", way, other)
+        yield f"NLL: '{way}' is {VERDICT[better]} '{other}' ({mean:+.4f} ± {error:.4f} nats)."
+    strangers = [row for row in figures[sure] if row.startswith("AUROC")]
+    for better, words in VERDICT.items():
+        kinds = [row[7:] for row in strangers if difference(figures, row, sure, many)[0] == better]
+        if kinds:
+            yield f"AUROC: novelty of one network is {words} the entropies of {many} on {', '.join(kinds)}."
+    shares = {way: mean_and_error(figures[way]["photographs refused"])[0] for way in (one, many, sure)}
+    yield (
+        f"At one threshold for {LEVEL:.0%} of held-out digits, the entropy of one network refuses {shares[one]:.0%} of "
+        f"the photographs, that of {many} {shares[many]:.0%}, novelty {shares[sure]:.1%}."
+    )
+    whole, _, small, big = files.variants
+    yield (
+        f"The file with novelty has {small.size / whole.size:.1f} times the size of the plain one and takes "
+        f"{small.latency[64].ratio:.1f} times as long for 64 images; that of {many} "
+        f"{big.size / whole.size:.1f} and {big.latency[64].ratio:.1f} times."
+    )
+
+
+def _histograms(told: Told, by: str, unit: str) -> str:
+    values = {"digits": getattr(told["test"], by), "photographs": getattr(told["photographs"], by)}
+    return diagram(histograms(values, float(getattr(told["cal"], by).quantile(1 - LEVEL)), unit))
+
+
+def _costs(variants: Sequence[Any]) -> Rows:
+    cells = {
+        "file, kB": [f"{v.size / 1e3:,.0f}" for v in variants],
+        "ms for 1 image": [f"{v.latency[1].ms:.3f}" for v in variants],
+        "ms for 64 images": [f"{v.latency[64].ms:.3f}" for v in variants],
     }
+    return [(name, [(cell, "", False) for cell in row]) for name, row in cells.items()]
+
+
+def _number(figure: tuple[float, float], percent: bool) -> tuple[str, str]:
+    mean, error = figure
+    return (f"{mean:.1%}", f"{100 * error:.1f}") if percent else (f"{mean:.4f}", f"{error:.4f}")

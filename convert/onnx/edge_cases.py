@@ -1,8 +1,9 @@
 """The written file on degenerate inputs, where it must not give NaN or something far off if the model does not.
 
 Such inputs cancel and tie. So an output may differ by :data:`MOST` of the largest value that it has there or at the
-example, and further by what rounding does: the model's own rounding error, and how far its outputs move when its inputs
-move by as little. Integers are not compared, and no output where the model itself is not finite.
+example, where others say its scale of the largest of theirs; and further by what rounding does: the model's own
+rounding error, and how far its outputs move when its inputs move by as little. Integers are not compared, and no output
+where the model itself is not finite.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ def check_edges(
             if not expected.is_floating_point() or tuple(got.shape) != tuple(expected.shape):
                 continue
             error = _largest(torch.from_numpy(got).double() - expected.double(), finite)
-            typical = trials.example.outputs[own]
-            scale = max(_largest(expected, finite), _largest(typical, typical.isfinite()))
+            others = [other for other in trials.model.scales.get(own, (own,)) if other in trial.outputs]
+            typical = [there.outputs[other] for other in others for there in (trial, trials.example)]
+            scale = max(_largest(values, values.isfinite()) for values in typical)
             if error > MOST * scale and not error <= ROUNDING_FACTOR * _unsure(trials, trial, own, rounding):
                 raise VerificationError(
                     f"export_onnx: output '{name}' of the file differs from the model by {error:.2e}, where the model "

@@ -93,8 +93,9 @@ def export_onnx(
         method: How uncertainty is computed: ``"closed"``, in one forward, where the last layer alone is Bayesian (see
             :func:`convert.last_layer`); ``"samples"``, by weight draws in one graph that share the layers before the
             first posterior. Default: the first where it is possible.
-        num_samples: Number of weight draws K; all weights together may take 2 GiB. Default: as many as the predictions
-            that were calibrated, 16 without a calibration.
+        num_samples: Number of weight draws K, in pairs of opposite noise. A runtime holds them all, so they may take 2
+            GiB; the file holds means, deviations and one table of numbers that all noise is read from. Default: as
+            many as the predictions that were calibrated, 16 without a calibration.
         likelihood: What the outputs mean, as in :func:`bensemble.predict`.
         novelty: What :func:`bensemble.fit_novelty` returned for this model, for an ensemble one for each member: adds
             ``novelty`` and ``novelty_pvalue``. With it, a deterministic model has an uncertainty file too.
@@ -121,8 +122,7 @@ def export_onnx(
         opset: Version of the operator set. Default: the lowest that the graph needs, from 18 on.
         metadata: Strings to store in the file; keys that start with ``bensemble.`` are reserved. ``classes``, names
             separated by commas, is what :mod:`convert.runtime` calls the classes.
-        generator: Source of the weight draws; the draws are those of ``predict`` with such a generator. Default: one
-            with seed 0.
+        generator: Source of the weight draws, which are other ones than those of ``predict``. Default: one with seed 0.
         verify: Run the written file in ONNX Runtime at the example and at another size of every dynamic axis. The
             largest difference may be 1e-5 of the largest output for float32 (float64 1e-10, float16 2e-2), or ten
             times the model's own rounding error, measured against float64, where that is more (up to 1e-2); integer

@@ -118,9 +118,10 @@ def _exported(
     )
     assert program is not None  # the other, older exporter returns nothing
     assert program.exported_program is not None
+    withheld: list[onnx.TensorProto] = []
     if model.rewrites:
         proto = program.model_proto
-        model.rewrite(proto)
+        withheld = model.rewrite(proto)
         program.model = onnx_ir.from_proto(proto)
     if optimize:
         try:
@@ -130,10 +131,20 @@ def _exported(
             logger.info("exporting without the exporter's optimizer, because of %s", one_line(err))
             return _exported(trials, opset, verbose, varying, optimize=False)
     proto = program.model_proto
+    _store(proto, withheld)
     if model.rewrites and model.count > 1:
         merge_siblings(proto)
     constraints = program.exported_program.range_constraints
     return proto, {str(symbol): _range(found) for symbol, found in constraints.items()}
+
+
+def _store(proto: onnx.ModelProto, withheld: Sequence[onnx.TensorProto]) -> None:
+    """Make constants of inputs that were none for the optimizer."""
+    names = {tensor.name for tensor in withheld}
+    kept = [value for value in proto.graph.input if value.name not in names]
+    del proto.graph.input[:]
+    proto.graph.input.extend(kept)
+    proto.graph.initializer.extend(withheld)
 
 
 def _dynamic_shapes(trials: Trials, varying: Collection[str]) -> tuple[dict[int, object], ...]:

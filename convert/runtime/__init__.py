@@ -6,7 +6,7 @@
     monitor.update(answer)
     print(monitor.verdict())
 
-This folder may be copied out of the package and used by itself.
+The distribution ``bensemble-runtime`` is this folder under the name ``bensemble_runtime``.
 """
 
 from .answers import Answer

@@ -21,8 +21,8 @@ from .verdict import Verdict
 
 __all__ = ["Monitor"]
 
-#: Outputs that a monitor compares with their reference, where the file has one.
-MEASURES = ("entropy", "mutual_information", "std", "novelty")
+#: What a monitor compares with its reference, where the file has one: outputs, and the most probable class.
+MEASURES = ("entropy", "mutual_information", "std", "novelty", "class")
 
 #: Version of what :meth:`Monitor.to_json` writes.
 VERSION = 2
@@ -35,7 +35,10 @@ class Monitor:
     strongly such counts speak against the reference: by a martingale M of mean 1 if nothing has changed, also for a
     small reference. To detect a late drift there is an M from the start of every ``window``, whose reference is joined
     by the stream up to there. They are added, each with a share of the false-alarm rate, and each measure has an equal
-    part of it (union bound). So a verdict may be asked for at any time and any number of times (Ville's inequality).
+    part of it (union bound). A random number between 0 and 1 is added to the index of the most probable class, in the
+    calibration data as in the stream: then classes that become frequent or rare fill other bins, and the counts have
+    the same exact probabilities. So a verdict may be asked for at any time and any number of times (Ville's
+    inequality).
 
     This assumes examples that are independent of each other and of the calibration data. The terms of one example
     (tokens, pixels) depend on each other, so only one of them counts.
@@ -75,7 +78,7 @@ class Monitor:
         if not isinstance(false_alarm_rate, (int, float)) or not 0 < false_alarm_rate < 1:
             raise ValueError(f"Monitor: false_alarm_rate must be between 0 and 1, got {false_alarm_rate!r}.")
         check_count("Monitor", "window", window)
-        watched = [name for name in MEASURES if session.counts.get(name) and name in session.outputs]
+        watched = [name for name in MEASURES if session.counts.get(name) and name in (*session.outputs, "class")]
         if not watched:
             raise ValueError(
                 f"Monitor: '{session.name}' must hold a reference distribution, got none; export it with "
@@ -86,6 +89,7 @@ class Monitor:
         if not self._bins:
             raise ValueError(f"Monitor: the reference of {' and '.join(watched)} must vary, got one value everywhere.")
         self.false_alarm_rate, self.window = float(false_alarm_rate), window
+        self._class_axis = getattr(session, "class_axis", None) or 1
         self._begin({}, 0)
 
     @property
@@ -109,7 +113,7 @@ class Monitor:
                 )
             if isinstance(answer, Answer) and not answer.is_batch:
                 answer = {name: array[None] for name, array in answer.items()}
-            terms = {name: _terms(name, answer) for name in self._bins}
+            terms = {name: self._terms(name, answer) for name in self._bins}
             if len({len(found) for found in terms.values()}) > 1:
                 raise ValueError(
                     f"update: an answer must have {' and '.join(self._bins)} for each example, got "
@@ -198,6 +202,7 @@ class Monitor:
     def _begin(self, others: dict[str, Life], first: int) -> None:
         """Begin a life: a name that no other monitor has, and counts of its own."""
         self._others, self._key, self._lock = others, secrets.token_hex(8), threading.Lock()
+        self._noise = np.random.default_rng(int(self._key, 16))
         self._life = Life(self.window, [len(bins.null) for bins in self._bins.values()], first)
 
     def _all(self) -> list[Life]:
@@ -207,6 +212,8 @@ class Monitor:
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Set the state from :meth:`to_json`, with every field checked."""
         self.false_alarm_rate, self.window = state["false_alarm_rate"], state["window"]
+        self._class_axis = state.get("class_axis", 1)
+        check_count("from_json", "class_axis", self._class_axis)
         if type(self.false_alarm_rate) is not float or not 0 < self.false_alarm_rate < 1:
             raise ValueError("false_alarm_rate")
         check_count("from_json", "window", self.window)
@@ -228,7 +235,20 @@ class Monitor:
 
     def _settings(self) -> dict[str, Any]:
         bins = {name: (list(found.edges), list(found.null)) for name, found in self._bins.items()}
-        return {"false_alarm_rate": self.false_alarm_rate, "window": self.window, "bins": bins}
+        settings = {"false_alarm_rate": self.false_alarm_rate, "window": self.window, "bins": bins}
+        return settings | ({"class_axis": self._class_axis} if "class" in bins else {})
+
+    def _terms(self, name: str, answer: Mapping[str, Any]) -> np.ndarray:
+        """The terms of each example; the most probable classes are made continuous by noise."""
+        if name != "class":
+            return _terms(name, answer)
+        probs = np.asarray(answer.get("probs", 0.0))
+        if probs.ndim <= self._class_axis:
+            raise ValueError(f"update: an answer must have the array 'probs', got {', '.join(answer)}.")
+        best = probs.argmax(self._class_axis)
+        best = best.reshape(len(best), math.prod(best.shape[1:]))
+        with self._lock:
+            return best + self._noise.random(best.shape)
 
     def _places(self, name: str, terms: np.ndarray) -> np.ndarray:
         """The bin of one term of each example; which one changes from example to example."""

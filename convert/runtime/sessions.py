@@ -41,9 +41,11 @@ class UncertaintySession:
         inputs: Dtype and shape of each input by name, in the order of a call; a string is an axis of any size.
         outputs: Names of the arrays in an answer.
         classes: Names of the classes, from the user's metadata ``classes``.
+        class_axis: Axis of ``probs`` that holds the classes, None for numbers.
         likelihood: Name and settings of the likelihood, or ``"none"``.
         reference: For each measure its quantiles on the calibration data, at evenly spaced levels from 0 to 1; for
-            ``novelty`` on the held-out data of its fit.
+            ``novelty`` on the held-out data of its fit. ``class`` is the most probable class plus a number between 0
+            and 1 at random.
         num_data: Number of examples of the calibration data; 0 without calibration.
         counts: Number of examples behind the reference of each measure.
         thresholds: What :meth:`Answer.reject` compares with, by output.
@@ -103,7 +105,7 @@ class UncertaintySession:
             raise UncertaintyFileError(
                 f"UncertaintySession: the metadata of '{self.name}' is damaged, got {message(err)}; export it again."
             ) from err
-        self.likelihood, self.classes, self._class_axis = told.likelihood, told.classes, told.class_axis
+        self.likelihood, self.classes, self.class_axis = told.likelihood, told.classes, told.class_axis
         self.reference, self.num_data, self.counts = told.reference, told.num_data, told.counts
         self.thresholds = told.thresholds
         _sessions.add(self)
@@ -167,7 +169,7 @@ class UncertaintySession:
         return _again, (file, self._threads, self._wanted, self.metadata)
 
     def _answer(self, arrays: Mapping[str, np.ndarray]) -> Answer:
-        return Answer(arrays, self.classes, self._class_axis, self.thresholds)
+        return Answer(arrays, self.classes, self.class_axis, self.thresholds)
 
     def _without(self, output: str, values: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
         """An output without an answer for rows of an input; for every row where their first axes are not the same."""

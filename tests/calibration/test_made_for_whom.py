@@ -10,6 +10,7 @@ from torch import nn
 from bensemble import Calibration, calibrate, predict, set_prior
 from bensemble.errors import InvalidValueError
 from bensemble.fingerprints import posterior_fingerprint
+from bensemble.likelihoods import Gaussian
 from bensemble.posteriors import named_posteriors
 from convert import bayesify, export_onnx
 from convert.runtime import UncertaintySession
@@ -45,6 +46,22 @@ def with_other_statistics(bnn):
     bnn[1].running_mean += 0.1
 
 
+def test_another_noise_is_refused(tmp_path):
+    bnn = bayesify(nn.Linear(4, 1), init_sigma=0.1)
+    held_out = predict(bnn, X, likelihood=Gaussian(1.0), generator=torch.Generator())
+    calibration = calibrate(held_out, torch.randn(60, 1), temperature=1.0)
+    assert Calibration.from_json(calibration.to_json()) == calibration
+    for act in (
+        lambda: calibration.apply(predict(bnn, X, likelihood=Gaussian(0.3), generator=torch.Generator())),
+        lambda: export_onnx(
+            bnn, tmp_path / "a.onnx", X[:1], outputs="uncertainty", likelihood=Gaussian(0.3), calibration=calibration
+        ),
+    ):
+        with pytest.raises(InvalidValueError, match=r"one of Gaussian\(sigma=1.0\) for Gaussian\(sigma=0.3\); call"):
+            act()
+    calibration.apply(held_out)
+
+
 @pytest.mark.parametrize("change", [wider, moved, with_other_statistics])
 def test_another_posterior_is_refused(change, tmp_path):
     bnn = bayesify(network(), init_sigma=0.1)
@@ -78,6 +95,7 @@ def test_other_predictions_of_it_are_warned_of():
         calibration.apply(predicted(bnn, 7))
 
 
+@pytest.mark.slow
 def test_a_file_has_as_many_draws_as_were_calibrated(tmp_path):
     bnn = bayesify(network())
     options = {"outputs": "uncertainty", "likelihood": "categorical"}

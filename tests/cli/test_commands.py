@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 import types
 from collections.abc import Callable
@@ -281,6 +282,58 @@ def test_uncertainty_is_exported_with_its_calibration(nets: Path) -> None:
     assert held["zeros"] > 0
     answer = UncertaintySession("sure.onnx")(np.ones((2, 4), "float32"))
     assert set(answer.labels()) <= {"cat", "dog", "eel"}
+
+
+@pytest.fixture
+def known(nets: Path) -> Path:
+    """A folder with the weights of a network, and in novelty.safetensors which inputs it knows."""
+    torch.manual_seed(0)
+    network = runpy.run_path("nets.py")["Net"]()
+    torch.save(network.state_dict(), "net.pt")
+    x = torch.randn(300, 4)
+    batches = [(x[:150], torch.arange(150) % 3)], [(x[150:], torch.arange(150) % 3)]
+    bensemble.fit_novelty(network.eval(), *batches).save("novelty.safetensors")
+    return nets
+
+
+UNCERTAIN = ["-w", "net.pt", "-i", "1x4", "-o", "sure.onnx", "--outputs", "uncertainty", "--likelihood", "categorical"]
+
+
+@pytest.mark.slow
+def test_novelty_and_thresholds_are_exported(known: Path) -> None:
+    words = ["--novelty", "novelty.safetensors", "--reject", "novelty_pvalue=0.01", "--reject", "entropy=1.5"]
+    result = run("export", "nets:Net", *UNCERTAIN, *words)
+    assert result.exit_code == 0, result.output
+    session = UncertaintySession("sure.onnx")
+    assert session.thresholds == {"novelty_pvalue": 0.01, "entropy": 1.5}
+    answer = session(np.concatenate([np.zeros((1, 4)), np.full((1, 4), 1e3)]).astype("float32"))
+    assert answer.reject().tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--reject", "entropy"], 2, "reject: 'entropy' is not a name and a number; write novelty_pvalue=0.01."),
+        (["--reject", "entropy=much"], 2, "reject: 'entropy=much' is not a name and a number"),
+        (["--reject", "entropy=1", "--reject", "entropy=2"], 2, "--reject gives two thresholds for one name"),
+        (["--outputs", "mean", "--reject", "entropy=1"], 2, "are for a file with uncertainty; add --outputs"),
+        (["--outputs", "mean", "--novelty", "novelty.safetensors"], 2, "are for a file with uncertainty; add"),
+        (["--novelty", "none.safetensors"], 1, "'none.safetensors'"),
+        (["--novelty", "net.pt"], 1, "'net.pt'"),
+        (["--novelty", "novelty.safetensors", "--reject", "std=1"], 1, "export: --reject must name uncertainties of"),
+        (["--novelty", "novelty.safetensors", "--reject", "novelty_pvalue=2"], 1, "--reject novelty_pvalue must be"),
+    ],
+)
+def test_novelty_and_thresholds_that_cannot_be_used(known: Path, words: list[str], code: int, said: str) -> None:
+    assert_one_line(run("export", "nets:Net", *UNCERTAIN, *words), code, said)
+    assert not Path("sure.onnx").exists()
+
+
+@pytest.mark.slow
+def test_novelty_of_another_network_is_refused(known: Path) -> None:
+    torch.save({name: t + 1 for name, t in torch.load("net.pt").items()}, "net.pt")
+    result = run("export", "nets:Net", *UNCERTAIN, "--novelty", "novelty.safetensors")
+    assert_one_line(result, 1, "novelty.safetensors")
 
 
 def test_uncertainty_of_what_has_none_is_refused(nets: Path) -> None:

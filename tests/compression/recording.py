@@ -15,7 +15,9 @@ import pytest
 from bensemble.pruning.criteria import pruning_scores
 from convert.compression import Point, search
 from convert.compression.candidates import SHARES, Candidate, Ladder
+from convert.compression.climbing import climb, quantize
 from convert.compression.files import CandidateFiles
+from convert.compression.record import candidate_of
 from convert.graph.compaction import channel_groups
 
 from .digits import accuracy, data, posterior
@@ -31,7 +33,7 @@ DROPS = (None, 0.0, 0.005, 0.01, 0.02, 0.05)
 def recorded() -> dict:
     """The recorded points by their candidates, and the thresholds of each granularity by their shares."""
     found = json.loads(RECORD.read_text())
-    points = {_candidate(point): point for point in (Point(**values) for values in found["points"])}
+    points = {candidate_of(point): point for point in (Point(**values) for values in found["points"])}
     ladders = {name: {float(share): t for share, t in rungs.items()} for name, rungs in found["thresholds"].items()}
     return {"points": points, "thresholds": ladders}
 
@@ -52,8 +54,9 @@ def replay(patch: pytest.MonkeyPatch) -> list[Candidate]:
                 self.path(point).write_bytes(bytes(point.size))
             return self.points[candidate]
 
-        def check_baseline(self, max_drop: float | None) -> None:
+        def check_baseline(self, max_drop: float | None) -> float:
             """The record holds scores, and no network."""
+            return float("-inf")
 
         def time(self, rounds: int = 5) -> None:
             self.points = {candidate: record["points"][candidate] for candidate in self.points}
@@ -69,10 +72,6 @@ def replay(patch: pytest.MonkeyPatch) -> list[Candidate]:
     patch.setattr(search, "CandidateFiles", Files)
     patch.setattr(search, "ladders", lambda bnn, granularities, rankings: [Rungs(name) for name in granularities])
     return asked
-
-
-def _candidate(point: Point) -> Candidate:
-    return Candidate(point.threshold, point.granularity, point.score or "snr", point.quantize)
 
 
 def record() -> None:
@@ -108,8 +107,8 @@ def record() -> None:
             for first in (Candidate(), Candidate(quantize="int8")):
                 one.measure(first)
             for name, way in ways.items():
-                search._climb(one, Rungs(name, "snr", *pruning_scores(bnn, way)), drop, refine=3)
-            search._quantize(one, drop)
+                climb(one, Rungs(name, "snr", *pruning_scores(bnn, way)), drop, refine=3)
+            quantize(one, drop)
         files.time()
     points = [asdict(point) for point in files.points.values()]
     RECORD.write_text(json.dumps({"thresholds": thresholds, "points": points}, indent=1) + "\n")

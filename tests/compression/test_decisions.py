@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,6 +11,7 @@ import pytest
 
 from convert import compress
 from convert.compression.candidates import SHARES, Candidate
+from convert.compression.chance import warn_of_ruin
 from convert.compression.files import CandidateFiles
 from convert.compression.results import Constraints
 
@@ -56,6 +58,16 @@ def test_the_search_halves_the_gap_between_the_last_good_and_the_first_bad_thres
             refined.append(Candidate(thresholds[middle], granularity))
             low, high = (middle, high) if points[refined[-1]].drop <= drop else (low, middle)
         assert climbed == list(dict.fromkeys([*first, *refined]))
+
+
+def test_a_ruined_network_is_warned_of():
+    said = r"'SNR > 58', scores 0\.19, the network 0\.99 and .* 0\.1; give max_drop, or repair=loader"
+    with pytest.warns(UserWarning, match=said):
+        warn_of_ruin("SNR > 58", 0.19, 0.99, 0.1, ", or repair=loader")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_ruin("SNR > 2", 0.9, 0.99, 0.1, "")
+        warn_of_ruin("SNR > 2", -5.0, -1.0, float("-inf"), "")
 
 
 @pytest.mark.parametrize("drop", DROPS)

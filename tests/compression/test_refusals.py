@@ -101,6 +101,7 @@ class Fields:
     energy: torch.Tensor | None = None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "logits"),
     [
@@ -148,6 +149,7 @@ class Sum(nn.Module):
         return x + self.weight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "x", "message"),
     [

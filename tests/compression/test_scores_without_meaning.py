@@ -40,6 +40,7 @@ def test_labels_that_do_not_belong_to_the_outputs_are_refused_before_the_search(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_memory")
 def test_labels_of_other_examples_are_warned_of():
     shuffled = data().search[1].roll(1)
     with pytest.warns(UserWarning, match="the search may end at a network that says one thing"):

@@ -24,7 +24,7 @@ def found(tmp_path_factory):
         path,
         max_drop=0.01,
         calibration_data=data().train[0][:256],
-        refine=1,
+        refine=0,
     )
 
 

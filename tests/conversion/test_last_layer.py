@@ -1,10 +1,9 @@
-"""``last_layer`` on small networks: one for each way from a last layer to the output, and for each of having none."""
+"""Which layer is the last one, whose outputs are the logits, and where there is none."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import pickle
 import random
 import warnings
 from collections.abc import Callable
@@ -13,30 +12,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor, nn
 
-import bensemble
-from bensemble.checkpoint.header import read_header
-from bensemble.errors import CheckpointError, InvalidTypeError, InvalidValueError
-from bensemble.layers import BayesianLinear
-from convert import bayesify, last_layer, plan, to_deterministic
+from bensemble.errors import InvalidTypeError, InvalidValueError
+from convert import bayesify, last_layer
 
-
-class Network(nn.Module):
-    """A hidden layer ``body``, a layer ``fc``, and what a test wants to follow; torch.fx cannot trace it."""
-
-    def __init__(self, end: Callable[[Network, Tensor], Any], **modules: Any) -> None:
-        super().__init__()
-        self.end = end
-        self.body, self.fc = nn.Linear(4, 8), nn.Linear(8, 3)
-        for name, module in modules.items():
-            setattr(self, name, module)
-
-    def forward(self, x: Tensor) -> Any:
-        if float(x.sum()) > 1e6:  # a trace would stop here
-            raise AssertionError
-        return self.end(self, torch.relu(self.body(x)))
+from .heads import Network, Tied, x
 
 
 @dataclasses.dataclass
@@ -44,22 +25,6 @@ class Output:
     loss: Tensor | None
     logits: Tensor
     hidden: Tensor
-
-
-class Tied(nn.Module):
-    """A language model's head that reads the embedding's weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding, self.body, self.lm_head = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9, bias=False)
-        self.lm_head.weight = self.embedding.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.lm_head(self.body(self.embedding(x)).tanh())
-
-
-def x() -> Tensor:
-    return torch.randn(5, 4)
 
 
 def images() -> Tensor:
@@ -311,81 +276,3 @@ def test_without_gradients_around() -> None:
         assert last_layer(Network(lambda m, h: m.fc(h)), x()) == "fc"
     with torch.inference_mode():
         assert last_layer(Network(lambda m, h: m.fc(h)), x()) == "fc"
-
-
-# -- what bayesify records
-
-
-def bayesian_head() -> tuple[Network, Tensor]:
-    network, inputs = Network(lambda m, h: m.fc(h) / 2), x()
-    return bayesify(network, include=last_layer(network, inputs), example_inputs=inputs), inputs
-
-
-def flags(model: nn.Module) -> dict[str, bool]:
-    return {path: m.is_last for path, m in model.named_modules() if hasattr(m, "is_last")}
-
-
-def test_bayesify_records_the_last_layer() -> None:
-    bnn, inputs = bayesian_head()
-    assert flags(bnn) == {"fc": True}
-    assert flags(copy.deepcopy(bnn)) == {"fc": True}
-    network = Network(lambda m, h: m.fc(h) / 2)
-    chosen = plan(network, include="fc", example_inputs=inputs)
-    assert chosen.last_layer == "fc"
-    assert '"last_layer": "fc"' in chosen.to_json()
-    assert flags(bayesify(network, plan=chosen)) == {"fc": True}
-    assert "is_last" not in vars(to_deterministic(bnn).fc)
-    root = bayesify(nn.Linear(4, 3), example_inputs=inputs)
-    assert root.is_last
-    assert pickle.loads(pickle.dumps(root)).is_last
-
-
-def test_bayesify_records_no_other_layer() -> None:
-    inputs = x()
-    assert flags(bayesify(Network(lambda m, h: m.fc(h)), example_inputs=inputs)) == {"body": False, "fc": False}
-    assert flags(bayesify(Network(lambda m, h: m.fc(h)), include="body", example_inputs=inputs)) == {"body": False}
-    assert flags(bayesify(Network(lambda m, h: m.fc(h).relu()), include="fc", example_inputs=inputs)) == {"fc": False}
-    assert flags(bayesify(Network(lambda m, h: m.fc(h)), include="fc")) == {"fc": False}
-    tied = bayesify(Tied(), example_inputs=torch.randint(0, 9, (2, 6)))
-    assert not any(flags(tied).values())  # the lookup is Bayesian too
-
-
-def test_it_costs_forwards_only_where_one_layer_is_bayesian() -> None:
-    calls: list[int] = []
-    network = Network(lambda m, h: calls.append(1) or m.fc(m.more(h)), more=nn.Linear(8, 8))
-    plan(network, example_inputs=x())
-    plan(network, exclude="body", example_inputs=x())
-    assert len(calls) == 2
-    plan(network, include="fc", example_inputs=x())
-    assert len(calls) == 3 + 3  # the probe, a survey, and two proofs
-
-
-def test_a_checkpoint_keeps_it(tmp_path: Any) -> None:
-    bnn, _ = bayesian_head()
-    bensemble.save(bnn, tmp_path / "last.safetensors")
-    assert flags(bensemble.load(tmp_path / "last.safetensors", Network(bnn.end))) == {"fc": True}
-    bnn.fc.is_last = False
-    bensemble.save(bnn, tmp_path / "other.safetensors")
-    assert b"is_last" not in (tmp_path / "other.safetensors").read_bytes()  # as in files that know nothing of it
-    assert flags(bensemble.load(tmp_path / "other.safetensors", Network(bnn.end))) == {"fc": False}
-    fresh, _ = bayesian_head()
-    assert flags(bensemble.load(tmp_path / "other.safetensors", fresh)) == {"fc": True}
-
-
-@pytest.mark.parametrize("wrong", ["[1]", "[true,true]", '"a"', "null"])
-def test_a_damaged_flag_is_refused(wrong: str, tmp_path: Any) -> None:
-    bnn, _ = bayesian_head()
-    bensemble.save(bnn, tmp_path / "last.safetensors")
-    with safe_open(tmp_path / "last.safetensors", "pt") as file:
-        text = file.metadata()["bensemble"]
-    assert read_header("it", text).posteriors[0].is_last == (True,)
-    with pytest.raises(CheckpointError, match=r"header of 'it' is damaged \((bad is_last|a flag is neither)"):
-        read_header("it", text.replace('"is_last":[true]', f'"is_last":{wrong}'))
-
-
-def test_a_layer_built_by_hand_says_so_itself() -> None:
-    layer = BayesianLinear(4, 3)
-    assert not layer.is_last
-    layer.is_last = True
-    assert copy.deepcopy(layer).is_last
-    assert not BayesianLinear.is_last

@@ -1,4 +1,4 @@
-"""What a plan says, where it knows it from, and that bayesify does exactly that."""
+"""What a plan says of every parameter, where it knows it from, and how it prints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from patterns.fused import FunctionalAttention
 from patterns.tied import LanguageModel
 from torch import Tensor, nn
 
-from bensemble import BayesianLinear, ConversionError, InvalidTypeError, InvalidValueError, named_posteriors
+from bensemble import InvalidValueError, named_posteriors
 from convert import ConversionPlan, bayesify, plan
 
 from .networks import TextModel, small, tokens
@@ -35,9 +35,6 @@ class DataDependent(nn.Module):
 
 def rows(made: ConversionPlan) -> dict[str, object]:
     return {row.name: row for row in made.rows}
-
-
-# -- what a row says
 
 
 def test_every_parameter_has_a_row_in_the_order_of_the_model() -> None:
@@ -122,9 +119,6 @@ def test_a_layer_called_in_one_mode_only_counts_as_called(informed: bool) -> Non
         "auxiliary.weight": 1,
     }
     assert model.training
-
-
-# -- where it knows it from
 
 
 def test_without_knowledge_shapes_and_names_decide() -> None:
@@ -243,9 +237,6 @@ def test_planning_leaves_the_model_and_the_random_state_alone() -> None:
     assert (model.calls, model.training, len(model.linear._forward_pre_hooks)) == (0, True, 0)
 
 
-# -- printing
-
-
 def test_a_plan_prints_within_forty_lines() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     for model in (nn.TransformerEncoder(layer, 24), nn.Sequential(*[SmallResNet() for _ in range(8)]), small()):
@@ -281,78 +272,3 @@ def test_a_plan_is_frozen() -> None:
         made.rows = ()  # type: ignore[misc]
     with pytest.raises(dataclasses.FrozenInstanceError):
         made.rows[0].tier = "sampled"  # type: ignore[misc]
-
-
-# -- executing
-
-
-def test_a_plan_is_executed_exactly() -> None:
-    model = TextModel()
-    bnn = bayesify(model, plan=plan(model, include="blocks", exclude="*.value"))
-    assert {name.rpartition(".")[0] for name, _ in named_posteriors(bnn)} == {"blocks.0.query", "blocks.1.query"}
-
-
-def test_an_edited_plan_is_executed_as_edited() -> None:
-    model = small()
-    made = plan(model)
-    edited = {
-        "0.weight": {"tier": "deterministic"},
-        "0.bias": {"tier": "deterministic"},
-        "3.weight": {"tier": "sampled"},
-    }
-    edited["3.bias"] = {"tier": "deterministic"}
-    changed = dataclasses.replace(
-        made, rows=tuple(dataclasses.replace(row, **edited.get(row.name, {})) for row in made.rows)
-    )
-    bnn = bayesify(model, plan=changed)
-    assert [name for name, _ in named_posteriors(bnn)] == ["3.weight"]
-    assert not isinstance(bnn[3], BayesianLinear)
-    assert type(bnn[0]) is nn.Conv2d
-
-
-def test_a_plan_works_on_a_copy_and_after_json_free_storage() -> None:
-    model = TextModel()
-    made = plan(model)
-    assert bayesify(copy.deepcopy(model), plan=copy.deepcopy(made)).head.w_mu.shape == (3, 4)
-
-
-@pytest.mark.parametrize(
-    "argument",
-    [{"include": "head"}, {"exclude": "head"}, {"example_inputs": tokens()}],
-    ids=lambda given: next(iter(given)),
-)
-def test_a_plan_excludes_what_it_was_made_from(argument: dict) -> None:
-    model = TextModel()
-    with pytest.raises(InvalidTypeError, match="a plan excludes include, exclude, example_inputs and"):
-        bayesify(model, plan=plan(model), **argument)
-
-
-def test_a_plan_has_to_be_a_plan() -> None:
-    with pytest.raises(InvalidTypeError, match=r"bayesify: plan must be a ConversionPlan, got str"):
-        bayesify(small(), plan="all")  # type: ignore[arg-type]
-
-
-def retie(model: LanguageModel) -> nn.Module:
-    model.head.weight = nn.Parameter(model.head.weight.detach().clone())
-    return model
-
-
-def linear(outputs: int = 3, bias: bool = True) -> nn.Module:
-    return nn.Sequential(nn.Linear(4, outputs, bias=bias))
-
-
-OTHERS = {
-    "shape": (linear, lambda: linear(2), r"'0.weight' of shape \(3, 4\), got '0.weight' of shape \(2, 4\)"),
-    "missing": (linear, lambda: linear(bias=False), r"'0.bias' of shape \(3,\), got no '0.bias'"),
-    "extra": (lambda: linear(bias=False), linear, r"the plan has no '0.bias', got '0.bias' of shape"),
-    "tie": (LanguageModel, lambda: retie(LanguageModel()), r"also called head.weight, got 'embedding.weight' of shape"),
-}
-
-
-@pytest.mark.parametrize(("planned", "given", "message"), OTHERS.values(), ids=OTHERS)
-def test_a_plan_of_another_model_is_refused(planned, given, message: str) -> None:
-    model = given()
-    kinds = [type(module) for module in model.modules()]
-    with pytest.raises(ConversionError, match=r"(?s)bayesify: .*" + message):
-        bayesify(model, plan=plan(planned()), inplace=True)
-    assert [type(module) for module in model.modules()] == kinds

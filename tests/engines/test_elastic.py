@@ -33,8 +33,17 @@ def workers(run):
     return [int(pid) for pid in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
 
 
-def epoch_of(path):
-    return torch.load(path, weights_only=True)["epoch"] if path.exists() else 0
+def wait_for(epoch, path, run):
+    """Until a checkpoint is of this epoch; it is read when it is another file than before, since reading takes time."""
+    deadline, seen = time.monotonic() + PATIENCE, None
+    while True:
+        if path.exists() and (written := path.stat().st_mtime_ns) != seen:
+            seen = written
+            if torch.load(path, weights_only=True)["epoch"] >= epoch:
+                return
+        assert time.monotonic() < deadline
+        assert run.poll() is None, run.stdout.read()
+        time.sleep(0.02)
 
 
 def final(name):
@@ -47,12 +56,8 @@ def test_killed_processes_change_nothing(tmp_path):
     """First the process that writes the checkpoint dies, then the other one."""
     undisturbed = start(tmp_path / "undisturbed")
     killed = start(tmp_path / "killed", *torchrun(2, "--max-restarts", 9))
-    deadline = time.monotonic() + PATIENCE
     for victim, epoch in ((0, 3), (1, 8)):
-        while epoch_of(tmp_path / "killed.pt") < epoch:
-            assert time.monotonic() < deadline
-            assert killed.poll() is None, killed.stdout.read()
-            time.sleep(0.01)
+        wait_for(epoch, tmp_path / "killed.pt", killed)
         os.kill(workers(killed)[victim], signal.SIGKILL)
     printed, _ = killed.communicate(timeout=PATIENCE)
     assert killed.returncode == 0, printed

@@ -120,6 +120,22 @@ def test_a_fitted_posterior_predicts_without_a_warning():
     predict(bnn, INPUTS, 2)
 
 
+def test_a_fit_whose_sigmas_are_all_at_their_cap_is_a_fit():
+    bnn = bayesify(net())
+    fit_posterior(bnn, loader(INPUTS, LABELS), likelihood="categorical", beta=1e30)
+    assert all(bool((p.rho == p.rho.flatten()[0]).all()) for _, p in named_posteriors(bnn))
+    predict(bnn, INPUTS, 2)
+
+
+@pytest.mark.parametrize("layer", ["0", None])
+def test_labels_of_another_shape_are_named(layer):
+    bnn = bayesify(net(), include=layer)
+    with pytest.raises(InvalidValueError, match=r"target must have shape \(16,\) .*, got \(16, 1\); reshape it"):
+        fit_posterior(bnn, loader(INPUTS, LABELS[:, None]), likelihood="categorical")
+    with pytest.raises(InvalidTypeError, match=r"or \.argmax\(1\) where each class has a column"):
+        fit_posterior(bnn, loader(INPUTS, nn.functional.one_hot(LABELS, 2).float()), likelihood="categorical")
+
+
 def test_loaders_may_be_iterators_of_mappings_in_half_precision():
     class Named(nn.Module):
         def __init__(self):

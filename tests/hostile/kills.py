@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import bensemble
 from bensemble.checkpoint.writing import LOCK
 from convert import bayesify, export_onnx
+from tests.remembering import remember_operators
 
 __all__ = ["DEEDS"]
 
@@ -184,7 +185,7 @@ class Marksman:
         """Wait for the moment, kill, and look at what is left."""
         try:
             while in_a_write and not any(_new_file(folder) for folder in self._folders()):
-                pass
+                time.sleep(self.doing.window / 100)
             delay = self.rng.choice([0.0, self.rng.random()])  # a file is half written for a moment only
             time.sleep(delay * self.doing.window if in_a_write else self.rng.uniform(0, self.longest))
         finally:  # without it the child would go on for ever
@@ -222,6 +223,7 @@ def _new_file(folder: Path) -> Path | None:
 def main(deed: str, count: int, folder: Path) -> None:
     """Start a child and kill it, so many times; print where the kills fell."""
     torch.set_num_threads(1)
+    remember_operators()
     start = time.monotonic()
     doing = DEEDS[deed](folder)
     marksman = Marksman(doing, deed, max(0.05, (time.monotonic() - start) / 2))

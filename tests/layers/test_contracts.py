@@ -14,6 +14,8 @@ from .examples import input_for, make, types
 STATISTICAL = ("noise", "samples")
 #: Types with enough samples to show one sigma that is 10 % off; the others share the code that draws, and get fewer.
 SAMPLED_MOST = ("Linear", "Conv2d", "ConvTranspose1d")
+#: Those that draw thousands of samples are left to `make test`; `make quick` draws them for the variants below.
+MARKED = [pytest.param(c, marks=[pytest.mark.slow] if c in STATISTICAL else []) for c in CONTRACTS]
 #: The twins of torch.nn's own types have constructors; others are made by converting.
 BUILT = [twin for nn_type, twin in registered_types().items() if nn_type.__module__.startswith("torch.nn.")]
 
@@ -29,7 +31,7 @@ def check(make_layer, contract, **options):
     check_layer(make_layer, lambda: torch.randn_like(x), contracts=[contract], **options)
 
 
-@pytest.mark.parametrize("contract", CONTRACTS)
+@pytest.mark.parametrize("contract", MARKED)
 @pytest.mark.parametrize("nn_type", types(), ids=lambda t: t.__name__)
 def test_a_converted_layer_keeps(nn_type, contract):
     check(lambda: make(nn_type), contract, num_samples=10_000 if nn_type.__name__ in SAMPLED_MOST else 1_500)

@@ -85,6 +85,7 @@ def options(**more):
     return {"outputs": "uncertainty", "num_samples": 2, "likelihood": "categorical", **more}
 
 
+@pytest.mark.slow
 def test_the_thresholds_travel_in_the_file(tmp_path):
     bnn, x = model(), torch.randn(200, 4)
     y = torch.arange(200) % 3

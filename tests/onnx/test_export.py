@@ -190,12 +190,14 @@ def test_nothing_is_printed_or_warned_and_everything_is_logged(tmp_path, capfd, 
     assert "called" in caplog.text
 
 
+@pytest.mark.slow
 def test_verbose_lets_the_exporter_talk(tmp_path, capfd, recwarn):
     export_onnx(nn.Linear(4, 3), tmp_path / "m.onnx", torch.randn(2, 4), verbose=True)
     assert "torch.onnx" in capfd.readouterr().out
     assert not [warning for warning in recwarn if "training mode" in str(warning.message)]
 
 
+@pytest.mark.slow
 def test_the_same_model_gives_the_same_bytes_without_traces_of_the_machine(tmp_path):
     model, x = cnn(), torch.randn(2, 1, 8, 8)
     for name in ("first", "second"):
@@ -206,6 +208,7 @@ def test_the_same_model_gives_the_same_bytes_without_traces_of_the_machine(tmp_p
         assert trace.encode() not in data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [18, 21])
 def test_opset_is_the_one_asked_for(tmp_path, opset):
     model, x = mlp().eval(), torch.randn(3, 4)
@@ -219,6 +222,7 @@ def test_initializers_keep_the_models_names(tmp_path):
     assert names == {"0.weight", "0.bias", "3.weight", "3.bias"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile imports what torch itself deprecates
 def test_a_compiled_model_is_exported_as_the_model_inside(tmp_path):
     model, x = mlp().eval(), torch.randn(3, 4)
@@ -226,6 +230,7 @@ def test_a_compiled_model_is_exported_as_the_model_inside(tmp_path):
     assert_same(run_file(tmp_path / "m.onnx", input=x)["output"], model(x))
 
 
+@pytest.mark.slow
 def test_autocast_and_inference_mode_around_it_leave_no_trace(tmp_path):
     model, x = mlp(), torch.randn(2, 4)
     export_onnx(model, tmp_path / "plain.onnx", x)

@@ -37,6 +37,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_small_constant_stays(tmp_path, kind):
     torch.manual_seed(0)
@@ -57,6 +58,7 @@ def test_what_does_nothing_goes(tmp_path):
     assert [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node] == ["Gemm"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["add", "add in front"])
 def test_a_file_with_nan_where_the_model_has_none_is_refused(tmp_path, kind, monkeypatch):
     monkeypatch.setattr(tracing, "exact_constants", nullcontext)
@@ -99,6 +101,7 @@ class Heads(nn.MultiheadAttention):
         return super().forward(x, x, x, key_padding_mask=~keep, need_weights=False)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [Masked(False), Masked(True), Heads(8, 2, batch_first=True)],
@@ -111,6 +114,7 @@ def test_attention_to_nothing_is_zero_in_the_file_too(tmp_path, model):
     assert_same(run_file(path, x=x, keep=keep)["output"], model(x, keep))
 
 
+@pytest.mark.slow
 def test_verification_tries_a_mask_without_entries(tmp_path, monkeypatch):
     monkeypatch.setattr(tracing, "TRANSLATIONS", {})
     inputs = torch.randn(2, 4, 8), torch.ones(2, 4).bool()
@@ -126,6 +130,7 @@ class Windows(nn.Module):
         return windows.view(int(windows.shape[0] / (8 * 8 / 4 / 4)), 4, 4).sum(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", ["batch", Dim("batch", min=1, max=64)], ids=str)
 def test_a_size_that_passes_through_a_float_varies(tmp_path, dim):
     model, path = nn.Sequential(nn.Linear(16, 16), Windows()).eval(), tmp_path / "m.onnx"
@@ -134,6 +139,7 @@ def test_a_size_that_passes_through_a_float_varies(tmp_path, dim):
     assert_same(run_file(path, input=x)["output"], model(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("opset", "ir"), [(None, 8), (15, 8), (17, 8), (18, 8), (19, 9), (20, 9)])
 def test_old_runtimes_can_load_an_old_operator_set(tmp_path, opset, ir):
     export_onnx(nn.Linear(4, 3).eval(), tmp_path / "m.onnx", torch.randn(2, 4), opset=opset)
@@ -177,6 +183,7 @@ class Chunks(nn.Linear):
         return torch.cat([piece * 2 for piece in super().forward(x).chunk(math.ceil(len(x) / 4))])
 
 
+@pytest.mark.slow
 def test_an_operation_that_holds_for_some_sizes_only_is_named_with_its_line(tmp_path):
     with pytest.raises(
         VerificationError, match=r"running SequenceAt node.*comes from test_export_edges.py:\d+ `return"

@@ -34,6 +34,7 @@ def test_a_mapping_is_called_by_name_and_constants_stay(tmp_path):
     assert [entry.name for entry in report.inputs] == ["input_ids"]
 
 
+@pytest.mark.slow
 def test_text_varies_in_batch_and_sequence_and_exports_without_its_cache(tmp_path):
     model, path = TinyText().eval(), tmp_path / "m.onnx"
     ids = torch.randint(0, 20, (1, 7))
@@ -53,6 +54,7 @@ def test_text_varies_in_batch_and_sequence_and_exports_without_its_cache(tmp_pat
     assert_same(found["hidden_states_1"], expected["hidden_states"][1])
 
 
+@pytest.mark.slow
 def test_a_sequence_as_long_as_the_model_allows_still_varies(tmp_path):
     model, path = TinyText(most=16).eval(), tmp_path / "m.onnx"
     export_onnx(model, path, {"input_ids": torch.randint(0, 20, (2, 16))})
@@ -78,6 +80,7 @@ def test_recurrent_text_varies_in_length_where_the_exporter_can(tmp_path, kind, 
     assert_same(run_file(path, ids=ids)["output"], model(ids))
 
 
+@pytest.mark.slow
 def test_integer_inputs_of_two_lengths_have_two_names(tmp_path):
     class Pointwise(nn.Module):
         def __init__(self):
@@ -125,6 +128,7 @@ STRUCTURES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", STRUCTURES)
 def test_outputs_are_named_after_keys_fields_and_positions(tmp_path, case):
     make, expected = STRUCTURES[case]
@@ -154,6 +158,7 @@ def test_names_can_be_chosen(tmp_path):
     assert_same(run_file(path, pixels=x)["scores"], model(x))
 
 
+@pytest.mark.slow
 def test_names_that_the_graph_uses_inside_make_way(tmp_path):
     class Clash(nn.Module):
         def __init__(self):
@@ -169,6 +174,7 @@ def test_names_that_the_graph_uses_inside_make_way(tmp_path):
     assert_same(run_file(path, linear=x)["output.weight"], model(x))
 
 
+@pytest.mark.slow
 def test_dynamic_shapes_replace_the_rule_for_the_inputs_they_name(tmp_path):
     model, path = nn.Conv2d(1, 2, 3), tmp_path / "m.onnx"
     axes = {"input": {0: "batch", 2: "height", -1: "width"}}
@@ -207,6 +213,7 @@ def test_a_tied_weight_is_stored_once(tmp_path):
     assert_same(run_file(path, ids=ids)["output"], model(ids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", [1, 2])
 def test_a_model_may_squeeze_a_batch_of_one(tmp_path, example):
     class Squeezing(nn.Conv2d):
@@ -220,6 +227,7 @@ def test_a_model_may_squeeze_a_batch_of_one(tmp_path, example):
         assert_same(run_file(path, x=x)["output"], model(x))
 
 
+@pytest.mark.slow
 def test_outputs_without_a_batch_and_inputs_without_use(tmp_path):
     class Constant(nn.Module):
         def __init__(self):

@@ -1,6 +1,7 @@
 """The monitor: its false-alarm rate is kept, drift is seen, and what it refuses."""
 
 import dataclasses
+import secrets
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from convert.runtime import Answer, Monitor, UncertaintySession
 pytestmark = pytest.mark.xdist_group("monitor")  # its fixtures are made once
 
 
-def test_a_monitor_takes_a_path_and_mappings(calibrated):
+def test_a_monitor_takes_a_path_and_mappings(calibrated, monkeypatch):
     _, path, _ = calibrated
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "5e" * size)  # the noise of the classes comes from it
     answer = UncertaintySession(path, providers="CPUExecutionProvider")(np.random.randn(7, 4).astype("float32"))
     monitors = [Monitor(path) for _ in range(4)]
     forms = (answer, [answer], dict(answer), {name: torch.as_tensor(array) for name, array in answer.items()})

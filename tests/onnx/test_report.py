@@ -1,5 +1,6 @@
 """What the report of an export says about runtimes, and about an int8 file that does not pay."""
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
@@ -7,6 +8,7 @@ from torch.nn.utils import prune
 from convert.onnx import export_onnx
 
 
+@pytest.mark.slow
 def test_the_report_has_a_row_per_runtime(tmp_path):
     net, x = nn.Linear(64, 32).eval(), torch.randn(1, 64)
     report = export_onnx(net, tmp_path / "m.onnx", x)
@@ -29,6 +31,7 @@ def test_the_report_has_a_row_per_runtime(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_an_int8_file_that_is_larger_than_float_is_reported(tmp_path):
     typical = torch.randn(9, 4)
     options = {"quantize": "int8", "calibration_data": typical}

@@ -13,7 +13,7 @@ import bensemble
 from bensemble import ExportError, InvalidValueError
 from convert import bayesify, export_onnx
 
-pytestmark = pytest.mark.xdist_group("rounded trunk")  # its files are made once
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("rounded trunk")]  # its files are made once
 
 
 @pytest.fixture(scope="module")

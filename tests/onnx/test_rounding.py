@@ -36,12 +36,14 @@ def cancelling():
     return model, torch.linspace(1, 4, 2 * 512).reshape(2, 512)
 
 
+@pytest.mark.slow
 def test_a_network_that_loses_digits_is_exported(tmp_path):
     model, x = cancelling()
     report = export_onnx(model, tmp_path / "model.onnx", x)
     assert 1e-5 < report.relative_error <= report.tolerance <= 1e-2
 
 
+@pytest.mark.slow
 def test_a_network_that_loses_none_is_held_to_its_precision(tmp_path):
     torch.manual_seed(0)
     report = export_onnx(nn.Linear(4, 2).eval(), tmp_path / "model.onnx", torch.randn(2, 4))

@@ -14,7 +14,8 @@ from statistics import NormalDist
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bensemble import named_posteriors, predict
 from bensemble.gaussian import rho_from_sigma, sigma_from_rho
@@ -134,20 +135,26 @@ def prepared(build, include=None):
 @torch.no_grad()
 def perturbed(plain, bnn, inputs, factors, seed=9):
     """Outputs of copies of the plain network with perturbed weights, one row for each."""
-    generator, found = torch.Generator().manual_seed(seed), []
-    weights = {
-        name: (p.mu.clone(), factors.get(name, 1.0) * sigma_from_rho(p.rho)) for name, p in named_posteriors(bnn)
-    }
-    for _ in range(SAMPLES):
-        drawn = {name: mu + sigma * torch.randn(mu.shape, generator=generator) for name, (mu, sigma) in weights.items()}
-        out = functional_call(
-            plain,
-            drawn,
-            () if isinstance(inputs, dict) else (inputs,),
-            dict(inputs) if isinstance(inputs, dict) else {},
-        )
-        found.append((out.logits if isinstance(out, TokenOutput) else out).flatten())
-    return torch.stack(found).double()
+    generator, drawn = torch.Generator().manual_seed(seed), {}
+    for name, posterior in named_posteriors(bnn):
+        noise = torch.randn((SAMPLES, *posterior.mu.shape), generator=generator)
+        drawn[name] = posterior.mu + factors.get(name, 1.0) * sigma_from_rho(posterior.rho) * noise
+    args, named = ((), inputs) if isinstance(inputs, dict) else ((inputs,), {})
+
+    def outputs(weights):
+        out = functional_call(plain, weights, args, named)
+        return (out.logits if isinstance(out, TokenOutput) else out).flatten()
+
+    if any(isinstance(module, nn.LSTM) for module in plain.modules()):  # vmap has no rule for it
+        one_by_one = ({name: values[i] for name, values in drawn.items()} for i in range(SAMPLES))
+        return torch.stack([outputs(weights) for weights in one_by_one]).double()
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # nor for the fused encoder and attention
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            return vmap(outputs, chunk_size=200)(drawn).double()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def agree(one, other):

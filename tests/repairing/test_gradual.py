@@ -48,6 +48,7 @@ def test_the_weights_left_fall_by_the_same_factor_in_every_step():
     assert "93.6% of the weights removed" in str(pruned)
 
 
+@pytest.mark.slow
 def test_steps_are_better_than_one_and_one_is_a_repair():
     model = network()
     one, five = (prune_and_repair(model, BATCHES, sparsity=0.85, steps=steps).network for steps in (1, 5))
@@ -57,6 +58,7 @@ def test_steps_are_better_than_one_and_one_is_a_repair():
     assert error(five, model) < error(one, model)
 
 
+@pytest.mark.slow
 def test_auto_takes_back_the_step_that_loses_too_much_and_tries_half_of_it():
     model = network(1)
     model[4].weight.data.mul_(20)  # sure of its classes
@@ -104,6 +106,7 @@ def test_patterns_go_weight_by_weight():
     assert error(pruned.network, model) < error(to_deterministic(bayesify(model), granularity="2:4"), model)
 
 
+@pytest.mark.slow
 def test_channels_that_go_can_be_cut_out():
     model = network()
     groups = channel_groups(bayesify(model), BATCHES[0])

@@ -14,7 +14,8 @@ from torch.nn.utils import prune
 
 import bensemble
 from bensemble.likelihoods import Categorical
-from convert import bayesify, compact, export_onnx, last_layer
+from convert import bayesify, compact, export_onnx, last_layer, to_deterministic
+from convert.onnx.uncertainty.draws import weight_draws
 
 __all__ = ["build", "coded", "decoded"]
 
@@ -91,7 +92,7 @@ def build(folder: Path) -> list[dict[str, Any]]:
         bnn = bayesify(net, init_sigma=0.05, example_inputs=x).eval()
         sure = {"outputs": "uncertainty", "likelihood": likelihood, "num_samples": 16}
         add(f"{name}, mean", net, {"output": net(x)}, x)
-        add(f"{name}, samples", bnn, predicted(bnn, x, likelihood), x, **sure)
+        add(f"{name}, samples", bnn, predicted(drawn(bnn), x, likelihood), x, **sure)
         add(f"{name}, int8", net, {"output": net(x)}, x, quantize="int8", calibration_data=draw(100))
         if name in ("CNN", "segmenter"):
             head = bayesify(net, include=last_layer(net, x), init_sigma=0.3, example_inputs=x).eval()
@@ -117,11 +118,21 @@ def labelled(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def predicted(model: Any, x: Tensor, likelihood: Categorical, **more: Any) -> dict[str, Tensor]:
-    """What ``predict`` says, with the draws of the file."""
-    generator = torch.Generator().manual_seed(0)
-    p = bensemble.predict(model, x, 16, likelihood=likelihood, generator=generator, **more)
+    """What ``predict`` says."""
+    p = bensemble.predict(model, x, likelihood=likelihood, **more)
     names = ["probs", "entropy", "mutual_information", *(["novelty", "novelty_pvalue"] if more else [])]
     return {name: getattr(p, name).float() for name in names}
+
+
+def drawn(bnn: nn.Module) -> list[nn.Module]:
+    """Networks that hold the draws of a file."""
+    (draws,) = weight_draws([bnn], 16, torch.Generator().manual_seed(0))
+    networks = [to_deterministic(bnn).eval() for _ in range(16)]
+    with torch.no_grad():
+        for k, network in enumerate(networks):
+            for name, each in draws.items():
+                network.get_parameter(name).copy_(each.samples[k])
+    return networks
 
 
 def sparse(net: nn.Module) -> nn.Module:

@@ -41,6 +41,8 @@ ROWS = (
 KNOWN: dict[str, tuple[str, ...]] = {
     "py3.10-torch2.10.0": (
         "the exporter of torch 2.10 cannot follow the statistics of a Bernoulli likelihood (test_uncertainty)",
+        "the same in closed form, of several labels (test_closed)",
+        "the same in closed form, of one label (test_closed)",
         "ONNX Runtime 1.23, the last one for Python 3.10, reads external data above the file's folder (test_traps)",
         "the same through a link (test_traps)",
     )

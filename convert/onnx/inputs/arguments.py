@@ -95,8 +95,9 @@ class FlatModel(nn.Module):
         names = _readable([""] if len(paths) == 1 and paths[0].isdigit() else paths)
         return dict(zip(names, found, strict=True))
 
-    def rewrite(self, proto: onnx.ModelProto) -> None:
-        """Change the graph as the exporter translated it, in place."""
+    def rewrite(self, proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+        """Change the graph as the exporter translated it, in place; the constants that are inputs until optimized."""
+        return []
 
 
 def read_arguments(model: nn.Module, example_inputs: Inputs, input_names: Sequence[str] | None = None) -> Arguments:

@@ -68,9 +68,10 @@ class ClosedModel(FlatModel):
         """The outputs by name."""
         return self._outputs([tensor.clone() for tensor in tensors], trace=False)
 
-    def rewrite(self, proto: onnx.ModelProto) -> None:
+    def rewrite(self, proto: onnx.ModelProto) -> list[onnx.TensorProto]:
         """Replace the markers of a freshly traced graph."""
-        replicate(proto, {})
+        replicate(proto, ())
+        return []
 
     def _outputs(self, tensors: Sequence[Tensor], trace: bool) -> dict[str, Tensor]:
         inputs, gaussians, scores = self.arguments.rebuild(tensors), [], []

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-import numpy as np
 import onnx
-from onnx import numpy_helper
+
+from ..files.proto import captured
 
 __all__ = ["merge_siblings"]
 
@@ -28,17 +28,18 @@ Axes = tuple[int, int]
 
 
 def merge_siblings(proto: onnx.ModelProto) -> None:
-    """Merge the convolutions and matrix products that differ in their stored weights only; in place."""
-    merger = _Merger(proto.graph)
+    """Merge the convolutions and matrix products that differ in their constant weights only; in place."""
+    merger = _Merger(proto)
     readers = merger.readers()
     groups: dict[tuple[object, ...], list[onnx.NodeProto]] = defaultdict(list)
     for node in proto.graph.node:
         if merger.axes(node) is not None and all(readers[name] == 1 for name in node.input[1:] if name):
-            shapes = tuple(tuple(merger.stored[name].dims) for name in node.input[1:] if name)
+            shapes = tuple(merger.constant[name] for name in node.input[1:] if name)
             groups[node.op_type, node.input[0], _settings(node), shapes].append(node)
     for siblings in groups.values():
         if len(siblings) > 1:
             merger.merge(siblings)
+    merger.close()
     del proto.graph.value_info[:]
 
 
@@ -46,13 +47,30 @@ class _Merger:
     """Changes a graph in place.
 
     Attributes:
-        graph: The graph.
-        stored: Its initializers by name.
+        graph: The graph; what depends on no input comes first in it.
+        constant: The shapes of the values that depend on no input, such as the draws of a weight.
+        joins: What joins constants, still to be put behind the first nodes.
     """
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.graph = graph
-        self.stored = {tensor.name: tensor for tensor in graph.initializer}
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self.graph = proto.graph
+        self.joins: list[onnx.NodeProto] = []
+        shapes = {}
+        for value in onnx.shape_inference.infer_shapes(proto).graph.value_info:
+            dims = value.type.tensor_type.shape.dim
+            if all(dim.HasField("dim_value") for dim in dims):
+                shapes[value.name] = tuple(dim.dim_value for dim in dims)
+        self.constant = {tensor.name: tuple(tensor.dims) for tensor in self.graph.initializer}
+        first: list[onnx.NodeProto] = []
+        rest: list[onnx.NodeProto] = []
+        for node in self.graph.node:
+            is_constant = all(name in self.constant for name in captured(node))
+            (first if is_constant else rest).append(node)
+            if is_constant:
+                self.constant |= {name: shapes[name] for name in node.output if name in shapes}
+        del self.graph.node[:]
+        self.graph.node.extend([*first, *rest])
+        self.first = len(first)
 
     def readers(self) -> Counter[str]:
         """How often each value is read."""
@@ -60,16 +78,16 @@ class _Merger:
 
     def axes(self, node: onnx.NodeProto) -> Axes | None:
         """Where the outputs lie in weight and result, None where the node cannot be merged with its siblings."""
-        stored, weights = self.stored, node.input[1:]
-        if not weights or node.input[0] in stored or any(name and name not in stored for name in weights):
+        constant, weights = self.constant, node.input[1:]
+        if not weights or node.input[0] in constant or any(name and name not in constant for name in weights):
             return None
         settings = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         if node.op_type == "Conv" and settings.get("group", 1) == 1:
             return 0, 1
         if node.op_type == "Gemm" and not settings.get("transA", 0):
-            bias = stored[node.input[2]].dims if len(node.input) > 2 and node.input[2] else ()
+            bias = constant[node.input[2]] if len(node.input) > 2 and node.input[2] else ()
             return (0 if settings.get("transB", 0) else 1, 1) if len(bias) < 2 else None
-        if node.op_type == "MatMul" and len(stored[node.input[1]].dims) == 2:
+        if node.op_type == "MatMul" and len(constant[node.input[1]]) == 2:
             return 1, -1
         return None
 
@@ -87,7 +105,7 @@ class _Merger:
         parts = [node.output[0] for node in siblings]
         name, count = f"{first.name}.split", len(siblings)
         split = onnx.helper.make_node("Split", [joint.output[0]], parts, name, axis=axis, num_outputs=count)
-        width = self.stored[joint.input[1]].dims[weight_axis] // count
+        width = self.constant[first.input[1]][weight_axis]
         position = next(index for index, node in enumerate(self.graph.node) if node.output[:1] == first.output[:1])
         for node in siblings:
             self.graph.node.remove(node)
@@ -143,21 +161,23 @@ class _Merger:
         biases = []
         for node, part in zip(following, split.output, strict=True):
             biases.append(node.input[1] if node.input[0] == part else node.input[0])
-        vectors = all(name in self.stored and list(self.stored[name].dims) == [width] for name in biases)
+        vectors = all(self.constant.get(name) == (width,) for name in biases)
         readers = self.readers()
         if not vectors or any(readers[name] > 1 for name in biases):
             return None
         return [split.input[0], self.joined(biases, 0)]
 
+    def close(self) -> None:
+        """Put what joins constants behind these."""
+        nodes = list(self.graph.node)
+        del self.graph.node[:]
+        self.graph.node.extend([*nodes[: self.first], *self.joins, *nodes[self.first :]])
+
     def joined(self, names: Sequence[str], axis: int) -> str:
-        """The name of a stored tensor that joins others, which it replaces."""
-        whole = np.concatenate([numpy_helper.to_array(self.stored[name]) for name in names], axis)
-        for name in names:
-            self.graph.initializer.remove(self.stored.pop(name))
-        tensor = numpy_helper.from_array(whole, names[0].removesuffix(".draw0") + ".draws")
-        self.graph.initializer.append(tensor)
-        self.stored[tensor.name] = tensor
-        return tensor.name
+        """The name of a constant that joins others; a runtime computes it when it loads the file."""
+        name = f"{names[0]}.joined"
+        self.joins.append(onnx.helper.make_node("Concat", names, [name], name, axis=axis))
+        return name
 
 
 def _inputs_of_same(split: onnx.NodeProto, following: Sequence[onnx.NodeProto]) -> list[str] | None:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from bensemble.errors import InvalidValueError
-from bensemble.likelihoods import Bernoulli, Categorical, Likelihood
+from bensemble.likelihoods import Bernoulli, Categorical
+from bensemble.likelihoods.base import described
 
 from ...runtime.metadata import class_names
 from .closed import ClosedModel
@@ -42,7 +43,7 @@ def uncertainty_metadata(
     found = {
         "bensemble.method": "closed" if isinstance(model, ClosedModel) else "samples",
         "bensemble.num_samples": str(model.count),
-        "bensemble.likelihood": "none" if options.likelihood is None else _described(options.likelihood),
+        "bensemble.likelihood": "none" if options.likelihood is None else described(options.likelihood),
         "bensemble.terms": str(uncertainty[0].numel()),
     }
     if isinstance(options.likelihood, (Bernoulli, Categorical)):
@@ -58,14 +59,13 @@ def uncertainty_metadata(
             )
     if options.calibration is not None:
         reference = {OWN_NAMES.get(name, name): values for name, values in options.calibration.reference.items()}
+        if isinstance(model, SampledModel) and model.is_drawn:
+            # At few draws it depends on these, and the calibration's are others: a monitor would raise false alarms.
+            reference.pop("mutual_information", None)
+        if options.calibration.predicted:
+            reference["class"] = options.calibration.predicted
         found["bensemble.calibration"] = options.calibration.to_json()
         found["bensemble.reference"] = json.dumps(reference)
     if options.thresholds:
         found["bensemble.reject"] = json.dumps(options.thresholds)
     return found if model.novelty is None else found | model.novelty.metadata()
-
-
-def _described(likelihood: Likelihood) -> str:
-    """Name and settings that are plain values, as ``Categorical(dim=1)``."""
-    settings = {key: value for key, value in vars(likelihood).items() if isinstance(value, (int, float, str))}
-    return f"{type(likelihood).__name__}({', '.join(f'{key}={value!r}' for key, value in settings.items())})"

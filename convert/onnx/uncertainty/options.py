@@ -18,10 +18,10 @@ from bensemble.likelihoods import DiscreteLikelihood, Likelihood, resolve
 from bensemble.models.outputs import OutputSelector
 from bensemble.posteriors import named_posteriors
 from bensemble.prediction.closed import PAIRS, closed_form
-from bensemble.prediction.weight_samples import WeightSamples
 
 from ..inputs.arguments import Arguments
 from .closed import ClosedModel
+from .draws import weight_draws
 from .networks import SampledModel
 from .novelty import FileNovelty
 from .statistics import Statistics
@@ -89,7 +89,7 @@ class UncertaintyOptions:
         if self.method == "closed":
             return ClosedModel(sources, networks, arguments, selector, statistics, novelty)
         generator = torch.Generator().manual_seed(0) if self.generator is None else self.generator
-        draws = [weight_draws(source, self.num_samples, generator) for source in sources]
+        draws = weight_draws(sources, self.num_samples, generator)
         return SampledModel(networks, arguments, selector, draws, statistics, novelty, means)
 
 
@@ -133,7 +133,7 @@ def uncertainty_options(
         num_samples = max(calibrated // len(models), 2) if calibrated else NUM_SAMPLES
     if calibration is not None:
         made = _as_predicted(models, chosen, num_samples)
-        calibration.check_made_for("export_onnx", posterior_fingerprint(models), *made)
+        calibration.check_made_for("export_onnx", posterior_fingerprint(models), *made, resolved)
     thresholds = checked_thresholds(reject, resolved, novelty)
     return UncertaintyOptions(chosen, num_samples, resolved, novelty, calibration, generator, thresholds)
 
@@ -171,31 +171,13 @@ def _check_calibration(calibration: Any, likelihood: Likelihood | None) -> None:
         )
 
 
-def weight_draws(model: nn.Module, num_samples: int, generator: torch.Generator) -> dict[str, list[Tensor]]:
-    """K draws of every posterior, the same that ``predict`` makes with such a generator, pruned by the masks.
-
-    Returns:
-        K tensors on the CPU for each weight, by its name in the deterministic model. A tied weight has one name.
-    """
-    posteriors = dict(named_posteriors(model))
-    draws: dict[str, list[Tensor]] = {name: [] for name in posteriors}
-    samples = WeightSamples(model, num_samples, generator, several=False)
-    with torch.no_grad():
-        for k in range(num_samples):
-            drawn = samples.sample(k)
-            for name, posterior in posteriors.items():
-                assert drawn is not None  # the model has posteriors
-                draws[name].append(drawn.weight(posterior).cpu())
-    return draws
-
-
 def num_bytes(tensors: Iterable[Tensor]) -> int:
     """The size of tensors in memory, each once."""
     return sum(tensor.numel() * tensor.element_size() for tensor in {id(tensor): tensor for tensor in tensors}.values())
 
 
 def check_draws_fit(models: Sequence[nn.Module], options: UncertaintyOptions) -> None:
-    """Refuse a model with nothing uncertain, or more draws than one file holds, before anything is computed.
+    """Refuse a model with nothing uncertain, or more draws than a runtime should hold, before anything is computed.
 
     Raises:
         InvalidValueError: ``num_samples`` draws exceed 2 GiB; says how many fit. An ensemble is Bayesian in part.
@@ -221,7 +203,7 @@ def check_draws_fit(models: Sequence[nn.Module], options: UncertaintyOptions) ->
         fitting = max((MOST_BYTES - shared) // max(drawn, 1), 0)
         cure = f"num_samples={fitting} fits" if fitting > 1 else "no two draws fit"
         raise InvalidValueError(
-            f"export_onnx: num_samples draws of the weights must fit into one file of 2 GiB, got {num_samples} draws "
-            f"of {type(models[0]).__name__} with {size / 2**30:.2f} GiB; {cure}, and so does a posterior on fewer "
-            "layers."
+            f"export_onnx: num_samples draws of the weights, all held by a runtime, must fit into 2 GiB, got "
+            f"{num_samples} draws of {type(models[0]).__name__} with {size / 2**30:.2f} GiB; {cure}, and so does a "
+            "posterior on fewer layers."
         )

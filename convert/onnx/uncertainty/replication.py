@@ -10,7 +10,7 @@ In the same way, :func:`through` follows another tensor than a layer's output th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import onnx
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from bensemble.errors import ExportError
 
 from ..files.proto import captured, rename_captured
+from .draws import draw_name
 
 __all__ = ["members", "replicate", "through"]
 
@@ -62,19 +63,17 @@ def through(output: Tensor, result: Tensor, other: Tensor) -> Tensor:
     )
 
 
-def replicate(proto: onnx.ModelProto, draws: Mapping[str, Sequence[Tensor]]) -> None:
+def replicate(proto: onnx.ModelProto, drawn: Collection[str]) -> None:
     """Replace every marker by copies of the nodes before it.
 
     Args:
         proto: The model as the exporter translated it, before it was optimized; it is changed in place.
-        draws: K tensors for each drawn weight, by the name of its initializer.
+        drawn: The names of the drawn weights. Copy k reads ``draw_name(name, k)`` in place of each.
 
     Raises:
         ExportError: No drawn weight reaches a marker.
     """
     graph = proto.graph
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    drawn = {name: values for name, values in draws.items() if name in stored}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         if node.domain != DOMAIN:
@@ -84,18 +83,9 @@ def replicate(proto: onnx.ModelProto, draws: Mapping[str, Sequence[Tensor]]) -> 
         else:
             nodes += list(_followed(node, nodes))
     for node in nodes:  # other readers of a copied value, such as those of its shape, take draw 0
-        rename_captured(node, {name: _draw_name(name, 0) for name in drawn})
+        rename_captured(node, {name: draw_name(name, 0) for name in drawn})
     del graph.node[:]
     graph.node.extend(_read(nodes, {value.name for value in graph.output}))
-    for name, values in drawn.items():
-        graph.initializer.remove(stored[name])
-        for k, value in enumerate(values):
-            data = value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            graph.initializer.append(
-                onnx.TensorProto(
-                    name=_draw_name(name, k), data_type=stored[name].data_type, dims=value.shape, raw_data=data
-                )
-            )
     del graph.value_info[:]
     kept = [entry for entry in proto.opset_import if entry.domain != DOMAIN]
     del proto.opset_import[:]
@@ -103,7 +93,7 @@ def replicate(proto: onnx.ModelProto, draws: Mapping[str, Sequence[Tensor]]) -> 
 
 
 def _stacked(
-    marker: onnx.NodeProto, before: Sequence[onnx.NodeProto], drawn: Mapping[str, Sequence[Tensor]]
+    marker: onnx.NodeProto, before: Sequence[onnx.NodeProto], drawn: Collection[str]
 ) -> Iterator[onnx.NodeProto]:
     """The copies of the network that ends at a marker, and the stack of their outputs under the marker's name."""
     settings = {attribute.name: attribute.i for attribute in marker.attribute}
@@ -120,7 +110,9 @@ def _stacked(
     copied = [node for node in needed if repeated.intersection(node.output)]
     ends = []
     for k in range(count):
-        copies, names = _copies(copied, f"{index}.{k}", {name: _draw_name(name, k) for name in drawn})
+        copies, names = _copies(copied, f"{index}.{k}", {name: draw_name(name, k) for name in drawn})
+        for node in copies[: len(copies) if k else 0]:
+            node.name = ""  # those of the first draw are enough for messages
         yield from copies
         ends.append(f"{marker.output[0]}.{k}")
         axes = f"{marker.output[0]}.axis.{k}"
@@ -168,7 +160,3 @@ def _read(nodes: Sequence[onnx.NodeProto], ends: set[str]) -> list[onnx.NodeProt
             needed.update(captured(node))
             kept.append(node)
     return kept[::-1]
-
-
-def _draw_name(name: str, k: int) -> str:
-    return f"{name}.draw{k}"

@@ -51,20 +51,21 @@ class Statistics:
     temperature: float = 1.0
     conformal_threshold: float | None = None
 
-    def of_samples(self, outputs: Tensor) -> dict[str, Tensor]:
+    def of_samples(self, outputs: Tensor, paired: bool = False) -> dict[str, Tensor]:
         """The file's outputs.
 
         Args:
             outputs: Outputs of the networks, shape (K, B, ...).
+            paired: Whether they are pairs of draws with opposite noise.
 
         Returns:
             By name, batch first, float32.
         """
         outputs = precise(outputs)
         if self.likelihood is None:
-            return _float32(_moments(outputs))
+            return _float32(_moments(outputs, paired))
         if not isinstance(self.likelihood, DiscreteLikelihood):
-            found = _moments(torch.vmap(self.likelihood.expect)(outputs))
+            found = _moments(torch.vmap(self.likelihood.expect)(outputs), paired)
             return self._regression(found, torch.vmap(self.likelihood.spread)(outputs).mean(0))
         logits = outputs / self.temperature if self.temperature != 1.0 else outputs
         samples = torch.vmap(self.likelihood.expect)(logits)
@@ -145,10 +146,14 @@ class Statistics:
         return {"prediction_set": 1 - likelihood.class_probs(probs) <= self.conformal_threshold}
 
 
-def _moments(samples: Tensor) -> dict[str, Tensor]:
-    """Mean and standard deviation (of K - 1 degrees of freedom) over the draws."""
+def _moments(samples: Tensor, paired: bool) -> dict[str, Tensor]:
+    """Mean and standard deviation over the draws.
+
+    K - 1 degrees of freedom; but K in pairs, whose mean is that of the posterior where the output is linear in the
+    noise.
+    """
     mean = samples.mean(0)
-    variance = (samples - mean).square().sum(0) / (samples.shape[0] - 1)
+    variance = (samples - mean).square().sum(0) / (samples.shape[0] - (not paired))
     return {"mean": mean, "std": variance.sqrt()}
 
 
