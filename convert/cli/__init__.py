@@ -16,6 +16,6 @@ def main() -> None:
     try:
         from .app import app
     except ModuleNotFoundError as err:
-        cure = "in the source tree run pip install '.[cli]'"
+        cure = "run `pip install '.[cli]'` in the source tree"
         sys.exit(f"Error: the command line needs '{err.name}', which is not installed; {cure}.")
     app(prog_name="bensemble")
