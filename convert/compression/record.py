@@ -44,7 +44,7 @@ class Record:
             raise InvalidValueError(
                 f"compress: '{self._path}' is not the record of a search ({shown(err)}); choose another folder."
             ) from err
-        if held["posterior"] != fingerprint:
+        if held.get("posterior") != fingerprint:
             raise InvalidValueError(
                 f"compress: folder '{folder}' must be of this model, got the search of another posterior; choose "
                 "another folder, or empty it."
