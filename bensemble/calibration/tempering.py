@@ -71,7 +71,7 @@ def _in_closed_form(prediction: ClassPrediction, spreads: Tensor) -> ClassPredic
     for own, draws, spread in zip(logits, samples.chunk(len(logits)), spreads.chunk(len(logits)), strict=True):
         probs = likelihood.expect(own)
         expected = expected_entropy(likelihood, probs, draws.mean(0), spread.mean(0))
-        parts.append({"mean": probs, "std": draws.std(0), "spread": expected})
+        parts.append({"mean": probs, "std": draws.std(0, correction=0), "spread": expected})
     found = mixture(parts)
     return replace(prediction, mean=found["mean"], std=found["std"], expected_entropy=found["spread"])
 

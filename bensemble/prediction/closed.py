@@ -189,28 +189,23 @@ class OutputGaussian:
         """The logits of the probit approximation."""
         return probit(self.mean, self.variance)
 
-    def shifts(self, size: int | None = None) -> Iterator[Tensor]:
-        """One half of each antithetic pair of draws less the mean, ``size`` pairs, or all, at once on a last axis."""
-        deviation = self._coordinates.sqrt().unsqueeze(-1)
-        shape = [1] * deviation.ndim
-        shape[self._axis - 1] = self._noise.shape[1]
-        for noise in self._noise.split(size or len(self._noise)):
-            shift = deviation * noise.t().reshape(*shape[:-1], len(noise))
-            shift = shift if self._mixing is None else mix(shift, self._mixing, self._axis - 1)
-            yield shift if self._placed is None else torch.stack([self._placed(x) for x in shift.unbind(-1)], -1)
-
-    def draws(self) -> Iterator[Tensor]:
-        """Antithetic draws of the outputs."""
-        for shift in self.shifts(1):
-            yield self.mean + shift.squeeze(-1)
-            yield self.mean - shift.squeeze(-1)
+    def draws(self, size: int = 1) -> Iterator[Tensor]:
+        """Draws of the outputs, ``size`` pairs of opposite ones at once on a first axis."""
+        deviation, shape = self._coordinates.sqrt(), [1] * self._coordinates.ndim
+        shape[self._axis] = self._noise.shape[1]
+        for half in self._noise.split(size):
+            noise = torch.cat([half, -half])
+            shift = deviation * noise.view(len(noise), *shape)
+            shift = shift if self._mixing is None else mix(shift, self._mixing, self._axis)
+            yield self.mean + (shift if self._placed is None else torch.stack([self._placed(x) for x in shift]))
 
     def prediction(self, likelihood: Likelihood | None, keep: bool) -> dict[str, Tensor]:
         """What :func:`bensemble.prediction.gathering.assemble` makes a prediction of."""
         if isinstance(likelihood, Categorical | Bernoulli):
             moments = RunningMoments(likelihood, keep)
-            for draw in self.draws():
-                moments.add(draw)
+            for pair in self.draws():
+                for draw in pair:
+                    moments.add(draw)
             found, probs = moments.result(), likelihood.expect(self.probit())
             found["std"] *= (1 - 0.5 / len(self._noise)) ** 0.5  # the second moments of the draws are exact
             found |= {"mean": probs, "spread": expected_entropy(likelihood, probs, found["mean"], found["spread"])}
@@ -220,7 +215,7 @@ class OutputGaussian:
         if likelihood is not None:
             found["spread"] = likelihood.spread(self.mean)
         if keep:
-            found["samples"] = torch.stack(list(self.draws()))
+            found["samples"] = torch.cat(list(self.draws()))
         return found
 
 

@@ -36,7 +36,7 @@ def fixed_noise(channels: int, least: int = FEW_PAIRS) -> Tensor:
     generator, blocks = torch.Generator().manual_seed(0), -(-least // rows)
     normal = math.sqrt(2) * torch.erfinv(2 * (torch.arange(blocks, dtype=torch.float64) + 0.5) / blocks - 1)
     share = 2 / (9 * channels)  # Wilson & Hilferty 1931, "The Distribution of Chi-Square"
-    lengths = (1 - share + normal * math.sqrt(share)) ** 1.5
+    lengths = (1 - share + normal * math.sqrt(share)).clamp_min(0) ** 1.5
     drawn = torch.randn(blocks, channels, rows, generator=generator, dtype=torch.float64)
     noise = (lengths[:, None, None] * torch.linalg.qr(drawn).Q.mT).flatten(0, 1)
     return (noise / noise.square().mean(0).sqrt()).float()

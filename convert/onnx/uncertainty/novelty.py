@@ -127,7 +127,7 @@ class _Score(nn.Module):
             constants = {
                 "basis": d.basis.T,
                 "shift": -d.basis @ d.centre,
-                "weights": share * d.weights,
+                "weights": (share * d.weights)[:, None].expand(-1, len(d.means)),
                 "means": -2 * share * d.means.T,
                 "norms": share * d.means.square().sum(1) + offset,
             }
@@ -142,7 +142,7 @@ class _Score(nn.Module):
                 self.get_buffer(f"{name}{number}") for name in ("basis", "shift", "weights", "means", "norms")
             )
             u = torch.addmm(shift, x, basis)
-            distance = torch.addmm(norms, u, means).amin(1) + (u * u * weights).sum(1)
+            distance = torch.addmm(torch.addmm(norms, u, means), u * u, weights).amin(1)
             total = distance if total is None else total + distance
         assert total is not None
         return total

@@ -23,6 +23,7 @@ from torch import Tensor
 from bensemble.gaussian import precise
 from bensemble.likelihoods import Bernoulli, Categorical, DiscreteLikelihood, Likelihood
 from bensemble.prediction.closed import OutputGaussian, mixture
+from bensemble.prediction.noise import MANY_PAIRS
 
 __all__ = ["SCALES", "Statistics"]
 
@@ -97,20 +98,16 @@ class Statistics:
 
     def _between_draws(self, member: OutputGaussian) -> Tensor:
         """Mutual information between the prediction and the logits of one member."""
-        (shifts,) = member.shifts()
-        center, likelihood = member.mean.unsqueeze(-1), self.likelihood
-        logits = torch.cat([center + shifts, center - shifts], -1)
+        (logits,), likelihood = member.draws(MANY_PAIRS), self.likelihood
         if not isinstance(likelihood, Categorical):  # Bernoulli, whose functions look at each output alone
             assert isinstance(likelihood, DiscreteLikelihood)
             samples, spreads = likelihood.expect(logits), likelihood.spread(logits)
         else:  # fewer and faster operators than the functions of the likelihood
             axis = likelihood.axis(member.mean)
-            logits = logits - logits.amax(axis, keepdim=True)
-            weights = logits.exp()
-            total = weights.sum(axis, keepdim=True)
-            samples = weights / total
-            spreads = total.log().squeeze(axis) - (samples * logits).sum(axis)
-        return (self._entropy(samples.mean(-1)) - spreads.mean(-1)).clamp_min(0)
+            logs = logits.log_softmax(axis + 1)
+            samples = logs.exp()
+            spreads = -(samples * logs).sum(axis + 1)
+        return (self._entropy(samples.mean(0)) - spreads.mean(0)).clamp_min(0)
 
     def _regression(self, found: dict[str, Tensor], noise: Tensor) -> dict[str, Tensor]:
         """Mean, deviations and, with a calibration, the conformal interval; the temperature multiplies variances."""
