@@ -10,12 +10,12 @@ from torch import nn
 import bensemble
 from bensemble import plots
 
-# %% A network that learnt 300 digits by heart is too sure of others
+# %% A network that learnt 200 digits by heart is too sure of others
 torch.manual_seed(0)
 x, y = map(torch.tensor, load_digits(return_X_y=True))
-x = x.float() / 16 + 0.25 * torch.randn(x.shape)  # a bad scanner
+x = x.float() / 16 + 0.35 * torch.randn(x.shape)  # a bad scanner
 order = torch.randperm(len(x))
-(x_train, x_cal, x_new), (y_train, y_cal, y_new) = (part[order].split([300, 500, 997]) for part in (x, y))
+(x_train, x_cal, x_new), (y_train, y_cal, y_new) = (part[order].split([200, 600, 997]) for part in (x, y))
 model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
 optimizer = torch.optim.Adam(model.parameters(), 3e-3)
 for _ in range(300):

@@ -16,9 +16,9 @@ from convert.runtime import UncertaintySession
 # %% Data: few digits to learn from, so that the networks disagree
 torch.manual_seed(0)
 x, y = map(torch.tensor, load_digits(return_X_y=True))
-x = x.float() / 16
+x = x.float() / 16 + 0.25 * torch.randn(x.shape)  # a bad scanner
 order = torch.randperm(len(x))
-train, val, new = (TensorDataset(x[i], y[i]) for i in order.split([400, 300, 1097]))
+train, val, new = (TensorDataset(x[i], y[i]) for i in order.split([200, 300, 1297]))
 loader, val_loader, (x_new, y_new) = DataLoader(train, 50, shuffle=True), DataLoader(val, 300), new.tensors
 
 
@@ -26,8 +26,8 @@ def member(seed):
     """A trained network and the same network with a posterior of its last layer."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(40):
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(60):
         for images, labels in loader:
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(images), labels).backward()
