@@ -54,10 +54,7 @@ axes.axvline(300, color="black", linewidth=0.8, label="the scanner grows dim")
 labelled(axes, "digits seen", "evidence, nats").figure.savefig("drifting_stream.svg")
 with torch.no_grad():
     right = (model(stream).argmax(1) == labels).float()
-print(
-    f"before: {right[:300].mean():.1%} of 300 digits right, no alarm"
-    if alarm is None or alarm > 300
-    else "a false alarm"
-)
+early = "no alarm" if alarm is None or alarm > 300 else "a false alarm"
+print(f"before: {right[:300].mean():.1%} of 300 digits right, {early}")
 print(f"after:  {right[-100:].mean():.1%} of the last 100 right", end="; ")
 print(f"alarm after digit {alarm}, at a contrast of {contrast[alarm - 1]:.0%}" if alarm else "no alarm")

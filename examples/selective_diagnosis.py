@@ -42,8 +42,6 @@ for_expert = p.reject(by="entropy", threshold=threshold)
 curve = bensemble.rejection_curve(p, new.tensors[1], by="entropy")
 plots.rejection(curve).figure.savefig("selective_diagnosis.svg")
 print(f"before: the network answers every case, and {wrong.float().mean():.1%} of its answers are wrong")
-print(
-    f"after:  it answers {(~for_expert).float().mean():.0%} of them, {wrong[~for_expert].float().mean():.1%} wrong;",
-    end="",
-)
-print(f" of the {for_expert.sum()} for the expert it would have got {wrong[for_expert].float().mean():.0%} wrong")
+own = wrong[~for_expert].float().mean()
+print(f"after:  it answers {(~for_expert).float().mean():.0%} of them, {own:.1%} wrong; ", end="")
+print(f"of the {for_expert.sum()} for the expert it would have got {wrong[for_expert].float().mean():.0%} wrong")

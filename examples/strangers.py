@@ -30,7 +30,7 @@ pieces = (pieces - pieces.amin((2, 3), True)) / (pieces.amax((2, 3), True) - pie
 model = torchvision.models.resnet18(num_classes=10)
 model.conv1, model.maxpool = nn.Conv2d(1, 64, 3, padding=1, bias=False), nn.Identity()
 optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-for _ in range(6):
+for _ in range(4):
     for images, labels in loader:
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(images), labels).backward()
