@@ -63,7 +63,7 @@ def page(name: str, output: str, seconds: float) -> str:
     picture = f"![The figure that this example draws]({found})\n\n" if (found := figure(name)) else ""
     notebook = f"The same as a [notebook]({name}.ipynb). " if "# %%" in source(name) else ""
     return (
-        f"# {title}\n\n{purpose(name)}\n\n{picture}## What it prints\n\n```text\n{output.strip()}\n```\n\n"
+        f"# {title}\n\n{purpose(name)}\n\n{picture}## What it prints\n\n```text\n{output.rstrip()}\n```\n\n"
         f"It took {seconds:.0f} seconds on one core.\n\n## The code\n\n"
         f"{notebook}The script is `examples/{name}.py`.\n\n```py\n{source(name)}```\n\n"
         f"## Where to go next\n\n[{heading(way)}](../{way}), or back to the [gallery](index.md).\n"
