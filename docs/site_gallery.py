@@ -39,7 +39,7 @@ EXAMPLES = {
     "elastic_digits": ("Training that survives a kill", "tasks-distributed.md"),
 }
 #: Arguments of examples that draw only when asked.
-ARGUMENTS = {"regression": ["--picture", "regression.svg"], "unet": ["--picture", "unet.png"]}
+ARGUMENTS = {"regression": ["--picture", "regression.png"], "unet": ["--picture", "unet.png"]}
 
 
 def source(name: str) -> str:
@@ -80,11 +80,11 @@ def index() -> str:
     cards = []
     for name, (title, _) in EXAMPLES.items():
         last = "\n    ".join(printed(name).splitlines()[-2:])
-        shown = f"[![]({found})]({name}.md)" if (found := figure(name)) else f"```text\n    {last}\n    ```"
+        shown = f"[![{title}]({found})]({name}.md)" if (found := figure(name)) else f"```text\n    {last}\n    ```"
         cards.append(f"-   {shown}\n\n    **[{title}]({name}.md)**\n\n    {purpose(name)}\n")
     return (
-        "# Gallery\n\nWhat it is for: examples that run as they are, on data that comes with their libraries. Each "
-        'ends with what changed.\n\n<div class="gallery" markdown>\n\n' + "\n".join(cards) + "\n</div>\n\n"
+        "# Gallery\n\nWhat it is for: examples that run as they are, on data that comes with their libraries or that "
+        'they make. Each ends with what changed.\n\n<div class="gallery" markdown>\n\n' + "\n".join(cards) + "\n</div>\n\n"
         "`make gallery` runs them all and writes these pages.\n\n## Where to go next\n\n"
         "Your own data: [an image classifier](../tasks-classifier.md) or [a regression](../tasks-regression.md).\n"
     )

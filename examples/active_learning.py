@@ -1,4 +1,4 @@
-"""Which digits to label next? Those about which an ensemble disagrees, beside digits at random, over three repeats.
+"""Label the digits about which an ensemble disagrees, or digits at random? Three repeats of both.
 
 python examples/active_learning.py
 """

@@ -1,4 +1,4 @@
-"""Sets of answers that hold the truth as often as promised: an overconfident network, one temperature, conformal sets.
+"""An overconfident network, one temperature, and conformal sets: they hold the truth as often as promised.
 
 python examples/conformal_sets.py
 """

@@ -1,4 +1,4 @@
-"""Intervals that hold: a regression on few patients, the interval that it believes in, and the conformal one.
+"""A regression on few patients: the interval that it believes in, and the conformal one.
 
 python examples/honest_intervals.py
 """

@@ -1,4 +1,4 @@
-"""Leave the doubtful cases to an expert: risk over the share that the network answers itself, on tumour cells.
+"""Risk over the share of tumour cells that a network judges itself; the rest goes to an expert.
 
 python examples/selective_diagnosis.py
 """

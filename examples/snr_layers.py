@@ -1,4 +1,4 @@
-"""Which layers can lose weights? Signal-to-noise ratios of two posteriors: fitted in one pass, and trained to prune.
+"""Signal-to-noise ratios of two posteriors, layer by layer: fitted in one pass, and trained to prune.
 
 python examples/snr_layers.py
 """

@@ -1,4 +1,4 @@
-"""A stranger is refused: a ResNet of torchvision learns digits, and one file says that a photograph is none.
+"""A ResNet of torchvision learns digits; its file, asked about a photograph, refuses to answer.
 
 python examples/strangers.py
 """
