@@ -84,7 +84,9 @@ def index() -> str:
         cards.append(f"-   {shown}\n\n    **[{title}]({name}.md)**\n\n    {purpose(name)}\n")
     return (
         "# Gallery\n\nWhat it is for: examples that run as they are, on data that comes with their libraries or that "
-        'they make. Each ends with what changed.\n\n<div class="gallery" markdown>\n\n' + "\n".join(cards) + "\n</div>\n\n"
+        'they make. Each ends with what changed.\n\n<div class="gallery" markdown>\n\n'
+        + "\n".join(cards)
+        + "\n</div>\n\n"
         "`make gallery` runs them all and writes these pages.\n\n## Where to go next\n\n"
         "Your own data: [an image classifier](../tasks-classifier.md) or [a regression](../tasks-regression.md).\n"
     )
