@@ -44,6 +44,7 @@ def test_a_notebook_is_its_script():
         assert lines[-1] in code[-1].splitlines() or lines[-1] in code[-2].splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, tmp_path):
     """Behind `make gallery`, which installs what it needs."""
