@@ -80,8 +80,11 @@ def index() -> str:
     cards = []
     for name, (title, _) in EXAMPLES.items():
         last = "\n    ".join(printed(name).splitlines()[-2:])
-        shown = f"[![{title}]({found})]({name}.md)" if (found := figure(name)) else f"```text\n    {last}\n    ```"
-        cards.append(f"-   {shown}\n\n    **[{title}]({name}.md)**\n\n    {purpose(name)}\n")
+        parts = [f"**[{title}]({name}.md)**", purpose(name)]
+        found = figure(name)
+        shown = f"[![{title}]({found})]({name}.md)" if found else f"```text\n    {last}\n    ```"
+        parts.insert(0 if found else 1, shown)
+        cards.append("-   " + "\n\n    ".join(parts) + "\n")
     return (
         "# Gallery\n\nWhat it is for: examples that run as they are, on data that comes with their libraries or that "
         'they make. Each ends with what changed.\n\n<div class="gallery" markdown>\n\n'
