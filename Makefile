@@ -86,7 +86,7 @@ bench-peers: $(READY)   ## the same training steps with other libraries, install
 gallery: $(READY)       ## run every example, write its page, figure and notebook, and run the notebooks
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --target $(VENV)/notebooks nbclient ipykernel
 	PYTHONPATH=. $(BIN)/python docs/site_gallery.py
-	PYTHONPATH=$(VENV)/notebooks $(BIN)/python -m pytest tests/documents/test_gallery.py
+	PYTHONPATH=$(CURDIR)/$(VENV)/notebooks $(BIN)/python -m pytest tests/documents/test_gallery.py
 
 docs: $(DOCS_READY)     ## the documentation as a site: build/site/index.html
 	$(DOCS)/bin/mkdocs build --strict
