@@ -8,7 +8,7 @@ DOCS   := .venv-docs
 DOCS_READY := $(DOCS)/.ready
 SAMPLE ?= tests/zoo/sample-requirements.txt
 
-.PHONY: demo test test-libraries test-mnist runtimes quick check format lint types wheel zoo compaction-sweep properties hostile torch-matrix bench bench-peers docs docs-serve clean
+.PHONY: demo test test-libraries test-mnist runtimes quick check format lint types wheel zoo compaction-sweep properties hostile torch-matrix bench bench-peers gallery docs docs-serve clean
 docs docs-serve: export NO_MKDOCS_2_WARNING = 1
 
 demo: $(READY)          ## the whole story on one page: demo-output/index.html
@@ -82,6 +82,11 @@ bench-peers: $(READY)   ## the same training steps with other libraries, install
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/peers --requirement benchmarks/libraries/requirements.txt
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/published bensemble==0.2.2
 	$(BIN)/python benchmarks/peers.py --peers $(VENV)/peers --published $(VENV)/published
+
+gallery: $(READY)       ## run every example, write its page, figure and notebook, and run the notebooks
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --target $(VENV)/notebooks nbclient ipykernel
+	PYTHONPATH=. $(BIN)/python docs/site_gallery.py
+	PYTHONPATH=$(CURDIR)/$(VENV)/notebooks $(BIN)/python -m pytest tests/documents/test_gallery.py
 
 docs: $(DOCS_READY)     ## the documentation as a site: build/site/index.html
 	$(DOCS)/bin/mkdocs build --strict

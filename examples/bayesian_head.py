@@ -59,6 +59,9 @@ def main():
     kept = ~p.reject(share=0.1)
     print(f"Accuracy {right.float().mean():.1%}; {right[kept].float().mean():.1%} on the 90 % with the lowest entropy.")
 
+    curve = bensemble.rejection_curve(p, y[1197:], by="entropy")
+    bensemble.plots.rejection(curve).figure.savefig("bayesian_head.svg")
+
     back = to_deterministic(bnn)
     assert torch.equal(back(x), network(x))  # the conversion back restores the original network
 

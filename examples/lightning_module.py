@@ -33,7 +33,7 @@ if __name__ == "__main__":
     x, y = map(torch.tensor, load_digits(return_X_y=True))
     train, x_test, y_test = TensorDataset(x[:1297].float() / 16, y[:1297]), x[1297:].float() / 16, y[1297:]
     module = Digits(nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 10)), num_data=len(train))
-    options = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    options = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     lightning.Trainer(max_epochs=30, accelerator="cpu", **options).fit(module, DataLoader(train, 64, shuffle=True))
     p = bensemble.predict(module.bnn, x_test, likelihood="categorical")
     right, h = p.probs.argmax(-1) == y_test, p.entropy

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bensemble
 from convert import bayesify, export_onnx, last_layer
+from convert.runtime import UncertaintySession
 
 
 def main():
@@ -43,6 +44,10 @@ def main():
         reject={"novelty_pvalue": 0.01},
     )
     print(report)
+    session = UncertaintySession("digits.onnx")
+    digits, noise = session(x[1200:].numpy()), session(torch.rand(300, 64).numpy())
+    print(f"before: {(noise.probs.max(1) > 0.5).mean():.0%} of noise is called a digit with more than 50 % confidence")
+    print(f"after:  {noise.reject().mean():.0%} of it is refused, and {digits.reject().mean():.1%} of the digits are")
 
 
 if __name__ == "__main__":

@@ -12,24 +12,35 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 #: Libraries that stay out of the tests' environment, by `pip install --target`; see the Makefile.
-TRAINERS = Path(sys.prefix) / "trainers"
+TRAINERS, ZOO = Path(sys.prefix) / "trainers", Path(sys.prefix) / "zoo"
 NEEDS = {
     "pretrained_digits": ("digit_recognizer", "tests/real/requirements.txt"),
     "lightning_module": ("lightning", "tests/trainers/requirements.txt"),
     "hf_trainer": ("transformers", "tests/trainers/requirements.txt"),
     "lora_classifier": ("peft", "tests/trainers/requirements.txt"),
     "token_uncertainty": ("transformers", "tests/trainers/requirements.txt"),
+    "strangers": ("torchvision", "tests/zoo/sample-requirements.txt"),
 }
+#: The start of an example on a torchvision that may be built for another torch.
+PREPARED = """
+import runpy, sys
+from tests.zoo.libraries.torchvision_import import prepare
+sys.argv = sys.argv[1:]
+prepare()
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 #: Most lines of an example.
 LENGTHS = {"lightning_module": 40, "elastic_digits": 85, "lora_classifier": 105, "serve": 109}
 
 
 def run(script, *arguments, folder):
     """The output of a script in a folder, or a failure that shows what it wrote."""
+    start = ["-c", PREPARED] if script.stem in NEEDS and NEEDS[script.stem][0] == "torchvision" else []
+    path = python_path(ROOT, ZOO) if start else python_path(TRAINERS)
     done = subprocess.run(
-        [sys.executable, str(script), *map(str, arguments)],
+        [sys.executable, *start, str(script), *map(str, arguments)],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONPATH": python_path()},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "SOURCE_DATE_EPOCH": "0", "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
@@ -38,13 +49,17 @@ def run(script, *arguments, folder):
     return done.stdout
 
 
-def python_path():
-    return os.pathsep.join(filter(None, (str(TRAINERS) if TRAINERS.exists() else "", os.environ.get("PYTHONPATH"))))
+def python_path(*folders):
+    return os.pathsep.join([*(str(f) for f in folders if f.exists()), os.environ.get("PYTHONPATH", "")]).rstrip(":")
 
 
 def skip_without(example):
     package, requirements = NEEDS.get(example, (None, None))
-    if package and importlib.util.find_spec(package) is None and not (TRAINERS / package).exists():
+    if (
+        package
+        and importlib.util.find_spec(package) is None
+        and not any((folder / package).exists() for folder in (TRAINERS, ZOO))
+    ):
         pytest.skip(f"{package} is not here: pip install --no-deps -r {requirements}")
 
 
@@ -107,6 +122,6 @@ def test_the_kl_counts_once_for_an_optimizer_step(tmp_path):
 
 
 def test_there_are_examples_and_they_are_short():
-    assert len(EXAMPLES) >= 6
+    assert len(EXAMPLES) >= 19
     for example in EXAMPLES:
         assert len(example.read_text().splitlines()) <= LENGTHS.get(example.stem, 79), example.name

@@ -16,7 +16,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
 REFERENCE = [name for name in PAGES if name.startswith("reference/")]
 #: Pages in the form of the site. The others are older, and begin and end in their own ways.
-FORMED = ["index.md", *(name for name in PAGES if name.startswith("tasks-")), *REFERENCE]
+FORMED = ["index.md", *(name for name in PAGES if name.startswith(("tasks-", "gallery/"))), *REFERENCE]
 
 
 def navigation():
