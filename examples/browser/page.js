@@ -6,7 +6,6 @@ import * as ort from "./ort.wasm.min.mjs";
 import { pixelsOfPicture, pixelsOfStrokes, traced } from "./pixels.js";
 
 const FILE = "digits.onnx";
-const INVITATION = "Draw a digit.";
 const PEN = 0.075; // of the side of the sheet
 const [MOST_BYTES, MOST_POINTS] = [20e6, 40e6]; // of a picture
 
@@ -24,8 +23,8 @@ async function opened(name) {
   };
   const [bytes, sidecar] = await Promise.all([fetched(name), fetched(`${name}.json`)]);
   const { file, inputs, metadata } = JSON.parse(new TextDecoder().decode(sidecar));
-  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
-  const hex = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  const digest = [...new Uint8Array(await crypto.subtle.digest("SHA-256", bytes))];
+  const hex = digest.map((byte) => byte.toString(16).padStart(2, "0")).join("");
   if (hex !== file.sha256) throw new Error(`${name} is not the file that ${name}.json describes`);
   ort.env.wasm.numThreads = 1; // more need headers that a plain server does not send
   const frame = { side: inputs[0].shape.at(-1), box: Number(metadata["frame.box"]), pen: Number(metadata["frame.pen"]) };
@@ -57,8 +56,8 @@ function inWords(answer, { classes, thresholds }) {
   return reasons.length ? `I cannot tell. Perhaps ${said}.` : `${said[0].toUpperCase()}${said.slice(1)}.`;
 }
 
+/** Show an answer: each number as text for people, with all its digits in `value`. */
 function show(answer, model) {
-  // A number for people; `value` keeps all its digits.
   const number = (value, text) => Object.assign(document.createElement("data"), { value, textContent: text });
   $("words").textContent = inWords(answer, model);
   $("answer").className = crossed(answer, model.thresholds).length ? "strange" : "";
@@ -74,10 +73,9 @@ function show(answer, model) {
 
 /** Show the pixels that the network reads. */
 function showPixels(pixels, { side }) {
-  const context = Object.assign($("pixels"), { width: side, height: side }).getContext("2d");
-  const image = context.createImageData(side, side);
+  const image = new ImageData(side, side);
   pixels.forEach((ink, i) => image.data.set([...Array(3).fill(Math.round(255 * ink)), 255], 4 * i));
-  context.putImageData(image, 0, 0);
+  Object.assign($("pixels"), { width: side, height: side }).getContext("2d").putImageData(image, 0, 0);
 }
 
 /** Draw the sheet again: the strokes, or the picture as large as it fits. */
@@ -93,7 +91,7 @@ function draw() {
 }
 
 /** Empty the sheet, and say something in place of an answer. */
-function clear(message) {
+function clear(message = "Draw a digit.") {
   [strokes, picture] = [[], null];
   $("pixels").width = 0;
   $("words").textContent = message;
@@ -133,10 +131,9 @@ async function pictureOf(file) {
 
 /** Let the page answer whenever the sheet changes. */
 function start(model) {
-  const span = (text) => Object.assign(document.createElement("span"), { textContent: text });
-  const bars = model.classes.map(() => document.createElement("li"));
-  bars.forEach((bar, i) => bar.append(span(model.classes[i]), span(""), span("")));
-  $("bars").replaceChildren(...bars);
+  const element = (tag, text = "") => Object.assign(document.createElement(tag), { textContent: text });
+  $("bars").replaceChildren(...model.classes.map(() => element("li")));
+  model.classes.forEach((name, i) => $("bars").children[i].append(element("span", name), element("span"), element("span")));
   $("level").textContent = model.thresholds.novelty_pvalue ?? "none";
   $("file").textContent = `${model.file.name}, ${Math.round(model.file.bytes / 1000)} kB`;
 
@@ -160,9 +157,9 @@ function start(model) {
   $("choose").onchange = ({ target }) => (take(target.files[0]), (target.value = ""));
   document.ondragover = (event) => event.preventDefault();
   document.ondrop = (event) => (event.preventDefault(), take(event.dataTransfer.files[0]));
-  $("clear").onclick = () => clear(INVITATION);
+  $("clear").onclick = () => clear();
   matchMedia("(prefers-color-scheme: dark)").onchange = draw;
-  clear(INVITATION);
+  clear();
 }
 
 opened(FILE).then(start).catch((err) => clear(`${err.message}. Run “make browser”.`));

@@ -1,7 +1,6 @@
 // From a drawing or a picture to what the network reads: ink from 0 to 1 in a square of side x side pixels.
-//
-// A frame says how the training images lie in theirs: { side, box, pen }, in pixels of the network. The longer side of a
-// digit is `box` pixels long and `pen` is how wide its strokes are. The frame comes from the file, see page.js.
+// A frame { side, box, pen } comes from the file and says how the training images lie in theirs, in pixels: the longer side
+// of a digit is `box` long, and its strokes are `pen` wide.
 
 const FINE = 8; // parts of a pixel along each axis
 const LARGEST = 320; // sides of a picture are reduced to this
@@ -9,11 +8,10 @@ const FAINT = 0.25; // less than this share of the darkest ink is paper
 
 /** The pixels of strokes, lists of points [x, y]. Their size and place on the page do not matter, nor does its pen. */
 export function pixelsOfStrokes(strokes, { side, box, pen }) {
-  const [xs, ys] = [0, 1].map((axis) => strokes.flat().map((point) => point[axis]));
-  const [left, right, top, bottom] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
+  const [xs, ys] = [0, 1].map((axis) => strokes.flat().map((point) => point[axis]).sort((a, b) => a - b));
+  const [left, right, top, bottom] = [xs[0], xs.at(-1), ys[0], ys.at(-1)];
   const context = blank(side * FINE, side * FINE);
-  context.scale(FINE, FINE);
-  context.translate(side / 2, side / 2);
+  context.setTransform(FINE, 0, 0, FINE, (side * FINE) / 2, (side * FINE) / 2);
   const scale = (box - pen) / Math.max(right - left, bottom - top, 1);
   traced(context, strokes, pen, ([x, y]) => [(x - (left + right) / 2) * scale, (y - (top + bottom) / 2) * scale]);
   return averaged(context, side);
@@ -56,7 +54,7 @@ function inkOf({ data, width, height }) {
   const paper = edge[edge.length >> 1];
   const away = gray.map((value) => Math.abs(value - paper));
   const most = away.reduce((a, b) => Math.max(a, b), 0);
-  if (most < 20) return [null, null]; // one colour
+  if (most < 20) return []; // one colour
   const ink = away.map((value) => Math.max(0, (value / most - FAINT) / (1 - FAINT)));
   let [left, top, right, bottom] = [width, height, 0, 0];
   ink.forEach((value, i) => {

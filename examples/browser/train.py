@@ -79,7 +79,9 @@ def main(folder):
     options["metadata"] = {"classes": ",".join("0123456789"), **{f"frame.{key}": text for key, text in frame.items()}}
     Path(folder).mkdir(parents=True, exist_ok=True)
     print(export_onnx(bnn, Path(folder) / "digits.onnx", x[:1], outputs="uncertainty", **options))
-    print(f"right: {(prediction.probs.argmax(1) == y[held_out]).float().mean():.1%} of {len(y[held_out])} digits held out")
+    print(
+        f"right: {(prediction.probs.argmax(1) == y[held_out]).float().mean():.1%} of {len(y[held_out])} digits held out"
+    )
 
 
 if __name__ == "__main__":

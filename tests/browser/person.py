@@ -15,7 +15,7 @@ import numpy as np
 
 from .drawings import Strokes
 
-__all__ = ["CHROMIUM", "Person", "SITE", "browser", "served"]
+__all__ = ["CHROMIUM", "SITE", "Person", "browser", "served"]
 
 SITE = Path(__file__).parents[2] / "build" / "browser"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
