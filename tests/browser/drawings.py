@@ -47,7 +47,7 @@ def smooth(strokes: list[list[tuple[int, int]]], steps: int = 6) -> Strokes:
 
 
 def by_another_hand(strokes: list[list[tuple[int, int]]], rng: np.random.Generator) -> Strokes:
-    """The same strokes by another hand: points moved by 3, slanted, turned, narrower or wider, of any size and place."""
+    """The same strokes by another hand: points moved by 3, slanted, turned, of any width, size and place."""
     turn, slant, width, size = rng.normal(0, 0.1), rng.normal(0, 0.15), rng.uniform(0.75, 1.25), rng.uniform(0.4, 0.85)
     mix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ [[width, slant], [0, 1]]
     moved = [[tuple(np.add(point, rng.normal(0, 3, 2))) for point in points] for points in strokes]
