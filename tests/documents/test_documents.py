@@ -15,7 +15,7 @@ PAGES = {str(path.relative_to(ROOT)): Page(path) for path in all_pages()}
 PRESENT = [name for name in PAGES if name != "CHANGELOG.md"]
 WITH_CODE = [name for name in PRESENT if any(block.is_python for block in PAGES[name].blocks)]
 #: Pages whose code takes more than a few seconds.
-SLOW = ("README.md",)
+SLOW = ("README.md", "docs/runtimes.md")
 SCRIPTS = sorted([*ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")])
 
 
