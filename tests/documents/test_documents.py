@@ -50,7 +50,12 @@ def test_the_code_of_a_document_runs(name, folder, capsys):
 
 @pytest.mark.parametrize(
     ("name", "block"),
-    [pytest.param(n, block, id=f"{n}:{block.line}") for n in WITH_CODE for block in PAGES[n].blocks if block.needs],
+    [
+        pytest.param(n, block, id=f"{n}:{block.line}", marks=[pytest.mark.slow] if n in SLOW else [])
+        for n in WITH_CODE
+        for block in PAGES[n].blocks
+        if block.needs
+    ],
 )
 @pytest.mark.filterwarnings("ignore")  # other libraries use what torch has deprecated
 def test_a_block_with_other_libraries_runs(name, block, folder):
