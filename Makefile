@@ -73,6 +73,7 @@ browser-test: browser-files  ## draws on that page in Chromium, which has to be 
 	PYTHONPATH=$(BROWSER)-driver $(BIN)/python -m pytest tests/browser
 
 browser-files: $(BROWSER)/digits.onnx
+	mkdir -p .venv-runtimes/node
 	test -d $(WEB) || npm install --silent --ignore-scripts --prefix .venv-runtimes/node onnxruntime-web@1.30
 	cp $(WEB)/ort.wasm.min.mjs $(WEB)/ort-wasm-simd-threaded.mjs $(WEB)/ort-wasm-simd-threaded.wasm $(BROWSER)
 	cp examples/browser/*.html examples/browser/*.css examples/browser/*.js $(BROWSER)
