@@ -6,9 +6,11 @@ READY  := $(VENV)/.ready
 CONSTRAINTS ?= constraints.txt
 DOCS   := .venv-docs
 DOCS_READY := $(DOCS)/.ready
+BROWSER := build/browser
+WEB := .venv-runtimes/node/node_modules/onnxruntime-web/dist
 SAMPLE ?= tests/zoo/sample-requirements.txt
 
-.PHONY: demo test test-libraries test-mnist runtimes quick check format lint types wheel zoo compaction-sweep properties hostile torch-matrix bench bench-peers gallery docs docs-serve clean
+.PHONY: demo test test-libraries test-mnist runtimes browser browser-files browser-test quick check format lint types wheel zoo compaction-sweep properties hostile torch-matrix bench bench-peers gallery docs docs-serve clean
 docs docs-serve: export NO_MKDOCS_2_WARNING = 1
 
 demo: $(READY)          ## the whole story on one page: demo-output/index.html
@@ -61,6 +63,23 @@ hostile: $(READY)       ## 20,000 damaged files through every loader, and 50 kil
 
 runtimes: $(READY)      ## a fixed set of ONNX files in every client: old and new ONNX Runtime, OpenVINO, tract, node, web
 	$(BIN)/python -W ignore -m tests.runtimes
+
+browser: browser-files  ## a page where a network says what it does not know about your drawings; needs npm
+	@echo "Open http://127.0.0.1:8000 (end with Ctrl-C)"
+	$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory $(BROWSER)
+
+browser-test: browser-files  ## draws on that page in Chromium, which has to be installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --target $(BROWSER)-driver playwright==1.65.2
+	PYTHONPATH=$(BROWSER)-driver $(BIN)/python -m pytest tests/browser
+
+browser-files: $(BROWSER)/digits.onnx
+	mkdir -p .venv-runtimes/node
+	test -d $(WEB) || npm install --silent --ignore-scripts --prefix .venv-runtimes/node onnxruntime-web@1.30
+	cp $(WEB)/ort.wasm.min.mjs $(WEB)/ort-wasm-simd-threaded.mjs $(WEB)/ort-wasm-simd-threaded.wasm $(BROWSER)
+	cp examples/browser/*.html examples/browser/*.css examples/browser/*.js $(BROWSER)
+
+$(BROWSER)/digits.onnx: $(READY) examples/browser/train.py
+	$(BIN)/python examples/browser/train.py $(BROWSER)
 
 torch-matrix: $(READY)  ## the suite on the oldest and the newest torch and Python; many gigabytes, hours
 	$(BIN)/python -m tests.torch_matrix

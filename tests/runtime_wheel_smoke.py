@@ -19,9 +19,12 @@ SMOKE = """
 import time
 before = time.perf_counter()
 import importlib.util
+from importlib import metadata, resources
 import numpy as np
 from bensemble_runtime import Monitor, UncertaintySession
 assert not any(importlib.util.find_spec(name) for name in ("torch", "onnx", "convert", "bensemble"))
+assert resources.files("bensemble_runtime").joinpath("py.typed").is_file()
+assert any(file.name == "LICENSE" for file in metadata.files("bensemble-runtime"))
 session = UncertaintySession("sure.onnx")
 data = np.load("data.npz")
 first = session(data["input"][:1])

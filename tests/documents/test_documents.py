@@ -15,7 +15,13 @@ PAGES = {str(path.relative_to(ROOT)): Page(path) for path in all_pages()}
 PRESENT = [name for name in PAGES if name != "CHANGELOG.md"]
 WITH_CODE = [name for name in PRESENT if any(block.is_python for block in PAGES[name].blocks)]
 #: Pages whose code takes more than a few seconds.
-SLOW = ("README.md", *(f"docs/tasks-{name}.md" for name in ("command-line", "distributed", "smaller", "serving")))
+SLOW = (
+    "README.md",
+    *(
+        f"docs/{name}.md"
+        for name in ("runtimes", "tasks-command-line", "tasks-distributed", "tasks-smaller", "tasks-serving")
+    ),
+)
 SCRIPTS = sorted([*ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")])
 
 
@@ -50,7 +56,12 @@ def test_the_code_of_a_document_runs(name, folder, capsys):
 
 @pytest.mark.parametrize(
     ("name", "block"),
-    [pytest.param(n, block, id=f"{n}:{block.line}") for n in WITH_CODE for block in PAGES[n].blocks if block.needs],
+    [
+        pytest.param(n, block, id=f"{n}:{block.line}", marks=[pytest.mark.slow] if n in SLOW else [])
+        for n in WITH_CODE
+        for block in PAGES[n].blocks
+        if block.needs
+    ],
 )
 @pytest.mark.filterwarnings("ignore")  # other libraries use what torch has deprecated
 def test_a_block_with_other_libraries_runs(name, block, folder):

@@ -1,0 +1,1 @@
+"""A person at the page of examples/browser: ``make browser-test``."""
