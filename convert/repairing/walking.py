@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bensemble.errors import InvalidValueError
 from bensemble.models.batches import Unpack, call, device_of, split_batch, to_device
+from bensemble.models.forwards import naming_batch
 
 from ..scoring.loss import in_last_tenth
 from .layers import Layer, Use
@@ -145,7 +146,7 @@ class Walk:
             for layer in layers:
                 handle = network.get_submodule(layer.path).register_forward_hook(watch(layer), with_kwargs=True)
                 stack.callback(handle.remove)
-            with suppress(_Enough):
+            with suppress(_Enough), naming_batch("repair", network, inputs):
                 call(network, inputs)
 
 
