@@ -16,7 +16,7 @@ from .outputs import OutputSelector, describe, select_output, tensor_paths
 __all__ = ["forward", "is_about_memory", "naming_batch"]
 
 #: How torch, and checks in a forward, report inputs that do not fit.
-FROM_TORCH = (RuntimeError, TypeError, ValueError, IndexError, AssertionError, AttributeError, KeyError)
+FROM_TORCH = (RuntimeError, TypeError, ValueError, IndexError, AssertionError, AttributeError)
 
 
 def forward(verb: str, model: Callable[..., Any], inputs: Inputs, output: OutputSelector | None = None) -> Tensor:

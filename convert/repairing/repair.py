@@ -16,7 +16,7 @@ from bensemble.models.batches import Unpack, check_loader
 from bensemble.models.state import evaluating, unwrapped
 from bensemble.posteriors import is_bayesian
 
-from ..planning.copying import copy_model
+from ..planning.copying import check_shapes, copy_model
 from .layers import Layer, repairable_layers
 from .report import RepairReport, RepairRow
 from .task import Task, removed_share
@@ -132,6 +132,7 @@ def _check(verb: str, pruned: Any, original: Any, loader: Any, damping: Any) -> 
                 f"{verb}: {what} must be a plain network, got a Bayesian {type(model).__name__}; first "
                 "to_deterministic, then repair, then compact."
             )
+        check_shapes(verb, model)
     if damping is not None:
         check_number(verb, "damping", damping, least=0)
     check_loader(verb, loader)
