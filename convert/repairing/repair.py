@@ -166,6 +166,8 @@ def _jobs(verb: str, network: nn.Module, dense: nn.Module) -> tuple[list[Job], d
         elsewhere = set() if own is None else names[id(own)] - {other.name for other in layers}
         if own is None:
             left[layer] = "computed in every forward"
+        elif not own.numel() or own.is_meta:
+            left[layer] = "without values"
         elif elsewhere:
             left[layer] = f"shared with '{min(elsewhere)}'"
         else:
