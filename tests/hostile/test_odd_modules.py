@@ -137,3 +137,13 @@ def test_parametrized_layers_before_the_last_are_computed_in_uncertainty_files(t
 
     found = UncertaintySession(tmp_path / "a.onnx")(X.numpy())["probs"]
     assert_close(torch.from_numpy(found), bensemble.predict(bnn, X, likelihood="categorical").probs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["closed", "samples"])
+def test_a_float64_network_becomes_an_uncertainty_file(method, tmp_path):
+    pytest.importorskip("onnxruntime")
+    net, x = _seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()), X.double()
+    bnn = convert.bayesify(net, include="2", example_inputs=x)
+    bensemble.fit_posterior(bnn, [(x, Y)], likelihood="categorical")
+    options = {"outputs": "uncertainty", "likelihood": "categorical", "method": method}
+    assert convert.export_onnx(bnn, tmp_path / "a.onnx", x, **options).max_error < 1e-5
