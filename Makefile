@@ -74,6 +74,7 @@ bench: $(READY)         ## ratios to the deterministic network; needs a quiet ma
 	$(BIN)/python benchmarks/conversion.py
 	$(BIN)/python benchmarks/onnx_uncertainty.py
 	$(BIN)/python benchmarks/onnx_draws.py
+	$(BIN)/python benchmarks/exporting.py
 	$(BIN)/python benchmarks/deployment.py
 	$(BIN)/python benchmarks/prediction.py
 

@@ -3,8 +3,8 @@ r"""The prediction of a model whose last layer alone is Bayesian, without weight
 The pre-activations of that layer are exactly Gaussian, :math:`y \sim N(m, Q\,\mathrm{diag}(v)\,Q^T)`, and the model's
 outputs are elements of y, possibly divided by a constant. Class probabilities come from the probit approximation,
 :math:`\mathrm{softmax}(m / \sqrt{1 + \pi\,\mathrm{var}/8})` (MacKay 1992, "The Evidence Framework Applied to
-Classification Networks"; Daxberger et al. 2021), and the mutual information from ``PAIRS`` antithetic pairs of logits
-with fixed noise. Softmax ignores a common shift of all logits, and the data says nothing about it, so that direction is
+Classification Networks"; Daxberger et al. 2021), and the mutual information from antithetic pairs of logits with fixed
+noise. Softmax ignores a common shift of all logits, and the data says nothing about it, so that direction is
 taken out of the variance.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,24 +26,20 @@ from ..models.batches import Inputs, call, to_device
 from ..models.outputs import OutputSelector, select_output
 from ..posteriors import bayesian_layers
 from .gathering import RunningMoments
+from .noise import FEW_PAIRS, MANY_PAIRS, fixed_noise
 from .places import output_places
 
 __all__ = [
-    "PAIRS",
     "ClosedForm",
     "OutputGaussian",
     "Recorded",
     "closed_form",
     "expected_entropy",
-    "fixed_noise",
     "mixing",
     "mixture",
     "probit",
     "recorded",
 ]
-
-#: Antithetic pairs of logits.
-PAIRS = 32
 
 
 def closed_form(model: nn.Module, likelihood: Likelihood | None) -> ClosedForm | None:
@@ -67,10 +62,20 @@ class ClosedForm:
         model: In evaluation mode.
         layer: Its last layer, the only one with posteriors.
         likelihood: Categorical, Bernoulli, Gaussian, or None for raw outputs.
+
+    Attributes:
+        noise: Of its draws, as in :func:`fixed_noise`.
     """
 
     def __init__(self, model: nn.Module, layer: LinearOpLayer, likelihood: Likelihood | None) -> None:
         self.model, self.layer, self.likelihood = model, layer, likelihood
+        least = FEW_PAIRS if isinstance(likelihood, DiscreteLikelihood) else MANY_PAIRS
+        self.noise = fixed_noise(len(layer.channel_rows(layer.w_mu)), least)
+
+    @property
+    def num_draws(self) -> int:
+        """Draws of the outputs behind a prediction."""
+        return 2 * len(self.noise)
 
     def record(self, inputs: Inputs, output: OutputSelector | None) -> Recorded | None:
         """One forward of a batch; None if the outputs are not elements of what the layer gives."""
@@ -92,8 +97,7 @@ class ClosedForm:
         axis = self.layer.channel_axis
         assert axis is not None
         mixed = mixing(basis, self.likelihood, seen.mean, variance.shape[axis])
-        noise = fixed_noise(variance.shape[axis]).to(variance)
-        return OutputGaussian(seen.mean, variance, mixed, axis, noise, seen.placed)
+        return OutputGaussian(seen.mean, variance, mixed, axis, self.noise.to(variance), seen.placed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,12 +150,6 @@ def mixing(basis: Tensor | None, likelihood: Likelihood | None, mean: Tensor, ch
     return centering if basis is None else centering @ basis
 
 
-@lru_cache(maxsize=8)
-def fixed_noise(channels: int) -> Tensor:
-    """The noise of the pairs of logits, the same at every position and in every batch: (PAIRS, channels)."""
-    return torch.randn(PAIRS, channels, generator=torch.Generator().manual_seed(0))
-
-
 class OutputGaussian:
     """The Gaussian of a batch of outputs.
 
@@ -160,7 +158,7 @@ class OutputGaussian:
         coordinates: Variance of each coordinate of the layer's output, before mixing.
         mixing: Matrix over the channels of the layer's output; None for none.
         axis: The axis of these channels, counted from the end.
-        noise: Standard normal numbers, (PAIRS, channels).
+        noise: Standard normal numbers, (pairs, channels).
         placed: What the model makes of the layer's output; None where it is the output.
 
     Attributes:
@@ -191,19 +189,19 @@ class OutputGaussian:
         """The logits of the probit approximation."""
         return probit(self.mean, self.variance)
 
-    def shifts(self, size: int = 1) -> Iterator[Tensor]:
-        """One half of each antithetic pair of draws less the mean, ``size`` pairs at once on a last axis."""
+    def shifts(self, size: int | None = None) -> Iterator[Tensor]:
+        """One half of each antithetic pair of draws less the mean, ``size`` pairs, or all, at once on a last axis."""
         deviation = self._coordinates.sqrt().unsqueeze(-1)
         shape = [1] * deviation.ndim
         shape[self._axis - 1] = self._noise.shape[1]
-        for noise in self._noise.split(size):
+        for noise in self._noise.split(size or len(self._noise)):
             shift = deviation * noise.t().reshape(*shape[:-1], len(noise))
             shift = shift if self._mixing is None else mix(shift, self._mixing, self._axis - 1)
             yield shift if self._placed is None else torch.stack([self._placed(x) for x in shift.unbind(-1)], -1)
 
     def draws(self) -> Iterator[Tensor]:
         """Antithetic draws of the outputs."""
-        for shift in self.shifts():
+        for shift in self.shifts(1):
             yield self.mean + shift.squeeze(-1)
             yield self.mean - shift.squeeze(-1)
 
@@ -214,6 +212,7 @@ class OutputGaussian:
             for draw in self.draws():
                 moments.add(draw)
             found, probs = moments.result(), likelihood.expect(self.probit())
+            found["std"] *= (1 - 0.5 / len(self._noise)) ** 0.5  # the second moments of the draws are exact
             found |= {"mean": probs, "spread": expected_entropy(likelihood, probs, found["mean"], found["spread"])}
             found.pop("sample_spreads", None)
             return found | {"member_means": self.mean[None], "member_variances": self.variance[None]}

@@ -28,7 +28,7 @@ from ..models.sharding import whole
 from ..models.state import evaluating, unwrapped
 from ..posteriors import named_posteriors
 from .chunks import Chunks
-from .closed import PAIRS, ClosedForm, closed_form, mixture
+from .closed import ClosedForm, closed_form, mixture
 from .ensembles import Member, memory_errors
 from .gathering import RunningMoments, assemble
 from .results import ClassPrediction, Prediction, RegressionPrediction
@@ -142,7 +142,8 @@ def predict(
                 part["novelty"] = strangeness.score(piece)
             parts.append({name: tensor.cpu() for name, tensor in part.items()} if loader else part)
     if all(forms):
-        prediction = assemble(parts, resolved, 2 * PAIRS * len(models), "closed")
+        draws = sum(form.num_draws for form in forms if form is not None)
+        prediction = assemble(parts, resolved, draws, "closed")
     else:
         prediction = assemble(parts, resolved, num_samples, min(member.method for member in members))
     if resolved is not None:

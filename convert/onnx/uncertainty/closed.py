@@ -17,7 +17,7 @@ from bensemble.likelihoods import Likelihood
 from bensemble.models.batches import Inputs, call
 from bensemble.models.outputs import OutputSelector, select_output
 from bensemble.posteriors import bayesian_layers
-from bensemble.prediction.closed import OutputGaussian, Recorded, closed_form, fixed_noise, mixing, recorded
+from bensemble.prediction.closed import OutputGaussian, Recorded, closed_form, mixing, recorded
 from bensemble.torch_internals import parameters_of
 
 from ..inputs.arguments import Arguments, FlatModel
@@ -115,7 +115,7 @@ class _Member(nn.Module):
             "own": own,
             "offset": offset,
             "inner": None if basis is None else basis.inner,
-            "noise": fixed_noise(len(own)),
+            "noise": form.noise,
             "mixing": None if basis is None else basis.outer,
         }
         for name, tensor in tensors.items():

@@ -17,7 +17,7 @@ from bensemble.fingerprints import posterior_fingerprint
 from bensemble.likelihoods import DiscreteLikelihood, Likelihood, resolve
 from bensemble.models.outputs import OutputSelector
 from bensemble.posteriors import named_posteriors
-from bensemble.prediction.closed import PAIRS, closed_form
+from bensemble.prediction.closed import closed_form
 
 from ..inputs.arguments import Arguments
 from .closed import ClosedModel
@@ -132,16 +132,19 @@ def uncertainty_options(
         calibrated = (calibration is not None and calibration.method == "weights" and calibration.num_samples) or 0
         num_samples = max(calibrated // len(models), 2) if calibrated else NUM_SAMPLES
     if calibration is not None:
-        made = _as_predicted(models, chosen, num_samples)
+        made = _as_predicted(models, chosen, num_samples, resolved)
         calibration.check_made_for("export_onnx", posterior_fingerprint(models), *made, resolved)
     thresholds = checked_thresholds(reject, resolved, novelty)
     return UncertaintyOptions(chosen, num_samples, resolved, novelty, calibration, generator, thresholds)
 
 
-def _as_predicted(models: Sequence[nn.Module], method: str, num_samples: int) -> tuple[int, str]:
+def _as_predicted(
+    models: Sequence[nn.Module], method: str, num_samples: int, likelihood: Likelihood | None
+) -> tuple[int, str]:
     """The number of samples and the method of predictions that say what the file will say."""
     if method == "closed":
-        return 2 * PAIRS * len(models), "closed"
+        forms = (closed_form(model, likelihood) for model in models)
+        return sum(form.num_draws for form in forms if form is not None), "closed"
     if not any(True for model in models for _ in named_posteriors(model)):
         return len(models), "deterministic"
     return num_samples * len(models), "weights"

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bensemble.gaussian import precise
 from bensemble.likelihoods import Bernoulli, Categorical, DiscreteLikelihood, Likelihood
-from bensemble.prediction.closed import PAIRS, OutputGaussian, mixture
+from bensemble.prediction.closed import OutputGaussian, mixture
 
 __all__ = ["SCALES", "Statistics"]
 
@@ -100,7 +100,7 @@ class Statistics:
 
     def _between_draws(self, member: OutputGaussian) -> Tensor:
         """Mutual information between the prediction and the logits of one member."""
-        (shifts,) = member.shifts(PAIRS)
+        (shifts,) = member.shifts()
         center, likelihood = member.mean.unsqueeze(-1), self.likelihood
         logits = torch.cat([center + shifts, center - shifts], -1)
         if not isinstance(likelihood, Categorical):  # Bernoulli, whose functions look at each output alone
