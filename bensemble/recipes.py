@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from .checks import check_count, check_number, check_takes
 from .errors import InvalidTypeError, InvalidValueError
 from .likelihoods import Likelihood, required
-from .models.batches import Unpack, batch_size, call, device_of, read_batches
-from .models.outputs import OutputSelector, select_output
+from .models.batches import Unpack, batch_size, device_of, read_batches
+from .models.forwards import forward
+from .models.outputs import OutputSelector
 from .objective import elbo_loss, kl_divergence, kl_warmup, param_groups
 from .posteriors import check_bayesian, named_posteriors
 from .pruning.channels import ChannelGroups
@@ -121,7 +122,7 @@ def fine_tune(
                 raise InvalidValueError("fine_tune: loader must give targets, got a batch without; pass unpack=.")
             if num_data is None:
                 num_data = _num_terms(loader, resolved, inputs, target)
-            nll, kl = resolved.nll(select_output(call(bnn, inputs), output), target), kl_divergence(bnn)
+            nll, kl = resolved.nll(forward("fine_tune", bnn, inputs, output), target), kl_divergence(bnn)
             now = beta * kl_warmup(step, total, warmup)
             loss = elbo_loss(nll, kl, num_data, now)
             if not bool(loss.isfinite()):

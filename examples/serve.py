@@ -72,7 +72,9 @@ class Service:
     async def predict(self, request: Request):
         start, future = time.perf_counter(), asyncio.get_running_loop().create_future()
         try:
-            array = np.array(await request.json(), ndmin=1).astype(self.dtype, casting="same_kind")
+            if not isinstance(given := await request.json(), list):
+                raise TypeError(f"the body must be a JSON list of inputs, got {type(given).__name__}")
+            array = np.array(given, ndmin=1).astype(self.dtype, casting="same_kind")
             self.queue.put_nowait((array, future))
             if isinstance(reply := await future, Exception):
                 raise reply

@@ -135,6 +135,7 @@ def test_many_clients_get_their_own_answers(file, parts):
     assert [status for status, _ in good] == [200] * 200
     assert [status for status, _ in refused] == [422] * len(bad)
     assert "must have the shape (batch, 64)" in refused[0][1]["detail"]
+    assert refused[3][1]["detail"] == "the body must be a JSON list of inputs, got dict"
     assert all(content["detail"] for _, content in refused)
     for part, (_, content) in zip(parts, good, strict=True):
         same(content, session(part).to_dict())

@@ -10,6 +10,8 @@ on other data and pass it.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -35,6 +37,7 @@ def calibrate(
         targets: The truth: class indices, 0 and 1, or numbers, as the likelihood takes them. Terms that the likelihood
             ignores are left out.
         alpha: Share of examples whose conformal sets may miss the truth; 0.1 for sets that contain it in 90 % of cases.
+            Above 0.5 a warning.
         temperature: A temperature that was fitted on other data, or 1.0 for none. Default: fit it.
 
     Raises:
@@ -46,6 +49,12 @@ def calibrate(
         >>> sets = calibration.prediction_set(bensemble.predict(bnn, x, likelihood="categorical"))
     """
     check_number("calibrate", "alpha", alpha, above=0, below=1)
+    if alpha > 0.5:
+        warnings.warn(
+            f"calibrate: alpha is the share of sets that may miss the truth, got {alpha:g}; {1 - alpha:.3g} gives sets "
+            f"that contain it in {alpha:.3g} of the cases.",
+            stacklevel=3,
+        )
     names = measures_of("calibrate", prediction)
     check_tensor("calibrate", targets)
     check_untempered("calibrate", prediction)

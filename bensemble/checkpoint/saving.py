@@ -140,6 +140,8 @@ def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
             raise CheckpointError(
                 f"save: '{name}' must be a tensor, got {type(tensor).__name__}; safetensors holds no other."
             )
+        if tensor.is_meta:
+            raise CheckpointError(f"save: '{name}' must have values, got a tensor on the meta device; load them first.")
         if id(tensor) in first:
             shared[name] = first[id(tensor)]
         else:

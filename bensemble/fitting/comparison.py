@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..likelihoods import DiscreteLikelihood, Likelihood
-from ..models.batches import call, device_of, to_device
-from ..models.outputs import OutputSelector, select_output
+from ..models.batches import device_of, to_device
+from ..models.forwards import forward
+from ..models.outputs import OutputSelector
 
 __all__ = ["crossed", "tempered_terms"]
 
@@ -48,7 +49,7 @@ def tempered_terms(
     parts: dict[float, list[Tensor]] = {temperature: [] for temperature in TEMPERATURES}
     for batch in batches:
         inputs, target = to_device(batch, device_of(model))
-        raw = select_output(call(model, inputs), output)
+        raw = forward("fit_posterior", model, inputs, output)
         for temperature, terms in parts.items():
             terms.append(likelihood.terms(raw / temperature, target).cpu())
     return crossed({temperature: torch.cat(terms) for temperature, terms in parts.items()})

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from ..errors import InvalidValueError
 from ..likelihoods import Likelihood
 from ..likelihoods.base import Signs
-from ..models.batches import call, device_of, to_device
-from ..models.outputs import OutputSelector, select_output
+from ..models.batches import device_of, to_device
+from ..models.forwards import forward
+from ..models.outputs import OutputSelector
 from ..posteriors import named_posteriors
 from .pieces import Pieces
 
@@ -79,20 +80,20 @@ def diagonal_curvature(
     sums = [torch.zeros_like(posterior.rho, requires_grad=False) for posterior in posteriors.values()]
     device = device_of(model)
 
-    def forward(part: Any) -> Tensor:
-        return select_output(call(model, part), output)
+    def run(part: Any) -> Tensor:
+        return forward(verb, model, part, output)
 
     def compared(raw: Tensor, wanted: Any) -> Tensor:  # its noise is not that of the curvature
         return _probe(likelihood, kind, raw, wanted, torch.Generator().manual_seed(0))
 
-    pieces = Pieces(forward, compared, means, num_batches, batch_dim)
+    pieces = Pieces(run, compared, means, num_batches, batch_dim)
     num_terms = num_passes = 0
     for index, pair in enumerate(pairs):
         inputs, target = to_device(pair, device)
         if kind == "fisher" and target is None:
             raise InvalidValueError("fit_posterior: curvature='fisher' needs targets, got a batch without; use 'ggn'.")
         for part, wanted, vectors in pieces.of(inputs, target):
-            raw = forward(part)
+            raw = run(part)
             if not index:
                 likelihood.check(raw.detach())
             for left in reversed(range(vectors)):

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from ..likelihoods import Likelihood
-from ..models.batches import call, device_of, to_device
-from ..models.outputs import OutputSelector, select_output
+from ..models.batches import device_of, to_device
+from ..models.forwards import forward
+from ..models.outputs import OutputSelector
 from ..noise.stack import holding
 from ..prediction.weight_samples import WeightSamples
 
@@ -79,7 +80,7 @@ def heldout_terms(
         for index in range(max(num_samples, 1)):
             held = samples.sample(index) if num_samples else None
             with holding(held) if held is not None else nullcontext():
-                value = -likelihood.terms(select_output(call(model, inputs), output), target)
+                value = -likelihood.terms(forward("fit_posterior", model, inputs, output), target)
             log_density = value if log_density is None else torch.logaddexp(log_density, value)
         assert log_density is not None
         found.append((math.log(max(num_samples, 1)) - log_density).cpu())

@@ -22,8 +22,9 @@ from ..basis import Basis
 from ..errors import InvalidValueError
 from ..layers.linear_in_weights import LinearOpLayer
 from ..likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
-from ..models.batches import call, device_of, to_device
-from ..models.outputs import OutputSelector, select_output
+from ..models.batches import device_of, to_device
+from ..models.forwards import forward
+from ..models.outputs import OutputSelector
 from ..posteriors import named_posteriors
 from ..prediction.places import output_places
 from .curvature import Curvature, random_signs
@@ -115,7 +116,7 @@ def kronecker_curvature(
     try:
         for index, pair in enumerate(pairs):
             inputs, target = to_device(pair, device)
-            raw = select_output(call(model, inputs), output)
+            raw = forward("fit_posterior", model, inputs, output)
             if not index:
                 likelihood.check(raw.detach())
             _add(list(sums.values()), raw, target, likelihood, generator)

@@ -40,9 +40,10 @@ def set_prior(model: nn.Module, prior: Any, *, prior_sigma: float | None = None)
         (posterior, make_prior("set_prior", prior, prior_sigma, whole(posterior.mu), posterior.sigma()))
         for _, posterior in named_posteriors(model)
     ]
+    asked = repr(prior) if isinstance(prior, str) else type(prior).__name__
     problems = [
-        f"'{posterior.name}' has a posterior in a rotated basis, which needs a normal prior with one sigma, got "
-        f"{new}; pass prior_sigma=, or set_posterior with plain sigmas first."
+        f"'{posterior.name}' was fitted in a rotated basis, where a prior is normal with one sigma, got {asked}; use "
+        "'empirical', or 'normal' with prior_sigma=, or fit it first with structure='diagonal'."
         for posterior, new in made
         if posterior.basis is not None and not (type(new) is Normal and new.is_constant)
     ]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["evaluating", "random_state", "unwrapped"]
+__all__ = ["calling_modules", "evaluating", "random_state", "unwrapped"]
 
 
 @contextmanager
@@ -25,6 +25,17 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+@contextmanager
+def calling_modules() -> Iterator[None]:
+    """Without torch's fast path of attention, which calls no modules and hands nested tensors on."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def random_state(device: torch.device) -> Tensor:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ..errors import InvalidValueError
 from ..gaussian import precise
-from ..models.batches import Inputs, call
-from ..models.outputs import OutputSelector, select_output
+from ..models.batches import Inputs
+from ..models.forwards import forward
+from ..models.outputs import OutputSelector
 from ..models.state import evaluating
 from ..noise.stack import mean_mode
 from ..torch_internals import is_compiled
@@ -62,10 +63,13 @@ class FeatureReader:
         """The reader of the other layers, which have a Gaussian each."""
         return replace(self, layouts=tuple(layout for layout in self.layouts if layout.name not in names))
 
-    def read(self, model: nn.Module, inputs: Inputs, output: OutputSelector | None) -> tuple[Tensor, list[Tensor]]:
+    def read(
+        self, verb: str, model: nn.Module, inputs: Inputs, output: OutputSelector | None
+    ) -> tuple[Tensor, list[Tensor]]:
         """The output of the mean network for one batch, and the features of each layer.
 
         Args:
+            verb: The public function that asks.
             model: Any model.
             inputs: The inputs on the model's device.
             output: Which part of a structured output.
@@ -78,7 +82,7 @@ class FeatureReader:
             InvalidValueError: A layer is not called, or has another width than in the fit.
         """
         with self.watching(model, inputs) as found:
-            raw = mean_output(model, inputs, output)
+            raw = mean_output(verb, model, inputs, output)
         return raw, self.features(found)
 
     @contextmanager
@@ -178,14 +182,14 @@ class FeatureReader:
 
 
 @torch.no_grad()
-def mean_output(model: nn.Module, inputs: Inputs, output: OutputSelector | None) -> Tensor:
+def mean_output(verb: str, model: nn.Module, inputs: Inputs, output: OutputSelector | None) -> Tensor:
     """The output of the network at the posterior means, in evaluation mode and without torch.compile."""
     with ExitStack() as stack:
         if is_compiled(model):  # a compiled forward does not run hooks that are new
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(evaluating(model))
         stack.enter_context(mean_mode(model))
-        return select_output(call(model, inputs), output).detach()
+        return forward(verb, model, inputs, output).detach()
 
 
 def home(device: torch.device) -> torch.device:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..errors import InvalidTypeError, InvalidValueError
 from ..layers.registry import bayesian_type
 from ..models.outputs import tensor_paths
+from ..models.state import calling_modules
 from ..torch_internals import ConvBase
 
 __all__ = ["Layout", "chosen_layouts", "weight_layers", "with_outputs"]
@@ -129,7 +130,8 @@ def with_outputs(modules: dict[str, nn.Module], note: Note) -> Iterator[None]:
     try:
         for name, module in modules.items():
             handles.append(module.register_forward_hook(hook(name)))
-        yield
+        with calling_modules():
+            yield
     finally:
         for handle in handles:
             handle.remove()

@@ -80,7 +80,7 @@ class NoveltyFit:
                 if self.reader is None:
                     self._start(inputs)
                 assert self.reader is not None
-                raw, features = self.reader.read(self.model, inputs, self.output)
+                raw, features = self.reader.read("fit_novelty", self.model, inputs, self.output)
                 _check_finite(self.reader, raw, features, f"batch {index} of loader")
                 self.likelihood.check(raw)
                 codes, kept = class_codes(self.likelihood, raw, target, edges)
@@ -95,7 +95,7 @@ class NoveltyFit:
 
         def forward() -> int:
             nonlocal shape
-            shape = term_shape(self.likelihood, mean_output(self.model, inputs, self.output))
+            shape = term_shape(self.likelihood, mean_output("fit_novelty", self.model, inputs, self.output))
             return shape[0]
 
         layouts = chosen_layouts(self.model, self.layers, forward)
@@ -166,7 +166,7 @@ class NoveltyFit:
         terms = HeldoutTerms(torch.Generator().manual_seed(self.seed + own_rank()))
         with failing_together("fit_novelty"):
             for index, (inputs, target) in enumerate(self._batches(val_loader)):
-                raw, features = self.reader.read(self.model, inputs, self.output)
+                raw, features = self.reader.read("fit_novelty", self.model, inputs, self.output)
                 _check_finite(self.reader, raw, features, f"batch {index} of val_loader")
                 shape, parts = terms_of(self.reader, self.likelihood, raw, features)
                 codes, kept = heldout_codes(self.likelihood, raw, target, shape)

@@ -180,7 +180,7 @@ class Novelty(Printed, nn.Module):
     def _score(self, inputs: Inputs) -> Tensor:
         model = self.model
         check_finite_inputs("score", inputs)
-        raw, features = self.reader.read(model, to_device(inputs, device_of(model)), self.output)
+        raw, features = self.reader.read("score", model, to_device(inputs, device_of(model)), self.output)
         where = self.heldout.device
         shape, terms = terms_of(self.reader, self.likelihood, raw, features)
         parts = [self([r.to(where) for r in rows], None if e is None else e.to(where)) for _, rows, e in terms]

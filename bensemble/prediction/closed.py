@@ -68,7 +68,7 @@ class ClosedForm:
     """
 
     def __init__(self, model: nn.Module, layer: LinearOpLayer, likelihood: Likelihood | None) -> None:
-        self._model, self.layer, self.likelihood = model, layer, likelihood
+        self.model, self.layer, self.likelihood = model, layer, likelihood
         least = FEW_PAIRS if isinstance(likelihood, DiscreteLikelihood) else MANY_PAIRS
         self.noise = fixed_noise(len(layer.channel_rows(layer.w_mu)), least)
 
@@ -79,7 +79,7 @@ class ClosedForm:
 
     def record(self, inputs: Inputs, output: OutputSelector | None) -> Recorded | None:
         """One forward of a batch; None if the outputs are not elements of what the layer gives."""
-        return recorded(self._model, self.layer, to_device(inputs, self.layer.w_mu.device), output)
+        return recorded(self.model, self.layer, to_device(inputs, self.layer.w_mu.device), output)
 
     def outputs(self, seen: Recorded) -> OutputGaussian:
         """The Gaussian of the outputs of a batch, for the present posterior."""

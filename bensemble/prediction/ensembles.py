@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import OutOfMemoryError
 from ..models.batches import Inputs, batch_size, call, to_device
+from ..models.forwards import is_about_memory, naming_batch
 from ..models.outputs import OutputSelector, select_output
 from ..noise.stack import holding
 from ..torch_internals import is_compiled
@@ -53,7 +54,7 @@ class Member:
     def outputs(self, inputs: Inputs, output: OutputSelector | None) -> Iterator[Tensor]:
         """The output of each sample for one batch."""
         inputs = to_device(inputs, self.device)
-        with memory_errors(inputs):
+        with memory_errors(inputs), naming_batch("predict", self.model, inputs):
             yield from self._outputs(inputs, output)
 
     def _outputs(self, inputs: Inputs, output: OutputSelector | None) -> Iterator[Tensor]:
@@ -80,15 +81,10 @@ def memory_errors(inputs: Inputs) -> Iterator[None]:
     """Say what to do where a forward does not fit into memory."""
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as err:
-        if isinstance(err, RuntimeError) and not _is_about_memory(err):
+    except Exception as err:
+        if not is_about_memory(err):
             raise
         raise OutOfMemoryError(
             f"predict: {batch_size(inputs)} examples in one forward do not fit into memory; pass chunk_size with "
             "fewer, and keep_samples=False where the samples are not needed."
         ) from err
-
-
-def _is_about_memory(error: RuntimeError) -> bool:
-    """PyTorch has a class of its own for this on accelerators only."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

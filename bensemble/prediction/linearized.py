@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import InvalidValueError, one_line
+from ..models.state import calling_modules
 from ..noise.stack import holding
 from ..posterior import Posterior
 from .weight_samples import HeldWeights
@@ -67,15 +68,13 @@ def linearized(sample: HeldWeights, forward: Callable[[], Tensor]) -> Tensor:
 def _differentiable() -> Iterator[None]:
     """Fused operations without forward-mode derivatives are switched off."""
     _load_formulas()
-    fast, mkldnn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
-    torch.backends.mha.set_fastpath_enabled(False)
+    mkldnn = torch.backends.mkldnn.enabled
     # Its context manager warns on machines without an Intel GPU.
     torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with calling_modules(), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         torch.backends.mkldnn.enabled = mkldnn
 
 

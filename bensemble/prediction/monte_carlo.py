@@ -22,6 +22,7 @@ from ..errors import InvalidTypeError, InvalidValueError
 from ..fingerprints import posterior_fingerprint
 from ..likelihoods import Likelihood, resolve
 from ..models.batches import Inputs, Unpack, check_finite_inputs, is_loader, split_batch
+from ..models.forwards import naming_batch
 from ..models.outputs import OutputSelector, describe
 from ..models.sharding import whole
 from ..models.state import evaluating, unwrapped
@@ -198,7 +199,7 @@ def _predict_closed(
     parts = []
     for form in forms:
         assert form is not None
-        with memory_errors(piece):
+        with memory_errors(piece), naming_batch("predict", form.model, piece):
             recorded = form.record(piece, output)
         if recorded is None:
             return None

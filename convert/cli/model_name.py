@@ -38,10 +38,10 @@ def parse_model_name(text: str) -> ModelName:
     module, colon, target = (part.strip() for part in text.partition(":"))
     if not colon or not target:
         raise WrongUsage(f"model: {text!r} does not say where the model comes from; {FORM}.")
-    if not all(part.isidentifier() for part in module.split(".")):
-        raise WrongUsage(
-            f"model: {module!r} in {text!r} is not the name of a module; write nets.big for nets/big.py; {FORM}."
-        )
+    if module.endswith(".py") or not all(part.isidentifier() for part in module.split(".")):
+        name = module.removesuffix(".py").lstrip("./").replace("/", ".")
+        right = f"write {name}" if module.endswith(".py") else "write nets.big for nets/big.py"
+        raise WrongUsage(f"model: {module!r} in {text!r} is not the name of a module; {right}; {FORM}.")
     try:
         node = ast.parse(target, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as err:

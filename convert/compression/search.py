@@ -14,11 +14,12 @@ from typing import Any
 from torch import nn
 
 from bensemble.checkpoint.writing import checked_target, replacing, working_folder
-from bensemble.checks import check_module, check_number, check_takes
+from bensemble.checks import check_number, check_takes
 from bensemble.errors import ConversionError, InvalidValueError, shown
 from bensemble.fingerprints import posterior_fingerprint
 from bensemble.models.batches import Inputs
 from bensemble.models.outputs import OutputSelector
+from bensemble.posteriors import check_bayesian
 from bensemble.pruning.channels import ChannelGroups
 
 from ..graph.compaction import channel_groups
@@ -101,9 +102,9 @@ def compress(
         The chosen file, every point and the Pareto front; it prints as a table and draws itself with ``plot()``.
 
     Raises:
-        InvalidTypeError, InvalidValueError: An argument that cannot work, or an ``evaluate`` that gives no number,
-            no better one than for outputs that mean nothing, or always the same.
-        ConversionError: The model is not Bayesian, or ``evaluate``, ``repair`` or ``confirm`` failed.
+        InvalidTypeError, InvalidValueError: A model that is not Bayesian, an argument that cannot work, or an
+            ``evaluate`` that gives no number, no better one than for outputs that mean nothing, or always the same.
+        ConversionError: ``evaluate``, ``repair`` or ``confirm`` failed.
         ExportError: The model cannot be written, or not be quantised although ``calibration_data`` is given.
         UnmetConstraintsError: A ConversionError: no file meets the constraints. It says how close the search came, and
             holds every point. Nothing is written.
@@ -111,7 +112,7 @@ def compress(
     Example:
         >>> print(convert.compress(bnn, accuracy, x, "small.onnx", max_drop=0.01, calibration_data=loader))
     """
-    check_module("compress", bnn)
+    check_bayesian("compress", bnn)
     constraints = _constraints(max_drop, max_latency_ms, max_size)
     check_takes("compress", "evaluate", evaluate, "model")
     if progress is not None:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from bensemble.errors import ConversionError, ExportError, one_line
-from bensemble.posteriors import is_bayesian
+from bensemble.posteriors import all_names, is_bayesian
 
 from ..planning.copying import copy_model
 
@@ -24,16 +24,15 @@ def deployable(model: nn.Module, computed_weights: bool) -> Iterator[nn.Module]:
 
     Args:
         model: The user's model.
-        computed_weights: Whether parametrized weights are computed now instead of in every run. Those of
-            ``orthogonal``, for instance, need operations that ONNX does not have.
+        computed_weights: Whether parametrized weights with a posterior are computed now instead of in every run, as
+            all others are. Those of ``orthogonal``, for instance, need operations that ONNX does not have.
 
     Raises:
         ExportError: The model cannot be copied to the CPU.
     """
     with torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
         network = _copy(model).eval()
-        if computed_weights:
-            _compute_weights(network)
+        _compute_weights(network, () if computed_weights else tuple(all_names(model)))
         with _without_caches(network):
             yield network
 
@@ -55,16 +54,19 @@ def _copy(model: nn.Module) -> nn.Module:
         ) from err
 
 
-def _compute_weights(network: nn.Module) -> None:
-    """Put the value of every parametrized weight in place of its parametrization.
+def _compute_weights(network: nn.Module, but: tuple[str, ...]) -> None:
+    """Put the value of every parametrized weight in place of its parametrization, but of those with a posterior.
 
     ``remove_parametrizations`` would take the property from the class, which the user's own module shares.
     """
-    for module in network.modules():
+    for path, module in network.named_modules():
         if parametrize.is_parametrized(module):
             parametrizations = module.get_submodule("parametrizations")
             assert isinstance(parametrizations, nn.ModuleDict)
             for name in list(parametrizations):
+                inside = f"{path}.parametrizations.{name}.".lstrip(".")
+                if any(posterior.startswith(inside) for posterior in but):
+                    continue
                 parametrizations[name] = _Constant(getattr(module, name).detach().clone())
 
 

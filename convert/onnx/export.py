@@ -22,6 +22,7 @@ from bensemble.models.outputs import OutputSelector
 from bensemble.models.undisturbed import undisturbed
 from bensemble.novelty import Novelty
 
+from ..planning.copying import check_shapes
 from .deployable import deployable
 from .files.inspection import summarize
 from .files.measuring import Deviation
@@ -165,6 +166,8 @@ def export_onnx(
         verbose=verbose,
         progress=progress,
     )
+    for member in models:
+        check_shapes("export_onnx", member)
     uncertainty = options.uncertainty
     if uncertainty is not None:
         check_sidecar(options.target)

@@ -12,9 +12,20 @@ from torch.overrides import TorchFunctionMode
 
 from bensemble.errors import ConversionError
 
-__all__ = ["copy_model", "hollow_copy", "traced_copy"]
+__all__ = ["check_shapes", "copy_model", "hollow_copy", "traced_copy"]
 
 M = TypeVar("M", bound=nn.Module)
+
+
+def check_shapes(verb: str, model: nn.Module) -> None:
+    """Raise for lazy modules that no forward has given a shape.
+
+    Raises:
+        ConversionError: A parameter or buffer has no shape.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise ConversionError(f"{verb}: '{name}' has no shape yet; run the model once first.")
 
 
 def copy_model(verb: str, model: M) -> M:

@@ -15,7 +15,7 @@ from bensemble.errors import InvalidValueError, one_line
 from bensemble.models.outputs import OutputSelector
 from bensemble.models.undisturbed import undisturbed
 
-from .copying import traced_copy
+from .copying import check_shapes, traced_copy
 from .readout import is_link, is_moved, is_resized
 from .trials import LINKS, Survey, Trials
 
@@ -93,6 +93,7 @@ def proven_last(model: nn.Module, example_inputs: Any) -> str | None:
 
 
 def _find(model: nn.Module, inputs: Any, output: OutputSelector | None) -> Last:
+    check_shapes("last_layer", model)
     with undisturbed(model), torch.inference_mode(False):
         copied = traced_copy(model)
         if copied is None:

@@ -150,7 +150,7 @@ def prune_and_repair(
     """
     _check(model, loader, sparsity, granularity, steps, score)
     dense: Any = to_deterministic(model) if is_bayesian(model) else model
-    heldout = HeldOut(dense, required("prune_and_repair", likelihood), output)
+    heldout = HeldOut("prune_and_repair", dense, required("prune_and_repair", likelihood), output)
     with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed when it starts
         for _ in heldout.splitting(loader, len(loader) if isinstance(loader, Sized) else None, unpack):
             pass  # what is held out stays in memory

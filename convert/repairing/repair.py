@@ -16,7 +16,7 @@ from bensemble.models.batches import Unpack, check_loader
 from bensemble.models.state import evaluating, unwrapped
 from bensemble.posteriors import is_bayesian
 
-from ..planning.copying import copy_model
+from ..planning.copying import check_shapes, copy_model
 from .layers import Layer, repairable_layers
 from .report import RepairReport, RepairRow
 from .task import Task, removed_share
@@ -132,6 +132,7 @@ def _check(verb: str, pruned: Any, original: Any, loader: Any, damping: Any) -> 
                 f"{verb}: {what} must be a plain network, got a Bayesian {type(model).__name__}; first "
                 "to_deterministic, then repair, then compact."
             )
+        check_shapes(verb, model)
     if damping is not None:
         check_number(verb, "damping", damping, least=0)
     check_loader(verb, loader)
@@ -165,6 +166,8 @@ def _jobs(verb: str, network: nn.Module, dense: nn.Module) -> tuple[list[Job], d
         elsewhere = set() if own is None else names[id(own)] - {other.name for other in layers}
         if own is None:
             left[layer] = "computed in every forward"
+        elif not own.numel() or own.is_meta:
+            left[layer] = "without values"
         elif elsewhere:
             left[layer] = f"shared with '{min(elsewhere)}'"
         else:

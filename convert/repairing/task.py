@@ -115,4 +115,5 @@ def _write(layer: Layer, network: nn.Module, matrix: Tensor, has_bias: bool) -> 
 
 def removed_share(layer: Layer, network: nn.Module) -> float:
     """The share of a weight's entries that are zero."""
-    return float((layer.tensors(network)[0] == 0).double().mean())
+    weight = layer.tensors(network)[0]
+    return 0.0 if weight.is_meta or not weight.numel() else float((weight == 0).double().mean())

@@ -8,15 +8,16 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bensemble.errors import InvalidValueError
 from bensemble.models.batches import Unpack, call, device_of, split_batch, to_device
+from bensemble.models.forwards import naming_batch
+from bensemble.models.state import calling_modules
 
 from ..scoring.loss import in_last_tenth
 from .layers import Layer, Use
@@ -141,20 +142,9 @@ class Walk:
             return hook
 
         with ExitStack() as stack:
-            stack.enter_context(_modules_called())
+            stack.enter_context(calling_modules())
             for layer in layers:
                 handle = network.get_submodule(layer.path).register_forward_hook(watch(layer), with_kwargs=True)
                 stack.callback(handle.remove)
-            with suppress(_Enough):
+            with suppress(_Enough), naming_batch("repair", network, inputs):
                 call(network, inputs)
-
-
-@contextmanager
-def _modules_called() -> Iterator[None]:
-    """Without torch's fast path of attention, which calls no modules."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from bensemble.gaussian import precise
 from bensemble.likelihoods import Categorical, DiscreteLikelihood, Likelihood
-from bensemble.models.batches import Unpack, call, device_of, split_batch, to_device
-from bensemble.models.outputs import OutputSelector, select_output
+from bensemble.models.batches import Unpack, device_of, split_batch, to_device
+from bensemble.models.forwards import forward
+from bensemble.models.outputs import OutputSelector
 from bensemble.models.state import evaluating
 
 __all__ = ["ExpectedLoss", "HeldOut", "in_last_tenth"]
@@ -60,13 +61,16 @@ class HeldOut:
     """Inputs that are kept, and what the network answers before it is pruned.
 
     Args:
+        verb: The public function that asks.
         network: The network before.
         likelihood: What its outputs mean.
         output: Which part of a structured output.
     """
 
-    def __init__(self, network: nn.Module, likelihood: Likelihood, output: OutputSelector | None = None) -> None:
-        self.network, self.likelihood, self.output = network, likelihood, output
+    def __init__(
+        self, verb: str, network: nn.Module, likelihood: Likelihood, output: OutputSelector | None = None
+    ) -> None:
+        self.verb, self.network, self.likelihood, self.output = verb, network, likelihood, output
         self.batches: list[tuple[Any, Tensor]] = []
 
     @torch.no_grad()
@@ -74,7 +78,7 @@ class HeldOut:
         """Keep a batch."""
         inputs = to_device(inputs, device_of(self.network))
         with evaluating(self.network):
-            self.batches.append((inputs, select_output(call(self.network, inputs), self.output)))
+            self.batches.append((inputs, forward(self.verb, self.network, inputs, self.output)))
 
     def splitting(self, loader: Iterable[Any], num_batches: int | None, unpack: Unpack | None) -> Iterator[Any]:
         """The batches of a loader as (inputs, target) without the last tenth, which is kept; a single one is both."""
@@ -94,7 +98,7 @@ class HeldOut:
         nats, drops = [], []
         with evaluating(network):
             for inputs, before in self.batches:
-                after = select_output(call(network, inputs), self.output)
+                after = forward(self.verb, network, inputs, self.output)
                 nats.append(self._divergence(before, after).flatten().cpu())
                 if isinstance(self.likelihood, DiscreteLikelihood):
                     p, q = (self.likelihood.class_probs(self.likelihood.expect(raw)) for raw in (before, after))

@@ -132,7 +132,7 @@ def _damaged(
     """The scores of optimal brain damage with a damping that is given or chosen."""
     check_in_one_process("prune_scores", model)
     bnn = copy_model("prune_scores", model) if is_bayesian(model) else bayesify(model)
-    heldout = HeldOut(to_deterministic(bnn), likelihood, output)
+    heldout = HeldOut("prune_scores", to_deterministic(bnn), likelihood, output)
     num_batches = len(loader) if isinstance(loader, Sized) else None
     with evaluating(bnn), torch.random.fork_rng(devices=[]), torch.enable_grad():
         found = diagonal_curvature(

@@ -192,9 +192,12 @@ def _check_plan(plan: ConversionPlan, model: nn.Module) -> None:
         return
     reasons = sorted({row.reason for row in plan.rows if row.tier != "posterior"})
     chosen = {"not included", "excluded"} & set(reasons)
-    if any(row.tier == "posterior" for row in plan.rows) and not chosen:
+    fitted = [row.name for row in plan.rows if row.tier == "posterior"]
+    if fitted and not chosen:
         raise ConversionError(f"bayesify: nothing is left to convert in {plan.model}; it is Bayesian already.")
     reasons = reasons or ["it has no parameters"]
+    if fitted:
+        reasons.append(f"Bayesian already, such as '{fitted[0]}'")
     raise ConversionError(
         f"bayesify: nothing to convert in {plan.model}: {'; '.join(reasons[:5])}. print(plan(model)) shows each."
     )

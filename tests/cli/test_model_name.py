@@ -70,8 +70,9 @@ def test_every_literal_comes_back_as_it_was(args: list[object], kwargs: dict[str
         ("my-model:build", "'my-model' in 'my-model:build' is not the name of a module"),
         (
             "./nets/big.py:build",
-            r"'\./nets/big\.py' in .* is not the name of a module; write nets\.big for nets/big\.py",
+            r"'\./nets/big\.py' in .* is not the name of a module; write nets\.big;",
         ),
+        ("lenet.py:LeNet5", "'lenet.py' in 'lenet.py:LeNet5' is not the name of a module; write lenet;"),
         ("m:build(", r"'build\(' is not a call in Python's spelling"),
         ("m:build(1, 2", "is not a call in Python's spelling"),
         ("m:" + "(" * 3000, "is not a call in Python's spelling"),

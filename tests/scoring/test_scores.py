@@ -89,7 +89,7 @@ def test_the_damping_is_chosen_and_magnitude_is_among_the_choices():
     batches = [torch.cat([torch.zeros(32, 1), x[:, 1:]], 1) for x in BATCHES]
     chosen = prune_scores(model, batches, sparsity=0.25)
     magnitude = prune_scores(model, score="magnitude")
-    heldout = HeldOut(model, Categorical())
+    heldout = HeldOut("prune_scores", model, Categorical())
     heldout.add(batches[-1])
     bnn = bayesify(model)
     losses = [
@@ -110,7 +110,7 @@ PREDICTIONS = [
 @pytest.mark.parametrize(("likelihood", "prediction"), PREDICTIONS)
 def test_the_loss_is_the_divergence_of_the_predictions(likelihood, prediction):
     model, other = network(), network()
-    heldout = HeldOut(model, likelihood)
+    heldout = HeldOut("prune_scores", model, likelihood)
     for x in BATCHES[:2]:
         heldout.add(x)
     same, loss = heldout.loss(model), heldout.loss(other)
@@ -131,7 +131,7 @@ def test_the_loss_is_the_divergence_of_the_predictions(likelihood, prediction):
 
 def test_a_network_without_finite_answers_has_lost_everything():
     model = network()
-    heldout = HeldOut(model, Categorical())
+    heldout = HeldOut("prune_scores", model, Categorical())
     heldout.add(BATCHES[0])
     broken = copy.deepcopy(model)
     broken[0].weight.data[:] = math.nan

@@ -18,7 +18,7 @@ from bensemble.errors import ConversionError
 from bensemble.models.undisturbed import undisturbed
 from bensemble.posteriors import named_posteriors
 
-from ...planning.copying import copy_model
+from ...planning.copying import check_shapes, copy_model
 from ..capture import SOURCES, CaptureError, DynamicAxes, Source, capture
 from .atoms.flow import Flow
 from .cutting import CannotKeepClassError, Cut, cut_leaves, install
@@ -111,9 +111,7 @@ def _check(verb: str, model: Any) -> None:
             f"{verb}: '{name}' has a posterior, got a Bayesian {type(model).__name__}; "
             "pass to_deterministic(model), which takes the pruning threshold."
         )
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if nn.parameter.is_lazy(tensor):
-            raise ConversionError(f"{verb}: '{name}' has no shape yet; run the model once first.")
+    check_shapes(verb, model)
 
 
 def _attempt(source: Source, model: nn.Module, runs: list[Run]) -> tuple[_Result | None, bool]:

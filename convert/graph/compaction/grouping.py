@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bensemble.errors import ConversionError
 from bensemble.models.undisturbed import undisturbed
-from bensemble.posteriors import all_names, named_posteriors
+from bensemble.posteriors import all_names, check_bayesian, named_posteriors
 from bensemble.pruning.channels import ChannelGroups
 
 from ...surgery.collapsing import to_deterministic
@@ -43,14 +43,15 @@ def channel_groups(bnn: nn.Module, example_inputs: Any) -> ChannelGroups:
         example_inputs: What its forward takes: a tensor, a tuple of arguments, or a mapping of keyword arguments.
 
     Raises:
-        ConversionError: The model has no Bayesian layers, or neither torch.fx nor torch.export can trace it.
-        InvalidValueError: The model rejects the example inputs.
+        ConversionError: Neither torch.fx nor torch.export can trace the model.
+        InvalidValueError: The model has no Bayesian layers, or rejects the example inputs.
 
     Example:
         >>> bnn = convert.bayesify(model)
         >>> pruned = convert.to_deterministic(bnn, sparsity=0.5, granularity=convert.channel_groups(bnn, x))
         >>> small = convert.compact(pruned, x)
     """
+    check_bayesian("channel_groups", bnn)
     plain = to_deterministic(bnn)
     names = all_names(bnn)
     prunable = {name for name, posterior in named_posteriors(bnn) if posterior.prunable}

@@ -42,6 +42,8 @@ class Solution:
     def alive_axes(self, value: Value) -> list[Tensor | None]:
         """For each axis of a value the elements that stay, or None where all do."""
         stays = self.stays(value.atoms)
+        if not stays.numel():
+            return [None] * stays.ndim
         masks: list[Tensor | None] = []
         for axis, size in enumerate(value.shape):
             along = stays.movedim(axis, 0).reshape(stays.shape[axis], -1).any(1)

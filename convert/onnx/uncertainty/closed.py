@@ -119,7 +119,9 @@ class _Member(nn.Module):
             "mixing": None if basis is None else basis.outer,
         }
         for name, tensor in tensors.items():
-            self.register_buffer(name, None if tensor is None else tensor.detach().cpu().float().contiguous())
+            self.register_buffer(
+                name, None if tensor is None else tensor.detach().to("cpu", precise(own).dtype).contiguous()
+            )
         self._is_mixed = False  # whether the mixing leaves out the common direction of the logits
 
     @property

@@ -36,6 +36,9 @@ SCALES = {
     "upper": ("lower", "upper"),
 }
 
+#: Below every probability that counts; the exporter writes numbers as float32, where that of float64 is 0.
+TINY = torch.finfo(torch.float32).tiny
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -134,7 +137,7 @@ class Statistics:
         if not isinstance(self.likelihood, Categorical):
             assert isinstance(self.likelihood, DiscreteLikelihood)
             return self.likelihood.entropy(probs)
-        logarithms = probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
+        logarithms = probs.clamp_min(TINY).log()
         return -(probs * logarithms).sum(self.likelihood.axis(probs))
 
     def _prediction_set(self, likelihood: DiscreteLikelihood, probs: Tensor) -> dict[str, Tensor]:
@@ -160,9 +163,8 @@ def _divergence(samples: Tensor, probs: Tensor) -> Tensor:
     Near one, g is flat: a rounded ratio gives the right value if both terms of g use that same ratio. There
     ``ratio - 1`` is exact, and the logarithm is exact to the last bit.
     """
-    tiny = torch.finfo(probs.dtype).tiny
-    ratio = samples * (1 / probs.clamp_min(tiny))
-    return probs * (ratio * ratio.clamp_min(tiny).log() - (ratio - 1)).mean(0)
+    ratio = samples * (1 / probs.clamp_min(TINY))
+    return probs * (ratio * ratio.clamp_min(TINY).log() - (ratio - 1)).mean(0)
 
 
 def _float32(found: dict[str, Any]) -> dict[str, Tensor]:

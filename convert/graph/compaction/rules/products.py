@@ -101,7 +101,7 @@ def read_channels(flow: Flow, call: Call, x: Value, weight: Value, bias: Value |
     if bias is not None and (bias.leaf is None or bias.ndim != 1):
         return flow.unknown(call, f"the bias of this {call.name} is computed")
     tensor = flow.leaves[weight.leaf.path].tensor
-    if tensor.is_complex() or tensor.layout != torch.strided:
+    if tensor.is_complex() or tensor.layout != torch.strided or not tensor.numel():
         return flow.unknown(call, "its weight is not a plain tensor")
     axis = geometry.axis
     x = flow.settled(x)
