@@ -169,8 +169,9 @@ class Bernoulli(DiscreteLikelihood):
 
     def spread(self, output: Tensor) -> Tensor:
         """Entropy of each element in nats."""
-        logits = precise(output)
-        return F.binary_cross_entropy_with_logits(logits, logits.sigmoid(), reduction="none")
+        size = precise(output).abs()
+        rare = (-size).exp()  # by exp alone: a runtime's sigmoid keeps few digits of a small probability
+        return rare.log1p() + size * rare / (1 + rare)
 
     def entropy(self, probs: Tensor) -> Tensor:
         """Entropy of each element in nats."""

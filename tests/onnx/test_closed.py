@@ -11,7 +11,7 @@ from drawn_networks import drawn_networks, for_anyone
 from torch import nn
 
 import bensemble
-from bensemble import calibrate, fit_novelty, predict
+from bensemble import calibrate, fit_novelty, fit_posterior, predict
 from bensemble.basis import Basis
 from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.likelihoods import Categorical, Gaussian
@@ -132,6 +132,20 @@ def test_noise_that_is_nothing_is_no_reason_to_refuse_a_file(tmp_path):
 
 
 @pytest.mark.slow
+def test_one_logit_that_is_nearly_sure(tmp_path):
+    """A runtime's sigmoid keeps few digits of a small probability."""
+    x = torch.randn(200, 5)
+    net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 1))
+    with torch.no_grad():
+        net[2].weight *= 60
+        logits = net(x)
+    assert float(logits.abs().max()) > 15
+    model = bayesify(net, include="2", example_inputs=x)
+    fit_posterior(model, [(x, logits.sigmoid().bernoulli())], likelihood="bernoulli")
+    _, session = exported(tmp_path / "binary.onnx", model, x, likelihood="bernoulli")
+    agree(session(x.numpy()), predict(model, x, likelihood="bernoulli"))
+
+
 def test_an_ensemble_of_last_layers_is_one_file(tmp_path):
     members, likelihood = [of(Dense()), of(Dense())], Gaussian(0.3)  # of classes: below, with novelty
     _, session = exported(tmp_path / "a.onnx", members, ROWS[:1], likelihood=likelihood)

@@ -53,7 +53,7 @@ class ClosedModel(FlatModel):
     ) -> None:
         super().__init__(networks[0] if len(networks) == 1 else nn.ModuleList(networks).eval(), arguments, selector)
         self.name, self.count = type(networks[0]).__name__, len(networks)
-        self.slack = {} if novelty is None else novelty.slack
+        self.slack = statistics.slack | ({} if novelty is None else novelty.slack)
         pairs = zip(sources, networks, strict=True)
         self._members = tuple(_Member(source, network, statistics.likelihood) for source, network in pairs)
         self.members = nn.ModuleList(self._members)

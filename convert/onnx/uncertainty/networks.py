@@ -62,7 +62,7 @@ class SampledModel(FlatModel):
         self._counts = [next(iter(found.values())).count if found else 1 for found in draws]
         self.count = sum(self._counts)
         self._statistics, self.novelty, self.means = statistics, novelty, nn.ModuleList(means).eval()
-        self.slack = {} if novelty is None else novelty.slack
+        self.slack = statistics.slack | ({} if novelty is None else novelty.slack)
 
     def forward(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """What is traced: each network once; :meth:`rewrite` replaces its output by those of its draws."""

@@ -35,6 +35,9 @@ SCALES = {
     "lower": ("lower", "upper"),
     "upper": ("lower", "upper"),
 }
+#: By how much the outputs for binary labels may differ in any case: all of a batch may be close to 0, where a runtime's
+#: sigmoid keeps few digits.
+BINARY_SLACK = {"probs": 1e-6, "entropy": 5e-6, "mutual_information": 5e-6}
 
 #: Below every probability that counts; the exporter writes numbers as float32, where that of float64 is 0.
 TINY = torch.finfo(torch.float32).tiny
@@ -54,6 +57,11 @@ class Statistics:
     likelihood: Likelihood | None = None
     temperature: float = 1.0
     conformal_threshold: float | None = None
+
+    @property
+    def slack(self) -> dict[str, float]:
+        """By how much outputs of two correct programs may differ in any case."""
+        return BINARY_SLACK if isinstance(self.likelihood, Bernoulli) else {}
 
     def of_samples(self, outputs: Tensor, paired: bool = False) -> dict[str, Tensor]:
         """The file's outputs.
