@@ -266,6 +266,29 @@ def test_an_input_that_is_no_number_is_a_stranger(familiar, tmp_path):
         assert session(np.full((1, 5), value, np.float32)).novelty_pvalue[0] <= novelty.smallest_pvalue * 1.01
 
 
+class Twice(nn.Module):
+    """A layer that is called twice, and Python's ``len`` of a tensor, which must not fix the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = self.body(self.body(x).tanh()).reshape(len(x) * 2, 3)
+        return self.head(h.tanh().reshape(len(x), 6))
+
+
+@pytest.mark.parametrize("method", ["closed", "samples"])
+def test_layers_called_twice_and_lengths_vary_with_the_batch(tmp_path, method):
+    x, y = torch.randn(60, 6), torch.arange(60) % 3
+    bnn = of(Twice(), rotated=False)
+    novelty = fit_novelty(bnn, [(x[:30], y[:30])], [(x[30:], y[30:])], layers=["body"])
+    options = {"method": method} | ({"num_samples": 2} if method == "samples" else {})
+    _, session = exported(tmp_path / "a.onnx", bnn, x[:8], likelihood="categorical", novelty=novelty, **options)
+    np.testing.assert_allclose(session(x[:5].numpy()).novelty, novelty.score(x[:5]), atol=3e-5)
+    assert "len" not in globals()
+
+
 @pytest.mark.slow
 def test_novelty_of_tokens_is_one_number_for_each(tmp_path):
     net, y = Head(transformer).eval(), torch.randint(4, (40, 5))
