@@ -252,7 +252,7 @@ def test_many_held_out_scores_are_searched_in_two_steps(familiar, count):
     y = torch.arange(count) % 2
     novelty = fit_novelty(net, train, [(torch.randn(count, 5) + 2 * y[:, None], y)])
     scores = torch.cat([novelty.score(x).float(), torch.tensor([-1e9, 1e9, torch.inf])])
-    found = FileNovelty(novelty, [net]).outputs([scores])["novelty_pvalue"]
+    found = FileNovelty(novelty, [net], [net]).outputs([scores])["novelty_pvalue"]
     torch.testing.assert_close(found, novelty.pvalue(scores), atol=1.1 / (count + 1), rtol=0)
     assert float((found - novelty.pvalue(scores)).abs().median()) < 1e-6
 
@@ -267,11 +267,11 @@ def test_an_input_that_is_no_number_is_a_stranger(familiar, tmp_path):
 
 
 class Twice(nn.Module):
-    """A layer that is called twice, and Python's ``len`` of a tensor, which must not fix the batch."""
+    """A parametrized layer that is called twice, and ``len`` of a tensor, which must not fix the batch."""
 
     def __init__(self):
         super().__init__()
-        self.body, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.body, self.head = nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)), nn.Linear(6, 3)
 
     def forward(self, x):
         h = self.body(self.body(x).tanh()).reshape(len(x) * 2, 3)
