@@ -188,8 +188,8 @@ def run(session: Any, trial: Trial) -> list[np.ndarray]:
         name = session.get_inputs()[0].name
         raise VerificationError(
             f"export_onnx: ONNX Runtime cannot run the file at {trial}, got {one_line(err)}; no file was "
-            f"written. Name the axes that vary, such as dynamic_shapes={{'{name}': {{1: 'batch'}}}} where axis 1 counts "
-            "the examples; verify=False writes it without this check."
+            f"written. Name the axes that vary, such as dynamic_shapes={{'{name}': {{1: 'batch'}}}} where axis 1 "
+            "counts the examples; verify=False writes it without this check."
         ) from err
 
 

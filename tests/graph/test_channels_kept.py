@@ -155,4 +155,4 @@ def test_a_weight_that_is_also_used_transposed_stays_whole(convolutional):
     with torch.no_grad():
         model.first.weight[:3], model.encode.weight[:2] = 0, 0
     assert_same(compact(model, x), model, x)
-    assert "'encode.weight' is used in different ways" in str(groups)
+    assert str(groups).startswith("0 groups")

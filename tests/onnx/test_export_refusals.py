@@ -240,3 +240,20 @@ def test_verification_needs_onnxruntime(path, monkeypatch):
 def test_without_verification_a_random_graph_is_written(tmp_path):
     report = export_onnx(Drawing(4, 3), tmp_path / "m.onnx", X, verify=False)
     assert report.operators["RandomNormalLike"] == 1
+
+
+class TimeFirst(nn.Module):
+    """A recurrent network whose axis 1 counts the examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.GRU(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0][-1])
+
+
+def test_time_first_is_told_how_to_name_its_batch(path, tmp_path):
+    model, x = TimeFirst().eval(), torch.randn(5, 4, 6)
+    with pytest.raises(VerificationError, match=r"such as dynamic_shapes=\{'x': \{1: 'batch'\}\} where axis 1 counts"):
+        export_onnx(model, path, x)
