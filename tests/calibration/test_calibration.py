@@ -105,7 +105,7 @@ def _rows(prediction, rows):
 def test_the_threshold_is_the_finite_sample_quantile():
     prediction, targets = drawn(99, 3)
     scores = (1 - prediction.mean[torch.arange(99), targets]).sort().values
-    for alpha, rank in [(0.1, 90), (0.05, 95), (0.9, 10), (0.01, 99)]:
+    for alpha, rank in [(0.1, 90), (0.05, 95), (0.4, 60), (0.01, 99)]:
         calibration = calibrate(prediction, targets, alpha, temperature=1.0)
         assert calibration.conformal_threshold == pytest.approx(float(scores[rank - 1]), abs=1.1e-6)
         assert calibration.conformal_threshold > float(scores[rank - 1])
@@ -115,6 +115,13 @@ def test_the_threshold_is_the_finite_sample_quantile():
     intervals = calibrate(*regression(4, 0), alpha=0.1)
     assert intervals.conformal_threshold == math.inf
     assert intervals.interval(regression(4, 1)[0])[0].max() == -math.inf
+
+
+def test_a_coverage_given_as_alpha_is_warned_of():
+    prediction, targets = drawn(99, 3)
+    with pytest.warns(UserWarning, match=r"share of sets that may miss the truth, got 0\.9; 0\.1 gives sets"):
+        calibration = calibrate(prediction, targets, 0.9, temperature=1.0)
+    assert calibration.alpha == 0.9
 
 
 def test_the_reference_holds_quantiles_after_tempering():

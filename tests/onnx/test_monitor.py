@@ -29,7 +29,7 @@ def test_a_monitor_takes_a_path_and_mappings(calibrated, monkeypatch):
         UncertaintySession(None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_false_alarms_stay_within_the_promise_however_often_one_looks():
     """A new calibration set and a new stream each time, a look after every 20 examples, short windows."""
     rng, streams, rate = np.random.default_rng(0), 300, 0.1
