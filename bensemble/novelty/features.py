@@ -205,6 +205,6 @@ def _examples(inputs: Inputs) -> int | None:
 
 def _mean_of_calls(calls: list[Tensor]) -> Tensor:
     """The features of a layer that one forward calls several times."""
-    if len(calls) > 1 and len({tensor.shape for tensor in calls}) > 1:
+    if any(tensor.shape != calls[0].shape for tensor in calls):
         calls = [tensor.flatten(1, -2).mean(1) if tensor.ndim > 2 else tensor for tensor in calls]
     return calls[0] if len(calls) == 1 else torch.stack(calls).mean(0)

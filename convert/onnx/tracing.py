@@ -27,6 +27,7 @@ from .inputs.trials import Trials
 from .masked_rows import TRANSLATIONS
 from .optimizer import exact_constants
 from .source_lines import last_line, source_lines
+from .symbolic_len import symbolic_len
 from .uncertainty.merging import merge_siblings
 
 __all__ = ["Traced", "quiet", "trace"]
@@ -106,16 +107,17 @@ def _exported(
     model = trials.model
     # A size of one looks like a constant to the exporter.
     trial = trials.varied if any(axis.size == 1 for axis in trials.axes) else trials.example
-    program = torch.onnx.export(
-        model,
-        (trial.tensors,),
-        dynamo=True,
-        verbose=verbose,
-        opset_version=opset,
-        dynamic_shapes=(_dynamic_shapes(trials, varying),),
-        optimize=False,
-        custom_translation_table=dict(TRANSLATIONS),
-    )
+    with symbolic_len(model):
+        program = torch.onnx.export(
+            model,
+            (trial.tensors,),
+            dynamo=True,
+            verbose=verbose,
+            opset_version=opset,
+            dynamic_shapes=(_dynamic_shapes(trials, varying),),
+            optimize=False,
+            custom_translation_table=dict(TRANSLATIONS),
+        )
     assert program is not None  # the other, older exporter returns nothing
     assert program.exported_program is not None
     withheld: list[onnx.TensorProto] = []

@@ -105,7 +105,7 @@ def _rows(prediction, rows):
 def test_the_threshold_is_the_finite_sample_quantile():
     prediction, targets = drawn(99, 3)
     scores = (1 - prediction.mean[torch.arange(99), targets]).sort().values
-    for alpha, rank in [(0.1, 90), (0.05, 95), (0.4, 60), (0.01, 99)]:
+    for alpha, rank in [(0.1, 90), (0.05, 95), (0.5, 50), (0.01, 99)]:
         calibration = calibrate(prediction, targets, alpha, temperature=1.0)
         assert calibration.conformal_threshold == pytest.approx(float(scores[rank - 1]), abs=1.1e-6)
         assert calibration.conformal_threshold > float(scores[rank - 1])
@@ -117,11 +117,13 @@ def test_the_threshold_is_the_finite_sample_quantile():
     assert intervals.interval(regression(4, 1)[0])[0].max() == -math.inf
 
 
-def test_a_coverage_given_as_alpha_is_warned_of():
+def test_more_misses_than_hits_are_done_and_warned_of():
     prediction, targets = drawn(99, 3)
-    with pytest.warns(UserWarning, match=r"share of sets that may miss the truth, got 0\.9; 0\.1 gives sets"):
+    scores = (1 - prediction.mean[torch.arange(99), targets]).sort().values
+    with pytest.warns(UserWarning, match=r"got 0\.9; 0\.1 gives sets that contain it in 0\.9 of the cases") as caught:
         calibration = calibrate(prediction, targets, 0.9, temperature=1.0)
-    assert calibration.alpha == 0.9
+    assert calibration.conformal_threshold == pytest.approx(float(scores[9]), abs=1.1e-6)
+    assert caught[0].filename == __file__
 
 
 def test_the_reference_holds_quantiles_after_tempering():

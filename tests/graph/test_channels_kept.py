@@ -130,3 +130,29 @@ def test_channels_cut_to_a_computed_size_stay_right(cut):
         model.read.weight[:4], model.read.bias[:4] = 0, 0
     assert_same(compact(model, x), model, torch.randn(7, 5))
     channel_groups(bayesify(model), x)
+
+
+class TiedAutoencoder(nn.Module):
+    """Encodes with a weight, and decodes with its transpose."""
+
+    def __init__(self, convolutional: bool) -> None:
+        super().__init__()
+        make = (lambda i, o: nn.Conv2d(i, o, 3)) if convolutional else nn.Linear
+        self.first, self.encode, self.last = make(3, 8), make(8, 5), make(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        code, weight = self.encode(x).relu(), self.encode.weight
+        if weight.ndim == 4:
+            return self.last(nn.functional.conv_transpose2d(code, weight).relu())
+        return self.last(nn.functional.linear(code, weight.t()).relu())
+
+
+@pytest.mark.parametrize("convolutional", [True, False])
+def test_a_weight_that_is_also_used_transposed_stays_whole(convolutional):
+    model, x = TiedAutoencoder(convolutional).eval(), torch.randn(4, 3, *([7, 7] if convolutional else []))
+    groups = channel_groups(bayesify(model), x)
+    with torch.no_grad():
+        model.first.weight[:3], model.encode.weight[:2] = 0, 0
+    assert_same(compact(model, x), model, x)
+    assert "'encode.weight' is used in different ways" in str(groups)

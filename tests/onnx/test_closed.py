@@ -252,7 +252,7 @@ def test_many_held_out_scores_are_searched_in_two_steps(familiar, count):
     y = torch.arange(count) % 2
     novelty = fit_novelty(net, train, [(torch.randn(count, 5) + 2 * y[:, None], y)])
     scores = torch.cat([novelty.score(x).float(), torch.tensor([-1e9, 1e9, torch.inf])])
-    found = FileNovelty(novelty, [net]).outputs([scores])["novelty_pvalue"]
+    found = FileNovelty(novelty, [net], [net]).outputs([scores])["novelty_pvalue"]
     torch.testing.assert_close(found, novelty.pvalue(scores), atol=1.1 / (count + 1), rtol=0)
     assert float((found - novelty.pvalue(scores)).abs().median()) < 1e-6
 
@@ -264,6 +264,29 @@ def test_an_input_that_is_no_number_is_a_stranger(familiar, tmp_path):
     _, session = exported(tmp_path / "a.onnx", net, x[:1], likelihood="categorical", novelty=novelty)
     for value in (np.nan, np.inf, 1e30):
         assert session(np.full((1, 5), value, np.float32)).novelty_pvalue[0] <= novelty.smallest_pvalue * 1.01
+
+
+class Twice(nn.Module):
+    """A parametrized layer that is called twice, and ``len`` of a tensor, which must not fix the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)), nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = self.body(self.body(x).tanh()).reshape(len(x) * 2, 3)
+        return self.head(h.tanh().reshape(len(x), 6))
+
+
+@pytest.mark.parametrize("method", ["closed", "samples"])
+def test_layers_called_twice_and_lengths_vary_with_the_batch(tmp_path, method):
+    x, y = torch.randn(60, 6), torch.arange(60) % 3
+    bnn = of(Twice(), rotated=False)
+    novelty = fit_novelty(bnn, [(x[:30], y[:30])], [(x[30:], y[30:])], layers=["body"])
+    options = {"method": method} | ({"num_samples": 2} if method == "samples" else {})
+    _, session = exported(tmp_path / "a.onnx", bnn, x[:8], likelihood="categorical", novelty=novelty, **options)
+    np.testing.assert_allclose(session(x[:5].numpy()).novelty, novelty.score(x[:5]), atol=3e-5)
+    assert "len" not in globals()
 
 
 @pytest.mark.slow

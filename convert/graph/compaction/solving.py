@@ -176,11 +176,13 @@ def _agree_on_shared_weights(flow: Flow) -> None:
         if leaf.frozen:
             for atoms in (*leaf.axes.values(), *([leaf.value.atoms] if leaf.value is not None else [])):
                 flow.atoms.pin(atoms, f"'{leaf.path}' is read by an operation that is not followed")
-    first: dict[str, Reader] = {}
+    # Inputs of one use may be outputs of another, as in tied autoencoders; then nothing goes.
+    ways = Counter(path for path, _ in {(reader.weight, reader.out_axis) for reader in flow.readers})
+    first: dict[tuple[str, int], Reader] = {}
     for reader in flow.readers:
-        other = first.setdefault(reader.weight, reader)
+        other = first.setdefault((reader.weight, reader.out_axis), reader)
         leaf = flow.leaves[reader.weight]
-        if leaf.value is not None or leaf.frozen:
+        if leaf.value is not None or leaf.frozen or ways[reader.weight] > 1:
             for atoms in (reader.inputs, reader.outputs):
                 flow.atoms.pin(atoms, f"'{leaf.path}' is used in different ways")
         if other is not reader:
@@ -189,7 +191,8 @@ def _agree_on_shared_weights(flow: Flow) -> None:
             other.known &= reader.known & (reader.const == other.const)
             other.carried |= reader.carried
     for reader in flow.readers:
-        reader.known, reader.carried = first[reader.weight].known, first[reader.weight].carried
+        agreed = first[reader.weight, reader.out_axis]
+        reader.known, reader.carried = agreed.known, agreed.carried
 
 
 def _forget_unfoldable(flow: Flow) -> None:

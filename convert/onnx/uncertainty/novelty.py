@@ -35,22 +35,23 @@ class FileNovelty(nn.Module):
 
     Args:
         novelty: What ``fit_novelty`` returned; for an ensemble one for each member.
-        networks: The deterministic copies of the networks on the CPU.
+        sources: The user's model, or the members of an ensemble. Their copies compute parametrized weights beforehand.
+        networks: Their deterministic copies on the CPU, which are watched.
 
     Attributes:
         slack: How far scores and p-values of two correct programs may be apart; p-values jump at held-out scores.
 
     Raises:
-        InvalidTypeError, InvalidValueError: It is not a novelty of these networks.
+        InvalidTypeError, InvalidValueError: It is not a novelty of these models.
     """
 
     heldout: Tensor
     last: Tensor
     blocks: Tensor
 
-    def __init__(self, novelty: Any, networks: Sequence[nn.Module]) -> None:
+    def __init__(self, novelty: Any, sources: Sequence[nn.Module], networks: Sequence[nn.Module]) -> None:
         super().__init__()
-        together = bound_novelty(novelty, networks)
+        together = bound_novelty(novelty, sources)
         assert together is not None
         bound = [together] if isinstance(together, Novelty) else list(together.members)  # type: ignore[attr-defined]
         self._networks, self._bound = tuple(networks), tuple(bound)

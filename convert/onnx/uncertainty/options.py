@@ -79,7 +79,7 @@ class UncertaintyOptions:
             arguments: How their call is put together.
             selector: Which output the uncertainty is about.
         """
-        novelty = None if self.novelty is None else FileNovelty(self.novelty, means or networks)
+        novelty = None if self.novelty is None else FileNovelty(self.novelty, sources, means or networks)
         statistics = Statistics(self.likelihood)
         if self.calibration is not None:
             threshold = self.calibration.conformal_threshold
