@@ -177,7 +177,7 @@ class FeatureReader:
                 x = pool(x.movedim(-1, 1), tuple(positions)).movedim(1, -1)
             else:
                 x = x.flatten(1, -2).mean(1) if own else x
-                x = x.view(len(x), *(1 for _ in positions), x.shape[-1]).expand(-1, *positions, -1)
+                x = x.view(x.shape[0], *(1 for _ in positions), x.shape[-1]).expand(-1, *positions, -1)
         return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
 
 

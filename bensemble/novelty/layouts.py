@@ -53,29 +53,20 @@ def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if _has_weight(module)}
 
 
-def chosen_layouts(model: nn.Module, layers: str | Sequence[str], forward: Callable[[], int]) -> tuple[Layout, ...]:
-    """The layouts of the layers that a user asks for, from one trial forward.
+def chosen_layouts(model: nn.Module, layers: str | Sequence[str], forward: Callable[[int | None], int]) -> tuple[Layout, ...]:
+    """The layouts of the layers that a user asks for, from one trial forward, or two where sizes coincide.
 
     Args:
         model: The model.
         layers: ``"all"`` weight layers but the last one called, or the paths of modules.
-        forward: Runs the model on a batch and returns its number of examples.
+        forward: Runs the model on a batch, or on at most so many of its examples, and returns their number.
 
     Raises:
         InvalidTypeError, InvalidValueError: ``layers`` is something else, names a module that is missing or not called
             or has an unknown layout, or nothing is left.
     """
     modules = _asked(model, layers)
-    shapes: dict[str, torch.Size] = {}
-    last: str | None = None
-
-    def note(name: str, output: Tensor) -> None:
-        nonlocal last
-        shapes.setdefault(name, output.shape)
-        last = name
-
-    with with_outputs(modules, note):
-        batch = forward()
+    shapes, last, batch = _trial(modules, forward, None)
     if layers == "all":
         shapes.pop(str(last), None)
         if not shapes:
@@ -92,12 +83,16 @@ def chosen_layouts(model: nn.Module, layers: str | Sequence[str], forward: Calla
     sequence_first = _sequence_first(model)
     found: list[Layout] = []
     unknown: list[str] = []
+    axes = {name: _feature_axis(modules[name], shape) for name, shape in shapes.items()}
+    kinds = {name: _kinds(shape, batch, axes[name]) for name, shape in shapes.items()}
+    kinds |= {name: ["second"] for name in sequence_first & kinds.keys() if len(shapes[name]) == 3}
+    if batch > 1 and any(len(several) > 1 for several in kinds.values()):
+        kinds = _distinguished(kinds, modules, axes, forward, batch - 1)
     for number, (name, shape) in enumerate(shapes.items()):
-        layout = _layout(number, name, modules[name], shape, batch, name in sequence_first)
-        if layout is None:
-            unknown.append(f"'{name}' {tuple(shape)}")
+        if kinds[name]:
+            found.append(Layout(number, name, shape[axes[name]], kinds[name][0], axes[name]))
         else:
-            found.append(layout)
+            unknown.append(f"'{name}' {tuple(shape)}")
     if unknown and (layers != "all" or not found):
         raise InvalidValueError(
             f"fit_novelty: the outputs of {', '.join(unknown)} have no axis for the {batch} examples of a "
@@ -155,19 +150,54 @@ def _asked(model: nn.Module, layers: Any) -> dict[str, nn.Module]:
     return {name: modules[name] for name in layers}
 
 
-def _layout(
-    number: int, name: str, module: nn.Module, shape: torch.Size, batch: int, sequence_first: bool
-) -> Layout | None:
+def _trial(
+    modules: dict[str, nn.Module], forward: Callable[[int | None], int], most: int | None
+) -> tuple[dict[str, torch.Size], str | None, int]:
+    """The shapes that modules give at their first calls, the last one called, and the number of examples."""
+    shapes: dict[str, torch.Size] = {}
+    last: str | None = None
+
+    def note(name: str, output: Tensor) -> None:
+        nonlocal last
+        shapes.setdefault(name, output.shape)
+        last = name
+
+    with with_outputs(modules, note):
+        batch = forward(most)
+    return shapes, last, batch
+
+
+def _feature_axis(module: nn.Module, shape: torch.Size) -> int:
     channels = isinstance(module, ConvBase) or (not _has_weight(module) and len(shape) > 3)
-    axis = 1 if channels and len(shape) > 2 else -1
-    width = shape[axis]
-    if sequence_first and len(shape) == 3:
-        return Layout(number, name, width, "second", axis)
-    if shape[0] == batch and len(shape) > 1:
-        return Layout(number, name, width, "first", axis)
-    if len(shape) > 2 and axis == -1 and shape[1] == batch:
-        return Layout(number, name, width, "second", axis)
-    return Layout(number, name, width, "merged", axis) if len(shape) > 1 and shape[0] % batch == 0 else None
+    return 1 if channels and len(shape) > 2 else -1
+
+
+def _kinds(shape: torch.Size, batch: int, axis: int) -> list[str]:
+    """Where the examples can be, the most likely first."""
+    possible = {
+        "first": len(shape) > 1 and shape[0] == batch,
+        "second": len(shape) > 2 and axis == -1 and shape[1] == batch,
+        "merged": len(shape) > 1 and shape[0] != batch and shape[0] % batch == 0,
+    }
+    return [kind for kind, fits in possible.items() if fits]
+
+
+def _distinguished(
+    kinds: dict[str, list[str]],
+    modules: dict[str, nn.Module],
+    axes: dict[str, int],
+    forward: Callable[[int | None], int],
+    most: int,
+) -> dict[str, list[str]]:
+    """Those that also fit with fewer examples; all where the model does not take these."""
+    try:
+        shapes, _, batch = _trial({name: modules[name] for name in kinds}, forward, most)
+    except Exception:
+        return kinds
+    return {
+        name: [kind for kind in several if name in shapes and kind in _kinds(shapes[name], batch, axes[name])] or several
+        for name, several in kinds.items()
+    }
 
 
 def _has_weight(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import InvalidValueError
 from ..fingerprints import network_fingerprint
 from ..likelihoods import Likelihood
-from ..models.batches import Inputs, Unpack, device_of, read_batches
+from ..models.batches import Inputs, Unpack, device_of, first_examples, read_batches
 from ..models.outputs import OutputSelector
 from ..models.ranks import failing_together, from_every_process, own_rank
 from .classes import ClassTable, bin_edges, class_codes, target_values, term_shape
@@ -93,9 +93,10 @@ class NoveltyFit:
         """Choose the layers by a trial forward of the first batch."""
         shape = torch.Size()
 
-        def forward() -> int:
+        def forward(most: int | None) -> int:
             nonlocal shape
-            shape = term_shape(self.likelihood, mean_output("fit_novelty", self.model, inputs, self.output))
+            given = inputs if most is None else first_examples(inputs, most)
+            shape = term_shape(self.likelihood, mean_output("fit_novelty", self.model, given, self.output))
             return shape[0]
 
         layouts = chosen_layouts(self.model, self.layers, forward)

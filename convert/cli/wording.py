@@ -17,7 +17,7 @@ RULES = (
     (r"(had|has) no (Bayesian layers|posterior)([^;]*); it can be used as it is",
      r"\1 no \2\3; give the weights of its Bayesian version with --weights"),
     (r"(accept the (?:size|bounds) with|pass) dynamic_shapes=\{.*\}", "export it in Python, with dynamic_shapes"),
-    (r"Name the axes that vary with dynamic_shapes; (\S)", r"\1"),
+    (r"Name the axes that vary[^;]*; (\S)", r"\1"),
     (r"(pass|select one with) output=, a[^.;]*", "let the model return the one that is wanted"),
     (r"name the output that was exported with output=", "let the model return the one that was exported"),
     (r"(\w)\w* it without quantize, or the float model from before", r"\1ive the float model, or leave out --int8"),

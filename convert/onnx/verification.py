@@ -185,9 +185,11 @@ def run(session: Any, trial: Trial) -> list[np.ndarray]:
     try:
         return list(session.run(None, input_arrays(session, trial.tensors)))
     except Exception as err:
+        name = session.get_inputs()[0].name
         raise VerificationError(
             f"export_onnx: ONNX Runtime cannot run the file at {trial}, got {one_line(err)}; no file was "
-            "written. Name the axes that vary with dynamic_shapes; verify=False writes it without this check."
+            f"written. Name the axes that vary, such as dynamic_shapes={{'{name}': {{1: 'batch'}}}} where axis 1 counts "
+            "the examples; verify=False writes it without this check."
         ) from err
 
 

@@ -108,6 +108,11 @@ def _surveyed(trials: Trials) -> Survey:
     except InvalidValueError:
         raise
     except Exception as err:
+        if trials.runs():
+            raise InvalidValueError(
+                f"last_layer: the forward needs the history of its layers' outputs, which the trial cuts off, got "
+                f"{one_line(err)}; where it takes derivatives of them, there is no last layer: {_CURE}."
+            ) from err
         raise InvalidValueError(
             f"last_layer: the model rejects example_inputs ({one_line(err)}); pass what its forward takes: a tensor, "
             "a tuple of arguments, or a mapping of keyword arguments."

@@ -85,6 +85,14 @@ class Trials:
         _read_graph(output, {id(p): name for name, p in self.model.named_parameters()}, survey)
         return survey
 
+    def runs(self) -> bool:
+        """Whether the model takes the inputs when nothing is cut off."""
+        try:
+            self._run(requires_grad=False)
+        except Exception:
+            return False
+        return True
+
     def replaced(
         self, path: str, change: Callable[[Tensor], Tensor] = torch.clone, without_links: bool = False
     ) -> tuple[Tensor, Tensor]:

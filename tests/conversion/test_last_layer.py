@@ -154,6 +154,19 @@ class _Positive(nn.Module):
         return torch.relu(self.fc(x))
 
 
+class _Gradient(nn.Module):
+    """The gradient of an energy, as force fields give it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(self.energy(x.tanh()).sum(), x)[0]
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], str]] = {
     "two heads": (
         lambda: Network(lambda m, h: (m.fc(h) + m.other(h)) / 2, other=nn.Linear(8, 3)), x,
@@ -228,6 +241,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], str]] = {
         lambda: nn.Sequential(resized(mode="bilinear"), _Twice()), images, "got upsample_bilinear2d",
     ),
     "no values": (lambda: nn.Linear(4, 3, device="meta"), lambda: torch.empty(2, 4, device="meta"), "meta device"),
+    "derivatives of its layers": (lambda: _Gradient(), x, r"history of its layers' outputs.*differentiated Tensor"),
     "inputs that do not fit": (lambda: nn.Linear(3, 2), x, "rejects example_inputs .* mat1 and mat2"),
 }  # fmt: skip
 

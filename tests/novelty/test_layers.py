@@ -99,6 +99,26 @@ def test_transformers_sequence_or_batch_first_have_equal_scores():
     assert_close(*(fit.score(tokens[:9]) for fit in fits), rtol=1e-7, atol=1e-7)
 
 
+class Rearranged(nn.Module):
+    """A layer that sees windows of four, or positions first."""
+
+    def __init__(self, windows):
+        super().__init__()
+        self.windows, self.layer, self.head = windows, nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        seen = self.layer(x.reshape(-1, 4, 5) if self.windows else x.transpose(0, 1)).tanh()
+        return self.head((seen.reshape(*x.shape[:2], 6) if self.windows else seen.transpose(0, 1)).mean(1))
+
+
+@pytest.mark.parametrize("windows", [True, False])
+def test_a_batch_as_large_as_another_axis_is_not_taken_for_it(windows):
+    model, x, y = Rearranged(windows).double().eval(), torch.randn(60, 4, 5).double(), torch.arange(60) % 3
+    x = x.repeat(1, 2, 1) if windows else x
+    fits = [bensemble.fit_novelty(model, batches((x, y), size), [x[:25]]) for size in (4, 10)]
+    assert_close(*(fit.score(x[:9]) for fit in fits), rtol=1e-7, atol=1e-7)
+
+
 def test_a_sequence_has_one_score_however_long_its_padding():
     model = Tokens(False).double()
     tokens, labels = torch.randint(0, 20, (60, 5)), torch.arange(60) % 3

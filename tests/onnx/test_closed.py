@@ -300,6 +300,22 @@ def test_novelty_of_tokens_is_one_number_for_each(tmp_path):
     np.testing.assert_allclose(found.novelty, novelty.score(x), atol=3e-5)
 
 
+class Register(Head):
+    """A first token of its own, which the output leaves out, so that a layer has other positions than the output."""
+
+    def forward(self, x):
+        h = self.embed(torch.cat([torch.zeros_like(x[:, :1]), x], 1))
+        return self.head(self.body(h)[:, 1:])
+
+
+def test_novelty_of_layers_with_other_positions_holds_for_other_batches(tmp_path):
+    net, y = Register(lambda: nn.Linear(6, 6)).eval(), torch.randint(4, (40, 5))
+    x = torch.randint(1, 11, (40, 5))
+    novelty = fit_novelty(net, [(x[:20], y[:20])], [(x[20:], y[20:])], likelihood=Categorical(-1))
+    _, session = exported(tmp_path / "a.onnx", of(net), x[:4], likelihood=Categorical(-1), novelty=novelty)
+    np.testing.assert_allclose(session(x.numpy()).novelty, novelty.score(x), atol=3e-5)
+
+
 @pytest.mark.slow
 def test_a_monitor_watches_novelty(familiar, tmp_path):
     net, train, heldout, x = familiar
