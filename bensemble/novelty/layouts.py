@@ -53,7 +53,9 @@ def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if _has_weight(module)}
 
 
-def chosen_layouts(model: nn.Module, layers: str | Sequence[str], forward: Callable[[int | None], int]) -> tuple[Layout, ...]:
+def chosen_layouts(
+    model: nn.Module, layers: str | Sequence[str], forward: Callable[[int | None], int]
+) -> tuple[Layout, ...]:
     """The layouts of the layers that a user asks for, from one trial forward, or two where sizes coincide.
 
     Args:
@@ -195,7 +197,8 @@ def _distinguished(
     except Exception:
         return kinds
     return {
-        name: [kind for kind in several if name in shapes and kind in _kinds(shapes[name], batch, axes[name])] or several
+        name: [kind for kind in several if name in shapes and kind in _kinds(shapes[name], batch, axes[name])]
+        or several
         for name, several in kinds.items()
     }
 
