@@ -10,14 +10,20 @@ BROWSER := build/browser
 WEB := .venv-runtimes/node/node_modules/onnxruntime-web/dist
 SAMPLE ?= tests/zoo/sample-requirements.txt
 
-.PHONY: demo test test-libraries test-mnist runtimes browser browser-files browser-test quick check format lint types wheel zoo compaction-sweep properties hostile torch-matrix bench bench-peers gallery docs docs-serve clean
+.PHONY: demo test test-long test-documents test-libraries test-mnist runtimes browser browser-files browser-test quick check format lint types wheel zoo compaction-sweep properties hostile torch-matrix bench bench-peers gallery docs docs-serve clean
 docs docs-serve: export NO_MKDOCS_2_WARNING = 1
 
 demo: $(READY)          ## the whole story on one page: demo-output/index.html
 	$(BIN)/bensemble demo --output demo-output
 
-test: $(READY)          ## every test that needs no data set and no other library's networks
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not data and not libraries"
+test: $(READY)          ## every test of the code that needs no data set and no other library's networks
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not data and not libraries and not documents and not long"
+
+test-long: $(READY)      ## processes that are started and killed, compiled networks, wheels, many samples
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "long and not documents and not data and not libraries"
+
+test-documents: $(READY)  ## what takes long of what documents, examples and the demo show
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "documents and not data and not libraries"
 
 test-libraries: $(READY)  ## real networks of torchvision, timm and transformers, and real trainers
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m libraries
@@ -26,9 +32,9 @@ test-mnist: $(READY)    ## the recipes on a pretrained network and MNIST; BENSEM
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m data
 
 quick: $(READY)         ## the tests that take seconds
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not data and not libraries"
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not long and not data and not libraries"
 
-check: lint types test  ## what has to pass before a change lands
+check: lint types test test-long test-documents  ## what has to pass before a change lands
 
 format: $(READY)        ## rewrite the sources in the house format
 	$(BIN)/ruff format .

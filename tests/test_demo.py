@@ -53,6 +53,7 @@ def cells(page, row):
 
 
 @pytest.mark.slow
+@pytest.mark.documents
 def test_the_page_stands_alone(page):
     assert re.findall(r'src="([^"]{0,22})', page) == ["data:image/png;base64,"] * 42
     assert page.count("<svg") == 3
@@ -62,6 +63,7 @@ def test_the_page_stands_alone(page):
 
 
 @pytest.mark.slow
+@pytest.mark.documents
 def test_novelty_tells_photographs_better_than_an_ensemble(page):
     numbers, best = cells(page, "AUROC, photographs")
     one, _, _, novelty, ensemble = numbers
@@ -73,6 +75,7 @@ def test_novelty_tells_photographs_better_than_an_ensemble(page):
 
 
 @pytest.mark.slow
+@pytest.mark.documents
 def test_the_ways_share_their_networks(page):
     for row in ("accuracy", "NLL, nats", "ECE", "Brier"):
         _, _, last, novelty, _ = cells(page, row)[0]
@@ -83,6 +86,7 @@ def test_the_ways_share_their_networks(page):
 
 
 @pytest.mark.slow
+@pytest.mark.documents
 def test_two_images_get_two_answers(page):
     quotes = re.findall(r"<blockquote( class=strange)?>(.*?)</blockquote>", page)
     assert quotes[0] == (" class=strange", "I have never seen such a thing.")
@@ -91,6 +95,7 @@ def test_two_images_get_two_answers(page):
 
 
 @pytest.mark.slow
+@pytest.mark.documents
 def test_the_uncertainty_file_gives_the_answers(told, page):
     images = load_digits()
     session = UncertaintySession(told[0] / "sure.onnx")
@@ -110,6 +115,7 @@ def test_the_uncertainty_file_gives_the_answers(told, page):
 
 
 @pytest.mark.slow
+@pytest.mark.documents
 def test_repaired_networks_lose_less_than_pruned_ones(told):
     rows = re.findall(r"^(whole|90% of the weights|50% of the channels)\D+([\d.]+).*?([\d.]+)$", told[1], re.MULTILINE)
     sizes = {name: float(size) for name, size, _ in rows}
@@ -120,6 +126,7 @@ def test_repaired_networks_lose_less_than_pruned_ones(told):
 
 
 @pytest.mark.slow
+@pytest.mark.documents
 def test_it_leaves_random_state_and_threads_alone(told):
     _, _, (state, threads), (state_after, threads_after) = told
     assert torch.equal(state, state_after)

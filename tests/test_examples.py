@@ -30,7 +30,7 @@ prepare()
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 #: Most lines of an example.
-LENGTHS = {"lightning_module": 40, "elastic_digits": 85, "lora_classifier": 105, "serve": 109}
+LENGTHS = {"lightning_module": 40, "elastic_digits": 85, "lora_classifier": 105, "serve": 111}
 
 
 def run(script, *arguments, folder):
@@ -71,7 +71,7 @@ APART = ("unet", "elastic_digits", "lora_classifier", "token_uncertainty", "serv
 @pytest.mark.parametrize(
     "example",
     [
-        pytest.param(e, id=e.stem, marks=[pytest.mark.libraries] if e.stem in NEEDS else [])
+        pytest.param(e, id=e.stem, marks=[pytest.mark.libraries if e.stem in NEEDS else pytest.mark.documents])
         for e in EXAMPLES
         if e.stem not in APART
     ],
@@ -82,6 +82,7 @@ def test_an_example_runs(example, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.documents
 def test_the_map_of_the_unet_is_unsure_where_it_is_wrong(tmp_path):
     output = run(ROOT / "examples" / "unet.py", "--picture", "map.png", folder=tmp_path)
     losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", output)]
@@ -112,6 +113,7 @@ def test_tokens_after_a_strange_beginning_are_less_sure(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.libraries
 def test_the_kl_counts_once_for_an_optimizer_step(tmp_path):
     skip_without("hf_trainer")
     output = run(ROOT / "tests" / "trainers" / "kl_steps.py", ROOT / "examples" / "hf_trainer.py", folder=tmp_path)

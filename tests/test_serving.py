@@ -22,7 +22,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 datasets = pytest.importorskip("sklearn.datasets")
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 SCRIPT = Path(__file__).parents[1] / "examples" / "serve.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_wheel_works_in_an_empty_environment():
     script = Path(__file__).with_name("wheel_smoke.py")
     command = [sys.executable, str(script), "--linked"]

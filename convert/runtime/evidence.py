@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -47,17 +48,18 @@ class Bins:
     null: tuple[float, ...]
 
 
-def bins_of(quantiles: Sequence[float], num_data: int) -> Bins | None:
+def bins_of(quantiles: Sequence[float], num_data: int, rounding: float = 0.0) -> Bins | None:
     """The bins of a measure: the q-quantile of n values is the 1 + q (n - 1)-th smallest.
 
-    A level is used where the reference rises on both sides: for a value that occurs often, the share below it is not
-    known exactly. The bin of another level is empty, with the edge of the level before. None where no level is used.
+    A level is used where the reference rises on both sides by more than ``rounding``, by which a file may differ from
+    its reference: for a value that occurs often, the share below it is not known exactly. The bin of another level is
+    empty, with the edge of the level before. None where no level is used.
     """
     steps = len(quantiles) - 1
     edges, ranks = [-math.inf], [0.0]
     for level in EDGES:
         i = round(level * steps)
-        rises = i > 0 and quantiles[i - 1] < quantiles[i] and (i == steps or quantiles[i] < quantiles[i + 1])
+        rises = all(b - a > rounding for a, b in pairwise(quantiles[i - 1 : i + 2])) and i > 0
         edges.append(quantiles[i] if rises else edges[-1])
         ranks.append(1 + level * (num_data - 1) if rises else ranks[-1])
     null = np.diff([*ranks, num_data + 1.0])

@@ -24,6 +24,9 @@ __all__ = ["Monitor"]
 #: What a monitor compares with its reference, where the file has one: outputs, and the most probable class.
 MEASURES = ("entropy", "mutual_information", "std", "novelty", "class")
 
+#: By how much these measures of a file may differ from those of its reference, in nats.
+ROUNDING = {"entropy": 3e-7, "mutual_information": 3e-7}
+
 #: Version of what :meth:`Monitor.to_json` writes.
 VERSION = 2
 
@@ -84,7 +87,8 @@ class Monitor:
                 f"Monitor: '{session.name}' must hold a reference distribution, got none; export it with "
                 "calibration=bensemble.calibrate(...) or novelty=bensemble.fit_novelty(...)."
             )
-        bins = {name: bins_of(session.reference[name], session.counts[name]) for name in watched}
+        counts, rounding = session.counts, {name: ROUNDING.get(name, 0.0) for name in watched}
+        bins = {name: bins_of(session.reference[name], counts[name], rounding[name]) for name in watched}
         self._bins = {name: found for name, found in bins.items() if found is not None}
         if not self._bins:
             raise ValueError(f"Monitor: the reference of {' and '.join(watched)} must vary, got one value everywhere.")

@@ -44,7 +44,7 @@ def files(write: Write) -> Path:
 COMPRESS = ("compress", "nets:Net", "-w", "bayesian.safetensors", "-o", "small.onnx")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compress_writes_the_smallest_file_within_the_drop(files: Path) -> None:
     result = run(*COMPRESS, "--data", "val.npz", "--max-drop", "0.1", "--plot", "front.png", "--json")
     assert result.exit_code == 0, result.output
@@ -59,7 +59,7 @@ def test_compress_writes_the_smallest_file_within_the_drop(files: Path) -> None:
     assert right.mean() == chosen["metric"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compress_takes_a_function_of_the_user(files: Path) -> None:
     result = run(*COMPRESS, "--evaluate", "scores:closeness", "-i", "8x4", "--max-size", "100000")
     assert result.exit_code == 0, result.output

@@ -64,7 +64,7 @@ def test_json_on_stdout_is_json_whatever_the_users_module_prints(nets: Path) -> 
     assert done.stderr.splitlines() == ["printed by the user's module", "and written", "printed by the builder"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_file_convert_py_of_the_user_does_no_harm(nets: Path) -> None:
     (nets / "convert.py").write_text("raise RuntimeError('must not run')")
     done = bensemble("plan", "nets:build", folder=nets)

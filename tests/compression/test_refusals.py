@@ -169,7 +169,7 @@ def test_a_graph_that_cannot_be_quantised_is_refused_before_the_search(tmp_path,
 
 
 def test_a_deterministic_model_is_refused(tmp_path):
-    with pytest.raises(ConversionError, match="to_deterministic: Linear has no Bayesian layers"):
+    with pytest.raises(InvalidValueError, match=r"compress: Linear has no posteriors, .*call convert\.bayesify"):
         compress(nn.Linear(3, 2), lambda m: 1.0, torch.randn(4, 3), tmp_path / "x.onnx", max_drop=0.1)
 
 

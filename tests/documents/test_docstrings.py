@@ -112,7 +112,9 @@ def test_a_public_name_has_an_example(name):
     assert problem(name, PUBLIC[name]) is None
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in EXAMPLES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow, pytest.mark.documents] if n in SLOW else []) for n in EXAMPLES]
+)
 def test_an_example_runs(name, names):
     assert not failures(EXAMPLES[name], names, name)
 

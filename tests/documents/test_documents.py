@@ -22,6 +22,7 @@ SLOW = (
         for name in ("runtimes", "tasks-command-line", "tasks-distributed", "tasks-smaller", "tasks-serving")
     ),
 )
+SLOWLY = [pytest.mark.slow, pytest.mark.documents]
 SCRIPTS = sorted([*ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")])
 
 
@@ -46,7 +47,7 @@ def test_the_commands_in_a_docstring_exist(script):
     assert not broken_commands(docstring_commands(script))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in WITH_CODE])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=SLOWLY if n in SLOW else []) for n in WITH_CODE])
 @pytest.mark.filterwarnings("ignore:predict. the posterior is neither trained nor fitted")
 def test_the_code_of_a_document_runs(name, folder, capsys):
     """All blocks of a page run in order, as one session, in an empty folder, and print what the page says."""
@@ -57,7 +58,7 @@ def test_the_code_of_a_document_runs(name, folder, capsys):
 @pytest.mark.parametrize(
     ("name", "block"),
     [
-        pytest.param(n, block, id=f"{n}:{block.line}", marks=[pytest.mark.slow] if n in SLOW else [])
+        pytest.param(n, block, id=f"{n}:{block.line}", marks=SLOWLY if n in SLOW else [])
         for n in WITH_CODE
         for block in PAGES[n].blocks
         if block.needs

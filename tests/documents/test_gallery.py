@@ -45,6 +45,7 @@ def test_a_notebook_is_its_script():
 
 
 @pytest.mark.slow
+@pytest.mark.documents
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, tmp_path):
     """Behind `make gallery`, which installs what it needs."""

@@ -16,7 +16,7 @@ import bensemble
 
 from .launching import ROOT, environment, torchrun
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 PATIENCE = 600  # seconds; an idle machine needs 30
 
 

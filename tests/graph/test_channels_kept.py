@@ -42,7 +42,7 @@ def test_what_cannot_be_found_is_said():
     x = torch.randn(2, 3)
     with pytest.raises(ConversionError, match=r"Branching cannot be traced, got torch\.fx .*torch\.export"):
         channel_groups(bayesify(Branching(), example_inputs=x), x)
-    with pytest.raises(ConversionError, match="Linear has no Bayesian layers"):
+    with pytest.raises(InvalidValueError, match="channel_groups: Linear has no posteriors"):
         channel_groups(nn.Linear(3, 2), x)
     with pytest.raises(InvalidValueError, match="channel_groups: the model rejects example_inputs"):
         channel_groups(bayesify(nn.Sequential(nn.Linear(3, 2))), torch.randn(2, 4))

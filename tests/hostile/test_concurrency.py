@@ -69,7 +69,7 @@ class Noisy(Dataset):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no fork")
-@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
 def test_workers_of_a_loader_have_noise_of_their_own(start):
     """A second epoch starts them again with seeds from here, however they start: forks show it, and are fast."""
     bnn, epochs = network(), 2 if start == "fork" else 1
@@ -87,7 +87,7 @@ def _sampled(bnn, answer):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no fork")
-@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
 def test_a_process_that_starts_inside_a_sample(start):
     """A fork holds the sample that its parent held; a pickle is the model by itself, at its mean."""
     bnn, context = network(), multiprocessing.get_context(start)

@@ -114,7 +114,7 @@ with replacing(Path(sys.argv[1])) as temporary, working_folder() as folder:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other locks")
 def test_the_next_run_removes_what_a_killed_one_left_and_nothing_else(tmp_path, monkeypatch):
     """Another process that is writing to the same file is left alone."""
@@ -212,7 +212,7 @@ def test_ctrl_c_in_the_middle_of_a_conversion_in_place():
 
 
 @only_on_demand
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seconds", [0.05, 2.0, 4.0])
 def test_ctrl_c_in_the_middle_of_compress(seconds, tmp_path, monkeypatch):
     scratch = tmp_path / "scratch"
@@ -256,7 +256,7 @@ print(bensemble.predict(bnn, x, 2, chunk_size=5000).mean.shape)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="a limit of the address space")
 def test_too_little_memory_says_the_size_and_smaller_chunks_go_through():
     done = subprocess.run([sys.executable, "-c", SCARCE], cwd=ROOT, capture_output=True, text=True, check=False)

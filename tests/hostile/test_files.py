@@ -30,7 +30,7 @@ def sources(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_damaged_file_gets_one_readable_line_or_loads(sources):
     wrong, outcomes = [], set()
     for case, answer in run_cases(sources, cases(400)):
@@ -40,7 +40,7 @@ def test_every_damaged_file_gets_one_readable_line_or_loads(sources):
     assert outcomes == {"refused", "loaded equal", "loaded different"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_we_wrote_is_never_read_otherwise(sources):
     """Checkpoints and exported files hold a digest: damage is refused, or was to the digest's own name."""
     kinds = [
@@ -50,7 +50,7 @@ def test_what_we_wrote_is_never_read_otherwise(sources):
     assert {answer["outcome"] for _, answer in run_cases(sources, chosen)} <= {"refused", "loaded equal"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_case_is_named_by_its_seed(sources):
     for name, loader in LOADERS.items():
         for mutation in mutations_of(loader.source):
@@ -90,7 +90,7 @@ worker.main(Path(sys.argv[1]), Path(sys.argv[2]))
 CRASH, HANG = 6, 7
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_worker_sees_misbehaviour(sources, tmp_path):
     answers = _misbehave(0, sources, tmp_path, CRASH, code=-signal.SIGSEGV)
     assert len(answers) == CRASH, "the crash gives no answer"
@@ -100,7 +100,7 @@ def test_the_worker_sees_misbehaviour(sources, tmp_path):
         assert any(fault in found for found in faults(answer)), answer
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hang_ends_the_worker(sources, tmp_path):
     assert _misbehave(HANG, sources, tmp_path, 0, code=-signal.SIGPROF) == []
 

@@ -15,7 +15,7 @@ import pytest
 
 from .kills import DEEDS
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
+pytestmark = [pytest.mark.long, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
 
 #: In all; `make hostile` asks for 50.
 KILLS = int(os.environ.get("BENSEMBLE_KILLS", "9"))

@@ -4,7 +4,7 @@ import pytest
 
 from tests.engines.launching import output_of, torchrun
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def test_two_processes():

@@ -40,6 +40,7 @@ def alarm(seed, shares, examples, rate=0.05):
     return False
 
 
+@pytest.mark.long
 def test_false_alarms_keep_their_rate_and_other_shares_are_found():
     false = sum(alarm(seed, SHARES, 1000) for seed in range(150))
     assert false <= 150 * 0.05 + 5 * (150 * 0.05 * 0.95) ** 0.5  # five standard errors

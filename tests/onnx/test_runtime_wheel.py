@@ -14,7 +14,7 @@ from convert.runtime.__main__ import main
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_small_wheel_works_where_there_is_no_torch():
     command = [sys.executable, str(ROOT / "tests" / "runtime_wheel_smoke.py"), "--linked"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)

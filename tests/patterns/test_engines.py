@@ -30,7 +30,7 @@ def _fresh_compiler() -> Iterator[None]:
 
 @each_model
 @pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_whole_in_mean_mode(build: Build, grad: bool) -> None:
     model, inputs = build()
     bnn = bayesify(model.eval())
@@ -39,7 +39,7 @@ def test_compiled_whole_in_mean_mode(build: Build, grad: bool) -> None:
         torch.testing.assert_close(compiled(*inputs), model(*inputs))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @each_model
 def test_compiled_whole_in_train_mode_draws_fresh_noise_at_every_call(build: Build) -> None:
     model, inputs = build()
@@ -58,7 +58,7 @@ def test_compiled_whole_in_train_mode_draws_fresh_noise_at_every_call(build: Bui
         assert bool(posterior.rho.grad.any()), name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("build", [resnet, bert, encoder, recurrent], ids=lambda build: build.__name__)
 @pytest.mark.parametrize("training", [False, True], ids=["eval_no_grad", "train"])
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # Dynamo asks for it where its graph breaks
@@ -81,7 +81,7 @@ def test_a_model_compiled_before_samples_as_the_eager_one(build: Build, training
         assert counter.frame_count <= 3, "a graph for the samples, not one for each"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_noise_of_a_compiled_model_has_the_right_spread() -> None:
     """One Linear, 2,000 calls: the standard error of a standard deviation is sd / sqrt(2 n)."""
     bnn, x = bayesify(nn.Linear(4, 3), init_sigma=0.2), torch.randn(1, 4)
@@ -94,7 +94,7 @@ def test_training_noise_of_a_compiled_model_has_the_right_spread() -> None:
 
 @each_model
 @pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.slow
+@pytest.mark.long
 def test_exported_in_mean_mode(build: Build, strict: bool) -> None:
     model, inputs = build()
     bnn = bayesify(model.eval())
@@ -104,7 +104,7 @@ def test_exported_in_mean_mode(build: Build, strict: bool) -> None:
     assert not random, "the mean network draws random numbers"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # the exporter warns about itself
 @each_model
 def test_written_as_onnx_in_mean_mode(build: Build, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_there_are_at_least_eighty_patterns() -> None:
     assert len(all_patterns()) >= 80
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_saved_models_load_in_a_process_that_cannot_import_convert(tmp_path: Path) -> None:
     """``torch.save`` of the whole model, wherever torch can save the source."""
     saved = []

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bensemble.prediction.weight_samples
 from bensemble import sampling
+from bensemble.errors import InvalidValueError
 from bensemble.gaussian import sigma_from_rho
 from bensemble.posteriors import named_posteriors
 from bensemble.prediction.monte_carlo import predict
@@ -122,7 +123,7 @@ def test_every_training_flag_comes_back():
     assert_close(first.samples, predict(bnn.eval(), X, 2, generator=seeded()).samples)
     bnn.train()
     flags = [module.training for module in bnn.modules()]
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InvalidValueError, match="Kernel size can't be greater"):
         predict(bnn, X[:, :, :2], 2)
     assert [module.training for module in bnn.modules()] == flags
     assert torch.equal(bnn[1].running_mean, statistics)

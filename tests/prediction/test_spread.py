@@ -176,7 +176,7 @@ def _kurtosis(values):
     return centred.pow(4).mean(0) / centred.square().mean(0).square()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_the_spread_is_that_of_perturbed_weights(name):
     build, inputs, options, method, wrong = CASES[name]

@@ -87,7 +87,7 @@ def run(row: Row, python: Path, workers: str, quick: bool, arguments: list[str])
     report = python.parents[1] / "report.xml"
     report.unlink(missing_ok=True)
     command = [str(python), "-m", "pytest", "-n", workers, "--dist", "loadgroup", *IGNORED, f"--junitxml={report}"]
-    command += ["-m", "not slow and not data and not libraries" if quick else "not data"]
+    command += ["-m", "not slow and not long and not data and not libraries" if quick else "not data"]
     subprocess.run([*command, *arguments], cwd=ROOT, check=False)
     counts = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
     if report.exists():  # pytest did not stop before the first test

@@ -178,7 +178,7 @@ def test_enliven_leaves_no_constant_and_calibrates_norms() -> None:
     assert not any(module.training for module in model.modules())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_wrong_sigma_is_seen_in_the_spread() -> None:
     subject = _subject()
     drawn = drawn_outputs(subject, 2000)
