@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,15 +28,27 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
+_lock = threading.Lock()
+#: What the flag of the fast path was before the first of the contexts that are open, in whatever thread.
+_fast_before: list[bool] = []
+
+
 @contextmanager
 def calling_modules() -> Iterator[None]:
-    """Without torch's fast path of attention, which calls no modules and hands nested tensors on."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    """Without torch's fast path of attention, which calls no modules and hands nested tensors on.
+
+    Its flag is one for all threads: it comes back when no thread needs it off any more.
+    """
+    with _lock:
+        _fast_before.append(_fast_before[0] if _fast_before else torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+        with _lock:
+            fast = _fast_before.pop()
+            if not _fast_before:
+                torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def random_state(device: torch.device) -> Tensor:
