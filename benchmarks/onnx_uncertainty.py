@@ -1,6 +1,8 @@
-"""What an uncertainty file costs in ONNX Runtime: latency over that of the deterministic file, both on one thread.
+"""What an uncertainty file costs in ONNX Runtime: size and latency over those of the mean network, on one thread.
 
-The sessions take turns; every ratio is the median over rounds of two times from the same round.
+Weight draws of the whole network, a closed-form last layer, and the same with the novelty of all layers and of the last
+features alone. The fits are to random numbers, which neither size nor latency can tell. The sessions take turns; every
+ratio is the median over rounds of two times from the same round.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ import torch
 from networks import mlp
 from rounds import interleave, print_table, write_json
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from convert import bayesify, export_onnx
+import bensemble
+from convert import bayesify, export_onnx, last_layer
 
 
 class Block(nn.Module):
@@ -77,22 +81,26 @@ class Row:
     Attributes:
         make: Builds it.
         example: Shape of one example.
-        include: The layers with a posterior, None for all.
+        features: The layer whose outputs are the last features.
+        classes: Number of outputs.
         batches: Batch sizes.
+        fitted: Shape of an example for the fits, where it is not the same.
     """
 
     make: Callable[[], nn.Module]
     example: tuple[int, ...]
-    include: str | None = None
-    batches: tuple[int, ...] = (1, 16, 128)
+    features: str
+    classes: int = 10
+    batches: tuple[int, ...] = (1, 64)
+    fitted: tuple[int, ...] | None = None
 
 
 ROWS = {
-    "MLP 784-400-400-10": Row(mlp, (784,)),
-    "LeNet-5": Row(lenet5, (1, 28, 28)),
-    "transformer encoder": Row(Encoder, (32, 16), batches=(1, 16)),
-    "ResNet-18, head only": Row(resnet18, (3, 224, 224), "14", (1, 4)),
-    "ResNet-18": Row(resnet18, (3, 224, 224), None, (1, 4)),
+    "LeNet-300-100": Row(lambda: mlp(784, 300, 100, 10), (784,), "2"),
+    "MLP 784-400-400-10": Row(mlp, (784,), "2"),
+    "LeNet-5": Row(lenet5, (1, 28, 28), "9"),
+    "transformer encoder": Row(Encoder, (32, 16), "encoder.layers.1.linear2"),
+    "ResNet-18": Row(resnet18, (3, 224, 224), "11.conv2", 1000, (1, 4), (3, 64, 64)),
 }
 
 
@@ -103,24 +111,44 @@ def session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def measure(row: Row, num_samples: int, rounds: int, folder: Path) -> list[tuple[str, float, dict[int, float], float]]:
-    """For each file its name, size in MB, ratio of latencies by batch size, and milliseconds at the last one."""
+def write_files(row: Row, num_samples: int, folder: Path) -> dict[str, int]:
+    """The size in bytes of each file, by its name in the folder; the first is the mean network."""
     network = row.make().eval()
-    bnn = bayesify(network, include=row.include)
     x = torch.randn(2, *row.example)
-    sizes = {"deterministic": export_onnx(network, folder / "deterministic", x).size}
-    options = {"outputs": "uncertainty", "num_samples": num_samples, "likelihood": "categorical"}
-    name = f"samples, K = {num_samples}"
-    sizes[name] = export_onnx(bnn, folder / name, x, **options).size
+    inputs = torch.randn(2000, *(row.fitted or row.example))
+    loader = DataLoader(TensorDataset(inputs, torch.arange(2000) % row.classes), batch_size=50)
+    head = last_layer(network, x)
+    sure = bayesify(network, include=head, example_inputs=x)
+    bensemble.fit_posterior(sure, loader, likelihood="categorical")
+    kinds = {
+        f"samples, K = {num_samples}": (bayesify(network), {"num_samples": num_samples, "method": "samples"}),
+        "closed form": (sure, {}),
+        "closed form, novelty": (sure, {"novelty": bensemble.fit_novelty(sure, loader, loader)}),
+        "closed form, novelty of the last features": (
+            sure,
+            {"novelty": bensemble.fit_novelty(sure, loader, loader, layers=[row.features])},
+        ),
+    }
+    sizes = {"mean": export_onnx(network, folder / "mean", x).size}
+    for name, (model, options) in kinds.items():
+        report = export_onnx(model, folder / name, x, outputs="uncertainty", likelihood="categorical", **options)
+        sizes[name] = report.size
+    return sizes
+
+
+def measure(row: Row, num_samples: int, rounds: int, folder: Path) -> dict[str, tuple[float, dict[int, float]]]:
+    """For each file but the mean network's its size and, by batch size, its latency, as ratios to the mean network."""
+    sizes = write_files(row, num_samples, folder)
     sessions = {name: session(folder / name) for name in sizes}
-    ratios: dict[str, dict[int, float]] = {name: {} for name in sizes}
-    seconds: dict[str, float] = {}
+    found: dict[str, tuple[float, dict[int, float]]] = {
+        name: (size / sizes["mean"], {}) for name, size in sizes.items()
+    }
     for batch in row.batches:
-        feed = {sessions["deterministic"].get_inputs()[0].name: torch.randn(batch, *row.example).numpy()}
+        feed = {sessions["mean"].get_inputs()[0].name: torch.randn(batch, *row.example).numpy()}
         runs = {name: lambda s=s, feed=feed: s.run(None, feed) for name, s in sessions.items()}
-        for name, timing in interleave(runs, "deterministic", rounds).items():
-            ratios[name][batch], seconds[name] = timing.ratio, timing.seconds
-    return [(name, sizes[name] / 1e6, ratios[name], 1e3 * seconds[name]) for name in sizes]
+        for name, timing in interleave(runs, "mean", rounds).items():
+            found[name][1][batch] = timing.ratio
+    return {name: figures for name, figures in found.items() if name != "mean"}
 
 
 def main() -> None:
@@ -132,20 +160,19 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    figures: dict[str, dict[str, dict[int, float]]] = {}
+    figures: dict[str, dict[str, tuple[float, dict[int, float]]]] = {}
     rows: list[list[str]] = []
     for name, row in ROWS.items():
         if options.only and options.only not in name:
             continue
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the posterior is neither trained nor fitted; latency does not care
-            found = measure(row, options.samples, options.rounds, Path(folder))
-        figures[name] = {file: ratios for file, _, ratios, _ in found}
+            figures[name] = measure(row, options.samples, options.rounds, Path(folder))
         rows += [
-            [name, file, f"{size:.1f}", ", ".join(f"{ratio:.2f} (batch {b})" for b, ratio in ratios.items())]
-            for file, size, ratios, _ in found[1:]
+            [name, file, f"{size:.2f}", ", ".join(f"{ratio:.2f} (batch {b})" for b, ratio in ratios.items())]
+            for file, (size, ratios) in figures[name].items()
         ]
-    print_table(["network", "file", "MB", "latency over deterministic"], rows)
+    print_table(["network", "file", "size", "latency"], rows)
     write_json(options.json, figures)
 
 
