@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..errors import InvalidValueError
 from ..models.batches import Inputs
+from ..models.outputs import OutputSelector
 from .pvalues import conformal_pvalue
 
 __all__ = ["NoveltyEnsemble"]
@@ -42,9 +44,24 @@ class NoveltyEnsemble:
 
     def score(self, inputs: Inputs) -> Tensor:
         """The mean score of the members, on the device of the first one's model."""
-        scores = [member.score(inputs) for member in self.members]
-        return torch.stack([score.to(scores[0].device) for score in scores]).mean(0)
+        return _mean_score([member.score(inputs) for member in self.members])
+
+    @contextmanager
+    def listening(
+        self, inputs: Inputs, output: OutputSelector | None
+    ) -> Iterator[Callable[[Sequence[Tensor]], Tensor] | None]:
+        """The same from somebody else's forwards of the members; see :meth:`bensemble.Novelty.listening`."""
+        with ExitStack() as stack:
+            heard = [stack.enter_context(member.listening(inputs, output)) for member in self.members]
+            if None in heard:
+                yield None
+            else:
+                yield lambda raws: _mean_score([score([raw]) for score, raw in zip(heard, raws, strict=True)])
 
     def pvalue(self, scores: Tensor) -> Tensor:
         """The p-value of mean scores; see :meth:`bensemble.Novelty.pvalue`."""
         return conformal_pvalue(self.heldout, scores)
+
+
+def _mean_score(scores: list[Tensor]) -> Tensor:
+    return torch.stack([score.to(scores[0].device) for score in scores]).mean(0)

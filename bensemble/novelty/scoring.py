@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -109,6 +110,27 @@ class Novelty(Printed, nn.Module):
             raise InvalidValueError("score: inputs must hold at least one batch, got a loader without any.")
         return torch.cat(found)
 
+    @contextmanager
+    def listening(
+        self, inputs: Inputs, output: OutputSelector | None
+    ) -> Iterator[Callable[[Sequence[Tensor]], Tensor] | None]:
+        """Score from somebody else's forward: the network runs once, at its means, while this is open.
+
+        Args:
+            inputs: What the network is then called with.
+            output: Which part of a structured output the caller reads.
+
+        Yields:
+            A function of the output, alone in a sequence, that gives what :meth:`score` does; None where the fit read
+            another part of the output, so that the network has to run again.
+        """
+        self._check(self.model)
+        if output != self.output:
+            yield None
+            return
+        with self.reader.watching(self.model, to_device(inputs, device_of(self.model))) as found:
+            yield lambda outputs: self._scores(outputs[0], self.reader.features(found))
+
     def pvalue(self, scores: Tensor) -> Tensor:
         """The share of held-out familiar inputs at least as strange, (1 + #{s_i >= s}) / (n + 1), in the shape of s.
 
@@ -180,7 +202,9 @@ class Novelty(Printed, nn.Module):
     def _score(self, inputs: Inputs) -> Tensor:
         model = self.model
         check_finite_inputs("score", inputs)
-        raw, features = self.reader.read("score", model, to_device(inputs, device_of(model)), self.output)
+        return self._scores(*self.reader.read("score", model, to_device(inputs, device_of(model)), self.output))
+
+    def _scores(self, raw: Tensor, features: list[Tensor]) -> Tensor:
         where = self.heldout.device
         shape, terms = terms_of(self.reader, self.likelihood, raw, features)
         parts = [self([r.to(where) for r in rows], None if e is None else e.to(where)) for _, rows, e in terms]

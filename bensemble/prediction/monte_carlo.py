@@ -32,7 +32,7 @@ from .closed import ClosedForm, closed_form, mixture
 from .ensembles import Member, memory_errors
 from .gathering import RunningMoments, assemble
 from .results import ClassPrediction, Prediction, RegressionPrediction
-from .strangers import NoveltyLike, bound_novelty
+from .strangers import InputNovelty, NoveltyLike, bound_novelty
 
 __all__ = ["ClassPrediction", "Prediction", "RegressionPrediction", "predict", "trust"]
 
@@ -71,8 +71,8 @@ def predict(
         chunk_size: Most examples, along axis 0, in one forward; default the whole input, or the loader's batch. What
             gives other outputs in chunks stays whole: time first, graphs, batch statistics.
         novelty: What :func:`bensemble.fit_novelty` returned for this network, plain or Bayesian; for an ensemble a
-            list, one for each member. The prediction then has ``novelty`` and ``novelty_pvalue``, at the cost of one
-            more forward of each member.
+            list, one for each member. The prediction then has ``novelty`` and ``novelty_pvalue``: in closed form from
+            the same forward, else at the cost of one more of each member.
         linearize: Take the samples of the network that is linear in its weights around the means, by forward-mode
             derivatives, at about three times the cost: for a posterior of many layers that was fitted without
             training, above all in regression. Without effect where the prediction has a closed form.
@@ -131,14 +131,14 @@ def predict(
         forwards = _Forwards(progress, count, len(known) if isinstance(known, Sized) else None)
         parts = []
         for index, piece in enumerate(pieces):
-            part = _predict_closed(forms, piece, output, keep) if all(forms) else None
+            part = _predict_closed(forms, piece, output, keep, strangeness) if all(forms) else None
             if part is None:
                 forms = [None]
                 part = _predict_piece(members, piece, output, resolved, keep, forwards)
             else:
                 forwards.count(len(models))
             _check_finite(part, index)
-            if strangeness is not None:
+            if strangeness is not None and "novelty" not in part:
                 part["novelty"] = strangeness.score(piece)
             parts.append({name: tensor.cpu() for name, tensor in part.items()} if loader else part)
     if all(forms):
@@ -193,18 +193,26 @@ def _predict_piece(
 
 
 def _predict_closed(
-    forms: list[ClosedForm | None], piece: Inputs, output: OutputSelector | None, keep: bool
+    forms: list[ClosedForm | None],
+    piece: Inputs,
+    output: OutputSelector | None,
+    keep: bool,
+    strangeness: InputNovelty | None,
 ) -> dict[str, Tensor] | None:
-    """The same in closed form; None if the outputs are not those of the last layer."""
-    parts = []
-    for form in forms:
-        assert form is not None
-        with memory_errors(piece), naming_batch("predict", form.model, piece):
-            recorded = form.record(piece, output)
-        if recorded is None:
-            return None
-        parts.append(form.outputs(recorded).prediction(form.likelihood, keep))
-    return mixture(parts)
+    """The same in closed form, with the novelty; None if the outputs are not those of the last layer."""
+    parts, means = [], []
+    with ExitStack() as stack:
+        score = None if strangeness is None else stack.enter_context(strangeness.listening(piece, output))
+        for form in forms:
+            assert form is not None
+            with memory_errors(piece), naming_batch("predict", form.model, piece):
+                recorded = form.record(piece, output)
+            if recorded is None:
+                return None
+            means.append(recorded.mean)
+            parts.append(form.outputs(recorded).prediction(form.likelihood, keep))
+    found = mixture(parts)
+    return found if score is None else found | {"novelty": score(means)}
 
 
 def _check_finite(found: dict[str, Tensor], index: int) -> None:

@@ -5,13 +5,15 @@ The room ``novelty`` comes after this one, so its classes are described here by 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from ..errors import InvalidTypeError, InvalidValueError
 from ..models.batches import Inputs
+from ..models.outputs import OutputSelector
 
 __all__ = ["InputNovelty", "NoveltyLike", "bound_novelty"]
 
@@ -25,6 +27,11 @@ class InputNovelty(Protocol):
 
     def score(self, inputs: Inputs) -> Tensor:
         """How strange each input of one call is, (B, ...)."""
+
+    def listening(
+        self, inputs: Inputs, output: OutputSelector | None
+    ) -> AbstractContextManager[Callable[[Sequence[Tensor]], Tensor] | None]:
+        """While open, each member runs once on the inputs of a call; then their outputs give the scores."""
 
     def pvalue(self, scores: Tensor) -> Tensor:
         """The share of familiar inputs at least as strange, in the shape of the scores."""

@@ -44,6 +44,38 @@ def test_a_prediction_has_the_novelty_of_its_inputs(pair, likelihood):
     assert "novelty" not in repr(without)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_in_closed_form_one_forward_gives_both(count):
+    models = [bayesify(mlp(), include="4", example_inputs=NEW) for _ in range(count)]
+    novelties = [fitted(model) for model in models]
+    for model in models:
+        bensemble.fit_posterior(model, batches(TRAIN), likelihood="categorical")
+    scores = torch.stack([novelty.score(NEW) for novelty in novelties]).mean(0)
+    calls = []
+    for model in models:
+        model[0].register_forward_hook(lambda *_: calls.append(1))
+    p = predict(models, NEW, likelihood="categorical", novelty=novelties)
+    assert p.method == "closed"
+    assert len(calls) == count
+    assert_close(p.novelty, scores, rtol=1e-9, atol=1e-9)
+
+
+def test_a_fit_to_another_output_runs_the_network_again(pair):
+    class Two(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return {"logits": self.inner(x), "flipped": -self.inner(x)}
+
+    model = bayesify(Two(mlp()), include="inner.4", example_inputs=NEW)
+    novelty = bensemble.fit_novelty(model, batches(TRAIN), batches(HELD), output="logits")
+    bensemble.fit_posterior(model, batches(TRAIN), likelihood="categorical", output="flipped")
+    p = predict(model, NEW, likelihood="categorical", output="flipped", novelty=novelty)
+    assert_close(p.novelty, novelty.score(NEW), rtol=1e-9, atol=1e-9)
+
+
 def test_rejecting_strangers(pair):
     model, novelty = pair
     p = predict(model, torch.cat([NEW, 9 * NEW[:3]]), likelihood="categorical", novelty=novelty)

@@ -142,7 +142,8 @@ def test_threads_do_not_see_each_others_features():
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(novelty.score, inputs))
     handle.remove()
-    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    for one, other in zip(alone, together, strict=True):
+        assert_close(one, other, rtol=1e-9, atol=1e-9)  # a thread of a pool multiplies matrices in other blocks
 
 
 @torch.no_grad()

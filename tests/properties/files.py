@@ -17,6 +17,7 @@ from bensemble import named_posteriors, sampling
 from bensemble.errors import VerificationError
 from bensemble.pruning.masks import apply_masks
 
+from .degenerate import degenerate_inputs, file_agrees_at
 from .subject import RandomSubject, assert_close
 
 __all__ = ["checkpoint_comes_back", "onnx_runtime_agrees", "original_checkpoint_loads"]
@@ -74,7 +75,7 @@ def _assert_same_function(one: nn.Module, other: nn.Module, inputs: Tensor) -> N
 
 
 def onnx_runtime_agrees(subject: RandomSubject) -> None:
-    """The file of the mean network, or of the pruned and compacted one, in ONNX Runtime at another batch size."""
+    """The file of the mean network, or of the pruned and compacted one, at another batch size and degenerate inputs."""
     import onnxruntime
 
     if subject.rounding > 1e-5 or any(block.kind == "projected_lstm" for block in subject.recipe.blocks):
@@ -92,14 +93,14 @@ def onnx_runtime_agrees(subject: RandomSubject) -> None:
                 return  # refused, and rightly so: ONNX Runtime has not every operator in float64
             raise
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        found = session.run(None, {session.get_inputs()[0].name: subject.other_inputs.numpy()})
-    expected = run(model, subject.other_inputs)
-    assert_close(
-        expected,
-        {name: torch.from_numpy(value) for name, value in zip(expected, found, strict=True)},
-        10 * report.tolerance,  # export_onnx has verified it at its own inputs
-        "ONNX Runtime",
-    )
+
+    def read(inputs: Tensor) -> list[Tensor]:
+        found = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+        return [torch.from_numpy(value) for value in found]
+
+    expected, tolerance = run(model, subject.other_inputs), 10 * report.tolerance  # verified at inputs of its own
+    assert_close(expected, dict(zip(expected, read(subject.other_inputs), strict=True)), tolerance, "ONNX Runtime")
+    file_agrees_at(model, degenerate_inputs(subject.other_inputs, subject.recipe.seed), read, tolerance)
 
 
 def _dtypes(model: nn.Module) -> set[torch.dtype]:
