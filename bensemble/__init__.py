@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         BayesianLinear,
     )
     from .novelty import Novelty, fit_novelty
-    from .objective import elbo_loss, kl_divergence, kl_warmup, param_groups, posterior_summary
+    from .objective import distillation_loss, elbo_loss, kl_divergence, kl_warmup, param_groups, posterior_summary
     from .posterior import Posterior
     from .posteriors import named_posteriors
     from .prediction import ClassPrediction, Prediction, RegressionPrediction, predict, sampling
@@ -63,7 +63,7 @@ _NAMES = {
         "BayesianConvTranspose2d BayesianConvTranspose3d BayesianLinear"
     ),
     "novelty": "Novelty fit_novelty",
-    "objective": "elbo_loss kl_divergence kl_warmup param_groups posterior_summary",
+    "objective": "distillation_loss elbo_loss kl_divergence kl_warmup param_groups posterior_summary",
     "posterior": "Posterior",
     "posteriors": "named_posteriors",
     "prediction": "ClassPrediction Prediction RegressionPrediction predict sampling",
@@ -107,6 +107,7 @@ __all__ = [
     "apply_masks",
     "calibrate",
     "clear_masks",
+    "distillation_loss",
     "elbo_loss",
     "fit_novelty",
     "fit_posterior",

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_module, check_number
@@ -23,7 +24,15 @@ from .models.ranks import warn_of_equal_noise
 from .models.sharding import PartialSums
 from .posteriors import is_bayesian, named_posteriors
 
-__all__ = ["elbo_loss", "kl_divergence", "kl_warmup", "param_groups", "posterior_summary", "quantiles"]
+__all__ = [
+    "distillation_loss",
+    "elbo_loss",
+    "kl_divergence",
+    "kl_warmup",
+    "param_groups",
+    "posterior_summary",
+    "quantiles",
+]
 
 
 def kl_divergence(model: nn.Module) -> Tensor:
@@ -118,6 +127,39 @@ def kl_warmup(step: int, total: int, fraction: float = 0.3) -> float:
     check_number("kl_warmup", "total", total, above=0)
     check_number("kl_warmup", "fraction", fraction, least=0, most=1)
     return 1.0 if step >= fraction * total else step / (fraction * total)
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float = 2.0, dim: int = -1) -> Tensor:
+    """How far the classes of a network are from those of its teacher, such as the network before it was pruned.
+
+    T² KL(softmax(teacher / T) || softmax(logits / T)), the mean over all terms (Hinton, Vinyals & Dean 2015,
+    "Distilling the Knowledge in a Neural Network", section 2). With labels, take half of it and half of the
+    cross-entropy.
+
+    Args:
+        logits: Of the network in training, (..., C) by default.
+        teacher: Of the teacher, in the same shape. It gets no gradient.
+        temperature: T. Above 1 the wrong classes count more.
+        dim: The axis of the classes.
+
+    Returns:
+        Scalar in nats, 0 where the two agree.
+
+    Raises:
+        InvalidValueError: The shapes differ, there are fewer than two classes, or ``temperature`` is not above 0.
+
+    Example:
+        >>> teacher = model(x).detach()
+        >>> loss = 0.5 * F.cross_entropy(bnn(x), y) + 0.5 * bensemble.distillation_loss(bnn(x), teacher)
+    """
+    check_number("distillation_loss", "temperature", temperature, above=0)
+    if logits.shape != teacher.shape or not logits.ndim or logits.shape[dim] < 2:
+        raise InvalidValueError(
+            f"distillation_loss: logits and teacher must have one shape with at least two classes in axis {dim}, got "
+            f"{tuple(logits.shape)} and {tuple(teacher.shape)}."
+        )
+    own, wanted = (F.log_softmax(z / temperature, dim) for z in (logits, teacher.detach()))
+    return temperature**2 * F.kl_div(own, wanted, reduction="none", log_target=True).sum(dim).mean()
 
 
 def param_groups(

@@ -10,7 +10,14 @@ from torch.testing import assert_close
 from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.gaussian import rho_from_sigma, sigma_from_rho
 from bensemble.layers import BaseBayesianLayer, BayesianConv2d, BayesianLinear
-from bensemble.objective import elbo_loss, kl_divergence, kl_warmup, param_groups, posterior_summary
+from bensemble.objective import (
+    distillation_loss,
+    elbo_loss,
+    kl_divergence,
+    kl_warmup,
+    param_groups,
+    posterior_summary,
+)
 from bensemble.posteriors import named_posteriors
 
 
@@ -151,6 +158,38 @@ def test_the_optimum_of_the_bound_is_the_conjugate_posterior():
 def test_elbo_loss_refuses(arguments, error, message):
     with pytest.raises(error, match=f"elbo_loss: {message}"):
         elbo_loss(**{"nll": torch.tensor(0.0), "kl": torch.tensor(0.0)} | arguments)
+
+
+def test_distillation_is_the_tempered_kl_to_the_teacher():
+    own, teacher = torch.randn(5, 3, dtype=torch.float64, requires_grad=True), torch.randn(5, 3, dtype=torch.float64)
+    p, q = (teacher / 3).softmax(1), (own / 3).softmax(1)
+    torch.testing.assert_close(distillation_loss(own, teacher, 3), 9 * (p * (p / q).log()).sum(1).mean())
+    torch.testing.assert_close(distillation_loss(own.T, teacher.T, 3, dim=0), distillation_loss(own, teacher, 3))
+    assert float(distillation_loss(teacher, teacher)) == pytest.approx(0, abs=1e-12)
+    # Its gradient is that of the cross-entropy with softened answers.
+    wanted = 9 * torch.nn.functional.cross_entropy(own / 3, p)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(loss, own)[0] for loss in (distillation_loss(own, teacher, 3), wanted))
+    )
+    source = teacher.clone().requires_grad_()
+    distillation_loss(own, source).backward()
+    assert source.grad is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            (torch.ones(2, 3), torch.ones(2, 4)),
+            r"one shape with at least two classes in axis -1, got \(2, 3\) and \(2, 4\)",
+        ),
+        ((torch.ones(2, 1), torch.ones(2, 1)), "at least two classes"),
+        ((torch.ones(2, 3), torch.ones(2, 3), 0.0), "temperature must be finite and above 0"),
+    ],
+)
+def test_distillation_refuses(arguments, message):
+    with pytest.raises(InvalidValueError, match=message):
+        distillation_loss(*arguments)
 
 
 def test_kl_warmup_rises_to_one_and_stays():

@@ -16,7 +16,7 @@ from digits import Digits
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from bensemble import apply_masks, elbo_loss, kl_divergence, kl_warmup, param_groups, prune
+from bensemble import apply_masks, distillation_loss, elbo_loss, kl_divergence, kl_warmup, param_groups, prune
 from convert import bayesify, compact, sparsity, to_deterministic
 
 
@@ -102,9 +102,9 @@ def tuned(network: nn.Module, teacher: nn.Module, digits: Digits, recipe: Recipe
 
     def loss(x: Tensor, y: Tensor, step: int, total: int) -> Tensor:
         with torch.no_grad():
-            wanted = (teacher(x) / 2).softmax(-1)
+            wanted = teacher(x)
         logits = network(x)
-        return 0.5 * F.cross_entropy(logits, y) + 2.0 * F.cross_entropy(logits / 2, wanted)
+        return 0.5 * F.cross_entropy(logits, y) + 0.5 * distillation_loss(logits, wanted)
 
     descend(network, optimizer, digits, recipe.tuning, recipe.batch, loss)
     for layer in layers:

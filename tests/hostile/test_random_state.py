@@ -87,6 +87,7 @@ BENSEMBLE = {
     "named_posteriors": lambda s: str(list(bensemble.named_posteriors(s.bnn))),
     "kl_divergence": lambda s: bensemble.kl_divergence(s.bnn),
     "elbo_loss": lambda s: bensemble.elbo_loss(torch.ones(()), bensemble.kl_divergence(s.bnn), num_data=9),
+    "distillation_loss": lambda s: bensemble.distillation_loss(torch.ones(9, 3), torch.zeros(9, 3)),
     "kl_warmup": lambda s: bensemble.kl_warmup(1, 10),
     "param_groups": lambda s: bensemble.param_groups(s.bnn, lr=0.1),
     "set_prior": lambda s: bensemble.set_prior(s.bnn, "ard"),
