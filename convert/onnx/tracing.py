@@ -25,7 +25,7 @@ from .inputs.arguments import FlatModel
 from .inputs.axes import Axis
 from .inputs.trials import Trials
 from .masked_rows import TRANSLATIONS
-from .optimizer import exact_constants
+from .optimizer import bytes_kept, exact_constants
 from .source_lines import last_line, source_lines
 from .symbolic_len import symbolic_len
 from .uncertainty.merging import merge_siblings
@@ -127,7 +127,7 @@ def _exported(
         program.model = onnx_ir.from_proto(proto)
     if optimize:
         try:
-            with exact_constants():
+            with exact_constants(), bytes_kept(program.model.graph):
                 program.optimize()
         except Exception as err:  # it leaves the graph half-way
             logger.info("exporting without the exporter's optimizer, because of %s", one_line(err))

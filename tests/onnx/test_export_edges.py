@@ -67,6 +67,21 @@ def test_a_file_with_nan_where_the_model_has_none_is_refused(tmp_path, kind, mon
     assert not (tmp_path / "m.onnx").exists()
 
 
+@pytest.mark.slow
+def test_constants_in_bytes_stay_in_bytes(tmp_path, monkeypatch):
+    """Weights that the model itself keeps in int8, and makes floats of in its forward."""
+    stored, scale = torch.randint(-127, 128, (64, 48), dtype=torch.int8), torch.rand(48)
+
+    def stored_as(path):
+        report = export_onnx(Call(lambda h: h.repeat(1, 16) @ (stored.float() * scale)).eval(), path, torch.rand(2, 4))
+        kinds = {tuple(t.dims): t.data_type for t in onnx.load(path).graph.initializer}
+        return report.verified, kinds[64, 48] == onnx.TensorProto.INT8
+
+    assert stored_as(tmp_path / "m.onnx") == (True, True)
+    monkeypatch.setattr(tracing, "bytes_kept", lambda graph: nullcontext())
+    assert stored_as(tmp_path / "floats.onnx") == (True, False)
+
+
 EDGES = {
     "nan at zeros": lambda h: h / h.sum(-1, keepdim=True),
     "infinite at large numbers": torch.exp,

@@ -14,8 +14,9 @@ __all__ = ["NUMBER", "degenerate_inputs", "file_agrees_at"]
 #: Degenerate inputs for each file.
 NUMBER = 100
 
-SCALES = (1e-30, 1e-12, 1e-6, 1e-3, 1e3, 1e6, 1e12, 1e30)
-VALUES = (0.0, -0.0, 1.0, -1.0, 1e-8, 1e-38, 1e4, 1e8, -1e8, 1e20)
+#: Products of a few of them stay within float32.
+SCALES = (1e-30, 1e-12, 1e-6, 1e-3, 1e3, 1e6)
+VALUES = (0.0, -0.0, 1.0, -1.0, 1e-8, 1e-38, 1e4, 1e8, -1e8)
 STRANGE = (float("nan"), float("inf"), -float("inf"))
 
 

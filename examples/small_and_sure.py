@@ -1,0 +1,77 @@
+"""Small and sure: half of a CNN's channels go, and the file that is left says what it does not know.
+
+python examples/small_and_sure.py
+"""
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.functional.classification import binary_auroc
+
+import bensemble
+from convert import bayesify, channel_groups, compact, compare_onnx, export_onnx, last_layer, prune_and_repair
+from convert.runtime import UncertaintySession
+
+# %% A CNN, trained on the bundled digits
+torch.manual_seed(0)
+x, y = map(torch.tensor, load_digits(return_X_y=True))
+order = torch.randperm(len(x))
+x, y = (x.float().view(-1, 1, 8, 8) / 16)[order], y[order]
+(x_train, x_val, x_test), (y_train, y_val, y_test) = x.split([1000, 300, 497]), y.split([1000, 300, 497])
+loader = DataLoader(TensorDataset(x_train, y_train), 100, shuffle=True)
+val_loader = DataLoader(TensorDataset(x_val, y_val), 100)
+model = nn.Sequential(
+    nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+    nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
+    nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.Flatten(),
+    nn.Linear(1024, 64), nn.ReLU(), nn.Linear(64, 10),
+)  # fmt: skip
+optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+for images, labels in [batch for _ in range(8) for batch in loader]:
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+model.eval()
+
+# %% Remove half of the weights in whole channels, repair the rest without labels, cut the zeros out
+groups = channel_groups(bayesify(model), x[:2])
+narrow = compact(prune_and_repair(model, loader, sparsity=0.5, granularity=groups, steps=3).network, x[:2])
+
+
+# %% What an uncertainty file of a network is worth: a posterior of its last layer, and its novelty
+def write(network, path, **options):
+    sure = bayesify(network, include=last_layer(network, x[:2]), example_inputs=x[:2])
+    bensemble.fit_posterior(sure, loader, likelihood="categorical", val_loader=val_loader)
+    if "quantize" not in options:  # rounded features look stranger than those that the novelty knows
+        options["novelty"] = bensemble.fit_novelty(sure, loader, val_loader)
+    export_onnx(sure, path, x[:1], outputs="uncertainty", likelihood="categorical", **options)
+
+
+def judge(path):
+    session = UncertaintySession(path)
+    known, strange = session(x_test.numpy()), session(x_test.rot90(1, (2, 3)).numpy())
+    probs = torch.from_numpy(known["probs"])
+    measure = "novelty" if "novelty" in known else "entropy"
+    scores = torch.cat([torch.from_numpy(answer[measure]) for answer in (known, strange)])
+    told = binary_auroc(scores, torch.arange(2).repeat_interleave(len(x_test)))
+    nll = nn.functional.nll_loss(probs.clamp_min(1e-12).log(), y_test)
+    return (probs.argmax(1) == y_test).float().mean(), nll, told, measure
+
+
+export_onnx(model, "plain.onnx", x[:1])
+write(model, "sure.onnx")
+write(narrow, "small_and_sure.onnx")
+write(narrow, "small_int8.onnx", quantize="int8", calibration_data=x_train[:200])
+files = ("plain", "sure", "small_and_sure", "small_int8")
+table = compare_onnx({name: f"{name}.onnx" for name in files}, x_test, batch_sizes=(1, 64))
+
+# %% Before and after: turned digits are the strangers
+with torch.no_grad():
+    logits = model(x_test)
+    right, nll = (logits.argmax(1) == y_test).float().mean(), nn.functional.cross_entropy(logits, y_test)
+print(f"plain: {table['plain'].size / 1e3:.0f} kB, {right:.1%} right, NLL {nll:.3f}")
+for name in files[1:]:
+    right, nll, told, measure = judge(f"{name}.onnx")
+    size, ratio = table[name].size / 1e3, table[name].latency[64].ratio
+    print(f"{name}: {size:.0f} kB, {ratio:.2f} of the time, {right:.1%} right, NLL {nll:.3f}, {told:.3f} by {measure}")
