@@ -34,9 +34,10 @@ for images, labels in [batch for _ in range(8) for batch in loader]:
     optimizer.step()
 model.eval()
 
-# %% Remove half of the weights in whole channels, repair the rest without labels, cut the zeros out
+# %% Remove 70 % of the weights in whole channels, repair the rest without labels, cut the zeros out
 groups = channel_groups(bayesify(model), x[:2])
-narrow = compact(prune_and_repair(model, loader, sparsity=0.5, granularity=groups, steps=3).network, x[:2])
+pruned = prune_and_repair(model, list(x_train[:300].split(100)), sparsity=0.7, granularity=groups, steps=3).network
+narrow = compact(pruned, x[:2])
 
 
 # %% What an uncertainty file of a network is worth: a posterior of its last layer, and its novelty
