@@ -21,6 +21,7 @@ STYLE = "svg.fonttype: none\nsvg.hashsalt: gallery\n"
 EXAMPLES = {
     "strangers": ("A stranger is refused", "uncertainty.md"),
     "smaller_cnn": ("A smaller and faster CNN", "tasks-smaller.md"),
+    "small_and_sure": ("Small and sure", "choosing.md"),
     "conformal_sets": ("Sets that hold the answer", "uncertainty.md"),
     "selective_diagnosis": ("Leave the doubtful to an expert", "uncertainty.md"),
     "drifting_stream": ("A stream that drifts", "tasks-serving.md"),

@@ -36,7 +36,7 @@ model.eval()
 
 # %% Remove 70 % of the weights in whole channels, repair the rest without labels, cut the zeros out
 groups = channel_groups(bayesify(model), x[:2])
-pruned = prune_and_repair(model, list(x_train[:300].split(100)), sparsity=0.7, granularity=groups, steps=3).network
+pruned = prune_and_repair(model, list(x_train[:300].split(100)), sparsity=0.7, granularity=groups).network
 narrow = compact(pruned, x[:2])
 
 
