@@ -85,7 +85,8 @@ class Monitor:
             raise ValueError(f"Monitor: false_alarm_rate must be between 0 and 1, got {false_alarm_rate!r}.")
         check_count("Monitor", "window", window)
         self._class_axis = getattr(session, "class_axis", None) or 1
-        counts, quantiles = session.counts, session.reference
+        counts: Mapping[str, int] = session.counts
+        quantiles: Mapping[str, Sequence[float]] = session.reference
         if reference is not None:
             counts, quantiles = self._measured([*_batches("Monitor: reference", reference)])
         watched = [name for name in MEASURES if counts.get(name) and name in (*session.outputs, "class")]
@@ -244,7 +245,7 @@ class Monitor:
         """How many examples answers have, and the quantiles of each measure."""
         counts, quantiles, noise = {}, {}, np.random.default_rng(0)  # the same for every worker
         for name in MEASURES if answers else ():
-            if all(name in a or (name == "class" and np.ndim(a.get("probs")) > self._class_axis) for a in answers):
+            if all(name in a or (name == "class" and np.ndim(a.get("probs", 0.0)) > self._class_axis) for a in answers):
                 terms = [self._terms(name, answer, noise) for answer in answers]
                 counts[name], values = sum(map(len, terms)), np.concatenate([found.ravel() for found in terms])
                 if not np.isfinite(values).all():

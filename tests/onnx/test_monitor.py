@@ -179,7 +179,9 @@ def test_a_file_without_a_calibration_is_watched_by_answers(tmp_path, batches):
     export_onnx(bnn, tmp_path / "m.onnx", torch.randn(2, 4), outputs="uncertainty", likelihood="categorical")
     session = UncertaintySession(tmp_path / "m.onnx")
     inputs = lambda n: rng.normal(size=(n, 4)).astype("float32")  # noqa: E731
-    with pytest.raises(ValueError, match=r"must hold a reference distribution, got none; pass reference=session\(\.\.\.\)"):
+    with pytest.raises(
+        ValueError, match=r"must hold a reference distribution, got none; pass reference=session\(\.\.\.\)"
+    ):
         Monitor(session)
     familiar = inputs(300)
     first = session(familiar) if batches == 1 else [session(part) for part in np.split(familiar, batches)]
@@ -202,7 +204,7 @@ def test_a_reference_of_answers_is_that_of_the_file(calibrated):
     assert sum(own[1]) == 101
     with pytest.raises(ValueError, match="Monitor: reference must be finite, got NaN or infinity in 'entropy'"):
         Monitor(session, reference=session(x * np.nan))
-    with pytest.raises(TypeError, match="Monitor: reference must be what the session returns, .*got ndarray"):
+    with pytest.raises(TypeError, match=r"Monitor: reference must be what the session returns, .*got ndarray"):
         Monitor(session, reference=x)
     for empty in ([], session(x[:0])):
         with pytest.raises(ValueError, match="must hold a reference distribution, got none"):

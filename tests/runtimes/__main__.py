@@ -44,6 +44,7 @@ CLIENTS = (
     Client("web (wasm)", "onnxruntime-web", ("onnxruntime-web",), node=True),
 )
 
+
 def main() -> int:
     """Run everything; the exit code is 1 if a client is wrong anywhere."""
     with tempfile.TemporaryDirectory() as name:

@@ -40,9 +40,9 @@ __all__ = ["Quantization", "quantization_options"]
 #: Operators with a weight, and those of them that only the static way makes faster.
 PRODUCTS, CONVOLUTIONS = ("MatMul", "Gemm"), ("Conv", "ConvTranspose")
 
-#: Operators of transformers. Where there is one, only what products read is rounded, not what flows between them: sums
-#: over many layers do not fit eight bits (measured on a small ViT: an error of 0.04 instead of 0.35, at the same latency).
-#: What a product gives out stays float32 (three encoders and a ViT: 0.9 of the latency, 0.84 to 0.92 of the error).
+#: Operators of transformers. Where there is one, only what products read is rounded: sums over many layers do not fit
+#: eight bits (measured on a small ViT: an error of 0.04 instead of 0.35, at the same latency), and what products give
+#: out is read in float32 anyway (three encoders and a ViT: 0.9 of the latency, 0.84 to 0.92 of the error).
 NORMALISING = ("LayerNormalization", "RMSNormalization", "Softmax")
 
 #: Operators of graphs that are quantised already.
@@ -175,7 +175,7 @@ class Quantization:
 
 
 def _softmax_of_floats(proto: onnx.ModelProto) -> None:
-    """Let every softmax read what was there before the rounding; tract takes one between two for an element-wise function."""
+    """Let every softmax read what was there before the rounding: between two, tract takes it for element-wise."""
     makers = {output: node for node in proto.graph.node for output in node.output}
     for node in proto.graph.node:
         if node.op_type in ("Softmax", "LogSoftmax"):
