@@ -132,7 +132,7 @@ def main(seed: int) -> None:
             sys.exit(haswell.stderr[-2000:])
         labels = np.load(folder / "labels.npy")
         print(f"onnxruntime {onnxruntime.__version__}, seed {seed}, {len(labels)} digits\n")
-        columns = ("exact, 8", "Haswell, 8", "exact, 7", "Haswell, 7", "last over first", "right: float, 7 bits")
+        columns = ("exact, 8", "Haswell, 8", "exact, 7", "Haswell, 7", "last over first", "right, float", "right, 7")
         print(f"| network | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
         for network, want in outputs.items():
             errors, right = {}, (want.argmax(1) == labels).mean()
@@ -142,7 +142,7 @@ def main(seed: int) -> None:
                     errors[bits, how] = np.sqrt(np.mean((answers - want) ** 2) / np.mean(want**2))
             row = " | ".join(f"{100 * error:.2f} %" for error in errors.values())
             ratio, int8 = errors[7, "haswell"] / errors[8, "exact"], (answers.argmax(1) == labels).mean()
-            print(f"| {network} | {row} | {ratio:.2f} | {100 * right:.1f} %, {100 * int8:.1f} % |", flush=True)
+            print(f"| {network} | {row} | {ratio:.2f} | {100 * right:.1f} % | {100 * int8:.1f} % |", flush=True)
 
 
 if __name__ == "__main__":
