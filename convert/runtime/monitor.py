@@ -7,7 +7,7 @@ import math
 import os
 import secrets
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,12 +52,14 @@ class Monitor:
 
     Args:
         session: The file's session, or the path of the file.
+        reference: What the session answers to familiar data that chose nothing, in place of the reference in the file:
+            an answer or several. For a file without a calibration, or when the calibration data is not what arrives.
         false_alarm_rate: The bound r.
         window: Number of examples between two starts.
 
     Raises:
         TypeError: ``session`` is something else.
-        ValueError: The file has no reference distribution, or one that does not vary; an argument out of range.
+        ValueError: There is no reference distribution, or one that does not vary; an argument out of range.
 
     Example:
         >>> monitor = convert.runtime.Monitor("sure.onnx")
@@ -69,6 +71,7 @@ class Monitor:
         self,
         session: UncertaintySession | str | os.PathLike[str],
         *,
+        reference: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
         false_alarm_rate: float = 0.01,
         window: int = 250,
     ) -> None:
@@ -81,19 +84,23 @@ class Monitor:
         if not isinstance(false_alarm_rate, (int, float)) or not 0 < false_alarm_rate < 1:
             raise ValueError(f"Monitor: false_alarm_rate must be between 0 and 1, got {false_alarm_rate!r}.")
         check_count("Monitor", "window", window)
-        watched = [name for name in MEASURES if session.counts.get(name) and name in (*session.outputs, "class")]
+        self._class_axis = getattr(session, "class_axis", None) or 1
+        counts: Mapping[str, int] = session.counts
+        quantiles: Mapping[str, Sequence[float]] = session.reference
+        if reference is not None:
+            counts, quantiles = self._measured([*_batches("Monitor: reference", reference)])
+        watched = [name for name in MEASURES if counts.get(name) and name in (*session.outputs, "class")]
         if not watched:
             raise ValueError(
-                f"Monitor: '{session.name}' must hold a reference distribution, got none; export it with "
-                "calibration=bensemble.calibrate(...) or novelty=bensemble.fit_novelty(...)."
+                f"Monitor: '{session.name}' must hold a reference distribution, got none; pass reference=session(...) "
+                "of familiar data, or export it with calibration=bensemble.calibrate(...) or "
+                "novelty=bensemble.fit_novelty(...)."
             )
-        counts, rounding = session.counts, {name: ROUNDING.get(name, 0.0) for name in watched}
-        bins = {name: bins_of(session.reference[name], counts[name], rounding[name]) for name in watched}
+        bins = {name: bins_of(quantiles[name], counts[name], ROUNDING.get(name, 0.0)) for name in watched}
         self._bins = {name: found for name, found in bins.items() if found is not None}
         if not self._bins:
             raise ValueError(f"Monitor: the reference of {' and '.join(watched)} must vary, got one value everywhere.")
         self.false_alarm_rate, self.window = float(false_alarm_rate), window
-        self._class_axis = getattr(session, "class_axis", None) or 1
         self._begin({}, 0)
 
     @property
@@ -108,15 +115,7 @@ class Monitor:
             TypeError: It is no answer.
             ValueError: An uncertainty is missing or not finite; that answer is not counted.
         """
-        several = [answers] if isinstance(answers, Mapping) or not isinstance(answers, Iterable) else answers
-        for answer in several:
-            if not isinstance(answer, Mapping):
-                raise TypeError(
-                    f"update: answers must be what the session returns, or several of them, got "
-                    f"{type(answers).__name__}; call monitor.update(session(inputs))."
-                )
-            if isinstance(answer, Answer) and not answer.is_batch:
-                answer = {name: array[None] for name, array in answer.items()}
+        for answer in _batches("update: answers", answers):
             terms = {name: self._terms(name, answer) for name in self._bins}
             if len({len(found) for found in terms.values()}) > 1:
                 raise ValueError(
@@ -242,7 +241,19 @@ class Monitor:
         settings = {"false_alarm_rate": self.false_alarm_rate, "window": self.window, "bins": bins}
         return settings | ({"class_axis": self._class_axis} if "class" in bins else {})
 
-    def _terms(self, name: str, answer: Mapping[str, Any]) -> np.ndarray:
+    def _measured(self, answers: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int], dict[str, Sequence[float]]]:
+        """How many examples answers have, and the quantiles of each measure."""
+        counts, quantiles, noise = {}, {}, np.random.default_rng(0)  # the same for every worker
+        for name in MEASURES if answers else ():
+            if all(name in a or (name == "class" and np.ndim(a.get("probs", 0.0)) > self._class_axis) for a in answers):
+                terms = [self._terms(name, answer, noise) for answer in answers]
+                counts[name], values = sum(map(len, terms)), np.concatenate([found.ravel() for found in terms])
+                if not np.isfinite(values).all():
+                    raise ValueError(f"Monitor: reference must be finite, got NaN or infinity in '{name}'.")
+                quantiles[name] = np.quantile(values, np.linspace(0, 1, 101)).tolist() if counts[name] else []
+        return counts, quantiles
+
+    def _terms(self, name: str, answer: Mapping[str, Any], noise: np.random.Generator | None = None) -> np.ndarray:
         """The terms of each example; the most probable classes are made continuous by noise."""
         if name != "class":
             return _terms(name, answer)
@@ -251,6 +262,8 @@ class Monitor:
             raise ValueError(f"update: an answer must have the array 'probs', got {', '.join(answer)}.")
         best = probs.argmax(self._class_axis)
         best = best.reshape(len(best), math.prod(best.shape[1:]))
+        if noise is not None:
+            return best + noise.random(best.shape)
         with self._lock:
             return best + self._noise.random(best.shape)
 
@@ -262,6 +275,18 @@ class Monitor:
         if broken:
             raise ValueError(f"update: '{name}' must be finite, got {broken} of {len(values)} values that are not.")
         return np.searchsorted(self._bins[name].edges, values)
+
+
+def _batches(what: str, answers: Any) -> Iterator[Mapping[str, Any]]:
+    """An answer or several, each of a batch."""
+    for answer in [answers] if isinstance(answers, Mapping) or not isinstance(answers, Iterable) else answers:
+        if not isinstance(answer, Mapping):
+            raise TypeError(
+                f"{what} must be what the session returns, or several of them, got {type(answers).__name__}; pass "
+                "session(inputs)."
+            )
+        single = isinstance(answer, Answer) and not answer.is_batch
+        yield {name: array[None] for name, array in answer.items()} if single else answer
 
 
 def _terms(name: str, answer: Mapping[str, Any]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The monitor: its false-alarm rate is kept, drift is seen, and what it refuses."""
 
 import dataclasses
+import json
 import secrets
 
 import numpy as np
@@ -141,7 +142,7 @@ def test_monitors_refuse_what_cannot_be_compared():
         Monitor("u.onnx")
     monitor = Monitor(source)
     for wrong in (None, 7, "a", rng.random(3), [rng.random(3)], torch.zeros(3)):
-        with pytest.raises(TypeError, match=r"update: answers must be what the session returns, .*; call monitor"):
+        with pytest.raises(TypeError, match=r"update: answers must be what the session returns, .*; pass session"):
             monitor.update(wrong)
     with pytest.raises(TypeError, match="update: 'entropy' must be an array of numbers, got could not convert string"):
         monitor.update({"entropy": ["high"], "mutual_information": [0.1]})
@@ -170,6 +171,44 @@ def test_a_stream_from_the_calibrated_world_and_one_from_another(calibrated):
     assert not same.verdict().drifted
     other.update(session(0.1 * rng.normal(size=(60, 4)).astype("float32")))
     assert other.verdict().drifted
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_a_file_without_a_calibration_is_watched_by_answers(tmp_path, batches):
+    bnn, rng = model(1.0), np.random.default_rng(0)
+    export_onnx(bnn, tmp_path / "m.onnx", torch.randn(2, 4), outputs="uncertainty", likelihood="categorical")
+    session = UncertaintySession(tmp_path / "m.onnx")
+    inputs = lambda n: rng.normal(size=(n, 4)).astype("float32")  # noqa: E731
+    with pytest.raises(
+        ValueError, match=r"must hold a reference distribution, got none; pass reference=session\(\.\.\.\)"
+    ):
+        Monitor(session)
+    familiar = inputs(300)
+    first = session(familiar) if batches == 1 else [session(part) for part in np.split(familiar, batches)]
+    monitor, worker = Monitor(session, reference=first), Monitor(session, reference=first)
+    assert set(json.loads(monitor.to_json())["bins"]) == {"entropy", "mutual_information", "class"}
+    monitor.update(session(inputs(3000)))
+    assert not monitor.verdict().drifted
+    worker.update(session(0.1 * inputs(60)))
+    assert worker.verdict().drifted
+    assert monitor.merge(worker).seen == 3060  # references of the same answers are equal
+
+
+def test_a_reference_of_answers_is_that_of_the_file(calibrated):
+    _, path, _ = calibrated
+    session, x = UncertaintySession(path), np.random.default_rng(0).normal(size=(100, 4)).astype("float32")
+    answer = session(x)
+    own = json.loads(Monitor(session, reference=answer).to_json())["bins"]["entropy"]
+    edges = np.quantile(answer["entropy"].astype(float), [0.1, 0.5, 1.0])
+    np.testing.assert_allclose(np.array(own[0])[[0, 4, 11]], edges, rtol=1e-12)
+    assert sum(own[1]) == 101
+    with pytest.raises(ValueError, match="Monitor: reference must be finite, got NaN or infinity in 'entropy'"):
+        Monitor(session, reference=session(x * np.nan))
+    with pytest.raises(TypeError, match=r"Monitor: reference must be what the session returns, .*got ndarray"):
+        Monitor(session, reference=x)
+    for empty in ([], session(x[:0])):
+        with pytest.raises(ValueError, match="must hold a reference distribution, got none"):
+            Monitor(session, reference=empty)
 
 
 def test_a_regression_is_watched_by_its_deviation(tmp_path):

@@ -78,7 +78,7 @@ def test_files_without_classes_answer_with_numbers_and_without_a_threshold_with_
     assert answer.labels().dtype == np.int64
     with pytest.raises(ValueError, match="sets: the file holds no conformal threshold; export it with calib"):
         answer.sets()
-    with pytest.raises(ValueError, match=r"Monitor: '.*m.onnx' must hold a reference distribution, got none; export"):
+    with pytest.raises(ValueError, match=r"Monitor: '.*m.onnx' must hold a reference distribution, got none; pass"):
         Monitor(session)
 
 

@@ -80,6 +80,7 @@ def build(folder: Path) -> list[dict[str, Any]]:
         values = {key: value.detach().numpy() for key, value in expected.items()}
         tolerance = 2e-2 if inputs.dtype == torch.float16 else 1e-5
         entry: dict[str, Any] = {"file": path.name, "label": name, "tolerance": tolerance, "rounding": None}
+        entry["runtimes"] = report.runtimes
         if report.rms_error is not None:
             entry |= {"tolerance": 0.05, "rounding": report.rms_error}
         entry["inputs"] = [{**coded(inputs.numpy(), report.inputs[0].dtype), "name": report.inputs[0].name}]

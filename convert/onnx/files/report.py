@@ -137,8 +137,7 @@ class ExportReport(OnnxSummary):
         half = any(info.dtype == "float16" for info in (*self.inputs, *self.outputs))
         sparse = "no, it reads no sparse weights; export with sparse=False" if self.sparse_tensors else None
         found["OpenVINO"] = sparse or "yes"
-        refused = "no, it computes float16 products in float32; export in float32" if half else "yes"
-        found["tract"] = sparse or ("with other answers for some int8 files; compare" if self.quantization else refused)
+        found["tract"] = sparse or ("no, it computes float16 products in float32; export in float32" if half else "yes")
         return found
 
     @property
