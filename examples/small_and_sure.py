@@ -1,4 +1,4 @@
-"""Small and sure: half of a CNN's channels go, and the file that is left says what it does not know.
+"""Small and sure: most of a CNN goes in whole channels, and the file that is left says what it does not know.
 
 python examples/small_and_sure.py
 """

@@ -123,7 +123,13 @@ def test_links_and_fences_are_turned(hooks, source, text, expected):
     ],
 )
 def test_docstrings_are_readable(hooks, html, expected):
-    assert hooks.on_page_content(html) == expected
+    assert hooks.on_page_content(html, page=SimpleNamespace(file=SimpleNamespace(src_uri="a.md"))) == expected
+
+
+@pytest.mark.parametrize(("source", "searched"), [("benchmarks-speed.md", False), ("choosing.md", True)])
+def test_the_tables_of_the_benchmarks_are_not_searched(hooks, source, searched):
+    html = hooks.on_page_content("<table>", page=SimpleNamespace(file=SimpleNamespace(src_uri=source)))
+    assert ("data-search-exclude" in html) != searched
 
 
 def test_what_another_host_would_send_is_a_warning(hooks, caplog):
