@@ -24,11 +24,12 @@ class Data:
     y: Tensor
     x_test: Tensor
     y_test: Tensor
+    looked_at: int = LOOKED_AT
 
     @property
     def loader(self) -> list[Tensor]:
         """What needs no classes looks at these."""
-        return list(self.x[:LOOKED_AT].split(BATCH))
+        return list(self.x[: self.looked_at].split(min(BATCH, self.looked_at // 10)))
 
 
 def trained(network: nn.Module, data: Data, epochs: int, rate: float, hold_zeros: bool = False) -> nn.Module:
@@ -41,7 +42,7 @@ def trained(network: nn.Module, data: Data, epochs: int, rate: float, hold_zeros
     for _ in range(epochs):
         for part in torch.randperm(len(data.y)).split(64):
             x = data.x[part]
-            if x.shape[1] == 3 and torch.rand(()) < 0.5:
+            if x.ndim == 4 and x.shape[1] == 3 and torch.rand(()) < 0.5:
                 x = x.flip(-1)
             optimizer.zero_grad()
             F.cross_entropy(network(x), data.y[part]).backward()
