@@ -32,9 +32,7 @@ from pruning_untrained import pictures, resnet_8, shown
 from rounds import print_table, write_json
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parent / "honesty"))
-
-from features import PICTURE_PACKAGES, missing
+from honesty.features import PICTURE_PACKAGES, missing
 from narrow_subjects import Intents, digits_network, efficientnet, enlarged_pictures, queries, small_digits
 from narrowing import WAYS, Known, meeting, multiply_adds
 from without_training import Data, accuracy, trained
