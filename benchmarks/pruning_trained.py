@@ -43,7 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", type=Path, default=os.environ.get("BENSEMBLE_MNIST"), help="npz file of MNIST")
     parser.add_argument("--cifar", type=Path, default=os.environ.get("BENSEMBLE_CIFAR"), help="zip file of pictures")
-    parser.add_argument("--network", choices=[n for n in SUBJECTS if SUBJECTS[n].data in SHARES], action="append", help="default: all")
+    parser.add_argument(
+        "--network", choices=[n for n in SUBJECTS if SUBJECTS[n].data in SHARES], action="append", help="default: all"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rate", type=float, default=1e-3, help="rate of learning at the start; it falls to 0")
     parser.add_argument("--json", type=Path)

@@ -95,7 +95,9 @@ def sparsegpt(dense: nn.Module, data: Data, share: float) -> nn.Module:
     network = copy.deepcopy(dense)
     for layer in [module for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]:
         sums = list[Tensor]()
-        handle = layer.register_forward_hook(lambda module, args, output, sums=sums: sums.append(_rows(module, args[0])))
+        handle = layer.register_forward_hook(
+            lambda module, args, output, sums=sums: sums.append(_rows(module, args[0]))
+        )
         for x in data.loader:
             network(x)
         handle.remove()

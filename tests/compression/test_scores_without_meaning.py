@@ -30,7 +30,7 @@ def _scores(labels, **changes):
     ("labels", "match"),
     [
         (lambda y: y + 10, "evaluate must tell the network from outputs that mean nothing, got 0 for all"),
-        (lambda y: y + 1, "must score above chance before it is pruned, got 0, but the same output for every"),
+        (lambda y: y + 1, "must score above chance before it is pruned, got 0[.0-9]*, but the same output"),
         (lambda y: 9 - y, "must score above chance"),
     ],
 )
@@ -52,11 +52,11 @@ def test_labels_of_other_examples_are_warned_of():
 def test_what_ten_examples_chose_must_hold_on_others(tmp_path):
     (images, labels), others = data().search, data().held_out
     evaluate = accuracy(images[:10], labels[:10])
-    options = {"max_drop": 0.01, "refine": 0, "granularities": ["channel"], "scores": "snr"}
+    options = {"max_drop": 0.0, "refine": 0, "granularities": ["channel"], "scores": "snr"}
     alone = compress(posterior(), evaluate, images[:16], tmp_path / "alone.onnx", **options)
     found = compress(posterior(), evaluate, images[:16], tmp_path / "found.onnx", confirm=[others], **options)
     assert found.confirmed.refused[0].startswith(alone.chosen.name)
-    assert found.confirmed.drop <= 0.01
+    assert found.confirmed.drop <= 0
 
 
 class Fixed(nn.Module):
