@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pruning_untrained import SUBJECTS, digits, pictures, shown
+from pruning_untrained import LOADERS, SUBJECTS, shown
 from rounds import print_table, write_json
 from torch import nn
 from without_training import Data, accuracy, trained
@@ -43,14 +43,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", type=Path, default=os.environ.get("BENSEMBLE_MNIST"), help="npz file of MNIST")
     parser.add_argument("--cifar", type=Path, default=os.environ.get("BENSEMBLE_CIFAR"), help="zip file of pictures")
-    parser.add_argument("--network", choices=list(SUBJECTS), action="append", help="default: all")
+    parser.add_argument(
+        "--network", choices=[n for n in SUBJECTS if SUBJECTS[n].data in SHARES], action="append", help="default: all"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rate", type=float, default=1e-3, help="rate of learning at the start; it falls to 0")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     figures = {}
-    for name in arguments.network or SUBJECTS:
+    for name in arguments.network or [name for name in SUBJECTS if SUBJECTS[name].data in SHARES]:
         path = getattr(arguments, SUBJECTS[name].data)
         if not path or not Path(path).exists():
             print(f"{name}: left out, --{SUBJECTS[name].data} names no file, got {path}")
@@ -64,7 +66,7 @@ def judged(name: str, path: Path, seeds: int, rate: float) -> dict[str, list[flo
     subject, found = SUBJECTS[name], dict[str, list[float]]()
     shares = SHARES[subject.data]
     for seed in range(seeds):
-        data = (digits if subject.data == "mnist" else pictures)(path, seed)
+        data = LOADERS[subject.data](path, seed)
         torch.manual_seed(seed)
         dense = trained(subject.build(), data, subject.epochs, subject.rate)
         before = accuracy(dense, data)
@@ -99,7 +101,7 @@ def pruned(dense: nn.Module, data: Data, rate: float, seed: int, options: dict[s
     for _ in range(EPOCHS):
         for part in torch.randperm(len(data.y)).split(64):
             x = data.x[part]
-            if x.shape[1] == 3 and torch.rand(()) < 0.5:
+            if x.ndim == 4 and x.shape[1] == 3 and torch.rand(()) < 0.5:
                 x = x.flip(-1)
             optimizer.zero_grad()
             F.cross_entropy(network(x), data.y[part]).backward()

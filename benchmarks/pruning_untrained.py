@@ -9,12 +9,13 @@ https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz. The pictu
 (https://www.cs.toronto.edu/~kriz/cifar.html) as a .zip file of train/<class>/*.jpg and test/<class>/*.jpg; 1,000 and
 300 of each class are enough. What is not given is left out.
 
-python benchmarks/pruning_untrained.py --mnist mnist.npz --cifar cifar10.zip
+python benchmarks/pruning_untrained.py --mnist mnist.npz --cifar cifar10.zip --fashion FOLDER --clinc clinc150.json
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import io
 import os
 import statistics
@@ -23,6 +24,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,8 @@ sys.path.insert(0, str(Path(__file__).parent / "contest"))
 sys.path.insert(0, str(Path(__file__).parent / "sparse"))
 
 from digits import load_digits
+from honesty.tasks import standardised
+from narrow_subjects import Intents, queries
 from networks import Block, mlp
 from rounds import print_table, write_json
 from without_training import WAYS, Data, accuracy, trained
@@ -60,8 +64,8 @@ def lenet_5() -> nn.Module:
     return nn.Sequential(*convolutions, nn.Flatten(), mlp(800, 500, 10))
 
 
-def resnet_8() -> nn.Module:
-    stem = [nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+def resnet_8(colours: int = 3) -> nn.Module:
+    stem = [nn.Conv2d(colours, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     blocks = [Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2)]
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
@@ -70,14 +74,26 @@ SUBJECTS = {
     "LeNet-300-100, 10,000 digits": Subject(lenet_300_100, "mnist", (0.92, 0.96), 10),
     "LeNet-5, 10,000 digits": Subject(lenet_5, "mnist", (0.95, 0.98), 4),
     "ResNet-8, 10,000 CIFAR pictures": Subject(resnet_8, "cifar", (0.8, 0.9), 5, 3e-3),
+    "ResNet-8, 10,000 clothes": Subject(partial(resnet_8, 1), "fashion", (0.8, 0.9), 5, 3e-3),
+    "head on features of CIFAR": Subject(partial(mlp, 1280, 256, 128, 6), "features", (0.85, 0.92), 8),
+    "transformer, CLINC150": Subject(Intents, "clinc", (0.7,), 8),
+}
+#: What the options of the files are for.
+FILES = {
+    "mnist": "npz file of MNIST",
+    "cifar": "zip file of pictures",
+    "fashion": "folder of Fashion-MNIST's four .gz files, as Debian's dataset-fashion-mnist installs it",
+    "features": "cifar-features.pt, which benchmarks/last_layer.py --cifar leaves in its --cache",
+    "clinc": "JSON file with lists of pairs (query, intent) under train and test",
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mnist", type=Path, default=os.environ.get("BENSEMBLE_MNIST"), help="npz file of MNIST")
-    parser.add_argument("--cifar", type=Path, default=os.environ.get("BENSEMBLE_CIFAR"), help="zip file of pictures")
+    for data, text in FILES.items():
+        parser.add_argument(f"--{data}", type=Path, default=os.environ.get(f"BENSEMBLE_{data.upper()}"), help=text)
     parser.add_argument("--network", choices=list(SUBJECTS), action="append", help="default: all")
+    parser.add_argument("--way", choices=list(WAYS), action="append", help="default: all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--auto", action="store_true", help="also find the share, which takes as long as the rest")
     parser.add_argument("--json", type=Path)
@@ -87,27 +103,25 @@ def main() -> None:
     for name in arguments.network or SUBJECTS:
         path = getattr(arguments, SUBJECTS[name].data)
         if not path or not Path(path).exists():
-            print(
-                f"{name}: left out, --{SUBJECTS[name].data} names no file, got {path}; see --help for where it is from"
-            )
+            print(f"{name}: left out, --{SUBJECTS[name].data} must be the {FILES[SUBJECTS[name].data]}, got {path}")
             continue
-        figures[name] = judged(name, Path(path), arguments.seeds, arguments.auto)
+        figures[name] = judged(name, Path(path), arguments.seeds, arguments.auto, arguments.way or list(WAYS))
     write_json(arguments.json, figures)
 
 
-def judged(name: str, path: Path, seeds: int, auto: bool) -> dict[str, list[float]]:
+def judged(name: str, path: Path, seeds: int, auto: bool, ways: list[str]) -> dict[str, list[float]]:
     """The table of one network: points below dense of every way at every share, by seed."""
     subject, found = SUBJECTS[name], dict[str, list[float]]()
     for seed in range(seeds):
-        data = (digits if subject.data == "mnist" else pictures)(path, seed)
+        data = LOADERS[subject.data](path, seed)
         torch.manual_seed(seed)
         dense = trained(subject.build(), data, subject.epochs, subject.rate)
         before = accuracy(dense, data)
         found.setdefault("dense", []).append(before)
         for share in subject.shares:
-            for way, prune in WAYS.items():
+            for way in ways:
                 started = time.perf_counter()
-                network = prune(dense, data, share)
+                network = WAYS[way](dense, data, share)
                 found.setdefault(f"{way} seconds", []).append(time.perf_counter() - started)
                 below = before - accuracy(network, data)
                 found.setdefault(f"{way} {share}", []).append(below)
@@ -118,7 +132,7 @@ def judged(name: str, path: Path, seeds: int, auto: bool) -> dict[str, list[floa
             found.setdefault("auto", []).append(before - accuracy(pruned.network, data))
             found.setdefault("auto expected", []).append(100 * pruned.loss.drop if pruned.loss else 0.0)
     print(f"\n{name}: dense {shown(found['dense'])} %")
-    rows = [[way, *(shown(found[f"{way} {share}"]) for share in subject.shares)] for way in WAYS]
+    rows = [[way, *(shown(found[f"{way} {share}"]) for share in subject.shares)] for way in ways]
     rows = [[*row, f"{statistics.mean(found[f'{row[0]} seconds']):.1f}"] for row in rows]
     print_table(["points below dense", *(f"{share:.0%} removed" for share in subject.shares), "seconds"], rows)
     if auto:
@@ -159,6 +173,32 @@ def pictures(path: Path, seed: int) -> Data:
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
         tensors += [(x[order] - 120) / 64, torch.tensor([kind for _, kind in parts[part]])[order]]
     return Data(*tensors)
+
+
+def clothes(path: Path, seed: int) -> Data:
+    """10,000 training pictures of one seed, and the test pictures."""
+    tensors = []
+    for part in ("train", "t10k"):
+        pixels = gzip.decompress((path / f"{part}-images-idx3-ubyte.gz").read_bytes())
+        labels = gzip.decompress((path / f"{part}-labels-idx1-ubyte.gz").read_bytes())
+        x = torch.frombuffer(bytearray(pixels), dtype=torch.uint8, offset=16).view(-1, 1, 28, 28).float()
+        tensors += [(x - 73) / 90, torch.frombuffer(bytearray(labels), dtype=torch.uint8, offset=8).long()]
+    x, y, x_test, y_test = tensors
+    some = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:10_000]
+    return Data(x[some], y[some], x_test, y_test)
+
+
+def features(path: Path, seed: int) -> Data:
+    """What EfficientNet-Lite0 makes of the pictures of six classes, in an order of one seed."""
+    found = torch.load(path, weights_only=True)
+    order = torch.randperm(len(found["y_train"]), generator=torch.Generator().manual_seed(seed))
+    x, x_test = standardised(found["x_train"][order], found["x_test"])
+    return Data(x, found["y_train"][order], x_test, found["y_test"])
+
+
+LOADERS: dict[str, Callable[[Path, int], Data]] = {
+    "mnist": digits, "cifar": pictures, "fashion": clothes, "features": features, "clinc": queries,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

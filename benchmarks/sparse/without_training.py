@@ -24,11 +24,12 @@ class Data:
     y: Tensor
     x_test: Tensor
     y_test: Tensor
+    looked_at: int = LOOKED_AT
 
     @property
     def loader(self) -> list[Tensor]:
         """What needs no classes looks at these."""
-        return list(self.x[:LOOKED_AT].split(BATCH))
+        return list(self.x[: self.looked_at].split(min(BATCH, self.looked_at // 10)))
 
 
 def trained(network: nn.Module, data: Data, epochs: int, rate: float, hold_zeros: bool = False) -> nn.Module:
@@ -41,7 +42,7 @@ def trained(network: nn.Module, data: Data, epochs: int, rate: float, hold_zeros
     for _ in range(epochs):
         for part in torch.randperm(len(data.y)).split(64):
             x = data.x[part]
-            if x.shape[1] == 3 and torch.rand(()) < 0.5:
+            if x.ndim == 4 and x.shape[1] == 3 and torch.rand(()) < 0.5:
                 x = x.flip(-1)
             optimizer.zero_grad()
             F.cross_entropy(network(x), data.y[part]).backward()
@@ -73,10 +74,7 @@ def wanda(dense: nn.Module, data: Data, share: float) -> nn.Module:
     network, sums = copy.deepcopy(dense), dict[nn.Module, Tensor]()
 
     def see(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        x = args[0]
-        if isinstance(module, nn.Conv2d):
-            x = F.unfold(x, module.kernel_size, padding=module.padding, stride=module.stride).transpose(1, 2)
-        sums[module] = sums.get(module, 0) + x.flatten(0, -2).square().sum(0)
+        sums[module] = sums.get(module, 0) + _rows(module, args[0]).square().sum(0)
 
     layers = [module for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     handles = [layer.register_forward_hook(see) for layer in layers]
@@ -89,6 +87,48 @@ def wanda(dense: nn.Module, data: Data, share: float) -> nn.Module:
         lowest = (rows.abs() * sums[layer].sqrt()).argsort(1)[:, : round(share * rows.shape[1])]
         layer.weight.copy_(rows.scatter(1, lowest, 0.0).view_as(layer.weight))
     return network
+
+
+@torch.no_grad()
+def sparsegpt(dense: nn.Module, data: Data, share: float) -> nn.Module:
+    """Frantar & Alistarh 2023, "SparseGPT", algorithm 1: the same share of every layer, layer after layer."""
+    network = copy.deepcopy(dense)
+    for layer in [module for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]:
+        sums = list[Tensor]()
+        handle = layer.register_forward_hook(
+            lambda module, args, output, sums=sums: sums.append(_rows(module, args[0]))
+        )
+        for x in data.loader:
+            network(x)
+        handle.remove()
+        weight = layer.weight.flatten(1).double()
+        layer.weight.copy_(_eliminated(weight, sum(rows.T @ rows for rows in sums), share).view_as(layer.weight))
+    return network
+
+
+def _rows(module: nn.Module, x: Tensor) -> Tensor:
+    """What a layer multiplies its weights with, (rows, inputs)."""
+    if isinstance(module, nn.Conv2d):
+        x = F.unfold(x, module.kernel_size, padding=module.padding, stride=module.stride).transpose(1, 2)
+    return x.flatten(0, -2).double()
+
+
+def _eliminated(weight: Tensor, moments: Tensor, share: float, block: int = 128, damping: float = 0.01) -> Tensor:
+    """Column after column goes or stays, and those to the right make up for it; a mask for every block of columns."""
+    dead = moments.diagonal() == 0
+    moments = moments + torch.diag(dead.double() + damping * moments.diagonal().mean())
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(moments)), upper=True)
+    weight = torch.where(dead, 0, weight)
+    for start in range(0, weight.shape[1], block):
+        columns = range(start, min(start + block, weight.shape[1]))
+        scores = (weight[:, columns] / factor.diagonal()[columns]).square()
+        limit = scores.flatten().sort().values[min(round(share * scores.numel()), scores.numel() - 1)]
+        for place, column in enumerate(columns):
+            kept = torch.where(scores[:, place] < limit, 0, weight[:, column])
+            error = (weight[:, column] - kept) / factor[column, column]
+            weight[:, column:] -= torch.outer(error, factor[column, column:])
+            weight[:, column] = kept
+    return weight
 
 
 def obd(dense: nn.Module, data: Data, share: float) -> nn.Module:
@@ -107,16 +147,19 @@ def ours(dense: nn.Module, data: Data, share: float) -> nn.Module:
     return prune_and_repair(dense, data.loader, sparsity=share).network
 
 
-def magnitude_trained(dense: nn.Module, data: Data, share: float) -> nn.Module:
-    return trained(magnitude(dense, data, share), data, 1, 1e-3, hold_zeros=True)
+def trained_for(epochs: int) -> Callable[[nn.Module, Data, float], nn.Module]:
+    """Magnitude, then training with labels, in which zeros stay."""
+    return lambda dense, data, share: trained(magnitude(dense, data, share), data, epochs, 1e-3, hold_zeros=True)
 
 
 WAYS: dict[str, Callable[[nn.Module, Data, float], nn.Module]] = {
     "magnitude": magnitude,
     "Wanda": wanda,
+    "SparseGPT": sparsegpt,
     "OBD, not damped": obd,
     "`prune_scores`": damped,
     "magnitude, then `repair`": magnitude_repaired,
     "**`prune_and_repair`**": ours,
-    "magnitude, then an epoch with labels": magnitude_trained,
+    "magnitude, then an epoch with labels": trained_for(1),
+    "magnitude, then four epochs with labels": trained_for(4),
 }

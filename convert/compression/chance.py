@@ -32,8 +32,8 @@ def check_baseline(
     Outputs that ``evaluate`` cannot score are left out.
 
     Raises:
-        InvalidValueError: All scores are equal, the network's is 0 and none is lower, or it is further below those of
-            random outputs than they are apart.
+        InvalidValueError: All scores are equal, the network's is 0 and none is lower, it is no better than the mean
+            output and the best of the random ones, or further below the random ones than they are apart.
 
     Warns:
         UserWarning: The mean output meets ``max_drop`` as well.
@@ -49,7 +49,8 @@ def check_baseline(
             f"compress: evaluate must tell the network from outputs that mean nothing, got {score:.4g} for all. {cure}"
         )
     at_zero = score == 0 and others and score <= min(others)
-    if at_zero or (len(random) > 1 and score < 2 * min(random) - max(random)):
+    at_chance = constant and len(random) > 1 and score <= min(*constant, max(random))
+    if at_zero or at_chance or (len(random) > 1 and score < 2 * min(random) - max(random)):
         raise InvalidValueError(
             f"compress: the network must score above chance before it is pruned, got {score:.4g}, but {shown}. {cure}"
         )
