@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..basis import Basis
 from ..checks import check_module
 from ..errors import CheckpointError, needs_extra, refuse, shown
-from ..layers.classes import bayesian_class
+from ..layers.class_choice import bayesian_class
 from ..layers.linear_in_weights import LinearOpLayer
 from ..layers.registry import bayesian_type
 from ..layers.swap import NewPosterior, make_bayesian, restorer

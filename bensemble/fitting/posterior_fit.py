@@ -38,8 +38,8 @@ from .closed_terms import ClosedTerms
 from .comparison import crossed, tempered_terms
 from .curvature import diagonal_curvature
 from .fit_report import Comparison, FitReport, FitRow
-from .heldout import best_scale, heldout_terms, largest_scale, scanned_scale
 from .kronecker import check_structure, kronecker_curvature
+from .scale_search import best_scale, heldout_terms, largest_scale, scanned_scale
 from .sigmas import restored_on_failure, set_sigmas, width
 
 __all__ = ["fit_posterior"]

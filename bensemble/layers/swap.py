@@ -60,7 +60,7 @@ def make_bayesian(
 
     Args:
         module: The module; it stays the same object and changes its class.
-        cls: Its new class; see :func:`bensemble.layers.classes.bayesian_class`.
+        cls: Its new class; see :func:`bensemble.layers.class_choice.bayesian_class`.
         posteriors: The posteriors by parameter name.
         aliases: For a module without a twin: attributes that are read as posteriors of other modules.
     """

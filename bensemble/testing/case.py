@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import InvalidTypeError
 from ..gaussian import rho_from_sigma
 from ..layers import BaseBayesianLayer, bayesian_type
-from ..layers.classes import bayesian_class
+from ..layers.class_choice import bayesian_class
 from ..layers.swap import NewPosterior, make_bayesian, make_deterministic
 from ..priors import Normal
 

@@ -1,4 +1,4 @@
-"""The commands and their help. `export` and `compress`, which write ONNX files, have a file of their own.
+"""The commands and their help. `export` and `compress` have a file each, `exporting.py` and `compressing.py`.
 
 Imports of torch and onnx stand inside the commands, so that `bensemble --help` answers at once.
 """
@@ -13,8 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from . import options
+from .compressing import compress
 from .example_inputs import make_inputs
-from .exporting import compress, export
+from .exporting import export
 from .failures import OneLineErrors, WrongUsage
 from .labelled_data import BATCH, read_arrays, score
 from .printing import show, show_summary, working

@@ -18,12 +18,12 @@ from .analysis import Analysis
 from .eligibility import is_embedding, refusal, why_deterministic
 from .ending import proven_last
 from .entries import Entry, entries
+from .fx_trace import trace_forward
 from .places import Place, owners_of
 from .probe import probe_calls
 from .rows import ConversionPlan, PlanRow
 from .selection import Selection, parse_selection
-from .trace import trace_forward
-from .trails import LINEAR_OPERATIONS
+from .weight_paths import LINEAR_OPERATIONS
 
 __all__ = ["make_plan", "plan"]
 

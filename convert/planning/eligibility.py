@@ -18,7 +18,7 @@ from bensemble.torch_internals import BatchNormBase
 from .analysis import Analysis
 from .places import Place
 from .selection import Selection
-from .trails import LINEAR_OPERATIONS
+from .weight_paths import LINEAR_OPERATIONS
 
 __all__ = ["is_embedding", "refusal", "why_deterministic"]
 

@@ -16,8 +16,8 @@ from bensemble.models.outputs import OutputSelector
 from bensemble.models.undisturbed import undisturbed
 
 from .copying import check_shapes, traced_copy
+from .cut_runs import LINKS, Survey, Trials
 from .readout import is_link, is_moved, is_resized
-from .trials import LINKS, Survey, Trials
 
 __all__ = ["last_layer", "proven_last"]
 

@@ -19,7 +19,7 @@ from bensemble.torch_internals import pytree
 from .analysis import Analysis
 from .copying import traced_copy
 from .entries import Entry
-from .trails import Trails, data_arguments, operation_name, writes_in_place
+from .weight_paths import Trails, data_arguments, operation_name, writes_in_place
 
 __all__ = ["probe_calls"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bensemble.prediction.places import output_places
 
-from .trials import Trials
+from .cut_runs import Trials
 
 __all__ = ["is_link", "is_moved", "is_resized"]
 

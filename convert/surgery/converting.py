@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bensemble.checks import check_module
 from bensemble.errors import ConversionError, InvalidTypeError, refuse
-from bensemble.layers.classes import bayesian_class
+from bensemble.layers.class_choice import bayesian_class
 from bensemble.layers.linear_in_weights import LinearOpLayer, check_estimator, check_variance_dtype
 from bensemble.layers.swap import Alias, NewPosterior, make_bayesian, restorer
 from bensemble.layers.weights import PosteriorModule

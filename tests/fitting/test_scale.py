@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from bensemble.fitting import fit_posterior
-from bensemble.fitting.heldout import BETAS, REACHES, best_scale, largest_scale
+from bensemble.fitting.scale_search import BETAS, REACHES, best_scale, largest_scale
 from bensemble.likelihoods import Gaussian
 from bensemble.posteriors import named_posteriors
 from convert import bayesify

@@ -11,7 +11,7 @@ import bensemble
 from bensemble.errors import InvalidValueError
 from bensemble.gaussian import rho_from_sigma
 from bensemble.layers import BayesianConv2d, BayesianConvTranspose1d, BayesianLinear
-from bensemble.layers.classes import bayesian_class
+from bensemble.layers.class_choice import bayesian_class
 from bensemble.layers.swap import NewPosterior, make_bayesian
 from bensemble.posteriors import named_posteriors
 from bensemble.priors import ARD, Normal

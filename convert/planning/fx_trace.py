@@ -17,7 +17,7 @@ from bensemble.torch_internals import clear_forward_hooks, pytree
 
 from .analysis import Analysis
 from .copying import hollow_copy
-from .trails import Trails, data_arguments, operation_name, writes_in_place
+from .weight_paths import Trails, data_arguments, operation_name, writes_in_place
 
 __all__ = ["trace_forward"]
 

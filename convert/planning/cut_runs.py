@@ -23,7 +23,7 @@ from bensemble.models.batches import Inputs, call
 from bensemble.models.outputs import OutputSelector, select_output, tensor_paths
 from bensemble.torch_internals import ConvBase, pytree
 
-from .trails import operation_name
+from .weight_paths import operation_name
 
 __all__ = ["LINKS", "Survey", "Trials"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from convert.planning.trails import LINEAR_OPERATIONS, Trails, data_arguments, plain_name
+from convert.planning.weight_paths import LINEAR_OPERATIONS, Trails, data_arguments, plain_name
 
 W, V, TABLE = 1, 2, 3  # identities of Parameters
 
