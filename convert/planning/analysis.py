@@ -1,7 +1,7 @@
 """What is known about a model's forward: which modules it calls, and which operations the weights reach.
 
-A probe forward on example inputs sees every operation (``probe.py``). A torch.fx trace needs no inputs (``fx_trace.py``).
-Where neither is possible, nothing is known.
+A probe forward on example inputs sees every operation (``probe.py``). A torch.fx trace needs no inputs
+(``fx_trace.py``). Where neither is possible, nothing is known.
 """
 
 from __future__ import annotations
