@@ -14,9 +14,9 @@ of their own size would activate the unit: that is what the reach is for.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,12 +34,12 @@ from ..models.state import evaluating
 from ..posterior import Posterior
 from ..posteriors import check_bayesian, named_posteriors
 from ..prediction.monte_carlo import trust
-from .closed_terms import ClosedTerms
+from .candidates import Candidates
 from .comparison import crossed, tempered_terms
 from .curvature import diagonal_curvature
 from .fit_report import Comparison, FitReport, FitRow
 from .kronecker import check_structure, kronecker_curvature
-from .scale_search import best_scale, heldout_terms, largest_scale, scanned_scale
+from .scale_search import best_scale, largest_scale, scanned_scale
 from .sigmas import restored_on_failure, set_sigmas, width
 
 __all__ = ["fit_posterior"]
@@ -48,8 +48,6 @@ __all__ = ["fit_posterior"]
 OWN_EXAMPLES = 1000
 #: Likelihood that the noise may cost on these examples, in nats per term.
 ALLOWANCE = 0.002
-
-_log = logging.getLogger("bensemble")
 
 
 def fit_posterior(
@@ -141,42 +139,24 @@ def fit_posterior(
             posterior.set_basis(bases.get(name))
         nll = mean_nll = comparison = None
         tried: dict[tuple[float, float], float] = {}
-        terms_of: dict[tuple[float, float, float], Tensor] = {}
         reach, bias_sigma = 1.0, 0.0
         heldout = "nothing, beta was given"
         if beta is None:
             pairs = recorded if val_loader is None else [split_batch(batch, unpack, bnn) for batch in val_loader]
-            _check_pairs(pairs)
-            mean_terms = heldout_terms(bnn, pairs, resolved, output)
-            closed = ClosedTerms.of(bnn, pairs, resolved, output)
-
-            read: list[tuple[float, float]] = []
-
-            def evaluate(beta: float, reach: float, bias_sigma: float = 0.0) -> Tensor:
-                if [(beta, reach)] != read:
-                    set_sigmas(posteriors, found.values, widths, beta, reach)
-                    read[:] = [(beta, reach)]
-                    if closed is not None:
-                        closed.read_sigmas()
-                if closed is not None:
-                    terms = closed.terms(bias_sigma)
-                else:
-                    terms = heldout_terms(bnn, pairs, resolved, output, num_samples, seed)
-                terms_of[beta, reach, bias_sigma] = terms
-                mean = float(terms.mean())
-                _log.debug("fit_posterior: beta %.3g, reach %.3g give a held-out NLL of %.5f", beta, reach, mean)
-                return terms
-
+            candidates = Candidates(
+                bnn, pairs, resolved, output, partial(set_sigmas, posteriors, found.values, widths), num_samples, seed
+            )
+            mean_terms, closed = candidates.mean_terms, candidates.closed
             if val_loader is not None:
                 if closed is None:
-                    beta, reach, tried = best_scale(evaluate, mean_terms)
+                    beta, reach, tried = best_scale(candidates, mean_terms)
                 else:
-                    beta, reach, bias_sigma, tried = scanned_scale(evaluate, closed.has_bias)
+                    beta, reach, bias_sigma, tried = scanned_scale(candidates, closed.has_bias)
                 heldout = f"{mean_terms.numel()} held-out terms"
                 tempered = tempered_terms(bnn, pairs, resolved, output)
-                comparison = Comparison.of(mean_terms, tempered, crossed(terms_of), closed is not None)
+                comparison = Comparison.of(mean_terms, tempered, crossed(candidates.terms), closed is not None)
             else:
-                beta, reach, tried = largest_scale(evaluate, mean_terms, ALLOWANCE)
+                beta, reach, tried = largest_scale(candidates, mean_terms, ALLOWANCE)
                 heldout = f"{mean_terms.numel()} training terms, at a cost of at most {ALLOWANCE:g} nats each"
             nll, mean_nll = tried[beta, reach], float(mean_terms.mean())
         set_sigmas(posteriors, found.values, widths, beta, reach, bias_sigma)
@@ -222,16 +202,6 @@ def _checked(
     if not isinstance(generator, torch.Generator):
         raise InvalidTypeError(f"fit_posterior: generator must be a torch.Generator, got {generator!r}.")
     return resolved, generator
-
-
-def _check_pairs(pairs: list[tuple[Any, Any]]) -> None:
-    """Raise unless there is held-out data with targets."""
-    if not pairs:
-        raise InvalidValueError("fit_posterior: val_loader must give at least one batch, got none.")
-    if any(target is None for _, target in pairs):
-        raise InvalidValueError(
-            "fit_posterior: choosing beta needs targets, got a batch without; pass unpack= or val_loader=, or beta."
-        )
 
 
 @contextmanager
