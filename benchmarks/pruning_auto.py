@@ -17,8 +17,11 @@ from pathlib import Path
 
 import torch
 
-from pruning_untrained import FILES, LOADERS, SUBJECTS, Subject, shown  # isort: skip
+sys.path.insert(0, str(Path(__file__).parent / "contest"))
+sys.path.insert(0, str(Path(__file__).parent / "sparse"))
+
 from narrow_subjects import digits_network, small_digits
+from pruning_untrained import FILES, LOADERS, SUBJECTS, Subject, shown
 from rounds import print_table, write_json
 from torch import Tensor, nn
 from without_training import BATCH, Data, accuracy, trained
