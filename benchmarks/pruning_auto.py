@@ -17,8 +17,11 @@ from pathlib import Path
 
 import torch
 
-from pruning_untrained import FILES, LOADERS, SUBJECTS, Subject, shown  # isort: skip
+sys.path.insert(0, str(Path(__file__).parent / "contest"))
+sys.path.insert(0, str(Path(__file__).parent / "sparse"))
+
 from narrow_subjects import digits_network, small_digits
+from pruning_untrained import FILES, LOADERS, SUBJECTS, Subject, shown
 from rounds import print_table, write_json
 from torch import Tensor, nn
 from without_training import BATCH, Data, accuracy, trained
@@ -33,8 +36,10 @@ ALLOWED, FACTOR, MOST = 0.3, 0.7, 20
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for data, text in FILES.items():
-        parser.add_argument(f"--{data}", type=Path, default=os.environ.get(f"BENSEMBLE_{data.upper()}"), help=text)
+    parser.add_argument("--mnist", type=Path, default=os.environ.get("BENSEMBLE_MNIST"), help=FILES["mnist"])
+    parser.add_argument("--cifar", type=Path, default=os.environ.get("BENSEMBLE_CIFAR"), help=FILES["cifar"])
+    parser.add_argument("--features", type=Path, default=os.environ.get("BENSEMBLE_FEATURES"), help=FILES["features"])
+    parser.add_argument("--clinc", type=Path, default=os.environ.get("BENSEMBLE_CLINC"), help=FILES["clinc"])
     parser.add_argument("--network", choices=list(NETWORKS), action="append", help="default: all")
     parser.add_argument("--looked-at", type=int, default=2000, help="training examples that are given without labels")
     parser.add_argument("--seeds", type=int, default=1)
@@ -76,6 +81,7 @@ def judged(subject: Subject, path: Path, seed: int, looked_at: int) -> dict[str,
         "lost": before - accuracy(pruned.network, data),
         "expected": expected[0],
         "±": expected[1],
+        "on all that was looked at": 100 * _drop(dense, pruned.network, data.x[:looked_at]),
         "on fresh training inputs": 100 * _drop(dense, pruned.network, data.x[looked_at:]),
         "on test inputs": 100 * _drop(dense, pruned.network, data.x_test),
         "seconds": seconds,

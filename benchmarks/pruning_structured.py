@@ -29,6 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "contest"))
+sys.path.insert(0, str(Path(__file__).parent / "sparse"))
+
 from honesty.features import PICTURE_PACKAGES, missing
 from narrow_subjects import Intents, digits_network, efficientnet, enlarged_pictures, queries, small_digits
 from narrowing import WAYS, Known, meeting, multiply_adds

@@ -90,8 +90,11 @@ FILES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for data, text in FILES.items():
-        parser.add_argument(f"--{data}", type=Path, default=os.environ.get(f"BENSEMBLE_{data.upper()}"), help=text)
+    parser.add_argument("--mnist", type=Path, default=os.environ.get("BENSEMBLE_MNIST"), help=FILES["mnist"])
+    parser.add_argument("--cifar", type=Path, default=os.environ.get("BENSEMBLE_CIFAR"), help=FILES["cifar"])
+    parser.add_argument("--fashion", type=Path, default=os.environ.get("BENSEMBLE_FASHION"), help=FILES["fashion"])
+    parser.add_argument("--features", type=Path, default=os.environ.get("BENSEMBLE_FEATURES"), help=FILES["features"])
+    parser.add_argument("--clinc", type=Path, default=os.environ.get("BENSEMBLE_CLINC"), help=FILES["clinc"])
     parser.add_argument("--network", choices=list(SUBJECTS), action="append", help="default: all")
     parser.add_argument("--way", choices=list(WAYS), action="append", help="default: all")
     parser.add_argument("--seeds", type=int, default=3)

@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--inputs", type=int, default=2000)
     parser.add_argument("--removed", type=float, default=0.9)
+    parser.add_argument("--damping", type=float, help="given, not chosen: a third of the time")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -34,7 +35,7 @@ def main() -> None:
     mixing = torch.randn(64, arguments.width)
     loader = list((torch.randn(arguments.inputs, 64) @ mixing / 8).split(200))
     before, started, cpu = _peak(), time.perf_counter(), time.process_time()
-    repaired = repair(pruned, network, loader)
+    repaired = repair(pruned, network, loader, damping=arguments.damping)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     x = torch.randn(200, 64) @ mixing / 8
     wanted = network(x)

@@ -30,7 +30,7 @@ def _scores(labels, **changes):
     ("labels", "match"),
     [
         (lambda y: y + 10, "evaluate must tell the network from outputs that mean nothing, got 0 for all"),
-        (lambda y: y + 1, "must score above chance before it is pruned, got 0[.0-9]*, but the same output"),
+        (lambda y: y + 1, "must score above chance before it is pruned, got 0[.0-9]*, but the same output for every"),
         (lambda y: 9 - y, "must score above chance"),
     ],
 )
