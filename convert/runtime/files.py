@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def check_digest(file: str | os.PathLike[str] | bytes) -> None:
 
 def check_count(verb: str, name: str, value: Any) -> None:
     """Refuse what is no whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{verb}: {name} must be a whole number of at least 1, got {literal(value)}.")
 
 

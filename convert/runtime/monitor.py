@@ -27,6 +27,9 @@ MEASURES = ("entropy", "mutual_information", "std", "novelty", "class")
 #: By how much these measures of a file may differ from those of its reference, in nats.
 ROUNDING = {"entropy": 3e-7, "mutual_information": 3e-7}
 
+#: Fewer examples have no quantiles that a bound could hold for.
+LEAST_REFERENCE = 10
+
 #: Version of what :meth:`Monitor.to_json` writes.
 VERSION = 2
 
@@ -81,7 +84,7 @@ class Monitor:
             raise TypeError(
                 f"Monitor: session must be an UncertaintySession or the path of a file, got {type(session).__name__}."
             )
-        if not isinstance(false_alarm_rate, (int, float)) or not 0 < false_alarm_rate < 1:
+        if not isinstance(false_alarm_rate, (int, float, np.floating)) or not 0 < false_alarm_rate < 1:
             raise ValueError(f"Monitor: false_alarm_rate must be between 0 and 1, got {false_alarm_rate!r}.")
         check_count("Monitor", "window", window)
         self._class_axis = getattr(session, "class_axis", None) or 1
@@ -96,11 +99,17 @@ class Monitor:
                 "of familiar data, or export it with calibration=bensemble.calibrate(...) or "
                 "novelty=bensemble.fit_novelty(...)."
             )
+        few = {name: counts[name] for name in watched if counts[name] < LEAST_REFERENCE}
+        if few:
+            raise ValueError(
+                f"Monitor: a reference must have at least {LEAST_REFERENCE} examples, got {min(few.values())} for "
+                f"{' and '.join(few)}; give more familiar data."
+            )
         bins = {name: bins_of(quantiles[name], counts[name], ROUNDING.get(name, 0.0)) for name in watched}
         self._bins = {name: found for name, found in bins.items() if found is not None}
         if not self._bins:
             raise ValueError(f"Monitor: the reference of {' and '.join(watched)} must vary, got one value everywhere.")
-        self.false_alarm_rate, self.window = float(false_alarm_rate), window
+        self.false_alarm_rate, self.window = float(false_alarm_rate), int(window)
         self._begin({}, 0)
 
     @property

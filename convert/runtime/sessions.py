@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .answers import Answer
-from .files import UncertaintyFileError, check_count, check_digest, message, opened
+from .files import UncertaintyFileError, check_count, check_digest, literal, message, opened
 from .inputs import checked_feed, not_finite, numpy_dtype
 from .metadata import check_kind, read_metadata
 
@@ -77,7 +77,7 @@ class UncertaintySession:
                 raise ValueError(f"UncertaintySession: threads must be at most {MOST_THREADS}, got {threads}.")
         self.name, self._file = opened(file)
         self._threads = threads
-        self._wanted: list[Any] = [providers] if isinstance(providers, str) else list(providers)
+        self._wanted: list[Any] = _provider_list(providers)
         available = _onnxruntime().get_available_providers()
         if not any(_name(wanted) in available for wanted in self._wanted):
             raise ValueError(
@@ -150,13 +150,18 @@ class UncertaintySession:
         return self._answer(found)
 
     def in_batches(self, size: int, *arrays: np.ndarray, **named: np.ndarray) -> Answer:
-        """One answer for many examples, computed ``size`` at a time, so that memory stays bounded."""
+        """One answer for many examples, computed ``size`` at a time, so that memory stays bounded.
+
+        Inputs whose first axis is not that of the outputs go into every batch whole.
+        """
         check_count("in_batches", "size", size)
         feed = checked_feed(self.inputs, arrays, named)
-        most = max(len(array) for array in feed.values())
+        axes = {axis for shape in self._axes.values() for axis in shape if isinstance(axis, str)}
+        cut = {name for name in feed if axes.issuperset(self.inputs[name][1][:1]) and feed[name].ndim}
+        most = max((len(feed[name]) for name in cut), default=1)
         parts = [
-            self(**{name: array[start : start + size] for name, array in feed.items()})
-            for start in range(0, max(most, 1), size)
+            self(**{name: array[start : start + size] if name in cut else array for name, array in feed.items()})
+            for start in range(0, max(most, 1), size if cut else 1)
         ]
         return self._answer({name: np.concatenate([part[name] for part in parts]) for name in self.outputs})
 
@@ -218,6 +223,19 @@ def _onnxruntime() -> Any:
             f"UncertaintySession: needs {err.name}, which is not installed; pip install onnxruntime."
         ) from err
     return onnxruntime
+
+
+def _provider_list(providers: Any) -> list[Any]:
+    """Names, and pairs of a name and options."""
+    found = [providers] if isinstance(providers, str) else list(providers) if isinstance(providers, Sequence) else None
+    if found is None or not all(
+        isinstance(p, str) or (isinstance(p, tuple) and len(p) == 2 and isinstance(p[0], str)) for p in found
+    ):
+        raise TypeError(
+            "UncertaintySession: providers must be a list of names, or of pairs such as ('CPUExecutionProvider', {}), "
+            f"got {literal(providers)}."
+        )
+    return found
 
 
 def _name(provider: Any) -> str:

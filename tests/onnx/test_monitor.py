@@ -204,6 +204,9 @@ def test_a_reference_of_answers_is_that_of_the_file(calibrated):
     assert sum(own[1]) == 101
     with pytest.raises(ValueError, match="Monitor: reference must be finite, got NaN or infinity in 'entropy'"):
         Monitor(session, reference=session(x * np.nan))
+    with pytest.raises(ValueError, match=r"must have at least 10 examples, got 9 for .*; give more familiar data"):
+        Monitor(session, reference=session(x[:9]))
+    assert Monitor(session, reference=session(x[:10]), false_alarm_rate=np.float32(0.01)).false_alarm_rate < 0.011
     with pytest.raises(TypeError, match=r"Monitor: reference must be what the session returns, .*got ndarray"):
         Monitor(session, reference=x)
     for empty in ([], session(x[:0])):

@@ -10,8 +10,11 @@ import sys
 import numpy as np
 import onnxruntime
 import pytest
+import torch
+from torch import nn
 from uncertainty_files import write_calibrated
 
+from convert import bayesify, export_onnx
 from convert.runtime import Monitor, UncertaintyFileError, UncertaintySession
 
 pytestmark = pytest.mark.xdist_group("uncertainty sessions")  # its fixtures are made once
@@ -23,6 +26,26 @@ def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("sessions") / "sure.onnx"
     write_calibrated(path)
     return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(), (4,)])
+def test_an_input_that_all_examples_share_goes_into_every_batch(tmp_path, shape):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x, scale):
+            return self.head(x * scale)
+
+    inputs, path = (torch.from_numpy(X), torch.full(shape, 2.0)), tmp_path / "shared.onnx"
+    bnn = bayesify(Scaled(), init_sigma=0.1)
+    export_onnx(bnn, path, inputs, outputs="uncertainty", likelihood="categorical", dynamic_shapes={"scale": {}})
+    session, arrays = UncertaintySession(path), (X, inputs[1].numpy())
+    for size in (2, 4, 99):
+        np.testing.assert_allclose(session.in_batches(size, *arrays).probs, session(*arrays).probs, rtol=1e-6)
+    assert len(session.in_batches(2, X[:0], arrays[1]).probs) == 0
 
 
 def test_paths_bytes_file_objects_and_copies_answer_alike(path):
@@ -96,6 +119,10 @@ def test_the_session_says_which_provider_it_got(path):
     assert UncertaintySession(path, providers=wanted if not with_cuda else wanted[1:]).providers == (
         "CPUExecutionProvider",
     )
+    for wrong in (None, 5, ("CPUExecutionProvider", {}), [["CPUExecutionProvider"]], [()]):
+        with pytest.raises(TypeError, match="providers must be a list of names, or of pairs such as"):
+            UncertaintySession(path, providers=wrong)
+    assert len(UncertaintySession(path, threads=np.int64(1)).in_batches(np.int64(3), X).probs) == len(X)
     with pytest.raises(ValueError, match=r"providers must name one .* \(.*CPUExecu.*\), got NoProvider; choose"):
         UncertaintySession(path, providers="NoProvider")
     with pytest.raises(ValueError, match="got none; choose one"):
