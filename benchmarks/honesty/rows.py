@@ -7,17 +7,22 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from scores import auroc, class_scores
 from torch import Tensor, nn
 
 import bensemble
 from convert import bayesify, last_layer
 
-from .tasks import Pair, Task, trained
+from .tasks import MEMBERS, Pair, Task, trained
 
-MEMBERS = 5
+#: Of MC dropout: rates to choose from, and forwards.
+RATES, MASKS = (0.1, 0.25, 0.5), 20
+#: Most inputs in one forward.
+CHUNK = 1000
 #: Levels at which the share of familiar test inputs below it is counted, in percent.
 LEVELS = (0.01, 0.05)
 #: Most classes for laplace-torch, which holds the Jacobian of every class for every example.
@@ -41,12 +46,30 @@ class Row:
     mutual: bool = False
 
 
-def one_seed(task: Task, seed: int) -> dict[str, dict[str, float]]:
-    """Every column of every row for one seed; strangers are told by entropy where the row says nothing else."""
-    members = [trained(task, 100 * seed + member) for member in range(MEMBERS)]
+def best_rate(task: Task, folder: Path) -> float:
+    """The rate of dropout with the best held-out NLL, over the first network of each rate."""
+
+    def nll(rate: float) -> float:
+        answer = _dropped(trained(task, task.seeds[0], folder, rate)[0])
+        return class_scores(answer(task.held_out[0]).probs.float(), task.held_out[1])["nll"]
+
+    return min(RATES, key=nll)
+
+
+def one_seed(task: Task, folder: Path, rate: float) -> dict[str, dict[str, float]]:
+    """Every column of every row for one seed; strangers are told by entropy where the row says nothing else.
+
+    Args:
+        task: The task of the seed.
+        folder: Where trained networks are kept.
+        rate: Of MC dropout.
+    """
+    members = [trained(task, seed, folder) for seed in task.seeds]
     nets, seconds = [net for net, _ in members], statistics.mean(taken for _, taken in members)
     found: dict[str, dict[str, float]] = {}
-    for method, row in _rows(task, nets, seconds).items():
+    net, taken = trained(task, task.seeds[0], folder, rate)
+    dropout = {f"MC dropout, rate {rate:g}": Row(_dropped(net), MASKS, taken)}
+    for method, row in (_rows(task, nets, seconds) | dropout).items():
         cost = {"forwards": row.forwards, "seconds": row.seconds}
         familiar = row.answer(task.test[0])
         strange = {kind: row.answer(x) for kind, x in task.strangers.items()}
@@ -66,9 +89,9 @@ def _scores(prediction: bensemble.ClassPrediction, y: Tensor) -> dict[str, float
 
 def _rows(task: Task, nets: list[nn.Module], seconds: float) -> dict[str, Row]:
     name = last_layer(nets[0], task.train[0][:2])
-    heads = [_fitted(task, net, name, "auto") for net in nets]
+    heads = [fitted(task, net, name, "auto") for net in nets]
     bnns, costs = [bnn for bnn, _ in heads], [cost for _, cost in heads]
-    diagonal, whole = _fitted(task, nets[0], name, "diagonal"), _fitted(task, nets[0], None, "diagonal")
+    diagonal, whole = fitted(task, nets[0], name, "diagonal"), fitted(task, nets[0], None, "diagonal")
     rows = {
         "deterministic": Row(_predicted(nets[0]), 1, seconds),
         "with one temperature": Row(_tempered(nets[0], task.held_out), 1, seconds),
@@ -86,22 +109,32 @@ def _rows(task: Task, nets: list[nn.Module], seconds: float) -> dict[str, Row]:
     return rows
 
 
-def _fitted(task: Task, net: nn.Module, include: str | None, structure: str) -> tuple[nn.Module, float]:
+def fitted(task: Task, net: nn.Module, include: str | None, structure: str) -> tuple[nn.Module, float]:
     """A Bayesian copy, and the CPU seconds of its fit."""
     start = time.process_time()
     bnn = bayesify(net, include=include, example_inputs=task.train[0][:2])
-    loader, held_out = _batches(task.train), _batches(task.held_out)
+    loader, held_out = batches(task.train), batches(task.held_out)
     bensemble.fit_posterior(bnn, loader, likelihood="categorical", val_loader=held_out, structure=structure)
     return bnn, time.process_time() - start
 
 
-def _batches(pair: Pair) -> list[Pair]:
+def batches(pair: Pair) -> list[Pair]:
     x, y = pair
     return list(zip(x.split(500), y.split(500), strict=True))
 
 
 def _predicted(model: Any) -> Callable[[Tensor], bensemble.ClassPrediction]:
-    return lambda x: bensemble.predict(model, x, 16, likelihood="categorical")
+    return lambda x: bensemble.predict(model, x, 16, likelihood="categorical", chunk_size=CHUNK)
+
+
+def _dropped(net: nn.Module) -> Callable[[Tensor], bensemble.ClassPrediction]:
+    """An ensemble of one network with as many masks, which are the same in every run."""
+
+    def answer(x: Tensor) -> bensemble.ClassPrediction:
+        torch.manual_seed(0)
+        return _predicted([net] * MASKS)(x)
+
+    return answer
 
 
 def _tempered(model: Any, held_out: Pair) -> Callable[[Tensor], bensemble.ClassPrediction]:
@@ -111,10 +144,10 @@ def _tempered(model: Any, held_out: Pair) -> Callable[[Tensor], bensemble.ClassP
 
 def _novelty(task: Task, net: nn.Module) -> dict[str, float]:
     start = time.process_time()
-    novelty = bensemble.fit_novelty(net, _batches(task.train), _batches(task.held_out))
+    novelty = bensemble.fit_novelty(net, batches(task.train), batches(task.held_out))
     cost = time.process_time() - start
-    familiar = novelty.score(task.test[0])
-    by = {kind: auroc(familiar, novelty.score(x)) for kind, x in task.strangers.items()}
+    familiar = novelty.score(list(task.test[0].split(CHUNK)))
+    by = {kind: auroc(familiar, novelty.score(list(x.split(CHUNK)))) for kind, x in task.strangers.items()}
     pvalues = novelty.pvalue(familiar)
     alarms = {f"p <= {level}": 100 * float((pvalues <= level).double().mean()) for level in LEVELS}
     return {**by, "forwards": 1, "seconds": cost, **alarms}
