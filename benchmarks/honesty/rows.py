@@ -38,12 +38,14 @@ class Row:
         forwards: Of the network for one answer.
         seconds: CPU seconds: of the training for plain networks, else of the fit and the search for its scale.
         mutual: Whether strangers are told by mutual information as well.
+        tempered: The name of a row for the same with a temperature, chosen on held-out data.
     """
 
     answer: Callable[[Tensor], bensemble.ClassPrediction]
     forwards: int
     seconds: float
     mutual: bool = False
+    tempered: str = ""
 
 
 def best_rate(task: Task, folder: Path) -> float:
@@ -69,22 +71,35 @@ def one_seed(task: Task, folder: Path, rate: float) -> dict[str, dict[str, float
     found: dict[str, dict[str, float]] = {}
     net, taken = trained(task, task.seeds[0], folder, rate)
     dropout = {f"MC dropout, rate {rate:g}": Row(_dropped(net), MASKS, taken)}
+    torch.manual_seed(task.seeds[0])  # the same noise, whether networks were kept or not
     for method, row in (_rows(task, nets, seconds) | dropout).items():
         cost = {"forwards": row.forwards, "seconds": row.seconds}
-        familiar = row.answer(task.test[0])
-        strange = {kind: row.answer(x) for kind, x in task.strangers.items()}
-        aurocs = {kind: auroc(familiar.entropy, p.entropy) for kind, p in strange.items()}
-        found[method] = _scores(familiar, task.test[1]) | aurocs | cost
+        answers = {kind: row.answer(x) for kind, x in {"": task.test[0], **task.strangers}.items()}
+        found[method] = _scores(answers, task.test[1]) | cost
         if row.mutual:
-            by = {kind: auroc(familiar.mutual_information, p.mutual_information) for kind, p in strange.items()}
+            by = _aurocs({kind: answer.mutual_information for kind, answer in answers.items()})
             found[f"{method}, mutual information"] = {**by, "forwards": row.forwards}
+        if row.tempered:
+            calibration = bensemble.calibrate(row.answer(task.held_out[0]), task.held_out[1], alpha=0.1)
+            tempered = {kind: calibration.apply(answer) for kind, answer in answers.items()}
+            found[row.tempered] = _scores(tempered, task.test[1]) | cost
     return found | {"novelty": _novelty(task, nets[0])}
 
 
-def _scores(prediction: bensemble.ClassPrediction, y: Tensor) -> dict[str, float]:
-    """Accuracy, NLL, ECE, Brier score and the area under the risk-coverage curve by entropy, times 1000."""
-    risk = 1000 * bensemble.rejection_curve(prediction, y).area
-    return {**class_scores(prediction.probs.float(), y), "risk": risk}
+def _scores(answers: dict[str, bensemble.ClassPrediction], y: Tensor) -> dict[str, float]:
+    """Accuracy, NLL, ECE, Brier score, the area under the risk-coverage curve by entropy, times 1000, and AUROCs.
+
+    Args:
+        answers: For the test data, under the empty name, and for strangers by kind.
+        y: The classes of the test data.
+    """
+    risk = 1000 * bensemble.rejection_curve(answers[""], y).area
+    by = _aurocs({kind: answer.entropy for kind, answer in answers.items()})
+    return {**class_scores(answers[""].probs.float(), y), "risk": risk, **by}
+
+
+def _aurocs(scores: dict[str, Tensor]) -> dict[str, float]:
+    return {kind: auroc(scores[""], strange) for kind, strange in scores.items() if kind}
 
 
 def _rows(task: Task, nets: list[nn.Module], seconds: float) -> dict[str, Row]:
@@ -93,15 +108,16 @@ def _rows(task: Task, nets: list[nn.Module], seconds: float) -> dict[str, Row]:
     bnns, costs = [bnn for bnn, _ in heads], [cost for _, cost in heads]
     diagonal, whole = fitted(task, nets[0], name, "diagonal"), fitted(task, nets[0], None, "diagonal")
     rows = {
-        "deterministic": Row(_predicted(nets[0]), 1, seconds),
-        "with one temperature": Row(_tempered(nets[0], task.held_out), 1, seconds),
+        "deterministic": Row(_predicted(nets[0]), 1, seconds, tempered="with one temperature"),
         "whole network, diagonal": Row(_predicted(whole[0]), 16, whole[1]),
         "last layer, diagonal": Row(_predicted(diagonal[0]), 1, diagonal[1]),
         "last layer": Row(_predicted(bnns[0]), 1, costs[0]),
-        "deep ensemble of 5": Row(_predicted(nets), MEMBERS, MEMBERS * seconds, mutual=True),
-        "the ensemble with one temperature": Row(_tempered(nets, task.held_out), MEMBERS, MEMBERS * seconds),
-        "ensemble of last layers": Row(_predicted(bnns), MEMBERS, sum(costs)),
-        "ensemble of last layers with one temperature": Row(_tempered(bnns, task.held_out), MEMBERS, sum(costs)),
+        "deep ensemble of 5": Row(
+            _predicted(nets), MEMBERS, MEMBERS * seconds, True, "the ensemble with one temperature"
+        ),
+        "ensemble of last layers": Row(
+            _predicted(bnns), MEMBERS, sum(costs), tempered="ensemble of last layers with one temperature"
+        ),
     }
     classes = int(task.train[1].max()) + 1
     if importlib.util.find_spec("laplace") is not None and classes <= LAPLACE_CLASSES:
@@ -137,36 +153,49 @@ def _dropped(net: nn.Module) -> Callable[[Tensor], bensemble.ClassPrediction]:
     return answer
 
 
-def _tempered(model: Any, held_out: Pair) -> Callable[[Tensor], bensemble.ClassPrediction]:
-    calibration = bensemble.calibrate(_predicted(model)(held_out[0]), held_out[1], alpha=0.1)
-    return lambda x: calibration.apply(_predicted(model)(x))
-
-
 def _novelty(task: Task, net: nn.Module) -> dict[str, float]:
     start = time.process_time()
     novelty = bensemble.fit_novelty(net, batches(task.train), batches(task.held_out))
     cost = time.process_time() - start
-    familiar = novelty.score(list(task.test[0].split(CHUNK)))
-    by = {kind: auroc(familiar, novelty.score(list(x.split(CHUNK)))) for kind, x in task.strangers.items()}
-    pvalues = novelty.pvalue(familiar)
+    inputs = {"": task.test[0], **task.strangers}
+    scores = {kind: novelty.score(list(x.split(CHUNK))) for kind, x in inputs.items()}
+    pvalues = novelty.pvalue(scores[""])
     alarms = {f"p <= {level}": 100 * float((pvalues <= level).double().mean()) for level in LEVELS}
-    return {**by, "forwards": 1, "seconds": cost, **alarms}
+    return {**_aurocs(scores), "forwards": 1, "seconds": cost, **alarms}
 
 
 def _laplace(task: Task, net: nn.Module) -> tuple[Callable[[Tensor], bensemble.ClassPrediction], int, float]:
-    """laplace-torch: last layer, Kronecker-factored, probit; its prior precision by held-out NLL."""
+    """laplace-torch: last layer, Kronecker-factored, probit; its prior precision by held-out NLL.
+
+    It is given the features, so that its search does not run the layers before again and again.
+    """
     from laplace import Laplace
     from torch.utils.data import DataLoader, TensorDataset
 
-    start = time.process_time()
-    posterior = Laplace(net, "classification", subset_of_weights="last_layer", hessian_structure="kron")
-    posterior.fit(DataLoader(TensorDataset(*task.train), 500))
-    held_out = DataLoader(TensorDataset(*task.held_out), 500)
-    posterior.optimize_prior_precision(method="gridsearch", val_loader=held_out, pred_type="glm", link_approx="probit")
+    assert isinstance(net, nn.Sequential)
+    trunk, start = net[:-1], time.process_time()
+
+    @torch.no_grad()
+    def features(x: Tensor) -> Tensor:
+        return torch.cat([trunk(part) for part in x.split(CHUNK)])
+
+    def batched(pair: Pair) -> Any:
+        return DataLoader(TensorDataset(features(pair[0]), pair[1]), 500)
+
+    posterior = Laplace(
+        nn.Sequential(nn.Identity(), net[-1]),
+        "classification",
+        subset_of_weights="last_layer",
+        hessian_structure="kron",
+    )
+    posterior.fit(batched(task.train))
+    posterior.optimize_prior_precision(
+        method="gridsearch", val_loader=batched(task.held_out), pred_type="glm", link_approx="probit"
+    )
     cost = time.process_time() - start
 
     class LogProbs(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return posterior(x, pred_type="glm", link_approx="probit").detach().log()
+            return posterior(features(x), pred_type="glm", link_approx="probit").detach().log()
 
     return _predicted(LogProbs()), 1, cost
