@@ -83,7 +83,7 @@ def one_seed(task: Task, folder: Path, rate: float) -> dict[str, dict[str, float
             calibration = bensemble.calibrate(row.answer(task.held_out[0]), task.held_out[1], alpha=0.1)
             tempered = {kind: calibration.apply(answer) for kind, answer in answers.items()}
             found[row.tempered] = _scores(tempered, task.test[1]) | cost
-    return found | {"novelty": _novelty(task, nets[0])}
+    return found | {"novelty": _novelty(task, nets[0]), "novelty, projection=None": _novelty(task, nets[0], None)}
 
 
 def _scores(answers: dict[str, bensemble.ClassPrediction], y: Tensor) -> dict[str, float]:
@@ -153,9 +153,9 @@ def _dropped(net: nn.Module) -> Callable[[Tensor], bensemble.ClassPrediction]:
     return answer
 
 
-def _novelty(task: Task, net: nn.Module) -> dict[str, float]:
+def _novelty(task: Task, net: nn.Module, projection: int | None = 128) -> dict[str, float]:
     start = time.process_time()
-    novelty = bensemble.fit_novelty(net, batches(task.train), batches(task.held_out))
+    novelty = bensemble.fit_novelty(net, batches(task.train), batches(task.held_out), projection=projection)
     cost = time.process_time() - start
     inputs = {"": task.test[0], **task.strangers}
     scores = {kind: novelty.score(list(x.split(CHUNK))) for kind, x in inputs.items()}
