@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import zipfile
 from pathlib import Path
@@ -13,8 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .clothes import pictures
 from .features import cached, of_pictures
-from .tasks import Pair, Task, head, standardised
+from .tasks import MEMBERS, Pair, Task, head, standardised
 
 KNOWN = ("airplane", "automobile", "bird", "cat", "deer", "dog")
 NEW = ("frog", "horse", "ship", "truck")
@@ -23,18 +23,18 @@ EPOCHS, HIDDEN, HELD_OUT = 8, (256, 128), 1200
 OTHERS = 1000
 
 
-def load(archive: Path, fashion: Path | None, mnist: Path | None, cache: Path) -> dict[str, Any]:
+def load(archive: Path, fashion: Path, mnist: Path | None, cache: Path) -> dict[str, Any]:
     """Features of everything.
 
     Args:
         archive: A zip file with ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg``.
-        fashion: The gzipped IDX file of Fashion-MNIST's test pictures.
+        fashion: A folder with the files of Fashion-MNIST.
         mnist: An npz file of MNIST.
         cache: Folder for the features.
     """
     found = cached(cache / "cifar-features.pt", lambda: _features(archive))
     strangers = {"new classes": found["new"]}
-    if fashion is not None and fashion.exists():
+    if fashion.exists():
         strangers["Fashion"] = cached(cache / "fashion-features.pt", lambda: {"x": of_pictures(_clothes(fashion))})["x"]
     if mnist is not None:
         strangers["digits"] = cached(cache / "digits-features.pt", lambda: {"x": of_pictures(_digits(mnist))})["x"]
@@ -48,11 +48,12 @@ def task(data: dict[str, Any], seed: int) -> Task:
     train, held_out = order[HELD_OUT:], order[:HELD_OUT]
     parts = standardised(x[train], x[held_out], data["x_test"], *data["strangers"].values())
 
-    def network() -> torch.nn.Module:
-        return head(x.shape[1], HIDDEN, len(KNOWN))
+    def network(rate: float) -> torch.nn.Module:
+        return head(x.shape[1], HIDDEN, len(KNOWN), rate)
 
     pairs: list[Pair] = [(parts[0], y[train]), (parts[1], y[held_out]), (parts[2], data["y_test"])]
-    return Task(network, EPOCHS, *pairs, dict(zip(data["strangers"], parts[3:], strict=True)))
+    seeds = range(100 * seed, 100 * seed + MEMBERS)
+    return Task("cifar", network, seeds, EPOCHS, *pairs, dict(zip(data["strangers"], parts[3:], strict=True)))
 
 
 def _features(archive: Path) -> dict[str, Tensor]:
@@ -72,9 +73,8 @@ def _features(archive: Path) -> dict[str, Tensor]:
     return found
 
 
-def _clothes(path: Path) -> list[Image.Image]:
-    pixels = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=16).reshape(-1, 28, 28)
-    return [Image.fromarray(picture) for picture in pixels[:OTHERS]]
+def _clothes(folder: Path) -> list[Image.Image]:
+    return [Image.fromarray(picture) for picture in pictures(folder, "t10k")[:OTHERS].numpy()]
 
 
 def _digits(path: Path) -> list[Image.Image]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .features import cached, of_sentences
-from .tasks import Task, head, standardised
+from .tasks import MEMBERS, Task, head, standardised
 
 EPOCHS, HIDDEN = 30, (256, 128)
 
@@ -24,7 +24,12 @@ def task(data: dict[str, Any], seed: int) -> Task:
     parts = standardised(*(data[f"x_{part}"] for part in ("train", "val", "test", "oos_test")))
     pairs = [(x, data[f"y_{part}"]) for x, part in zip(parts[:3], ("train", "val", "test"), strict=True)]
     classes = int(data["y_train"].max()) + 1
-    return Task(lambda: head(parts[0].shape[1], HIDDEN, classes), EPOCHS, *pairs, {"out of scope": parts[3]})
+    seeds = range(100 * seed, 100 * seed + MEMBERS)
+
+    def network(rate: float) -> torch.nn.Module:
+        return head(parts[0].shape[1], HIDDEN, classes, rate)
+
+    return Task("clinc", network, seeds, EPOCHS, *pairs, {"out of scope": parts[3]})
 
 
 def _features(path: Path) -> dict[str, torch.Tensor]:
