@@ -35,6 +35,7 @@ PAIRS = [
     ("last layer", "with one temperature"),
     ("ensemble of last layers", "deep ensemble of 5"),
     ("ensemble of last layers", "the ensemble with one temperature"),
+    ("ensemble of last layers with one temperature", "the ensemble with one temperature"),
 ]
 TASKS = ("mnist", "fashion", "cifar", "clinc", "uci", "files")
 
@@ -49,7 +50,9 @@ def classes(
         found.append(one_seed(make(data, seed), folder, rate))
         print(f"{name}: seed {seed + 1} of {seeds}", file=sys.stderr, flush=True)
     table = show(f"{name}: {about}", found)
-    return {"seeds": found, "table": table, "differences": differences(found, "nll", PAIRS)}
+    dropout = f"MC dropout, rate {rate:g}"
+    pairs = [*PAIRS, (dropout, "with one temperature"), ("last layer", dropout)]
+    return {"seeds": found, "table": table, "differences": differences(found, "nll", pairs)}
 
 
 def regressions(folder: Path, splits: int) -> dict[str, Any]:
