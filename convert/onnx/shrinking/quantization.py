@@ -144,6 +144,9 @@ class Quantization:
 
         if not self.static:
             del proto.graph.value_info[:]  # onnxruntime 1.23 transposes weights and keeps their old shapes
+            if nodes:  # onnxruntime makes a Gemm a MatMul and an Add first, and looks for these by their new names
+                products = {node.name for node in proto.graph.node if node.op_type == "Gemm"}
+                nodes = [*nodes, *(f"{name}_MatMul" for name in nodes if name in products)]
             ort.quantize_dynamic(
                 proto, str(target), weight_type=ort.QuantType.QInt8, per_channel=True, reduce_range=True,
                 nodes_to_quantize=nodes,
