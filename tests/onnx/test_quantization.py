@@ -113,6 +113,21 @@ def test_no_softmax_reads_rounded_numbers(tmp_path):
         assert node.op_type == "Conv"
 
 
+@pytest.mark.slow
+def test_nor_through_operators_of_single_numbers_or_shapes(tmp_path):
+    layers = (nn.Conv2d(1, 4, 3), nn.SiLU(), nn.MaxPool2d(2), nn.Flatten(2), nn.Softmax(1), nn.Unflatten(2, (5, 5)))
+    x = torch.randn(16, 1, 12, 12)
+    model = nn.Sequential(*layers, nn.Conv2d(4, 2, 3)).eval()
+    export_onnx(model, tmp_path / "a.onnx", x, quantize="int8", calibration_data=x)
+    made_by = {node.output[0]: node for node in onnx.load(tmp_path / "a.onnx").graph.node}
+    waiting, found = [node for node in made_by.values() if node.op_type == "Softmax"], set()
+    while waiting:
+        makers = [made_by[name] for name in waiting.pop().input if name in made_by]
+        found |= {maker.op_type for maker in makers}
+        waiting += [maker for maker in makers if maker.op_type != "Conv"]
+    assert found == {"Reshape", "MaxPool", "Mul", "Sigmoid", "Conv"}
+
+
 class Transposed(nn.Module):
     def forward(self, x):
         return x.transpose(1, 3)

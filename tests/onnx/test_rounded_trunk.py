@@ -73,6 +73,36 @@ def test_an_ensemble_keeps_all_heads(bnn, data, tmp_path):
     assert not {(3, 32), (3, 16)} & rounded_weights(tmp_path / "both.onnx")
 
 
+class Pooled(nn.Module):
+    """A product on sequences (MatMul), one on their means (Gemm), and the last layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.each, self.mean, self.last = nn.Linear(6, 32), nn.Linear(32, 64), nn.Linear(64, 3)
+
+    def forward(self, input):
+        return self.last(torch.relu(self.mean(torch.relu(self.each(input)).mean(1))))
+
+
+@pytest.mark.parametrize(
+    ("net", "last", "shape", "rounded"),
+    [
+        (nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 3)), "2", (40, 6), {(6, 24)}),
+        (Pooled(), "last", (40, 5, 6), {(6, 32), (32, 64)}),
+    ],
+)
+def test_a_trunk_of_products_is_rounded_without_data(net, last, shape, rounded, tmp_path):
+    bnn, x = bayesify(net, include=last, example_inputs=torch.randn(2, *shape[1:]), init_sigma=0.1), torch.randn(shape)
+    options = {"outputs": "uncertainty", "likelihood": "categorical"}
+    export_onnx(bnn, tmp_path / "float.onnx", x[:2], **options)
+    report = export_onnx(bnn, tmp_path / "int8.onnx", x[:2], **options, quantize="int8")
+    assert report.quantization == "int8 dynamic, per channel"
+    assert rounded_weights(tmp_path / "int8.onnx") - rounded_weights(tmp_path / "float.onnx") == rounded
+    exact, found = (run_file(tmp_path / name, input=x) for name in ("float.onnx", "int8.onnx"))
+    for name in ("probs", "entropy", "mutual_information"):
+        assert 0 < np.abs(exact[name] - found[name]).max() < 0.05
+
+
 def test_what_cannot_be_rounded_is_refused(bnn, data, tmp_path):
     options = {"outputs": "uncertainty", "likelihood": "categorical", "quantize": "int8", "calibration_data": data[0]}
     flat, options_of_flat = data[0].flatten(1), {**options, "calibration_data": data[0].flatten(1)}

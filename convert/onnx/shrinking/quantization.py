@@ -144,6 +144,9 @@ class Quantization:
 
         if not self.static:
             del proto.graph.value_info[:]  # onnxruntime 1.23 transposes weights and keeps their old shapes
+            if nodes:  # onnxruntime makes a Gemm a MatMul and an Add first, and looks for these by their new names
+                products = {node.name for node in proto.graph.node if node.op_type == "Gemm"}
+                nodes = [*nodes, *(f"{name}_MatMul" for name in nodes if name in products)]
             ort.quantize_dynamic(
                 proto, str(target), weight_type=ort.QuantType.QInt8, per_channel=True, reduce_range=True,
                 nodes_to_quantize=nodes,
@@ -174,15 +177,25 @@ class Quantization:
 
 
 def _softmax_of_floats(proto: onnx.ModelProto) -> None:
-    """Let every softmax read what was there before the rounding: between two, tract takes it for element-wise."""
+    """Let no softmax read a rounding but through a product or a convolution.
+
+    Between two roundings, with functions of single numbers and changes of shape, tract takes it for element-wise.
+    """
     makers = {output: node for node in proto.graph.node for output in node.output}
-    for node in proto.graph.node:
-        if node.op_type in ("Softmax", "LogSoftmax"):
-            while (maker := makers.get(node.input[0])) is not None and maker.op_type == "Transpose":
-                node = maker
-            rounded = makers.get(maker.input[0]) if maker is not None and maker.op_type == "DequantizeLinear" else None
-            if rounded is not None:
-                node.input[0] = rounded.input[0]
+    waiting, seen = [node for node in proto.graph.node if node.op_type in ("Softmax", "LogSoftmax")], set()
+    while waiting:
+        node = waiting.pop()
+        for place, name in enumerate(node.input):
+            maker = makers.get(name)
+            if maker is not None and maker.op_type == "DequantizeLinear":
+                rounding = makers.get(maker.input[0])
+                if rounding is None or rounding.op_type != "QuantizeLinear":  # a constant
+                    continue
+                name = node.input[place] = rounding.input[0]
+                maker = makers.get(name)
+            if maker is not None and maker.op_type not in (*PRODUCTS, *CONVOLUTIONS) and name not in seen:
+                seen.add(name)
+                waiting.append(maker)
 
 
 def before(proto: onnx.ModelProto, heads: Sequence[np.ndarray]) -> list[str]:
