@@ -64,7 +64,8 @@ def repaired(dense: nn.Module, data: Data, share: Any, known: Known) -> nn.Modul
 
 def in_steps(dense: nn.Module, data: Data, share: Any, known: Known) -> nn.Module:
     groups = channel_groups(bayesify(dense), data.x[:2])
-    return compact(prune_and_repair(dense, data.loader, sparsity=share, granularity=groups).network, data.x[:2])
+    small = prune_and_repair(dense, data.loader, sparsity=share, granularity=groups, steps=5).network
+    return compact(small, data.x[:2])
 
 
 def _torch_pruning(importance: str) -> Callable[[nn.Module, Data, Any, Known], nn.Module]:
