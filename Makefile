@@ -67,7 +67,7 @@ hostile: $(READY)       ## 20,000 damaged files through every loader, and 50 kil
 	$(BIN)/python -m tests.hostile 20000
 	BENSEMBLE_KILLS=50 $(BIN)/python -m pytest -q tests/hostile/test_kills.py tests/hostile/test_faults.py
 
-runtimes: $(READY)      ## a fixed set of ONNX files in every client: old and new ONNX Runtime, OpenVINO, tract, node, web
+runtimes: $(READY)      ## a fixed set of ONNX files in every client: old and new ONNX Runtime, OpenVINO, tract, node, web, Chromium
 	$(BIN)/python -W ignore -m tests.runtimes
 
 browser: browser-files  ## a page where a network says what it does not know about your drawings; needs npm

@@ -22,17 +22,32 @@ from .files import HELD_OUT, decoded, write
 
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / ".venv-runtimes"
+#: Programs of a Chromium; Debian's package is called `chromium`.
+BROWSERS = ("chromium", "google-chrome", "chromium-browser")
 HERE = Path(__file__).parent
+DIST = HOME / "node" / "node_modules" / "onnxruntime-web" / "dist"
 
 
 @dataclass(frozen=True)
 class Client:
-    """A client: its heading in the table, its module or package, and what pip or npm installs; nothing for ours."""
+    """A client.
+
+    Attributes:
+        heading: In the table.
+        package: What its script takes: a module, a package, or a folder.
+        install: What pip or npm installs; nothing for ours.
+        script: What runs the files, beside this one.
+    """
 
     heading: str
     package: str
     install: tuple[str, ...] = ()
-    node: bool = False
+    script: str = "client.py"
+
+    @property
+    def node(self) -> bool:
+        """Whether it runs under node."""
+        return self.script.endswith(".cjs")
 
 
 CLIENTS = (
@@ -40,8 +55,9 @@ CLIENTS = (
     Client("ONNX Runtime 1.16", "onnxruntime", ("onnxruntime==1.16.3", "numpy<2")),
     Client("OpenVINO", "openvino", ("openvino", "numpy")),
     Client("tract", "tract", ("tract", "numpy")),
-    Client("node", "onnxruntime-node", ("onnxruntime-node",), node=True),
-    Client("web (wasm)", "onnxruntime-web", ("onnxruntime-web",), node=True),
+    Client("node", "onnxruntime-node", ("onnxruntime-node",), "client.cjs"),
+    Client("web (wasm)", "onnxruntime-web", ("onnxruntime-web",), "client.cjs"),
+    Client("Chromium", str(DIST), ("playwright==1.65.2",), "chromium.py"),  # after onnxruntime-web, which it shows
 )
 
 
@@ -73,9 +89,8 @@ def answers(client: Client, folder: Path) -> dict[str, Any] | None:
     if command is None:
         return None
     out = folder / f"{client.heading}.jsonl"
-    script = HERE / ("client.cjs" if client.node else "client.py")
-    where = HOME / "node" if client.node else folder
-    subprocess.run([*command, str(script), client.package, str(folder), str(out)], cwd=where, check=False, timeout=600)
+    where, script = HOME / "node" if client.node else folder, str(HERE / client.script)
+    subprocess.run([*command, script, client.package, str(folder), str(out)], cwd=where, check=False, timeout=600)
     lines = out.read_text().splitlines() if out.exists() else []
     return {line["file"]: line for line in map(json.loads, lines)}
 
@@ -94,6 +109,8 @@ def environment(client: Client) -> list[str] | None:
             if subprocess.run(install, check=False).returncode:
                 return None
         return ["node"]
+    if client.script == "chromium.py" and not (DIST.exists() and any(map(shutil.which, BROWSERS))):
+        return None
     folder = HOME / client.heading.replace(" ", "-")
     python = folder / "bin" / "python"
     if not (folder / ".ready").exists():
