@@ -7,22 +7,19 @@ import math
 import os
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .answers import Answer
 from .evidence import EDGES, Bins, bins_of, log_e_values, log_shares
 from .files import check_count, literal, message
 from .lives import Life, since_starts
 from .sessions import UncertaintySession
+from .terms import MEASURES, batches, measured, terms_of
 from .verdict import Verdict
 
 __all__ = ["Monitor"]
-
-#: What a monitor compares with its reference, where the file has one: outputs, and the most probable class.
-MEASURES = ("entropy", "mutual_information", "std", "novelty", "class")
 
 #: By how much these measures of a file may differ from those of its reference, in nats.
 ROUNDING = {"entropy": 3e-7, "mutual_information": 3e-7}
@@ -91,7 +88,7 @@ class Monitor:
         counts: Mapping[str, int] = session.counts
         quantiles: Mapping[str, Sequence[float]] = session.reference
         if reference is not None:
-            counts, quantiles = self._measured([*_batches("Monitor: reference", reference)])
+            counts, quantiles = measured([*batches("Monitor: reference", reference)], self._class_axis)
         watched = [name for name in MEASURES if counts.get(name) and name in (*session.outputs, "class")]
         if not watched:
             raise ValueError(
@@ -124,7 +121,7 @@ class Monitor:
             TypeError: It is no answer.
             ValueError: An uncertainty is missing or not finite; that answer is not counted.
         """
-        for answer in _batches("update: answers", answers):
+        for answer in batches("update: answers", answers):
             terms = {name: self._terms(name, answer) for name in self._bins}
             if len({len(found) for found in terms.values()}) > 1:
                 raise ValueError(
@@ -250,31 +247,9 @@ class Monitor:
         settings = {"false_alarm_rate": self.false_alarm_rate, "window": self.window, "bins": bins}
         return settings | ({"class_axis": self._class_axis} if "class" in bins else {})
 
-    def _measured(self, answers: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int], dict[str, Sequence[float]]]:
-        """How many examples answers have, and the quantiles of each measure."""
-        counts, quantiles, noise = {}, {}, np.random.default_rng(0)  # the same for every worker
-        for name in MEASURES if answers else ():
-            if all(name in a or (name == "class" and np.ndim(a.get("probs", 0.0)) > self._class_axis) for a in answers):
-                terms = [self._terms(name, answer, noise) for answer in answers]
-                counts[name], values = sum(map(len, terms)), np.concatenate([found.ravel() for found in terms])
-                if not np.isfinite(values).all():
-                    raise ValueError(f"Monitor: reference must be finite, got NaN or infinity in '{name}'.")
-                quantiles[name] = np.quantile(values, np.linspace(0, 1, 101)).tolist() if counts[name] else []
-        return counts, quantiles
-
-    def _terms(self, name: str, answer: Mapping[str, Any], noise: np.random.Generator | None = None) -> np.ndarray:
-        """The terms of each example; the most probable classes are made continuous by noise."""
-        if name != "class":
-            return _terms(name, answer)
-        probs = np.asarray(answer.get("probs", 0.0))
-        if probs.ndim <= self._class_axis:
-            raise ValueError(f"update: an answer must have the array 'probs', got {', '.join(answer)}.")
-        best = probs.argmax(self._class_axis)
-        best = best.reshape(len(best), math.prod(best.shape[1:]))
-        if noise is not None:
-            return best + noise.random(best.shape)
-        with self._lock:
-            return best + self._noise.random(best.shape)
+    def _terms(self, name: str, answer: Mapping[str, Any]) -> np.ndarray:
+        with self._lock:  # the noise is that of all threads
+            return terms_of(name, answer, self._class_axis, self._noise)
 
     def _places(self, name: str, terms: np.ndarray) -> np.ndarray:
         """The bin of one term of each example; which one changes from example to example."""
@@ -284,26 +259,3 @@ class Monitor:
         if broken:
             raise ValueError(f"update: '{name}' must be finite, got {broken} of {len(values)} values that are not.")
         return np.searchsorted(self._bins[name].edges, values)
-
-
-def _batches(what: str, answers: Any) -> Iterator[Mapping[str, Any]]:
-    """An answer or several, each of a batch."""
-    for answer in [answers] if isinstance(answers, Mapping) or not isinstance(answers, Iterable) else answers:
-        if not isinstance(answer, Mapping):
-            raise TypeError(
-                f"{what} must be what the session returns, or several of them, got {type(answers).__name__}; pass "
-                "session(inputs)."
-            )
-        single = isinstance(answer, Answer) and not answer.is_batch
-        yield {name: array[None] for name, array in answer.items()} if single else answer
-
-
-def _terms(name: str, answer: Mapping[str, Any]) -> np.ndarray:
-    """The terms of each example, of shape (examples, terms)."""
-    if name not in answer:
-        raise ValueError(f"update: an answer must have '{name}', got {', '.join(answer)}.")
-    try:
-        array = np.atleast_1d(np.asarray(answer[name], dtype=np.float64))
-    except (TypeError, ValueError) as err:
-        raise TypeError(f"update: '{name}' must be an array of numbers, got {message(err)}.") from err
-    return array.reshape(len(array), max(math.prod(array.shape[1:]), 1))
