@@ -131,13 +131,13 @@ def predict(
         forwards = _Forwards(progress, count, len(known) if isinstance(known, Sized) else None)
         parts = []
         for index, piece in enumerate(pieces):
-            part = _predict_closed(forms, piece, output, keep, strangeness) if all(forms) else None
+            part = _predict_closed(forms, piece, index, output, keep, strangeness) if all(forms) else None
             if part is None:
                 forms = [None]
                 part = _predict_piece(members, piece, output, resolved, keep, forwards)
+                _check_finite(part, index)
             else:
                 forwards.count(len(models))
-            _check_finite(part, index)
             if strangeness is not None and "novelty" not in part:
                 part["novelty"] = strangeness.score(piece)
             parts.append({name: tensor.cpu() for name, tensor in part.items()} if loader else part)
@@ -195,11 +195,12 @@ def _predict_piece(
 def _predict_closed(
     forms: list[ClosedForm | None],
     piece: Inputs,
+    index: int,
     output: OutputSelector | None,
     keep: bool,
     strangeness: InputNovelty | None,
 ) -> dict[str, Tensor] | None:
-    """The same in closed form, with the novelty; None if the outputs are not those of the last layer."""
+    """The same in closed form, checked, and then the novelty; None if the outputs are not those of the last layer."""
     parts, means = [], []
     with ExitStack() as stack:
         score = None if strangeness is None else stack.enter_context(strangeness.listening(piece, output))
@@ -212,6 +213,7 @@ def _predict_closed(
             means.append(recorded.mean)
             parts.append(form.outputs(recorded).prediction(form.likelihood, keep))
     found = mixture(parts)
+    _check_finite(found, index)  # an output that is not finite has no score either
     return found if score is None else found | {"novelty": score(means)}
 
 

@@ -60,6 +60,16 @@ def test_in_closed_form_one_forward_gives_both(count):
     assert_close(p.novelty, scores, rtol=1e-9, atol=1e-9)
 
 
+def test_outputs_that_are_not_finite_are_named_before_their_novelty():
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+    model = bayesify(model, include="2", example_inputs=NEW)
+    novelty = fitted(model)
+    bensemble.fit_posterior(model, batches(TRAIN), likelihood="categorical")
+    for given in (None, novelty):
+        with pytest.raises(InvalidValueError, match=r"predict: outputs must be finite, got .* in batch 0"):
+            predict(model, NEW.sign() * 1.7e308, likelihood="categorical", novelty=given)
+
+
 def test_a_fit_to_another_output_runs_the_network_again(pair):
     class Two(nn.Module):
         def __init__(self, inner):
