@@ -26,7 +26,18 @@ def run(checks):
         dist.barrier()
     if dist.get_rank() == 0:
         print(f"{len(checks)} checks passed", flush=True)
-    dist.destroy_process_group()
+    leave()
+
+
+def leave():
+    """End this process once all others are here, without Python's shutdown.
+
+    One in a hundred processes that trained by DistributedDataParallel over gloo aborts in it ("terminate called
+    without an active exception"), also with a plain network and after ``destroy_process_group``.
+    """
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def checks_of(module):

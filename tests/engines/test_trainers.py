@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.libraries]
 @pytest.mark.parametrize("trainer", ["accelerate", "transformers", "lightning"])
 def test_a_trainer_runs_on_two_processes(trainer, tmp_path):
     skip_without(trainer)
-    assert "right, KL" in output_of([*torchrun(2), str(SCRIPTS / "two_processes.py"), trainer, str(tmp_path)])
+    assert "right, KL" in output_of([*torchrun(2), "-m", "tests.trainers.two_processes", trainer, str(tmp_path)])
 
 
 def test_a_checkpoint_of_the_trainer_resumes_and_save_pretrained_is_refused(tmp_path):

@@ -1,6 +1,6 @@
 """Accelerate, Hugging Face's Trainer and Lightning on two processes, under torchrun, whose processes Lightning joins.
 
-A script of its own, as its neighbours here. Its arguments are the trainer and an empty folder.
+Run as a module from the project's root; its arguments are the trainer and an empty folder.
 """
 
 import sys
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bensemble
 from convert import bayesify
+from tests.engines.processes import leave
 
 TRAINER, FOLDER = sys.argv[1:]
 X = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
@@ -120,3 +121,4 @@ summary = bensemble.posterior_summary(trained)
 if dist.get_rank() == 0:
     print(f"{float(correct):.2f} right, KL {summary['kl']:.1f}")
 assert correct > 0.8
+leave()
