@@ -10,6 +10,7 @@ from onnx_models import OnShape, Structured, TwoInputs, mlp
 from torch import nn
 from torch.export import Dim
 
+import convert.onnx.assembly as assembly_module
 import convert.onnx.export as export_module
 import convert.onnx.options as options_module
 import convert.onnx.verification as verification
@@ -171,8 +172,8 @@ def test_a_file_that_differs_is_not_kept(path, monkeypatch):
         bias.raw_data = (torch.frombuffer(bytearray(bias.raw_data), dtype=torch.float32) * 1.001).numpy().tobytes()
         return proto
 
-    finished = export_module.finished
-    monkeypatch.setattr(export_module, "finished", perturbed)
+    finished = assembly_module.finished
+    monkeypatch.setattr(assembly_module, "finished", perturbed)
     with pytest.raises(VerificationError, match=r"output 'output' of the file differs from the model by \d\.\d+e-"):
         export_onnx(mlp(), path, X)
 
