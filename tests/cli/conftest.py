@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from .running import NETS, Write
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -32,3 +34,8 @@ def write(folder: Path) -> Callable[[str, str], Path]:
         return path
 
     return to
+
+
+@pytest.fixture
+def nets(write: Write) -> Path:
+    return write("nets.py", NETS).parent

@@ -13,7 +13,7 @@ import torch
 import bensemble
 from convert import OnnxModel, bayesify, export_onnx
 
-from .test_commands import NETS, Write, assert_one_line, run
+from .running import NETS, Write, assert_one_line, run
 
 SCORES = """
 def closeness(model):

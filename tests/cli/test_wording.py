@@ -20,7 +20,7 @@ import convert
 from convert import export_onnx
 from convert.cli.wording import in_options
 
-from .test_commands import assert_one_line, nets, run  # noqa: F401  # a fixture
+from .running import assert_one_line, run
 from .test_deployment import COMPRESS, files  # noqa: F401  # a fixture
 
 ROOT = Path(convert.__file__).parent
@@ -105,7 +105,7 @@ def test_arguments_become_options(message: str, words: str) -> None:
 
 @pytest.mark.parametrize("command", ["export", "compress"])
 @pytest.mark.parametrize(("option", "name"), [("-o", "net.pt"), ("-o", "net"), ("--plot", "tradeoff.txt")])
-def test_a_file_says_by_its_ending_what_it_holds(nets: Path, command: str, option: str, name: str) -> None:  # noqa: F811
+def test_a_file_says_by_its_ending_what_it_holds(nets: Path, command: str, option: str, name: str) -> None:
     if option == "--plot" and command == "export":
         return
     words = [command, "nets:Net", "-i", "2x4", "-w", "x.pt", "-o", "net.onnx", option, name]
@@ -133,7 +133,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
-def test_files_are_inspected_and_compared_without_torch(nets: Path) -> None:  # noqa: F811
+def test_files_are_inspected_and_compared_without_torch(nets: Path) -> None:
     x = np.random.randn(300, 4).astype("float32")
     np.savez("inputs.npz", inputs=x)
     np.savez("val.npz", inputs=x, labels=np.arange(300) % 3)
