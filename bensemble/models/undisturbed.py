@@ -17,6 +17,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from operator import is_
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from ..torch_internals import is_shared_lazily, lazy_clone, storage_key
 __all__ = ["Snapshot", "undisturbed"]
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_CONSTANTS = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
 _ATOMS = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 
 
@@ -63,7 +65,7 @@ class Snapshot:
         waiting: list[Any] = list(models)
         while waiting:
             value = waiting.pop()
-            if id(value) not in seen:
+            if type(value) not in _CONSTANTS and id(value) not in seen:
                 seen[id(value)] = value
                 waiting += self._hold(value)
 
@@ -84,19 +86,21 @@ class Snapshot:
             self._tensors.append(_Held(value))
             self._restores.append(self._tensors[-1].restore)
             return [] if not value.is_leaf or value.grad is None else [value.grad]
-        if isinstance(value, torch.Generator):
-            self._restores.append(partial(value.set_state, value.get_state()))
-            return []
         if isinstance(value, dict):
-            entries = list(value.items())
+            entries = dict(value.items())
             self._restores.append(partial(_restore_dict, value, entries))
-            return [item for _, item in entries]
+            return list(entries.values())
         if isinstance(value, (list, deque, set)):
             items = list(value)
             self._restores.append(partial(_restore_items, value, items))
             return items
         if isinstance(value, (tuple, frozenset)):
             return list(value)
+        if isinstance(value, nn.Module):  # the most frequent of what follows
+            return [value.__dict__]
+        if isinstance(value, torch.Generator):
+            self._restores.append(partial(value.set_state, value.get_state()))
+            return []
         if isinstance(value, random.Random):
             self._restores.append(partial(value.setstate, value.getstate()))
             return []
@@ -107,8 +111,8 @@ class Snapshot:
 
 
 def _is_open(value: Any) -> bool:
-    """Whether to look into an object: a module, a namespace, or an instance of a class that a user may have written."""
-    if isinstance(value, (nn.Module, types.SimpleNamespace)):
+    """Whether to look into an object: a namespace, or an instance of a class that a user may have written."""
+    if isinstance(value, types.SimpleNamespace):
         return True
     library = type(value).__module__.partition(".")[0]
     closed = (library in sys.stdlib_module_names and library != "__main__") or library in ("torch", "numpy")
@@ -162,13 +166,13 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(first, second)
 
 
-def _restore_dict(value: dict[Any, Any], entries: list[tuple[Any, Any]]) -> None:
+def _restore_dict(value: dict[Any, Any], entries: dict[Any, Any]) -> None:
     kind: Any = OrderedDict if isinstance(value, OrderedDict) else dict  # a subclass may forbid what is needed here
-    now = list(kind.items(value))
-    if len(now) == len(entries) and all(a is c and b is d for (a, b), (c, d) in zip(now, entries, strict=True)):
+    same = len(value) == len(entries) and all(map(is_, kind.keys(value), entries))
+    if same and all(map(is_, kind.values(value), entries.values())):
         return
     kind.clear(value)
-    for key, item in entries:
+    for key, item in entries.items():
         kind.__setitem__(value, key, item)
 
 

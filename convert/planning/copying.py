@@ -34,10 +34,9 @@ def copy_model(verb: str, model: M) -> M:
     Raises:
         ConversionError: the model cannot be copied; names the cure.
     """
-    memo = _memo(model)
     try:
-        with torch.no_grad(), _WithoutHistory():  # a ScriptModule would copy its parameters into a graph
-            copied = copy.deepcopy(model, memo)
+        with torch.no_grad():  # a ScriptModule would copy its parameters into a graph
+            copied = _deep_copy(model, _memo(model))
     except Exception as err:
         raise ConversionError(
             f"{verb}: {type(model).__name__} cannot be copied ({err}); pass inplace=True to change the model itself."
@@ -58,8 +57,7 @@ def hollow_copy(model: M) -> M | None:
     memo |= {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
     memo |= {id(parameter): parameter for parameter in model.parameters()}
     try:
-        with _WithoutHistory():
-            return copy.deepcopy(model, memo)
+        return _deep_copy(model, memo)
     except Exception:
         return None
 
@@ -71,11 +69,22 @@ def traced_copy(model: M) -> tuple[M, dict[int, int]] | None:
     """
     memo = _memo(model)
     try:
-        with _WithoutHistory():
-            copied = copy.deepcopy(model, memo)
+        copied = _deep_copy(model, memo)
     except Exception:
         return None
     return copied, {id(memo[id(p)]): id(p) for p in model.parameters() if id(p) in memo}
+
+
+def _deep_copy(model: M, memo: dict[int, Any]) -> M:
+    """``copy.deepcopy``, and once more where it meets a tensor with a history: to look out for them takes longer."""
+    known = dict(memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except RuntimeError:
+        memo.clear()
+        memo |= known
+        with _WithoutHistory():
+            return copy.deepcopy(model, memo)
 
 
 class _WithoutHistory(TorchFunctionMode):
