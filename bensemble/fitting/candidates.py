@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import InvalidValueError
 from ..likelihoods import Likelihood
 from ..models.outputs import OutputSelector
+from ..models.ranks import failing_together, from_every_process, gathered
 from .closed_terms import ClosedTerms
 from .scale_search import heldout_terms
 
@@ -36,6 +37,8 @@ class Candidates:
         closed: The closed form of the prediction, or None.
         terms: The NLL of each term by beta, reach and bias_sigma, for all candidates so far.
 
+    The terms are those of all processes, in the order of their ranks, so that all choose alike.
+
     Raises:
         InvalidValueError: There are no held-out batches, or one without a target.
     """
@@ -51,8 +54,11 @@ class Candidates:
         seed: int,
     ) -> None:
         _check(pairs)
-        self.mean_terms = heldout_terms(bnn, pairs, likelihood, output)
-        self.closed = ClosedTerms.of(bnn, pairs, likelihood, output)
+        with failing_together("fit_posterior"):
+            own = heldout_terms(bnn, pairs, likelihood, output)
+            closed = ClosedTerms.of(bnn, pairs, likelihood, output)
+        self.mean_terms = gathered(own)
+        self.closed = closed if all(from_every_process(closed is not None)) else None
         self.terms: dict[tuple[float, float, float], Tensor] = {}
         self._sampled = lambda: heldout_terms(bnn, pairs, likelihood, output, num_samples, seed)
         self._set_sigmas = set_sigmas
@@ -65,16 +71,16 @@ class Candidates:
             self._present = (beta, reach)
             if self.closed is not None:
                 self.closed.read_sigmas()
-        terms = self._sampled() if self.closed is None else self.closed.terms(bias_sigma)
+        terms = gathered(self._sampled() if self.closed is None else self.closed.terms(bias_sigma))
         self.terms[beta, reach, bias_sigma] = terms
         _log.debug("fit_posterior: beta %.3g, reach %.3g give a held-out NLL of %.5f", beta, reach, float(terms.mean()))
         return terms
 
 
 def _check(pairs: list[tuple[Any, Any]]) -> None:
-    if not pairs:
+    if not any(from_every_process(bool(pairs))):
         raise InvalidValueError("fit_posterior: val_loader must give at least one batch, got none.")
-    if any(target is None for _, target in pairs):
+    if any(from_every_process(any(target is None for _, target in pairs))):
         raise InvalidValueError(
             "fit_posterior: choosing beta needs targets, got a batch without; pass unpack= or val_loader=, or beta."
         )

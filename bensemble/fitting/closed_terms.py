@@ -70,7 +70,8 @@ class ClosedTerms:
         if bias_sigma:
             variances = [v + bias_sigma**2 * one for v, one in zip(variances, self._of_bias, strict=True)]
         parts = zip(self._batches, variances, strict=True)
-        return torch.cat([self._of(recorded.mean, variance, target).cpu() for (recorded, target), variance in parts])
+        found = [self._of(recorded.mean, variance, target).cpu() for (recorded, target), variance in parts]
+        return torch.cat([torch.zeros(0), *found])  # another process may have all held-out batches
 
     def _of(self, mean: Tensor, variance: Tensor, target: Tensor) -> Tensor:
         likelihood = self._likelihood

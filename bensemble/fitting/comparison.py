@@ -16,6 +16,7 @@ from ..likelihoods import DiscreteLikelihood, Likelihood
 from ..models.batches import device_of, to_device
 from ..models.forwards import forward
 from ..models.outputs import OutputSelector
+from ..models.ranks import failing_together, gathered
 
 __all__ = ["crossed", "tempered_terms"]
 
@@ -46,10 +47,11 @@ def tempered_terms(
     """NLL of every held-out term of the mean network with one temperature; None where outputs are no logits."""
     if not isinstance(likelihood, DiscreteLikelihood):
         return None
-    parts: dict[float, list[Tensor]] = {temperature: [] for temperature in TEMPERATURES}
-    for batch in batches:
-        inputs, target = to_device(batch, device_of(model))
-        raw = forward("fit_posterior", model, inputs, output)
-        for temperature, terms in parts.items():
-            terms.append(likelihood.terms(raw / temperature, target).cpu())
-    return crossed({temperature: torch.cat(terms) for temperature, terms in parts.items()})
+    parts: dict[float, list[Tensor]] = {temperature: [torch.zeros(0)] for temperature in TEMPERATURES}
+    with failing_together("fit_posterior"):
+        for batch in batches:
+            inputs, target = to_device(batch, device_of(model))
+            raw = forward("fit_posterior", model, inputs, output)
+            for temperature, terms in parts.items():
+                terms.append(likelihood.terms(raw / temperature, target).cpu())
+    return crossed({temperature: gathered(torch.cat(terms)) for temperature, terms in parts.items()})

@@ -26,6 +26,7 @@ from ..likelihoods.base import Signs
 from ..models.batches import device_of, to_device
 from ..models.forwards import forward
 from ..models.outputs import OutputSelector
+from ..models.ranks import sum_over_processes
 from ..posteriors import named_posteriors
 from .pieces import Pieces
 
@@ -45,6 +46,11 @@ class Curvature:
     values: dict[str, Tensor]
     num_terms: int
     num_passes: int
+
+    def over_processes(self) -> Curvature:
+        """The sum over all processes, which must all call this."""
+        values = {name: sum_over_processes(value) for name, value in self.values.items()}
+        return Curvature(values, *sum_over_processes(torch.tensor([self.num_terms, self.num_passes])).tolist())
 
 
 def diagonal_curvature(

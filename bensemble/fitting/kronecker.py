@@ -12,6 +12,7 @@ vectors with covariance F, one for each example.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from ..likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from ..models.batches import device_of, to_device
 from ..models.forwards import forward
 from ..models.outputs import OutputSelector
+from ..models.ranks import failing_together, sum_over_processes
 from ..posteriors import named_posteriors
 from ..prediction.places import output_places
 from .curvature import Curvature, random_signs
@@ -111,9 +113,8 @@ def kronecker_curvature(
     """
     posteriors = dict(named_posteriors(model))
     sums = {id(p.layer): _empty(p.layer) for p in posteriors.values()}
-    hooks = [s.layer.register_forward_hook(_recorder(s)) for s in sums.values()]
     device, num_terms, num_passes = device_of(model), 0, 0
-    try:
+    with failing_together("fit_posterior"), _recording(sums.values()):
         for index, pair in enumerate(pairs):
             inputs, target = to_device(pair, device)
             raw = forward("fit_posterior", model, inputs, output)
@@ -124,9 +125,12 @@ def kronecker_curvature(
             num_passes += 1
             if progress is not None:
                 progress(index + 1, num_batches)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for s in sums.values():
+        s.inner, s.outer = sum_over_processes(s.inner), sum_over_processes(s.outer)
+    counts = torch.tensor([num_terms, num_passes, *(s.count for s in sums.values())])
+    num_terms, num_passes, *positions = sum_over_processes(counts).tolist()
+    for s, count in zip(sums.values(), positions, strict=True):
+        s.count = count
     if not num_passes:
         raise InvalidValueError("fit_posterior: loader must give at least one batch, got none.")
     values, bases = {}, {}
@@ -151,11 +155,19 @@ def _empty(layer: LinearOpLayer) -> _Sums:
     return _Sums(layer, [], inner, outer)
 
 
-def _recorder(sums: _Sums) -> Callable[..., None]:
-    def hook(module: Any, args: tuple[Any, ...], result: Tensor) -> None:
-        sums.calls.append((args[0].detach(), result))
+@contextmanager
+def _recording(sums: Iterable[_Sums]) -> Iterator[None]:
+    """Remember what every call of a layer takes and gives."""
 
-    return hook
+    def recorder(one: _Sums) -> Callable[..., None]:
+        return lambda module, args, result: one.calls.append((args[0].detach(), result))
+
+    hooks = [s.layer.register_forward_hook(recorder(s)) for s in sums]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _add(sums: list[_Sums], raw: Tensor, target: Any, likelihood: Likelihood, generator: torch.Generator) -> None:

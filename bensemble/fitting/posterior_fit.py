@@ -29,8 +29,9 @@ from ..errors import InvalidTypeError, InvalidValueError
 from ..likelihoods import Likelihood, required
 from ..models.batches import Unpack, batch_size, device_of, split_batch
 from ..models.outputs import OutputSelector
-from ..models.sharding import check_in_one_process
-from ..models.state import evaluating
+from ..models.ranks import failing_together, from_every_process, own_rank
+from ..models.sharding import holds_shards, is_sharded
+from ..models.state import evaluating, unwrapped
 from ..posterior import Posterior
 from ..posteriors import check_bayesian, named_posteriors
 from ..prediction.monte_carlo import trust
@@ -71,8 +72,12 @@ def fit_posterior(
     The model is in evaluation mode during the fit; every training flag is restored. If the fit fails, the sigmas are
     unchanged. The formula is at the top of this module.
 
+    With torch.distributed every process calls this, reads its own share of both loaders, and gets the posterior of all
+    the data. A Kronecker-factored fit with exact curvature is that of one process; the random signs of others differ.
+    Of a sharded model (``fully_shard``) the last layer can be fitted, if its own weights are not sharded.
+
     Args:
-        bnn: A Bayesian model at trained weights.
+        bnn: A Bayesian model at trained weights, or its data parallel wrapper.
         loader: The training data, read once.
         likelihood: What the outputs mean, such as ``"categorical"``.
         curvature: ``"ggn"``, the generalised Gauss-Newton matrix, needs no targets. ``"fisher"``, the empirical
@@ -104,6 +109,7 @@ def fit_posterior(
         >>> print(bensemble.fit_posterior(bnn, loader, likelihood="categorical", val_loader=val_loader))
     """
     resolved, generator = _checked(bnn, likelihood, curvature, beta, num_samples, generator)
+    bnn = unwrapped(bnn)
     for name, given in (("loader", loader), ("val_loader", val_loader)):
         if isinstance(given, (Tensor, tuple, Mapping, Dataset)):
             raise InvalidTypeError(
@@ -117,13 +123,15 @@ def fit_posterior(
     posteriors = dict(named_posteriors(bnn))
     kronecker = check_structure(structure, bnn, curvature)
     widths = {name: width(posterior, kronecker) for name, posterior in posteriors.items()}
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    if holds_shards(bnn):
+        _check_shards(posteriors, kronecker)
+    seed, generator = _shared(generator)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))  # a DataLoader draws a seed when it starts
         stack.enter_context(evaluating(bnn))
         stack.enter_context(restored_on_failure(posteriors))
         recorded: list[tuple[Any, Any]] = []
-        kept = OWN_EXAMPLES if val_loader is None and beta is None else 0
+        kept = OWN_EXAMPLES // len(from_every_process(None)) if val_loader is None and beta is None else 0
         batches = _recording(loader, unpack, kept, recorded, bnn)
         with _means_require_grad(posteriors), torch.enable_grad():
             options: dict[str, Any] = {
@@ -134,7 +142,9 @@ def fit_posterior(
             if kronecker:
                 found, bases = kronecker_curvature(bnn, batches, resolved, **options)
             else:
-                found = diagonal_curvature(bnn, batches, resolved, curvature, batch_dim=batch_dim, **options)
+                with failing_together("fit_posterior"):
+                    found = diagonal_curvature(bnn, batches, resolved, curvature, batch_dim=batch_dim, **options)
+                found = found.over_processes()
         for name, posterior in posteriors.items():
             posterior.set_basis(bases.get(name))
         nll = mean_nll = comparison = None
@@ -190,7 +200,6 @@ def _checked(
 ) -> tuple[Likelihood, torch.Generator]:
     """The likelihood and the source of randomness, after all arguments are checked."""
     check_bayesian("fit_posterior", bnn)
-    check_in_one_process("fit_posterior", bnn)
     resolved = required("fit_posterior", likelihood)
     if curvature not in ("ggn", "fisher"):
         raise InvalidValueError(f"fit_posterior: curvature must be 'ggn' or 'fisher', got {curvature!r}.")
@@ -202,6 +211,24 @@ def _checked(
     if not isinstance(generator, torch.Generator):
         raise InvalidTypeError(f"fit_posterior: generator must be a torch.Generator, got {generator!r}.")
     return resolved, generator
+
+
+def _check_shards(posteriors: dict[str, Posterior], kronecker: bool) -> None:
+    """A slope through shards would gather them; those of a last layer end before them."""
+    inside = [name for name, p in posteriors.items() if is_sharded(p.mu) or not getattr(p.layer, "is_last", False)]
+    if inside or not kronecker:
+        name = next(iter(inside or posteriors))
+        raise InvalidValueError(
+            "fit_posterior: of a sharded model a last layer that is not sharded itself can be fitted, in its Kronecker "
+            f"factors, got '{name}'; shard the trunk alone, or save the model and fit it in a plain one."
+        )
+
+
+def _shared(generator: torch.Generator) -> tuple[int, torch.Generator]:
+    """One seed for all processes, and a generator for each, of which the first one's is the user's."""
+    own = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    seed, rank = from_every_process(own)[0], own_rank()
+    return seed, torch.Generator(generator.device).manual_seed(seed + rank) if rank else generator
 
 
 @contextmanager

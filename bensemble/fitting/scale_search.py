@@ -84,7 +84,7 @@ def heldout_terms(
             log_density = value if log_density is None else torch.logaddexp(log_density, value)
         assert log_density is not None
         found.append((math.log(max(num_samples, 1)) - log_density).cpu())
-    return torch.cat(found)
+    return torch.cat([torch.zeros(0), *found])  # another process may have all held-out batches
 
 
 def best_scale(evaluate: Evaluate, mean_terms: Tensor) -> Choice:

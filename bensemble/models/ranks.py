@@ -20,7 +20,14 @@ from torch import Tensor
 from ..errors import BensembleError, one_line
 from ..torch_internals import default_store
 
-__all__ = ["failing_together", "from_every_process", "own_rank", "sum_over_processes", "warn_of_equal_noise"]
+__all__ = [
+    "failing_together",
+    "from_every_process",
+    "gathered",
+    "own_rank",
+    "sum_over_processes",
+    "warn_of_equal_noise",
+]
 
 #: Number of calls after which a process no longer looks for the digests of the others.
 _TRIES = 10
@@ -68,6 +75,11 @@ def from_every_process(value: Any) -> list[Any]:
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
     return found
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The tensors of all processes in the order of their ranks, joined along the first axis."""
+    return torch.cat(from_every_process(tensor)) if _several() else tensor
 
 
 def own_rank() -> int:

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import bensemble
 from bensemble.models.ranks import _tries_left
-from convert import bayesify
+from convert import bayesify, prune_scores
 
 from .networks import Mixed, all_priors, data, make, part, train
 from .processes import agree, checks_of, flat, gathered, run
@@ -194,12 +194,10 @@ def check_equal_random_states_are_noticed_once():
     assert "all 2 processes have the same random state" in messages[0]
 
 
-def check_fitting_is_refused():
+def check_scores_are_refused():
     ddp = DistributedDataParallel(make())
-    with pytest.raises(
-        bensemble.InvalidValueError, match=r"fit_posterior: the model must be in one process, got Distr"
-    ):
-        bensemble.fit_posterior(ddp, [data()], likelihood="categorical")
+    with pytest.raises(bensemble.InvalidValueError, match=r"prune_scores: the model must be in one process, got Distr"):
+        prune_scores(ddp, [data()], likelihood="categorical")
 
 
 if __name__ == "__main__":

@@ -215,7 +215,9 @@ def check_bf16_computes_with_float32_posteriors():
 
 def check_what_is_refused():
     sharded = shard(make())
-    with pytest.raises(bensemble.InvalidValueError, match=r"fit_posterior: the model must be in one process, got FSDP"):
+    with pytest.raises(
+        bensemble.InvalidValueError, match=r"fit_posterior: of a sharded model a last layer that is not"
+    ):
         bensemble.fit_posterior(sharded, [data()], likelihood="categorical")
     with pytest.raises(bensemble.ConversionError, match=r"to_deterministic: the model is sharded, got FSDPMixed; bens"):
         to_deterministic(sharded)
