@@ -33,6 +33,12 @@ POWERS = tuple(math.exp(sign * size) for size in (0.15, 0.45, 1.2) for sign in (
 TAILS, CONTAMINATIONS = (0.95, 0.99, 1.0), (0.03, 0.1, 0.4)
 #: Concentrations of the other alternatives, as multiples of the reference's.
 SPREADS = (0.01, 0.1)
+#: How the weights w are shared out: to the powers, to the tails, to anything else. They are a guess at what happens.
+POWERS_WEIGHT, TAILS_WEIGHT, OTHERS_WEIGHT = 0.4, 0.5, 0.1
+
+#: The share of the false-alarm rate for the start of the stream, and the factor of the shares of all later starts: the
+#: sum of 1 / ((j + 2) log(j + 2)^2) over j >= 1 is 1.07, so that all shares together are below 1.
+FIRST_SHARE, LATE_SHARES = 0.75, 0.23
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ def log_shares(starts: np.ndarray) -> np.ndarray:
     log j.
     """
     late = np.maximum(starts, 1) + 2.0
-    return np.where(starts == 0, math.log(0.75), math.log(0.23) - np.log(late) - 2 * np.log(np.log(late)))
+    return np.where(starts == 0, math.log(FIRST_SHARE), math.log(LATE_SHARES) - np.log(late) - 2 * np.log(np.log(late)))
 
 
 def _alternatives(null: np.ndarray) -> Iterator[tuple[np.ndarray, float, np.ndarray]]:
@@ -114,9 +120,9 @@ def _alternatives(null: np.ndarray) -> Iterator[tuple[np.ndarray, float, np.ndar
     powers = np.array(POWERS)[:, None]
     shapes = [level[:, None] ** powers, 1 - (1 - level[:, None]) ** powers]
     shifts = total[:, None] * np.diff(np.concatenate(shapes, axis=1)).clip(1e-9)
-    yield joined, math.log(0.4 / shifts.shape[1]), shifts
+    yield joined, math.log(POWERS_WEIGHT / shifts.shape[1]), shifts
     others = np.concatenate([np.array(SPREADS)[:, None] * coarse[:, None], np.full_like(coarse[:, None], 0.5)], axis=1)
-    yield joined, math.log(0.1 / others.shape[1]), others
+    yield joined, math.log(OTHERS_WEIGHT / others.shape[1]), others
     more = np.array(CONTAMINATIONS)
     for tail in TAILS:
         upper = np.arange(null.shape[1]) > EDGES.index(tail)
@@ -124,7 +130,7 @@ def _alternatives(null: np.ndarray) -> Iterator[tuple[np.ndarray, float, np.ndar
         if ((share > 0) & (share < 1)).all():
             mixed = share + (1 - share) * more
             groups = np.stack([~upper, upper], 1).astype(float)
-            weight = math.log(0.5 / (len(TAILS) * len(more)))
+            weight = math.log(TAILS_WEIGHT / (len(TAILS) * len(more)))
             yield groups, weight, total[:, None] * np.stack([1 - mixed, mixed], 2)
 
 
