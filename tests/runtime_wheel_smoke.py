@@ -1,4 +1,4 @@
-"""Build the wheel without torch, install it alone into an empty environment, and use it there.
+"""Build the wheel without torch from its source distribution, install it alone into an empty environment, and use it there.
 
 Run by `make wheel`: pip installs what it needs, and the sizes are printed. ``--linked``, for the tests, links numpy and
 ONNX Runtime to the packages of this environment in place of a download.
@@ -44,7 +44,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         write_example(work)
-        run(sys.executable, "-m", "build", "--wheel", "--outdir", str(work / "dist"), str(ROOT / "runtime"))
+        run(sys.executable, "-m", "build", "--outdir", str(work / "dist"), str(ROOT / "runtime"))
         (wheel,) = (work / "dist").glob("bensemble_runtime-*.whl")
         print(f"{wheel.name}: {wheel.stat().st_size:,} bytes")
         run(sys.executable, "-m", "venv", str(work / "venv"))

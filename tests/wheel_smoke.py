@@ -42,7 +42,7 @@ def main() -> None:
     """Build, install, try."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        run(sys.executable, "-m", "build", "--wheel", "--outdir", str(work / "dist"), str(ROOT))
+        run(sys.executable, "-m", "build", "--outdir", str(work / "dist"), str(ROOT))
         (wheel,) = (work / "dist").glob("bensemble-*.whl")
         run(sys.executable, "-m", "venv", str(work / "venv"))
         python = str(work / "venv" / "bin" / "python")
