@@ -1,4 +1,4 @@
-"""Build the wheel without torch from its source distribution, install it alone into an empty environment, and use it there.
+"""Build the wheel without torch from its source distribution, install it into an empty environment, and use it there.
 
 Run by `make wheel`: pip installs what it needs, and the sizes are printed. ``--linked``, for the tests, links numpy and
 ONNX Runtime to the packages of this environment in place of a download.
