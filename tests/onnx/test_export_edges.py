@@ -137,6 +137,33 @@ def test_verification_tries_a_mask_without_entries(tmp_path, monkeypatch):
         export_onnx(Masked(False).eval(), tmp_path / "m.onnx", inputs, dynamic_shapes={"keep": {0: "batch"}})
 
 
+class Padded(nn.Module):
+    """An encoder whose padding is token 0, averaged over all positions."""
+
+    def __init__(self, **options):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+        self.tokens, self.encoder = nn.Embedding(9, 8), nn.TransformerEncoder(layer, 1, **options)
+
+    def forward(self, ids):
+        return self.encoder(self.tokens(ids), src_key_padding_mask=ids == 0).mean(1)
+
+
+@pytest.mark.slow
+def test_verification_tries_padding_and_the_error_says_what_torch_does_with_it(tmp_path):
+    """In eval mode torch's encoder gives 0 at padding, the exporter's graph does not (pytorch/pytorch#110557)."""
+    path, ids = tmp_path / "m.onnx", torch.tensor([[1, 2, 3, 4]])
+    with pytest.raises(
+        VerificationError, match=r"zeros at the end of each row of integers.*enable_nested_tensor=False"
+    ):
+        export_onnx(Padded().eval(), path, ids)
+    model = Padded(enable_nested_tensor=False).eval()
+    export_onnx(model, path, ids)
+    ids = torch.tensor([[3, 2, 0, 0], [1, 2, 3, 4]])
+    with torch.no_grad():
+        assert_same(run_file(path, ids=ids)["output"], model(ids))
+
+
 class Windows(nn.Module):
     """Swin's arithmetic: the batch size comes from the number of windows, through a float."""
 
