@@ -19,7 +19,7 @@ import onnx_ir
 import torch
 from torch.export import Dim
 
-from bensemble.errors import ExportError, one_line
+from bensemble.errors import ExportError, one_line, raising_line
 
 from .inputs.arguments import FlatModel
 from .inputs.axes import Axis
@@ -230,8 +230,7 @@ def _explained(model: FlatModel, err: Exception) -> ExportError:
     cause = err
     while isinstance(cause.__cause__, Exception):
         cause = cause.__cause__
-    text = f"{cause}"
-    line = last_line(text)
+    line = last_line(f"{cause}") or raising_line(err)
     at = f" at {line}" if line else ""
     return ExportError(
         f"export_onnx: torch.onnx cannot follow {model.name}{at}, got {one_line(cause)}; "
