@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +28,7 @@ __all__ = [
     "raising_line",
     "refuse",
     "shown",
+    "user_line",
 ]
 
 
@@ -151,10 +152,15 @@ def raising_line(err: BaseException) -> str:
     causes = [err]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
         causes.append(cause)
-    for cause in reversed(causes):
-        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
-            if frame.line and not _is_inner(Path(frame.filename)):
-                return f"{Path(frame.filename).name}:{frame.lineno} `{shown(frame.line, 120)}`"
+    lines = (user_line(traceback.extract_tb(cause.__traceback__)) for cause in reversed(causes))
+    return next(filter(None, lines), "")
+
+
+def user_line(frames: Sequence[traceback.FrameSummary]) -> str:
+    """The same of a stack, the innermost frame last."""
+    for frame in reversed(frames):
+        if frame.line and not _is_inner(Path(frame.filename)):
+            return f"{Path(frame.filename).name}:{frame.lineno} `{shown(frame.line, 120)}`"
     return ""
 
 

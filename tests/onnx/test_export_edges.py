@@ -12,7 +12,7 @@ from torch import nn
 from torch.export import Dim
 
 import convert.onnx.tracing as tracing
-from bensemble.errors import VerificationError
+from bensemble.errors import ExportError, VerificationError
 from convert.onnx import export_onnx
 
 
@@ -135,6 +135,55 @@ def test_verification_tries_a_mask_without_entries(tmp_path, monkeypatch):
     inputs = torch.randn(2, 4, 8), torch.ones(2, 4).bool()
     with pytest.raises(VerificationError, match=r"with False in the first row of masks.*or a mask without entries"):
         export_onnx(Masked(False).eval(), tmp_path / "m.onnx", inputs, dynamic_shapes={"keep": {0: "batch"}})
+
+
+class Reading(nn.Module):
+    """Reads or writes through ``.data``, as layers with a largest norm do (braindecode/braindecode#680)."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.layer, self.how = nn.Linear(4, 3), how
+        self.register_buffer("shift", torch.randn(3))
+
+    def forward(self, x):
+        return HOWS[self.how](self, x)
+
+
+def renormed(m, x):
+    m.layer.weight.data = torch.renorm(m.layer.weight.data, 2, 0, 1.0)
+    return m.layer(x)
+
+
+def clamped(m, x):
+    y = m.layer(x)
+    y.data.clamp_(0)
+    return y
+
+
+HOWS = {
+    "weight": lambda m, x: F.linear(x, m.layer.weight.data) * m.layer.weight.data.norm(),
+    "buffer and activation": lambda m, x: m.layer(x) / (1 + m.layer(x).data.abs()) + m.shift.data,
+    "renormed": renormed,
+    "clamped": clamped,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["weight", "buffer and activation"])
+def test_what_is_read_through_data_is_in_the_file(tmp_path, how):
+    """Of these forwards torch's exporter alone makes no graph, or crashes with the process."""
+    model, path, x = Reading(how).eval(), tmp_path / "m.onnx", torch.randn(3, 4)
+    export_onnx(model, path, x[:1])
+    assert_same(run_file(path, x=x)["output"], model(x))
+
+
+@pytest.mark.parametrize("how", ["renormed", "clamped"])
+def test_what_writes_through_data_is_refused_with_its_line(tmp_path, how):
+    """torch's exporter ends in a crash of the process."""
+    with pytest.raises(
+        ExportError, match=r"^export_onnx: Reading writes through .data at test_export_edges.py:\d+ `[ym]"
+    ):
+        export_onnx(Reading(how).eval(), tmp_path / "m.onnx", torch.randn(2, 4))
 
 
 class Padded(nn.Module):
