@@ -5,8 +5,11 @@ Messages have one form: ``<verb>: '<dotted.path>' <fact>, got <value>; <what to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import sysconfig
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 __all__ = [
     "BensembleError",
@@ -22,8 +25,10 @@ __all__ = [
     "VerificationError",
     "needs_extra",
     "one_line",
+    "raising_line",
     "refuse",
     "shown",
+    "user_line",
 ]
 
 
@@ -133,3 +138,39 @@ def one_line(err: BaseException, most: int = 200) -> str:
     """
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
     return shown(f"{type(err).__name__}: {lines[0].rstrip('.')}" if lines else type(err).__name__, most)
+
+
+def raising_line(err: BaseException) -> str:
+    """The innermost line of a user's code, or of another library's, behind an exception: file, number and text.
+
+    Args:
+        err: An exception; those that caused it are searched first.
+
+    Returns:
+        Such as "net.py:12 `return x.view(-1)`"; "" where no such line is known.
+    """
+    causes = [err]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    lines = (user_line(traceback.extract_tb(cause.__traceback__)) for cause in reversed(causes))
+    return next(filter(None, lines), "")
+
+
+def user_line(frames: Sequence[traceback.FrameSummary]) -> str:
+    """The same of a stack, the innermost frame last."""
+    for frame in reversed(frames):
+        if frame.line and not _is_inner(Path(frame.filename)):
+            return f"{Path(frame.filename).name}:{frame.lineno} `{shown(frame.line, 120)}`"
+    return ""
+
+
+def _is_inner(file: Path) -> bool:
+    """Whether a file is of torch, of this library, or of Python itself."""
+    packages = {part for part in file.parts if part in ("site-packages", "dist-packages")}
+    if packages:
+        return file.parts[file.parts.index(packages.pop()) + 1] in ("torch", "onnxscript", "bensemble", "convert")
+    own = Path(__file__).resolve().parents[1]
+    return any(file.is_relative_to(own / name) for name in ("bensemble", "convert")) or file.is_relative_to(_PYTHON)
+
+
+_PYTHON = sysconfig.get_path("stdlib")

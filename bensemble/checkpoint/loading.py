@@ -24,6 +24,7 @@ from ..priors import Normal
 from ..torch_internals import parameters_of, state_versions, with_versions
 from .finite import NOT_FINITE, is_finite
 from .header import Header, PosteriorEntry, read_header, restore_prior
+from .unsaved import warn_of_others
 
 __all__ = ["load"]
 
@@ -45,14 +46,17 @@ def load(path: str | os.PathLike[str], model: M) -> M:
         CheckpointError: The file is missing, damaged, from a newer version, or does not fit the model. Mismatches are
             listed, and the model is unchanged.
 
+    Warns of buffers with ``persistent=False`` whose values are not those of the model that was saved.
+
     Example:
         >>> bensemble.save(bnn, "bnn.safetensors")
         >>> bnn = bensemble.load("bnn.safetensors", model)
     """
     check_module("load", model)
-    header, stored = _read(path)
+    header, stored, unsaved = _read(path)
     inner = unwrapped(model)
     _read_into(inner, header, stored, path, wrapped=inner is not model)
+    warn_of_others(str(path), inner, unsaved)
     return model
 
 
@@ -91,8 +95,8 @@ def _too_late(header: Header, model: nn.Module, wrapped: bool) -> Iterator[str]:
             yield f"'{entry.places[0]}' is deterministic and {state}; load into the plain model first, then wrap it."
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor]]:
-    """The header, and every tensor of the file under each of its names."""
+def _read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor], str | None]:
+    """The header, every tensor of the file under each of its names, and what it says of buffers that it lacks."""
     with needs_extra("load", "io"):
         from safetensors import SafetensorError, safe_open
 
@@ -100,7 +104,8 @@ def _read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor]]:
         raise CheckpointError(f"load: '{path}' is not a file; check the path.")
     try:
         with safe_open(path, framework="pt") as file:
-            header = read_header(str(path), (file.metadata() or {}).get("bensemble"))
+            metadata = file.metadata() or {}
+            header = read_header(str(path), metadata.get("bensemble"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     except (SafetensorError, OSError, UnicodeDecodeError) as err:
         raise CheckpointError(
@@ -108,7 +113,8 @@ def _read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor]]:
         ) from err
     if header.version > 1 and header.digest != header.digest_of(tensors):
         raise CheckpointError(f"load: '{path}' is damaged, got other bytes than were saved; get the file again.")
-    return header, {**tensors, **{name: tensors[first] for name, first in header.shared.items() if first in tensors}}
+    tensors |= {name: tensors[first] for name, first in header.shared.items() if first in tensors}
+    return header, tensors, metadata.get("bensemble.unsaved")
 
 
 def _mismatches(header: Header, stored: dict[str, Tensor], model: nn.Module) -> Iterator[str]:

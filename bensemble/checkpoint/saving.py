@@ -20,6 +20,7 @@ from ..posteriors import tied_posteriors
 from ..torch_internals import parameters_of, persistent_buffers_of, state_versions
 from .finite import NOT_FINITE, is_finite
 from .header import Header, PosteriorEntry, describe_prior
+from .unsaved import unsaved_sizes
 from .writing import checked_target, replacing
 
 __all__ = ["save"]
@@ -69,11 +70,13 @@ def save(bnn: nn.Module, path: str | os.PathLike[str]) -> None:
     header = Header(tuple(entries), shared, version, versions=versions)
     header = replace(header, digest=header.digest_of(tensors))
 
+    metadata = {"bensemble": header.to_json(), **unsaved_sizes(bnn)}
+
     def write() -> None:
         target = checked_target(path, "save")
         try:
             with replacing(target) as temporary:
-                save_file(tensors, temporary, metadata={"bensemble": header.to_json()})
+                save_file(tensors, temporary, metadata=metadata)
         except (OSError, SafetensorError) as err:
             raise CheckpointError(
                 f"save: '{target}' cannot be written, got {shown(err, 200)}; the old file is unchanged."

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..torch_internals import is_shared_lazily, lazy_clone, storage_key
 
-__all__ = ["Snapshot", "undisturbed"]
+__all__ = ["Snapshot", "undisturbed", "unwritten"]
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CONSTANTS = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
@@ -38,15 +38,24 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
 
     No other thread may train the models meanwhile: its steps would be taken back.
     """
-    before, restore = Snapshot(*models), _global_state()
+    restore = _global_state()
     try:
-        with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
+        with unwritten(*models), torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        restore()
+
+
+@contextmanager
+def unwritten(*models: nn.Module) -> Iterator[None]:
+    """Put back what the models hold, and nothing else: for passes over data whose random numbers go on."""
+    before = Snapshot(*models)
+    try:
+        yield
+    finally:
         before.restore()
         before.release()
-        restore()
 
 
 class Snapshot:

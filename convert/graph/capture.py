@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, export
 
-from bensemble.errors import one_line
+from bensemble.errors import one_line, raising_line
 from bensemble.models.outputs import tensor_paths
 from bensemble.models.undisturbed import undisturbed
 from bensemble.torch_internals import clear_forward_hooks, flat_inputs, has_forward_hooks, pytree, storage_key, version
@@ -95,7 +95,9 @@ def capture(source: Source, model: nn.Module, inputs: Any, reference: Any, dynam
         with left_to_right(), undisturbed(model):
             module = _trace(model, args, kwargs) if source == "fx" else _export(model, args, kwargs, dynamic)
     except Exception as err:
-        raise CaptureError(f"torch.{source} cannot trace it ({one_line(err)})") from err
+        line = raising_line(err)
+        at = f" at {line}" if line else ""
+        raise CaptureError(f"torch.{source} cannot trace it{at} ({one_line(err)})") from err
     captured = Capture(module, source, hooked=hooked)
     try:
         with undisturbed(model):

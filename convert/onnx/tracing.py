@@ -19,10 +19,11 @@ import onnx_ir
 import torch
 from torch.export import Dim
 
-from bensemble.errors import ExportError, one_line
+from bensemble.errors import ExportError, one_line, raising_line
 
 from .inputs.arguments import FlatModel
 from .inputs.axes import Axis
+from .inputs.data_reads import data_detached
 from .inputs.trials import Trials
 from .masked_rows import TRANSLATIONS
 from .optimizer import bytes_kept, exact_constants
@@ -73,6 +74,8 @@ def trace(trials: Trials, opset: int | None, verbose: bool) -> Traced:
         fixed = {name for name, (smallest, largest) in found.ranges.items() if smallest == largest}
         fixed |= {name for name, symbols in found.symbols.items() if not symbols}
         failure = None
+    except ExportError:
+        raise
     except Exception as err:
         found, fixed, failure = None, {axis.name for axis in trials.axes}, err
     if fixed:
@@ -107,7 +110,7 @@ def _exported(
     model = trials.model
     # A size of one looks like a constant to the exporter.
     trial = trials.varied if any(axis.size == 1 for axis in trials.axes) else trials.example
-    with symbolic_len(model):
+    with symbolic_len(model), data_detached(trials.reads_data):
         program = torch.onnx.export(
             model,
             (trial.tensors,),
@@ -230,8 +233,7 @@ def _explained(model: FlatModel, err: Exception) -> ExportError:
     cause = err
     while isinstance(cause.__cause__, Exception):
         cause = cause.__cause__
-    text = f"{cause}"
-    line = last_line(text)
+    line = last_line(f"{cause}") or raising_line(err)
     at = f" at {line}" if line else ""
     return ExportError(
         f"export_onnx: torch.onnx cannot follow {model.name}{at}, got {one_line(cause)}; "

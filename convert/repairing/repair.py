@@ -14,6 +14,7 @@ from bensemble.checks import check_module, check_number
 from bensemble.errors import ConversionError, InvalidTypeError, InvalidValueError
 from bensemble.models.batches import Unpack, check_loader
 from bensemble.models.state import evaluating, unwrapped
+from bensemble.models.undisturbed import unwritten
 from bensemble.posteriors import is_bayesian
 
 from ..planning.copying import check_shapes, copy_model
@@ -109,12 +110,14 @@ def _repaired(
     with evaluating(inner, dense), torch.random.fork_rng():
         jobs, left = _jobs(verb, inner, dense)
         walk = Walk(inner, dense, loader, unpack)
-        groups = walk.groups(jobs)
+        with unwritten(inner, dense):
+            groups = walk.groups(jobs)
         for number, group in enumerate(groups):
             started = time.perf_counter()
             tasks = {job.label: Task(job, inner, dense, generator) for job in group}
-            for pair in walk.passing(group):
-                tasks[pair.job.label].add(pair)
+            with unwritten(inner, dense):
+                for pair in walk.passing(group):
+                    tasks[pair.job.label].add(pair)
             shared = (time.perf_counter() - started) / len(group)
             rows += [task.finish(damping, shared) for task in tasks.values()]
             if progress is not None:

@@ -52,6 +52,9 @@ class Task:
         if self.note or self.fit is None or self.heldout is None:
             return
         inputs, outputs = pair.original
+        if pair.pruned.shape != inputs.shape:  # such as an expert, to which a pruned gate sends other examples
+            self.note = "it sees other examples than in the original"
+            return
         module = self.network.get_submodule(pair.layer.owner)
         at = pair.layer.positions(outputs, self.generator)
         seen, targets = pair.layer.rows(module, pair.pruned, outputs, at)

@@ -21,6 +21,7 @@ from bensemble.models.batches import Unpack, device_of, split_batch, to_device
 from bensemble.models.forwards import forward
 from bensemble.models.outputs import OutputSelector
 from bensemble.models.state import evaluating
+from bensemble.models.undisturbed import unwritten
 
 __all__ = ["ExpectedLoss", "HeldOut", "in_last_tenth"]
 
@@ -77,7 +78,7 @@ class HeldOut:
     def add(self, inputs: Any) -> None:
         """Keep a batch."""
         inputs = to_device(inputs, device_of(self.network))
-        with evaluating(self.network):
+        with evaluating(self.network), unwritten(self.network):
             self.batches.append((inputs, forward(self.verb, self.network, inputs, self.output)))
 
     def splitting(self, loader: Iterable[Any], num_batches: int | None, unpack: Unpack | None) -> Iterator[Any]:
@@ -96,7 +97,7 @@ class HeldOut:
     def loss(self, network: nn.Module) -> ExpectedLoss:
         """What another network lost on what was kept."""
         nats, drops = [], []
-        with evaluating(network):
+        with evaluating(network), unwritten(network):
             for inputs, before in self.batches:
                 after = forward(self.verb, network, inputs, self.output)
                 nats.append(self._divergence(before, after).flatten().cpu())

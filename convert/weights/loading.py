@@ -1,8 +1,8 @@
 """``load_weights``: trained weights, as people have them in files, into a model.
 
 A prefix of all names is removed: that of a wrapper (`module.` DataParallel, `_orig_mod.` torch.compile), or the
-attribute of the Lightning module that holds the network. A checkpoint of `bensemble.save`, or names in `_mu` and
-`_rho`, make the model Bayesian first.
+attribute of the Lightning module that holds the network. So are wrappers of parts, inside of names. A checkpoint of
+`bensemble.save`, or names in `_mu` and `_rho`, make the model Bayesian first.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ M = TypeVar("M", bound=nn.Module)
 log = logging.getLogger("bensemble.load_weights")
 
 WRAPPERS = ("module.", "_orig_mod.", "model.")
+PARTS = ("module", "_orig_mod")  # wrappers of one part of a network
 
 
 def load_weights(model: M, path: str | os.PathLike[str], *, key: str | None = None) -> M:
@@ -83,6 +84,8 @@ def _into(model: nn.Module, path: Path, key: str | None) -> tuple[nn.Module, lis
     if key is None and is_checkpoint(path):
         return load(path, model), ["made the model Bayesian as the header of the checkpoint says"]
     state, notes = find_state_dict(read_file(path), path, key)
+    state, inside = _without_wrapped_parts(state, model)
+    notes += inside
     prefix = _prefix(state, model, path)
     if prefix:
         others = [name for name in state if not name.startswith(prefix)]
@@ -101,11 +104,41 @@ def _into(model: nn.Module, path: Path, key: str | None) -> tuple[nn.Module, lis
             f"weights: '{path}' is of another model: {problems}; name the model with the arguments that it was trained "
             "with, or choose another part of the file with key=."
         )
+    _check_ties(state, model, path)
     for name, parameter in model.named_parameters():
         # a rho of minus infinity says that the weight is pruned
         if not is_finite(parameter.clamp_min(-50.0) if name.endswith("_rho") else parameter):
             raise CheckpointError(f"weights: '{shown(name)}' in '{path}' is {NOT_FINITE}")
     return model, notes
+
+
+def _without_wrapped_parts(state: dict[str, Any], model: nn.Module) -> tuple[dict[str, Any], list[str]]:
+    """Names without the wrappers of parts, as in ``features.module.0.weight``, where the model has no such names."""
+    own = {part for name in model.state_dict(keep_vars=True) for part in name.split(".")}
+    renamed = {}
+    for name, value in state.items():
+        parts = name.split(".")
+        first = next((place for place, part in enumerate(parts) if f"{part}." not in WRAPPERS), 0)
+        inner = [part for part in parts[first:-1] if part not in PARTS or part in own]
+        renamed[".".join([*parts[:first], *inner, parts[-1]])] = value
+    if len(renamed) < len(state) or renamed.keys() == state.keys():
+        return state, []
+    changed = next(name for name, new in zip(state, renamed, strict=True) if name != new)
+    return renamed, [f"removed the wrappers of parts from names such as '{shown(changed)}'"]
+
+
+def _check_ties(state: dict[str, Any], model: nn.Module, path: Path) -> None:
+    """Refuse different values for one weight of the model, of which the last would win."""
+    first: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor) or name not in state:
+            continue
+        other = first.setdefault(id(tensor), name)
+        if other != name and not torch.equal(state[other], state[name]):
+            raise CheckpointError(
+                f"weights: '{path}' holds different values for '{shown(other)}' and '{shown(name)}', which are one "
+                "weight in the model; build the model without that tie, as it was trained."
+            )
 
 
 def _prefix(state: dict[str, Any], model: nn.Module, path: Path) -> str:

@@ -248,3 +248,25 @@ def test_saving_refuses_what_it_cannot_keep_and_leaves_the_old_file(path):
     with pytest.raises(InvalidValueError, match="does not exist"):
         bensemble.save(_trained(), path.parent / "nowhere" / "model.safetensors")
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+class RandomFeatures(nn.Module):
+    """Its constructor draws what no state dict holds; another buffer is computed."""
+
+    def __init__(self, frequencies=None):
+        super().__init__()
+        self.register_buffer("drawn", torch.randn(3, 4) if frequencies is None else frequencies, persistent=False)
+        self.register_buffer("lowest", torch.full((2,), -torch.inf), persistent=False)
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.layer((x @ self.drawn).cos()) + self.lowest.exp()
+
+
+def test_loading_warns_of_buffers_that_no_file_holds_and_that_came_out_otherwise(path):
+    model = RandomFeatures()
+    bensemble.save(bayesify(model), path)
+    rounded = bensemble.load(path, RandomFeatures(model.drawn * (1 + 1e-6)))  # as quietly as the same values
+    assert rounded.layer.w_mu.equal(model.layer.weight)
+    with pytest.warns(UserWarning, match=r"load: buffer 'drawn' has other values .*persistent=False"):
+        bensemble.load(path, RandomFeatures())

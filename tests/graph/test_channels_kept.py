@@ -156,3 +156,22 @@ def test_a_weight_that_is_also_used_transposed_stays_whole(convolutional):
         model.first.weight[:3], model.encode.weight[:2] = 0, 0
     assert_same(compact(model, x), model, x)
     assert str(groups).startswith("0 groups")
+
+
+class Deciding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.layer(x)
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+def test_where_no_graph_can_be_made_the_line_is_named():
+    notes = compaction_report(Deciding(), torch.randn(2, 4)).notes
+    for source, note in zip(("fx", "export"), notes, strict=True):
+        assert note.startswith(f"torch.{source} cannot trace it at test_channels_kept.py:"), note
+        assert "`if x.sum() > 0:`" in note

@@ -14,8 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from bensemble.likelihoods import Gaussian
 from bensemble.models.undisturbed import undisturbed
-from convert import bayesify, check_noise, compact, compaction_report, export_onnx, last_layer, plan
+from convert import (
+    bayesify,
+    check_noise,
+    compact,
+    compaction_report,
+    export_onnx,
+    last_layer,
+    plan,
+    prune_and_repair,
+    prune_scores,
+    repair,
+    to_deterministic,
+)
 
 X = torch.randn(2, 4, 8)
 
@@ -173,6 +186,27 @@ def test_each_deed_alone_is_put_back(deed):
     with undisturbed(model):
         model(X)
     assert world(model) == before
+
+
+PASSES = {
+    "prune_scores": lambda m, loader: prune_scores(m, loader, likelihood=Gaussian(1.0)),
+    "repair": lambda m, loader: repair(pruned(m), m, loader),
+    "prune_and_repair": lambda m, loader: prune_and_repair(m, loader, sparsity=0.5, likelihood=Gaussian(1.0)).network,
+}
+
+
+def pruned(model):
+    return to_deterministic(bayesify(model), sparsity=0.5)
+
+
+@pytest.mark.parametrize("verb", PASSES)
+def test_passes_over_data_leave_no_trace_on_the_source_or_the_result(verb):
+    model = Hostile(("merge", "remember", "count", "own draws")).eval()
+    before = plain(model)
+    found = PASSES[verb](model, [torch.randn(4, 4, 8) for _ in range(3)])
+    assert plain(model) == before
+    if isinstance(found, nn.Module):
+        assert (found.steps, found.kept, found.seen.sum()) == (0, [], 0)
 
 
 @pytest.mark.parametrize("training", [False, True])

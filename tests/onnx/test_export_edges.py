@@ -12,7 +12,7 @@ from torch import nn
 from torch.export import Dim
 
 import convert.onnx.tracing as tracing
-from bensemble.errors import VerificationError
+from bensemble.errors import ExportError, VerificationError
 from convert.onnx import export_onnx
 
 
@@ -135,6 +135,82 @@ def test_verification_tries_a_mask_without_entries(tmp_path, monkeypatch):
     inputs = torch.randn(2, 4, 8), torch.ones(2, 4).bool()
     with pytest.raises(VerificationError, match=r"with False in the first row of masks.*or a mask without entries"):
         export_onnx(Masked(False).eval(), tmp_path / "m.onnx", inputs, dynamic_shapes={"keep": {0: "batch"}})
+
+
+class Reading(nn.Module):
+    """Reads or writes through ``.data``, as layers with a largest norm do (braindecode/braindecode#680)."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.layer, self.how = nn.Linear(4, 3), how
+        self.register_buffer("shift", torch.randn(3))
+
+    def forward(self, x):
+        return HOWS[self.how](self, x)
+
+
+def renormed(m, x):
+    m.layer.weight.data = torch.renorm(m.layer.weight.data, 2, 0, 1.0)
+    return m.layer(x)
+
+
+def clamped(m, x):
+    y = m.layer(x)
+    y.data.clamp_(0)
+    return y
+
+
+HOWS = {
+    "weight": lambda m, x: F.linear(x, m.layer.weight.data) * m.layer.weight.data.norm(),
+    "buffer and activation": lambda m, x: m.layer(x) / (1 + m.layer(x).data.abs()) + m.shift.data,
+    "renormed": renormed,
+    "clamped": clamped,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["weight", "buffer and activation"])
+def test_what_is_read_through_data_is_in_the_file(tmp_path, how):
+    """Of these forwards torch's exporter alone makes no graph, or crashes with the process."""
+    model, path, x = Reading(how).eval(), tmp_path / "m.onnx", torch.randn(3, 4)
+    export_onnx(model, path, x[:1])
+    assert_same(run_file(path, x=x)["output"], model(x))
+
+
+@pytest.mark.parametrize("how", ["renormed", "clamped"])
+def test_what_writes_through_data_is_refused_with_its_line(tmp_path, how):
+    """torch's exporter ends in a crash of the process."""
+    with pytest.raises(
+        ExportError, match=r"^export_onnx: Reading writes through .data at test_export_edges.py:\d+ `[ym]"
+    ):
+        export_onnx(Reading(how).eval(), tmp_path / "m.onnx", torch.randn(2, 4))
+
+
+class Padded(nn.Module):
+    """An encoder whose padding is token 0, averaged over all positions."""
+
+    def __init__(self, **options):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+        self.tokens, self.encoder = nn.Embedding(9, 8), nn.TransformerEncoder(layer, 1, **options)
+
+    def forward(self, ids):
+        return self.encoder(self.tokens(ids), src_key_padding_mask=ids == 0).mean(1)
+
+
+@pytest.mark.slow
+def test_verification_tries_padding_and_the_error_says_what_torch_does_with_it(tmp_path):
+    """In eval mode torch's encoder gives 0 at padding, the exporter's graph does not (pytorch/pytorch#110557)."""
+    path, ids = tmp_path / "m.onnx", torch.tensor([[1, 2, 3, 4]])
+    with pytest.raises(
+        VerificationError, match=r"zeros at the end of each row of integers.*enable_nested_tensor=False"
+    ):
+        export_onnx(Padded().eval(), path, ids)
+    model = Padded(enable_nested_tensor=False).eval()
+    export_onnx(model, path, ids)
+    ids = torch.tensor([[3, 2, 0, 0], [1, 2, 3, 4]])
+    with torch.no_grad():
+        assert_same(run_file(path, ids=ids)["output"], model(ids))
 
 
 class Windows(nn.Module):

@@ -158,6 +158,21 @@ def test_a_time_axis_that_the_exporter_fixes_is_refused_without_verification(pat
         export_onnx(model, path, torch.zeros(2, 3, 4), dynamic_shapes={"input": {0: "batch", 1: "time"}}, verify=False)
 
 
+class Packed(nn.LSTM):
+    def forward(self, x, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return nn.utils.rnn.pad_packed_sequence(super().forward(packed)[0], batch_first=True)[0]
+
+
+def test_the_line_that_torch_cannot_follow_is_named(path):
+    """As for packed sequences (pytorch/pytorch#48460)."""
+    inputs = torch.randn(2, 5, 4), torch.tensor([5, 3])
+    with pytest.raises(
+        ExportError, match=r"cannot follow Packed at test_export_refusals.py:\d+ `(return|packed =) .*pack"
+    ):
+        export_onnx(Packed(4, 3, batch_first=True).eval(), path, inputs)
+
+
 def test_an_output_that_is_nan_cannot_be_verified(path):
     model = mlp()
     torch.nn.init.constant_(model[3].bias, float("nan"))

@@ -59,6 +59,20 @@ def test_static_per_channel(tmp_path, caplog, capsys):
 
 
 @pytest.mark.slow
+def test_transposed_convolutions_in_groups_stay_in_float32(tmp_path):
+    """ONNX Runtime's quantizer refuses them by channel (microsoft/onnxruntime#19694)."""
+    model, path = (
+        nn.Sequential(nn.ConvTranspose2d(3, 8, 3), nn.ConvTranspose2d(8, 4, 3, groups=2)).eval(),
+        tmp_path / "m",
+    )
+    x = torch.randn(40, 3, 6, 6)
+    report = export_onnx(model, path, x[:2], quantize="int8", calibration_data=x)
+    kinds = {tuple(t.dims): t.data_type for t in onnx.load(path).graph.initializer}
+    assert (kinds[3, 8, 3, 3], kinds[8, 2, 3, 3]) == (onnx.TensorProto.INT8, onnx.TensorProto.FLOAT)
+    assert 1e-4 < report.relative_error < 0.05
+
+
+@pytest.mark.slow
 def test_all_forms_of_calibration_data_give_the_same_file(tmp_path):
     model, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), torch.randn(8, 8)
     found = []

@@ -74,6 +74,30 @@ def test_a_layer_of_another_forward_is_left():
     assert [row.note for row in rows] == ["its outputs are not its inputs times its weight", ""]
 
 
+class Routed(nn.Module):
+    """An expert sees the rows that a gate sends to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.expert, self.head = nn.Linear(8, 1), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        chosen = self.gate(x).squeeze(1) > 0
+        x = x.clone()
+        x[chosen] = self.expert(x[chosen]).relu()
+        return self.head(x)
+
+
+def test_an_expert_that_sees_other_examples_is_left():
+    model = Routed()
+    pruned = without(model, 0.7)
+    batches = [torch.randn(64, 8) for _ in range(10)]
+    rows = {row.name: row.note for row in repair_report(pruned, model, batches).rows}
+    assert rows["expert.weight"] == "it sees other examples than in the original"
+    assert rows["head.weight"] == ""
+    assert torch.equal(repair(pruned, model, batches).expert.weight, pruned.expert.weight)
+
+
 def test_inputs_of_a_mapping_frozen_layers_and_other_dtypes():
     class Net(nn.Module):
         def __init__(self):

@@ -73,6 +73,22 @@ def test_takes_the_prefix_of_wrappers_away_and_says_so(prefix: str, path: Path) 
     assert in_checkpoint == ["took 'state_dict'", f"removed the prefix '{prefix}' from every name"]
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "module"])
+def test_takes_the_wrappers_of_parts_out_of_names(wrapper: str, path: Path) -> None:
+    """As they come from a network of which one part was compiled, or spread over devices (pytorch/pytorch#3805)."""
+    named = {name.replace("body.", f"body.{wrapper}."): value for name, value in state().items()}
+    note = f"removed the wrappers of parts from names such as 'body.{wrapper}.0.weight'"
+    assert assert_loads(named, path) == [note]
+    prefixed = {f"module.{name}": value for name, value in named.items()}
+    assert assert_loads(prefixed, path)[1:] == ["removed the prefix 'module.' from every name"]
+    own = nn.Sequential()
+    own.add_module(wrapper, nn.Sequential(nn.Linear(2, 2)))
+    held = {f"body.{name}": value for name, value in own.state_dict().items()}
+    torch.save(held, path)
+    loaded, notes = load_with_notes(nn.ModuleDict({"body": own}), path)
+    assert (notes, loaded.state_dict().keys()) == ([], held.keys())
+
+
 def test_keeps_a_prefix_that_the_model_has_itself(path: Path) -> None:
     own = {f"model.{name}": value for name, value in state().items()}
     assert assert_loads(own, path, model=Lightning()) == []

@@ -50,6 +50,19 @@ def test_another_model_gives_one_error_with_all_names(path: Path) -> None:
     assert "name the model with the arguments that it was trained with" in message
 
 
+def test_two_values_for_one_weight_are_refused(path: Path) -> None:
+    """A head that was trained without the tie of the model (huggingface/transformers#45127)."""
+    model = nn.ModuleDict({"table": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
+    model["head"].weight = model["table"].weight
+    before, copied = model["table"].weight.clone(), {name: v.clone() for name, v in model.state_dict().items()}
+    torch.save(copied, path)
+    load_with_notes(model, path)
+    torch.save(copied | {"head.weight": torch.zeros(5, 3)}, path)
+    with pytest.raises(CheckpointError, match=r"different values for 'table.weight' and 'head.weight', which are one"):
+        load_with_notes(model, path)
+    assert torch.equal(model["table"].weight, before)
+
+
 def test_another_width_is_named(path: Path) -> None:
     torch.save(Net(7).state_dict(), path)
     with pytest.raises(CheckpointError, match=r"2 of another shape \('head\.weight' 7x5 instead of 3x5, 'head\.bias'"):

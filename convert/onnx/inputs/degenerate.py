@@ -39,9 +39,29 @@ def _first_masked(tensor: Tensor) -> Tensor:
     return masked
 
 
+def _is_integer(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
 def _integers(tensor: Tensor) -> Tensor:
-    integer = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
-    return torch.zeros_like(tensor) if integer else tensor
+    return torch.zeros_like(tensor) if _is_integer(tensor) else tensor
+
+
+def _padded(chosen: Callable[[Tensor], bool], value: int) -> Callable[[Tensor], Tensor]:
+    """The second half of each row is one value, as padding and its mask are."""
+
+    def change(tensor: Tensor) -> Tensor:
+        if not chosen(tensor) or tensor.ndim < 2:
+            return tensor
+        changed = tensor.clone()
+        changed[..., -(tensor.shape[-1] // 2) or tensor.shape[-1] :] = value
+        return changed
+
+    return change
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.bool
 
 
 def _repeated(tensor: Tensor) -> Tensor:
@@ -61,4 +81,7 @@ CHANGES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "with False in the first row of masks": _first_masked,
     "with False everywhere in masks": _booleans(False),
     "with True everywhere in masks": _booleans(True),
+    "with zeros at the end of each row of integers": _padded(_is_integer, 0),
+    "with False at the end of each row of masks": _padded(_is_mask, False),
+    "with True at the end of each row of masks": _padded(_is_mask, True),
 }

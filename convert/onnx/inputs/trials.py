@@ -19,6 +19,7 @@ from bensemble.models.undisturbed import undisturbed
 
 from .arguments import FlatModel
 from .axes import BATCH, Axis, resized
+from .data_reads import reads_data
 from .degenerate import degenerate_inputs
 
 __all__ = ["Trial", "Trials", "run_trials"]
@@ -69,6 +70,11 @@ class Trials:
     def different(self) -> tuple[Trial, ...]:
         """Every trial once."""
         return tuple({id(trial): trial for trial in (self.example, self.varied, self.single) if trial}.values())
+
+    @cached_property
+    def reads_data(self) -> bool:
+        """Whether the model reads ``.data``; it is refused where it writes there."""
+        return reads_data(self.model.name, lambda: _run(self.model, self.example.tensors))
 
     @cached_property
     def degenerate(self) -> tuple[Trial, ...]:

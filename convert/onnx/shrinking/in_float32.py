@@ -1,4 +1,4 @@
-"""What stays in float32 beside operators in eight bits: the last layers, and what a softmax reads."""
+"""What stays in float32 beside operators in eight bits: the last layers, what a softmax reads, what is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx
 
 from bensemble.errors import ExportError
 
-__all__ = ["CONVOLUTIONS", "PRODUCTS", "before", "softmax_of_floats"]
+__all__ = ["CONVOLUTIONS", "PRODUCTS", "before", "refused", "softmax_of_floats"]
 
 #: Operators with a weight, and those of them that only static quantization makes faster.
 PRODUCTS, CONVOLUTIONS = ("MatMul", "Gemm"), ("Conv", "ConvTranspose")
@@ -35,6 +35,12 @@ def softmax_of_floats(proto: onnx.ModelProto) -> None:
             if maker is not None and maker.op_type not in (*PRODUCTS, *CONVOLUTIONS) and name not in seen:
                 seen.add(name)
                 waiting.append(maker)
+
+
+def refused(proto: onnx.ModelProto) -> list[str]:
+    """The names of transposed convolutions in groups, whose biases ONNX Runtime's quantizer cannot round by channel."""
+    transposed = [node for node in proto.graph.node if node.op_type == "ConvTranspose"]
+    return [node.name for node in transposed if any(a.name == "group" and a.i > 1 for a in node.attribute)]
 
 
 def before(proto: onnx.ModelProto, heads: Sequence[np.ndarray]) -> list[str]:

@@ -33,7 +33,7 @@ from bensemble.models.outputs import describe
 from ..files.proto import forget_inner_shapes, operators
 from ..inputs.trials import Trials
 from .calibrating import calibration_batches
-from .in_float32 import CONVOLUTIONS, PRODUCTS, before, softmax_of_floats
+from .in_float32 import CONVOLUTIONS, PRODUCTS, before, refused, softmax_of_floats
 
 __all__ = ["Quantization", "quantization_options"]
 
@@ -170,6 +170,7 @@ class Quantization:
             weight_type=ort.QuantType.QInt8,
             op_types_to_quantize=[*CONVOLUTIONS, *PRODUCTS] if inner else None,
             nodes_to_quantize=nodes,
+            nodes_to_exclude=refused(proto),
             extra_options={"OpTypesToExcludeOutputQuantization": [*PRODUCTS]} if inner else None,
         )
 
