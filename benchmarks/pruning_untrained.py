@@ -121,6 +121,7 @@ def judged(name: str, path: Path, seeds: int, auto: bool, ways: list[str]) -> di
         dense = trained(subject.build(), data, subject.epochs, subject.rate)
         before = accuracy(dense, data)
         found.setdefault("dense", []).append(before)
+        print(f"seed {seed}, dense: {before:.2f} %", file=sys.stderr, flush=True)
         for share in subject.shares:
             for way in ways:
                 started = time.perf_counter()
