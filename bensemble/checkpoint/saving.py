@@ -86,12 +86,12 @@ def save(bnn: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def _hidden(bnn: nn.Module, state: dict[str, Tensor]) -> Iterator[str]:
-    """The names of tensors that the model's own ``state_dict`` leaves out, so that the file could not be loaded."""
-    present = {id(tensor) for tensor in state.values()}
+    """The names that the model's own ``state_dict`` leaves out or changes, so that the file could not be loaded."""
     for path, module in bnn.named_modules():
         for name, tensor in {**parameters_of(module), **persistent_buffers_of(module)}.items():
-            if tensor is not None and id(tensor) not in present:
-                yield f"{path}.{name}".lstrip(".")
+            full = f"{path}.{name}".lstrip(".")
+            if tensor is not None and state.get(full) is not tensor:
+                yield full
 
 
 def _versions(state: dict[str, Tensor]) -> dict[str, dict[str, Any]]:

@@ -30,7 +30,8 @@ M = TypeVar("M", bound=nn.Module)
 log = logging.getLogger("bensemble.load_weights")
 
 WRAPPERS = ("module.", "_orig_mod.", "model.")
-PARTS = ("module", "_orig_mod")  # wrappers of one part of a network
+#: Wrappers of one part of a network.
+PARTS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 
 def load_weights(model: M, path: str | os.PathLike[str], *, key: str | None = None) -> M:

@@ -64,3 +64,18 @@ def test_a_state_dict_that_hides_a_part_is_refused(hides, named, tmp_path):
     with pytest.raises(CheckpointError, match=f"of Hiding must hold every tensor, got none of {named};"):
         bensemble.save(bayesify(Hiding(hides)), tmp_path / "a.safetensors")
     assert not any(tmp_path.iterdir())
+
+
+class Renaming(nn.Linear):
+    """Its state dict has names of its own, which only its own loading takes back."""
+
+    def state_dict(self, *args, **kwargs):
+        full = super().state_dict(*args, **kwargs)
+        return type(full)((f"net.{name}", tensor) for name, tensor in full.items())
+
+
+def test_a_state_dict_with_other_names_is_refused(tmp_path):
+    with pytest.raises(
+        CheckpointError, match=r"of Renaming must hold every tensor, got none of 'weight_mu' and 3 more;"
+    ):
+        bensemble.save(bayesify(Renaming(4, 2)), tmp_path / "a.safetensors")

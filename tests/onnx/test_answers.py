@@ -45,6 +45,13 @@ def test_bernoulli_has_sets_and_no_label():
     assert answer[0].to_dict() == {"probs": [0.9, 0.2], "set": [[0, 1], [0, 1]]}
 
 
+def test_a_regression_has_intervals_and_no_sets():
+    answer = Answer({"mean": np.zeros((2, 1)), "lower": -np.ones((2, 1)), "upper": np.ones((2, 1))})
+    assert [end.tolist() for end in answer.interval()] == [[[-1.0], [-1.0]], [[1.0], [1.0]]]
+    with pytest.raises(ValueError, match=r"sets: the file is of a regression, which has intervals; call interval\(\)"):
+        answer.sets()
+
+
 def test_one_example_of_an_answer():
     answer = classified({"entropy": 0.85})
     for one in (answer[1], answer[-2], answer[np.int64(1)], pickle.loads(pickle.dumps(answer[1]))):

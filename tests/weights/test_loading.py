@@ -73,7 +73,7 @@ def test_takes_the_prefix_of_wrappers_away_and_says_so(prefix: str, path: Path) 
     assert in_checkpoint == ["took 'state_dict'", f"removed the prefix '{prefix}' from every name"]
 
 
-@pytest.mark.parametrize("wrapper", ["_orig_mod", "module"])
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "module", "_checkpoint_wrapped_module"])
 def test_takes_the_wrappers_of_parts_out_of_names(wrapper: str, path: Path) -> None:
     """As they come from a network of which one part was compiled, or spread over devices (pytorch/pytorch#3805)."""
     named = {name.replace("body.", f"body.{wrapper}."): value for name, value in state().items()}
