@@ -1,8 +1,8 @@
 """Pruning a trained network without training and without labels, beside one epoch of training with them.
 
-Points of test accuracy below the dense network, the mean over the seeds with its standard error. What a run
-chooses or solves for, it does on 2,000 of the training pictures, without their classes. The constants of the code, the
-damping of 1 in prune_and_repair and what prune_scores and "auto" go by, were settled while looking at test digits.
+Points of test accuracy below the dense network, the mean over the seeds with its standard error. What a run chooses or
+solves for, it does on 2,000 of the training examples (--looked-at), without their classes. The constants of the code,
+the damping of 1 in prune_and_repair and what prune_scores and "auto" go by, were settled while looking at test digits.
 
 The digits are those of MNIST as one .npz file with x_train, y_train, x_test and y_test, such as
 https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz. The pictures are those of CIFAR-10
@@ -23,7 +23,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from honesty.tasks import standardised
 from narrow_subjects import Intents, queries
 from networks import Block, mlp
 from rounds import print_table, write_json
-from without_training import WAYS, Data, accuracy, trained
+from without_training import LOOKED_AT, WAYS, Data, accuracy, trained
 
 from convert import prune_and_repair
 
@@ -98,6 +98,9 @@ def main() -> None:
     parser.add_argument("--network", choices=list(SUBJECTS), action="append", help="default: all")
     parser.add_argument("--way", choices=list(WAYS), action="append", help="default: all")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--looked-at", type=int, default=LOOKED_AT, help="training examples that ways without labels see"
+    )
     parser.add_argument("--auto", action="store_true", help="also find the share, which takes as long as the rest")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -108,15 +111,18 @@ def main() -> None:
         if not path or not Path(path).exists():
             print(f"{name}: left out, --{SUBJECTS[name].data} must be the {FILES[SUBJECTS[name].data]}, got {path}")
             continue
-        figures[name] = judged(name, Path(path), arguments.seeds, arguments.auto, arguments.way or list(WAYS))
+        ways, looked_at = arguments.way or list(WAYS), arguments.looked_at
+        figures[name] = judged(name, Path(path), arguments.seeds, arguments.auto, ways, looked_at)
     write_json(arguments.json, figures)
 
 
-def judged(name: str, path: Path, seeds: int, auto: bool, ways: list[str]) -> dict[str, list[float]]:
+def judged(
+    name: str, path: Path, seeds: int, auto: bool, ways: list[str], looked_at: int = LOOKED_AT
+) -> dict[str, list[float]]:
     """The table of one network: points below dense of every way at every share, by seed."""
     subject, found = SUBJECTS[name], dict[str, list[float]]()
     for seed in range(seeds):
-        data = LOADERS[subject.data](path, seed)
+        data = replace(LOADERS[subject.data](path, seed), looked_at=looked_at)
         torch.manual_seed(seed)
         dense = trained(subject.build(), data, subject.epochs, subject.rate)
         before = accuracy(dense, data)

@@ -121,8 +121,8 @@ def prune_and_repair(
 
     Args:
         model: A plain network, or a Bayesian one, of which the means count.
-        loader: Batches of inputs, read several times; not shuffled; targets are not used. 2,000 inputs are enough; with
-            more of them ``"auto"`` knows better what is lost and goes further.
+        loader: Batches of inputs, read several times; not shuffled; targets are not used. 2,000 inputs are enough for
+            a small network; a larger one loses less by more of them, and ``"auto"`` knows better what is lost.
         sparsity: The share to remove at last, or a mapping with shares of layers, as in :func:`bensemble.prune`. Or
             ``"auto"``: go on until the expected loss and its standard error are above .3 points of accuracy, .003 nats
             where there are no classes, then take the last step back and try half of it.
