@@ -27,13 +27,15 @@ class Record:
     Args:
         folder: The folder of the user's.
         fingerprint: That of the posterior that is pruned.
+        settings: Arguments that change every file, by name; of data only whether there is any.
 
     Raises:
-        InvalidValueError: The folder holds the search of another posterior, or something else under that name.
+        InvalidValueError: The folder holds the search of another posterior or with other settings, or something else
+            under that name.
     """
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        self._path, self._fingerprint = folder / "search.json", fingerprint
+    def __init__(self, folder: Path, fingerprint: str, settings: dict[str, bool]) -> None:
+        self._path, self._held = folder / "search.json", {"posterior": fingerprint, "settings": settings}
         self.points: dict[Candidate, Point] = {}
         if not self._path.exists():
             return
@@ -49,11 +51,19 @@ class Record:
                 f"compress: folder '{folder}' must be of this model, got the search of another posterior; choose "
                 "another folder, or empty it."
             )
+        before = held.get("settings", settings)
+        if before != settings:
+            name = next(name for name in settings if before.get(name) != settings[name])
+            wanted, found = ("with", "without") if settings[name] else ("without", "with")
+            raise InvalidValueError(
+                f"compress: folder '{folder}' must be of a search {wanted} {name}=, got one {found}; choose another "
+                "folder, or empty it."
+            )
         self.points = {candidate_of(point): point for point in points}
 
     def write(self, points: Iterable[Point]) -> None:
         """Replace the record by these points and those that it held before."""
         self.points |= {candidate_of(point): point for point in points}
-        content = {"posterior": self._fingerprint, "points": [asdict(point) for point in self.points.values()]}
+        content = {**self._held, "points": [asdict(point) for point in self.points.values()]}
         with replacing(self._path) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n")

@@ -125,7 +125,8 @@ def compress(
     ways = {name: _channels(bnn, example_inputs) if name == "channel" else name for name in granularities}
     rankings = {score: None if score == "snr" else prune_scores(bnn, score=score) for score in scores}
     with _kept(folder) if folder is not None else working_folder() as place:
-        record = None if folder is None else Record(place, str(posterior_fingerprint([bnn])))
+        settings = {"repair": repair is not None, "sparse": sparse}
+        record = None if folder is None else Record(place, str(posterior_fingerprint([bnn])), settings)
         files = CandidateFiles(
             *(bnn, evaluate, example_inputs, place, ways, calibration_data, repairing, sparse, output, progress),
             rankings=rankings,

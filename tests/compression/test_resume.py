@@ -56,6 +56,10 @@ def test_a_folder_of_another_search_is_refused(tmp_path):
     compress(model, closeness(model, x), x, tmp_path / "a.onnx", **options)
     with pytest.raises(InvalidValueError, match=r"must be of this evaluate, got -?0 there and 1 now"):
         compress(model, lambda network: 1 + closeness(model, x)(network), x, tmp_path / "b.onnx", **options)
+    with pytest.raises(InvalidValueError, match=r"of a search with repair=, got one without; choose"):
+        compress(model, closeness(model, x), x, tmp_path / "b.onnx", repair=[x], **options)
+    with pytest.raises(InvalidValueError, match=r"of a search without sparse=, got one with; choose"):
+        compress(model, closeness(model, x), x, tmp_path / "b.onnx", sparse=False, **options)
     with torch.no_grad():
         model[0].w_rho.add_(0.1)
     with pytest.raises(InvalidValueError, match="got the search of another posterior; choose"):
