@@ -73,7 +73,7 @@ def fit_posterior(
     unchanged. The formula is at the top of this module.
 
     With torch.distributed every process calls this, reads its own share of both loaders, and gets the posterior of all
-    the data. A Kronecker-factored fit with exact curvature is that of one process; the random signs of others differ.
+    the data. For a last layer of at most 64 outputs it is that of one process; the random signs of other fits differ.
     Of a sharded model (``fully_shard``) the last layer can be fitted, if its own weights are not sharded.
 
     Args:
