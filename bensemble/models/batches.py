@@ -179,7 +179,10 @@ def batch_size(inputs: Inputs) -> int:
     for tensor in _input_tensors(inputs):
         if tensor.ndim:
             return tensor.shape[0]
-    raise InvalidValueError(f"inputs: must hold a tensor with a batch axis, got {describe(inputs)}.")
+    raise InvalidValueError(
+        f"inputs: must hold a tensor with a batch axis, got {describe(inputs)}; make tensors of arrays, with "
+        "torch.as_tensor or in unpack=."
+    )
 
 
 def examples_along(inputs: Any, axis: int) -> int | None:

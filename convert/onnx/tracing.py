@@ -69,13 +69,13 @@ def trace(trials: Trials, opset: int | None, verbose: bool) -> Traced:
     Raises:
         ExportError: The exporter cannot follow the model, or cannot write that operator set.
     """
+    if trials.reads_data:  # refused here where the model writes there
+        logger.debug("what %s reads through .data is exported as detach()", trials.model.name)
     try:
         found = _traced(trials, opset, verbose)
         fixed = {name for name, (smallest, largest) in found.ranges.items() if smallest == largest}
         fixed |= {name for name, symbols in found.symbols.items() if not symbols}
         failure = None
-    except ExportError:
-        raise
     except Exception as err:
         found, fixed, failure = None, {axis.name for axis in trials.axes}, err
     if fixed:

@@ -79,7 +79,7 @@ class HeldOut:
         """Keep a batch."""
         inputs = to_device(inputs, device_of(self.network))
         with evaluating(self.network), unwritten(self.network):
-            self.batches.append((inputs, forward(self.verb, self.network, inputs, self.output)))
+            self.batches.append((inputs, forward(self.verb, self.network, inputs, self.output).clone()))
 
     def splitting(self, loader: Iterable[Any], num_batches: int | None, unpack: Unpack | None) -> Iterator[Any]:
         """The batches of a loader as (inputs, target) without the last tenth, which is kept; a single one is both."""

@@ -198,6 +198,10 @@ def _check_plan(plan: ConversionPlan, model: nn.Module) -> None:
     reasons = reasons or ["it has no parameters"]
     if fitted:
         reasons.append(f"Bayesian already, such as '{fitted[0]}'")
+    replaced = next((path for path, module in model.named_modules() if "forward" in vars(module)), None)
+    if replaced is not None and any(reason.startswith("not reached") for reason in reasons):
+        owner = f"'{replaced}'" if replaced else "the model itself"
+        reasons = [f"the forward set on {owner} may run other layers than its own", *reasons]
     raise ConversionError(
         f"bayesify: nothing to convert in {plan.model}: {'; '.join(reasons[:5])}. print(plan(model)) shows each."
     )

@@ -132,6 +132,15 @@ def test_nothing_to_convert(build, message: str) -> None:
         bayesify(build())
 
 
+def test_a_forward_set_on_the_model_is_named_where_it_reaches_nothing() -> None:
+    """A copy of the function still holds the layer of the original."""
+    model = small()
+    layers = list(model)
+    model.forward = lambda x: nn.Sequential(*layers)(x)
+    with pytest.raises(ConversionError, match=r"nothing to convert in Sequential: the forward set on the model itself"):
+        bayesify(model, example_inputs=torch.randn(2, 3, 4, 4))
+
+
 def test_frozen_all_through_and_named() -> None:
     assert bayesify(nn.Linear(3, 2).requires_grad_(False), include=nn.Linear).w_mu.shape == (2, 3)
 

@@ -158,7 +158,9 @@ def test_device_of_falls_back_to_the_cpu():
 
 def test_batch_size_is_axis_0_of_the_first_tensor_with_axes():
     assert batch_size(X) == batch_size((torch.tensor(1.0), X)) == batch_size({"a": "text", "b": [X]}) == 4
-    with pytest.raises(InvalidValueError, match="must hold a tensor with a batch axis"):
+    with pytest.raises(
+        InvalidValueError, match=r"must hold a tensor with a batch axis, got .*; make tensors of arrays"
+    ):
         batch_size({"a": torch.tensor(1.0)})
 
 

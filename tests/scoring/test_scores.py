@@ -160,3 +160,23 @@ def test_the_last_tenth_is_held_out():
 def test_refusals(arguments, error, message):
     with pytest.raises(error, match=message):
         prune_scores(network(), **({"loader": BATCHES} | arguments))
+
+
+class Reusing(nn.Linear):
+    """Gives its outputs in a buffer of its own, the same for every batch."""
+
+    def __init__(self):
+        super().__init__(4, 3)
+        self.register_buffer("out", torch.zeros(2, 3))
+
+    def forward(self, x):
+        return self.out.copy_(super().forward(x))
+
+
+def test_what_is_held_out_is_apart_from_the_buffers_of_the_model():
+    model = Reusing()
+    heldout = HeldOut("prune_and_repair", model, Categorical())
+    for _ in range(3):
+        heldout.add(torch.randn(2, 4))
+    assert heldout.loss(copy.deepcopy(model)).nats == 0
+    assert not model.out.any()
