@@ -10,7 +10,7 @@ from uncertainty_files import CLASSES, model, write_calibrated
 
 from bensemble.errors import InvalidValueError
 from convert.onnx import export_onnx
-from convert.onnx.export import _pack
+from convert.onnx.assembly import _pack
 from convert.runtime import UncertaintySession
 
 pytestmark = pytest.mark.xdist_group("sidecar")
@@ -63,7 +63,7 @@ def test_a_failure_leaves_neither(tmp_path, monkeypatch):
         _pack(file, *rest)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("convert.onnx.export._pack", failing)
+    monkeypatch.setattr("convert.onnx.assembly._pack", failing)
     with pytest.raises(KeyboardInterrupt):
         export_onnx(model(), tmp_path / "m.onnx", torch.zeros(1, 4), **OPTIONS)
     assert not list(tmp_path.iterdir())

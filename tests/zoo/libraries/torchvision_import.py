@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,9 +22,10 @@ def prepare() -> None:
     global _library
     if _library is not None or importlib.util.find_spec("torchvision") is None:
         return
-    folder = importlib.util.find_spec("torchvision").submodule_search_locations[0]
+    folder = Path(importlib.util.find_spec("torchvision").submodule_search_locations[0])
+    (operators,) = folder.glob("_C*.so")  # from 0.29 on it is called _C_stable
     try:
-        torch.ops.load_library(f"{folder}/_C.so")
+        torch.ops.load_library(str(operators))
         return  # a matching build
     except OSError:
         pass
