@@ -69,7 +69,9 @@ def trace(trials: Trials, opset: int | None, verbose: bool) -> Traced:
     Raises:
         ExportError: The exporter cannot follow the model, or cannot write that operator set.
     """
-    if trials.reads_data:  # refused here where the model writes there
+    with quiet(verbose):
+        reads = trials.reads_data  # refused here where the model writes there
+    if reads:
         logger.debug("what %s reads through .data is exported as detach()", trials.model.name)
     try:
         found = _traced(trials, opset, verbose)

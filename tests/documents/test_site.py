@@ -128,8 +128,9 @@ def test_docstrings_are_readable(hooks, html, expected):
 
 @pytest.mark.parametrize(("source", "searched"), [("benchmarks-speed.md", False), ("choosing.md", True)])
 def test_the_tables_of_the_benchmarks_are_not_searched(hooks, source, searched):
-    html = hooks.on_page_content("<table>", page=SimpleNamespace(file=SimpleNamespace(src_uri=source)))
-    assert ("data-search-exclude" in html) != searched
+    page = SimpleNamespace(file=SimpleNamespace(src_uri=source), meta={})
+    assert ("data-search-exclude" in hooks.on_page_content("<table>", page=page)) != searched
+    assert page.meta == ({} if searched else {"search": {"boost": 0.2}})
 
 
 def test_what_another_host_would_send_is_a_warning(hooks, caplog):
