@@ -10,7 +10,7 @@ BROWSER := build/browser
 WEB := .venv-runtimes/node/node_modules/onnxruntime-web/dist
 SAMPLE ?= tests/zoo/sample-requirements.txt
 
-.PHONY: demo test test-long test-documents test-libraries test-mnist runtimes browser browser-files browser-test quick check format lint types wheel zoo compaction-sweep properties hostile torch-matrix bench bench-peers gallery docs docs-serve docs-screens clean
+.PHONY: demo test test-long test-documents test-libraries test-mnist runtimes browser browser-driver browser-files browser-test quick check format lint types wheel zoo compaction-sweep properties hostile torch-matrix bench bench-peers gallery docs docs-serve docs-screens clean
 docs docs-serve: export NO_MKDOCS_2_WARNING = 1
 
 demo: $(READY)          ## the whole story on one page: demo-output/index.html
@@ -74,9 +74,11 @@ browser: browser-files  ## a page where a network says what it does not know abo
 	@echo "Open http://127.0.0.1:8000 (end with Ctrl-C)"
 	$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory $(BROWSER)
 
-browser-test: browser-files  ## draws on that page in Chromium, which has to be installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --target $(BROWSER)-driver playwright==1.65.2
+browser-test: browser-files browser-driver  ## draws on that page in Chromium, which has to be installed
 	PYTHONPATH=$(BROWSER)-driver $(BIN)/python -m pytest tests/browser
+
+browser-driver: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --target $(BROWSER)-driver playwright==1.65.2
 
 browser-files: $(BROWSER)/digits.onnx
 	mkdir -p .venv-runtimes/node
@@ -116,8 +118,7 @@ gallery: $(READY)       ## run every example, write its page, figure and noteboo
 docs: $(DOCS_READY)     ## the documentation as a site: build/site/index.html
 	$(DOCS)/bin/mkdocs build --strict
 
-docs-screens: docs demo  ## the site and the demo as pictures, wide and narrow, light and dark; needs Chromium
-	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --target $(BROWSER)-driver playwright==1.65.2
+docs-screens: docs demo browser-driver  ## the site and the demo as pictures, wide and narrow, light and dark; needs Chromium
 	PYTHONPATH=$(BROWSER)-driver $(BIN)/python -m tests.browser.screens --demo demo-output
 
 docs-serve: $(DOCS_READY)  ## the same on a local address, built again after every change

@@ -29,7 +29,7 @@ from ..errors import InvalidTypeError, InvalidValueError
 from ..likelihoods import Likelihood, required
 from ..models.batches import Unpack, batch_size, device_of, split_batch
 from ..models.outputs import OutputSelector
-from ..models.ranks import failing_together, from_every_process, own_rank
+from ..models.ranks import failing_together, from_every_process, num_processes, own_rank
 from ..models.sharding import holds_shards, is_sharded
 from ..models.state import evaluating, unwrapped
 from ..posterior import Posterior
@@ -131,7 +131,7 @@ def fit_posterior(
         stack.enter_context(evaluating(bnn))
         stack.enter_context(restored_on_failure(posteriors))
         recorded: list[tuple[Any, Any]] = []
-        kept = OWN_EXAMPLES // len(from_every_process(None)) if val_loader is None and beta is None else 0
+        kept = OWN_EXAMPLES // num_processes() if val_loader is None and beta is None else 0
         batches = _recording(loader, unpack, kept, recorded, bnn)
         with _means_require_grad(posteriors), torch.enable_grad():
             options: dict[str, Any] = {

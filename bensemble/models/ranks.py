@@ -24,6 +24,7 @@ __all__ = [
     "failing_together",
     "from_every_process",
     "gathered",
+    "num_processes",
     "own_rank",
     "sum_over_processes",
     "warn_of_equal_noise",
@@ -80,6 +81,11 @@ def from_every_process(value: Any) -> list[Any]:
 def gathered(tensor: Tensor) -> Tensor:
     """The tensors of all processes in the order of their ranks, joined along the first axis."""
     return torch.cat(from_every_process(tensor)) if _several() else tensor
+
+
+def num_processes() -> int:
+    """How many processes there are; 1 without others."""
+    return dist.get_world_size() if _several() else 1
 
 
 def own_rank() -> int:

@@ -1,5 +1,6 @@
 """What the workers of this folder share: they run under torchrun, each check in every process at once."""
 
+import contextlib
 import datetime
 import os
 import sys
@@ -43,6 +44,24 @@ def leave():
 def checks_of(module):
     """The functions of a worker named ``check_...``, in their order."""
     return [value for name, value in vars(sys.modules[module]).items() if name.startswith("check_")]
+
+
+@contextlib.contextmanager
+def out_of_sight():
+    """What runs within sees no process group, as if it were the only process."""
+    several = dist.is_initialized
+    dist.is_initialized = lambda: False
+    try:
+        yield
+    finally:
+        dist.is_initialized = several
+
+
+def own_third(tensors):
+    """Unequal shares of some tensors: the first third for process 0."""
+    cut = len(tensors[0]) // 3
+    part = slice(0, cut) if dist.get_rank() == 0 else slice(cut, None)
+    return [tensor[part] for tensor in tensors]
 
 
 def gathered(tensor):

@@ -9,7 +9,7 @@ from torch.distributed.fsdp import fully_shard
 import bensemble
 from bensemble.errors import BensembleError, InvalidValueError
 from convert import bayesify, last_layer
-from tests.engines.processes import agree, checks_of, run
+from tests.engines.processes import agree, checks_of, out_of_sight, own_third, run
 from tests.novelty.tasks import batches, blobs, mlp
 
 
@@ -41,20 +41,13 @@ def fit(bnn, train, held, seed=0, **options):
 
 
 def one_process(*arguments, **options):
-    """The fit as one process has it; the group is out of sight meanwhile."""
-    several = dist.is_initialized
-    dist.is_initialized = lambda: False
-    try:
+    """The fit as one process has it."""
+    with out_of_sight():
         return fit(*arguments, **options)
-    finally:
-        dist.is_initialized = several
 
 
-def share(data, size=11):
-    """Unequal shares, cut into batches: a third for process 0."""
-    cut = len(data[0]) // 3
-    part = slice(0, cut) if dist.get_rank() == 0 else slice(cut, None)
-    return batches([tensor[part] for tensor in data], size)
+def share(data):
+    return batches(own_third(data), 11)
 
 
 def covariance(bnn):

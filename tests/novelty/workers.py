@@ -12,7 +12,7 @@ from torch import nn
 import bensemble
 from bensemble.errors import BensembleError, InvalidValueError
 from bensemble.likelihoods import Bernoulli, Gaussian
-from tests.engines.processes import agree, checks_of, run
+from tests.engines.processes import agree, checks_of, out_of_sight, own_third, run
 from tests.novelty.tasks import batches, blobs, mlp
 
 X, Y = blobs(300)
@@ -26,20 +26,13 @@ def network(outputs=3):
 
 
 def one_process(*arguments, **options):
-    """The fit as one process has it; the group is out of sight meanwhile."""
-    several = dist.is_initialized
-    dist.is_initialized = lambda: False
-    try:
+    """The fit as one process has it."""
+    with out_of_sight():
         return bensemble.fit_novelty(*arguments, **options)
-    finally:
-        dist.is_initialized = several
 
 
-def share(data, size=11):
-    """Unequal shares, cut into batches: a third for process 0."""
-    cut = len(data[0]) // 3
-    part = slice(0, cut) if dist.get_rank() == 0 else slice(cut, None)
-    return batches([tensor[part] for tensor in data], size)
+def share(data):
+    return batches(own_third(data), 11)
 
 
 def compare(model, data, held, **options):
