@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from ..browser.person import CHROMIUM
 from .files import HELD_OUT, decoded, write
 
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / ".venv-runtimes"
+#: Programs of a Chromium; Debian's package is called `chromium`.
+BROWSERS = ("chromium", "google-chrome", "chromium-browser")
 HERE = Path(__file__).parent
 DIST = HOME / "node" / "node_modules" / "onnxruntime-web" / "dist"
 
@@ -108,7 +109,7 @@ def environment(client: Client) -> list[str] | None:
             if subprocess.run(install, check=False).returncode:
                 return None
         return ["node"]
-    if client.script == "chromium.py" and not (DIST.exists() and CHROMIUM):
+    if client.script == "chromium.py" and not (DIST.exists() and any(map(shutil.which, BROWSERS))):
         return None
     folder = HOME / client.heading.replace(" ", "-")
     python = folder / "bin" / "python"
