@@ -6,7 +6,7 @@ each example, and projected where a layer is wide. So no layer's output is held 
 
 from __future__ import annotations
 
-import functools
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,12 +25,14 @@ from ..models.state import evaluating
 from ..noise.stack import mean_mode
 from ..torch_internals import is_compiled
 from .layouts import Layout, with_outputs
-from .projection import random_signs
+from .projection import folded, random_signs
 
 __all__ = ["FeatureReader", "home", "mean_output"]
 
 #: Rows that are computed with at once.
 ROWS = 2**15
+#: Features are projected to so many dimensions for each leading direction that is kept of them.
+DIMENSIONS = 4
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class FeatureReader:
 
     Attributes:
         layouts: The layers.
-        projection: Dimensions that wider features are projected to; None for no projection.
+        projection: Leading directions that are kept of the features; None for all. Features of more than
+            :data:`DIMENSIONS` times as many dimensions are projected to that many first.
         seed: Seed of the projections.
         per_position: Whether the model's output has positions, such as tokens or pixels.
         joint: Whether the features of all layers make one row, or each layer has its own.
@@ -55,9 +58,8 @@ class FeatureReader:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Features of each Gaussian: of the one for all layers, or of one for each."""
-        widths = [layout.width for layout in self.layouts]
-        widths = [sum(widths)] if self.joint else widths
-        return tuple(width if self.projection is None else min(width, self.projection) for width in widths)
+        widths = [self._width(layout) for layout in self.layouts]
+        return (min(sum(widths), self._most),) if self.joint else tuple(widths)
 
     def without(self, names: Collection[str]) -> FeatureReader:
         """The reader of the other layers, which have a Gaussian each."""
@@ -122,19 +124,21 @@ class FeatureReader:
     def rows(self, features: list[Tensor], positions: torch.Size) -> list[Tensor]:
         """For each Gaussian its rows, one for each example or position of the output."""
         rows = [self._spread(number, tensor, positions) for number, tensor in enumerate(features)]
-        if not self.joint:
-            return rows
-        # A projection of all layers is the sum of those of each.
-        return [torch.cat(rows, 1) if self._size(0) is None else functools.reduce(torch.add, rows)]
+        return [self._folded(torch.cat(rows, 1), -1, self._most)] if self.joint else rows
 
     def _reduced(self, number: int, tensor: Tensor, batch: int | None, mask: Tensor | None) -> Tensor:
         """The output of one layer as (B, ..., k)."""
         layout = self.layouts[number]
-        x = precise(tensor).movedim(layout.axis, -1)
-        if x.shape[-1] != layout.width:
+        x = precise(tensor)
+        if x.shape[layout.axis] != layout.width:
             raise InvalidValueError(
-                f"novelty: '{layout.name}' has {layout.width} features in the fit, got {x.shape[-1]}; fit it again."
+                f"novelty: '{layout.name}' has {layout.width} features in the fit, got {x.shape[layout.axis]}; fit it "
+                "again."
             )
+        if layout.axis == 1 and x.ndim > 2 and mask is None and not self.per_position:
+            x = x.mean(tuple(range(2, x.ndim)))  # not after the axes are swapped, which copies the feature map
+        else:
+            x = x.movedim(layout.axis, -1)
         if layout.batch == "second":
             x = x.transpose(0, 1)
         elif layout.batch == "merged":
@@ -150,21 +154,29 @@ class FeatureReader:
                 x = (x * kept).sum(1) / kept.sum(1).clamp_min(1)
             else:
                 x = x.flatten(1, -2).mean(1)
-        size = self._size(number)
-        return x if size is None else x @ self._signs_of(layout, size, x.device).to(x.dtype)
+        return self._folded(x, layout.number, self._width(layout))
 
-    def _size(self, number: int) -> int | None:
-        """The dimensions that a layer is projected to; None if it is not."""
-        if self.projection is None:
-            return None
-        width = sum(layout.width for layout in self.layouts) if self.joint else self.layouts[number].width
-        return self.projection if width > self.projection else None
+    @property
+    def _most(self) -> int:
+        """The dimensions that wider features are projected to."""
+        return sys.maxsize if self.projection is None else DIMENSIONS * self.projection
 
-    def _signs_of(self, layout: Layout, size: int, device: torch.device) -> Tensor:
-        key = (layout.number, device)
+    def _width(self, layout: Layout) -> int:
+        """The dimensions that a layer keeps until all are joined: all its own, but where each has very many rows."""
+        most = self._most
+        if self.joint:
+            if not self.per_position or sum(other.width for other in self.layouts) <= most:
+                return layout.width
+            most = max(most // DIMENSIONS, most // len(self.layouts))
+        return min(layout.width, most)
+
+    def _folded(self, x: Tensor, number: int, most: int) -> Tensor:
+        if x.shape[-1] <= most:
+            return x
+        key = (number, x.device)
         if key not in self._signs:
-            self._signs[key] = random_signs(self.seed, layout.number, layout.width, size).to(device)
-        return self._signs[key]
+            self._signs[key] = random_signs(self.seed, number, x.shape[-1]).to(x.device)
+        return folded(x, self._signs[key], most)
 
     def _spread(self, number: int, x: Tensor, positions: torch.Size) -> Tensor:
         """The features (b, ..., k) of some examples at the positions of the output, as rows."""

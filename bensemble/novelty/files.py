@@ -28,7 +28,7 @@ from .layouts import Layout
 
 __all__ = ["NoveltyFile", "read_novelty", "save_novelty"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 #: Characters of the longest header; that of 10,000 layers has a twentieth of this.
 _LONGEST = 2**24
 _KEY = "bensemble_novelty"
@@ -132,7 +132,12 @@ def _read_header(path: str, text: str | None) -> dict[str, Any]:
                 f"load: '{path}' has format version {raw['version']}, got a bensemble that reads up to "
                 f"{FORMAT_VERSION}; update bensemble."
             )
-        _require(set(raw) == set(_FIELDS) and raw["version"] > 0, "its fields are not those of a novelty")
+        if raw["version"] < FORMAT_VERSION:
+            raise CheckpointError(
+                f"load: '{path}' has format version {raw['version']}, whose scores have another formula, got a "
+                f"bensemble that reads {FORMAT_VERSION}; call fit_novelty again."
+            )
+        _require(set(raw) == set(_FIELDS), "its fields are not those of a novelty")
         for name, kinds in _FIELDS.items():
             value = raw[name]
             _require(isinstance(value, kinds) and (kinds is bool or type(value) is not bool), f"{name} is malformed")
@@ -173,10 +178,9 @@ def _contents(model: nn.Module, header: dict[str, Any], tensors: dict[str, Tenso
     _require(standard is not None and standard.shape == (2 * scales,), "it has no standardisation")
     assert heldout is not None
     assert standard is not None
-    first = tensors.get("distances.0.means")
-    _require(first is not None and first.ndim == 2 and len(first) > 1, "it has no class means")
-    assert first is not None
-    distances = [RelativeDistance(size, len(first)) for size in reader.sizes]
+    slopes = [tensors.get(f"distances.{number}.slopes") for number in range(len(reader.sizes))]
+    _require(all(s is not None and s.ndim == 2 and len(s) > 1 for s in slopes), "it has no class means")
+    distances = [RelativeDistance(k, *s.shape) for k, s in zip(reader.sizes, slopes, strict=True) if s is not None]
     nn.ModuleDict({"distances": nn.ModuleList(distances)}).load_state_dict(tensors)
     scaled = [standard[1::2], *(distance.scale for distance in distances)]
     _require(all(bool((scale > 0).all()) for scale in scaled), "a scale is not positive")

@@ -55,8 +55,9 @@ def fit_novelty(
         likelihood: What the outputs mean, such as ``"categorical"``.
         layers: ``"all"``: the pre-activations of every Linear, convolution and attention but the last one called. Or
             the paths of modules, whose outputs are taken.
-        projection: Dimensions that wider features are projected to by a fixed random matrix; None for all of them,
-            which costs memory and time with the square of their number.
+        projection: Leading directions of the features that are kept, beside as many of the class means; outside of
+            them one variance serves all. More than four times as many features are summed into that number first, with
+            fixed random signs. None keeps all, which costs memory and time with the square of their number.
         joint: One Gaussian over the features of all layers. False: one for each layer, each projected for itself, and
             the sum of their standardised distances; it misses more strangers where layers differ in what they tell.
         output: Which part of a structured output.

@@ -134,7 +134,7 @@ class NoveltyFit:
             )
         places = torch.tensor([codes.index(code) for code in self.classes.codes], dtype=torch.long)
         found = [m.statistics(self.classes.counts, places, len(codes)) for m in self.moments]
-        distances = self._varying([RelativeDistance.of(s) if varies(s) else None for s in found])
+        distances = self._varying([RelativeDistance.of(s, self.projection) if varies(s) else None for s in found])
         values, digest = self._heldout(val_loader, distances, done)
         return self._made(distances, values, digest, num_data)
 

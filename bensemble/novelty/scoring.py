@@ -233,9 +233,9 @@ class Novelty(Printed, nn.Module):
             f"{'position' if self.reader.per_position else 'example'}: {self.num_data:,} training terms",
             f"  {len(self.heldout):,} held-out terms, so p-values of {self.smallest_pvalue:.2g} and above",
         ]
-        sizes, count = self.reader.sizes, len(self._distances()[0].means)
-        how = f"one Gaussian of {sizes[0]:,}" if self.reader.joint else f"a Gaussian of at most {max(sizes):,} for each"
-        lines.append(f"  {count:,} classes, {how} features after projection")
+        count, kept, size = max((*d.slopes.shape, len(d.centre)) for d in self._distances())
+        how = "one Gaussian" if self.reader.joint else "a Gaussian for each layer, at most"
+        lines.append(f"  {count:,} classes, {how} in {kept:,} directions of {size:,}")
         rows = [(layout.name, f"{layout.width:,}") for layout in self.reader.layouts]
         rows = [*rows[:10], (f"... {len(rows) - 19} more", ""), *rows[-9:]] if len(rows) > 20 else rows
         return "\n".join([*lines, *text_table([("layer", "features"), *rows], right=(1,), indent="  ")])

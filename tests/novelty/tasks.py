@@ -29,16 +29,30 @@ def auroc(familiar, strange):
     return float((strange.flatten()[:, None] > familiar.flatten()[None]).double().mean())
 
 
-def naive_distance(train, labels, rows):
-    """The formula with inverses and one loop over classes, in float64."""
+def naive_distance(train, labels, rows, leading=None):
+    """The formula with inverses and one loop over classes, in float64; exact in some leading directions if asked."""
+    mean, means = train.mean(0), {int(c): train[labels == c].mean(0) for c in labels.unique()}
+    spread = torch.stack([x - means[int(c)] for x, c in zip(train, labels, strict=True)])
+    one = torch.eye(train.shape[1]).double()
+    inside = one
+    if leading is not None and min(leading, len(means) - 1) + leading < len(one):
+        among = torch.linalg.svd(torch.stack(list(means.values())) - mean).Vh[: min(leading, len(means) - 1)]
+        inside = among.T @ among
+        left = one - inside
+        others = torch.linalg.svd(left @ (spread.T @ spread / len(spread) + 1e-9 * one) @ left).Vh[:leading]
+        inside = inside + others.T @ others
+        means = {c: mean + inside @ (m - mean) for c, m in means.items()}
 
     def inverse(centred):
         covariance = centred.T @ centred / len(centred)
-        return torch.linalg.inv(covariance + 0.01 * covariance.diagonal().mean() * torch.eye(len(covariance)).double())
+        covariance = covariance + 0.01 * covariance.diagonal().mean() * one
+        outside = one - inside
+        if outside.trace() > 1e-6:
+            variance = (outside @ covariance).trace() / outside.trace()
+            covariance = inside @ covariance @ inside + variance * outside
+        return torch.linalg.inv(covariance)
 
-    means = {int(c): train[labels == c].mean(0) for c in labels.unique()}
-    within = inverse(torch.stack([x - means[int(c)] for x, c in zip(train, labels, strict=True)]))
-    overall, mean = inverse(train - train.mean(0)), train.mean(0)
+    within, overall = inverse(spread), inverse(train - mean)
     nearest = [min(float((x - m) @ within @ (x - m)) for m in means.values()) for x in rows]
     far = [float((x - mean) @ overall @ (x - mean)) for x in rows]
     return torch.tensor(nearest, dtype=torch.float64) - torch.tensor(far, dtype=torch.float64)
@@ -48,11 +62,11 @@ def standardised(values, heldout):
     return (values - heldout.mean()) / heldout.std(correction=0)
 
 
-def naive_score(features, logits, data, held, new, energy=True, joint=True):
+def naive_score(features, logits, data, held, new, energy=True, joint=True, leading=None):
     """The score of new inputs from the features of each layer, written out."""
     if joint:
         features = [lambda x, each=features: torch.cat([f(x) for f in each], -1)]
-    pairs = [[naive_distance(f(data[0]), data[1], f(x)) for x in (held, new)] for f in features]
+    pairs = [[naive_distance(f(data[0]), data[1], f(x), leading) for x in (held, new)] for f in features]
     sums = [sum(standardised(pair[i], pair[0]) for pair in pairs) for i in (0, 1)]
     score = standardised(sums[1], sums[0])
     if not energy:

@@ -110,7 +110,8 @@ def resealed(path, model, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h: h.update(version=2), "has format version 2, got a bensemble that reads up to 1; update bensemble"),
+        (lambda h: h.update(version=3), "has format version 3, got a bensemble that reads up to 2; update bensemble"),
+        (lambda h: h.update(version=1), "version 1, whose scores have another formula, .* call fit_novelty again"),
         (lambda h: h.pop("seed"), "header of .* is damaged .its fields are not those of a novelty"),
         (lambda h: h.update(seed=-1), "a number is out of range"),
         (lambda h: h.update(num_data=True), "num_data is malformed"),
@@ -133,14 +134,14 @@ def test_damaged_headers(file, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda n: n.distances[0].basis.fill_(torch.nan), r"'distances.0.basis' is not finite float64"),
+        (lambda n: n.distances[0].directions.fill_(torch.nan), r"'distances.0.directions' is not finite float64"),
         (lambda n: n.distances[1].scale.zero_(), "a scale is not positive"),
         (lambda n: n.standard.neg_(), "a scale is not positive"),
         (lambda n: n.distances[0].register_buffer("centre", torch.zeros(3)), "size mismatch for distances.0.centre"),
         (lambda n: n.distances[0].register_buffer("more", torch.zeros(3)), "Unexpected key"),
         (lambda n: n.register_buffer("standard", torch.ones(2)), "it has no standardisation"),
         (lambda n: n.register_buffer("heldout", torch.ones(1)), "it has no held-out scores"),
-        (lambda n: delattr(n.distances[0], "means"), "it has no class means"),
+        (lambda n: delattr(n.distances[0], "slopes"), "it has no class means"),
     ],
 )
 def test_wrong_tensors(file, change, message):

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 import bensemble
 from bensemble.likelihoods import Categorical
-from bensemble.novelty.projection import random_signs
+from bensemble.novelty.projection import folded, random_signs
 
 from .tasks import batches, blobs, mlp, naive_score
 
@@ -214,15 +214,15 @@ def test_a_constant_layer_is_left_out():
 
     side = Side()
     with pytest.warns(UserWarning, match="'dead' left out, because their outputs do not vary"):
-        novelty = bensemble.fit_novelty(side, batches(TRAIN), batches(HELD), projection=3, joint=False)
+        novelty = bensemble.fit_novelty(side, batches(TRAIN), batches(HELD), projection=1, joint=False)
     named = bensemble.fit_novelty(side, batches(TRAIN), batches(HELD), projection=None, layers=["live.0", "live.2"])
     assert [layout.number for layout in novelty.reader.layouts] == [1, 2]
     novelty.reader._signs.clear()  # as after loading
     assert [layout.name for layout in named.reader.layouts] == ["live.0", "live.2"]
     with torch.no_grad():
-        first = lambda x: side.live[:1](x) @ random_signs(0, 1, 9, 3).double()  # noqa: E731
-        second = lambda x: side.live[:3](x) @ random_signs(0, 2, 5, 3).double()  # noqa: E731
-        expected = naive_score([first, second], side, TRAIN, HELD[0], FRESH, joint=False)
+        first = lambda x: folded(side.live[:1](x), random_signs(0, 1, 9), 4)  # noqa: E731
+        second = lambda x: folded(side.live[:3](x), random_signs(0, 2, 5), 4)  # noqa: E731
+        expected = naive_score([first, second], side, TRAIN, HELD[0], FRESH, joint=False, leading=1)
     assert_close(novelty.score(FRESH), expected, rtol=1e-9, atol=1e-9)
 
 

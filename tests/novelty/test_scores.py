@@ -11,7 +11,7 @@ from bensemble.likelihoods import Bernoulli, Gaussian, GaussianHead
 from bensemble.novelty.classes import bin_edges
 from bensemble.novelty.heldout import HeldoutTerms
 from bensemble.novelty.moments import Moments
-from bensemble.novelty.projection import random_signs
+from bensemble.novelty.projection import folded, random_signs
 from convert import bayesify
 
 from .tasks import auroc, batches, blobs, mlp, naive_score
@@ -35,24 +35,48 @@ def test_the_score_is_the_formula(joint):
 
 @torch.no_grad()
 def test_wide_features_are_projected_and_narrow_ones_are_not():
-    model = mlp()
+    model = mlp(width=40)
     novelty = bensemble.fit_novelty(model, batches(TRAIN), batches(HELD), projection=7, joint=False)
-    first, second = random_signs(0, 0, 9, 7).double(), random_signs(0, 1, 5, 7).double()
-    features = [lambda x: model[:1](x) @ first, model[:3]]
-    expected = naive_score(features, model, TRAIN, HELD[0], FRESH, joint=False)
-    assert_close(novelty.score(FRESH), expected, rtol=1e-9, atol=1e-9)
-    assert novelty.reader.sizes == (7, 5)
+    features = [lambda x: folded(model[:1](x), random_signs(0, 0, 40), 28), model[:3]]
+    expected = naive_score(features, model, TRAIN, HELD[0], FRESH, joint=False, leading=7)
+    assert_close(novelty.score(FRESH), expected, rtol=1e-7, atol=1e-7)  # many features are combinations of six
+    assert novelty.reader.sizes == (28, 5)
+    assert [len(distance.directions) for distance in novelty.distances] == [9, 5]
     together = bensemble.fit_novelty(model, batches(TRAIN), batches(HELD), projection=7)
-    features = [lambda x: model[:1](x) @ first + model[:3](x) @ second]
-    assert_close(together.score(FRESH), naive_score(features, model, TRAIN, HELD[0], FRESH), rtol=1e-9, atol=1e-9)
-    assert together.reader.sizes == (7,)
-    unprojected = bensemble.fit_novelty(model, batches(TRAIN), batches(HELD), projection=14)
-    assert unprojected.reader.sizes == (14,)
+    features = [lambda x: folded(torch.cat([model[:1](x), model[:3](x)], 1), random_signs(0, -1, 45), 28)]
+    expected = naive_score(features, model, TRAIN, HELD[0], FRESH, leading=7)
+    assert_close(together.score(FRESH), expected, rtol=1e-7, atol=1e-7)
+    assert together.reader.sizes == (28,)
+    unprojected = bensemble.fit_novelty(model, batches(TRAIN), batches(HELD), projection=12)
+    assert unprojected.reader.sizes == (45,)
     sources = [torch.Generator().manual_seed(seed) for seed in (1, 1, 2)]
     fits = [bensemble.fit_novelty(model, batches(TRAIN), batches(HELD), projection=7, generator=s) for s in sources]
     seeded = [fit.score(FRESH) for fit in fits]
     assert torch.equal(seeded[0], seeded[1])
     assert not torch.allclose(seeded[0], seeded[2])
+
+
+@pytest.mark.parametrize("leading", [4, 8, 12, 100])
+@torch.no_grad()
+def test_directions_that_are_not_kept_share_one_variance(leading):
+    model = mlp()
+    novelty = bensemble.fit_novelty(model, batches(TRAIN), batches(HELD), projection=leading, layers=["0", "3"])
+    expected = naive_score([model[:1], model[:4]], model, TRAIN, HELD[0], FRESH, leading=leading)
+    assert_close(novelty.score(FRESH), expected, rtol=1e-9, atol=1e-9)
+    assert len(novelty.distances[0].directions) == min(2 + leading, 14)
+
+
+@torch.no_grad()
+def test_a_stranger_that_leaves_the_directions_is_told():
+    """What was hardly ever seen is strange, however small it is beside what varies."""
+    features = 40
+    x = torch.randn(2000, features, generator=torch.Generator().manual_seed(3)).double()
+    x, y = x * torch.where(torch.arange(features) < 4, 10.0, 0.1), (x[:, 0] > 0).long()
+    model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(features, 2)).double()
+    novelty = bensemble.fit_novelty(model, batches((x[:1500], y[:1500])), [x[1500:]], projection=10, layers=["0"])
+    familiar, strange = x[1500:1600], x[1500:1600].clone()
+    strange[:, -1] += 4
+    assert auroc(novelty.score(familiar), novelty.score(strange)) > 0.95
 
 
 def test_the_projection_is_made_of_integers_and_keeps_distances():
@@ -66,11 +90,14 @@ def test_the_projection_is_made_of_integers_and_keeps_distances():
 
     key = mixed(12345 + 3 * 0x9E3779B97F4A7C15 & mask)
     wanted = [-1 if mixed(key + n * 0x9E3779B97F4A7C15 & mask) >> 63 else 1 for n in range(1, 13)]
-    assert torch.equal(random_signs(12345, 2, 4, 3).sign().int(), torch.tensor(wanted).view(4, 3).int())
-    x = torch.randn(2000, 300)
-    ratio = (x @ random_signs(1, 0, 300, 64).float()).square().sum(1) / 64 / x.square().sum(1)
-    assert abs(float(ratio.mean()) - 1) < 5 * math.sqrt(2 / 64)
-    assert float(ratio.std()) == pytest.approx(math.sqrt(2 / 64), rel=0.15)
+    assert torch.equal(random_signs(12345, 2, 12), torch.tensor(wanted, dtype=torch.int8))
+    x, signs = torch.randn(2000, 300), random_signs(1, 0, 300)
+    places = torch.zeros(300, 64)
+    places[torch.arange(300), torch.arange(300) % 64] = signs.float()
+    assert_close(folded(x, signs, 64), x @ places)
+    ratio = folded(x, signs, 64).square().sum(1) / x.square().sum(1)
+    assert abs(float(ratio.mean()) - 1) < 5 * math.sqrt(2 / 64 / 2000)
+    assert float(ratio.std()) == pytest.approx(math.sqrt(2 / 64 - 2 / 300), rel=0.15)
 
 
 def test_moments_do_not_cancel_where_means_are_large():
@@ -211,5 +238,5 @@ def test_it_prints_and_counts():
     text = repr(novelty)
     assert "Novelty of Sequential (categorical), per example: 400 training terms" in text
     assert "120 held-out terms, so p-values of 0.0083 and above" in text
-    assert "3 classes, one Gaussian of 14 features after projection" in text
+    assert "3 classes, one Gaussian in 14 directions of 14" in text
     assert [line.split() for line in text.splitlines()[-2:]] == [["0", "9"], ["2", "5"]]

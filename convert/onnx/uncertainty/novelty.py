@@ -126,12 +126,14 @@ class _Score(nn.Module):
             share = 1 / (d.scale * standard[1])
             offset = (offset if number == 0 else 0) - d.location * share
             constants = {
-                "basis": d.basis.T,
-                "shift": -d.basis @ d.centre,
-                "weights": (share * d.weights)[:, None].expand(-1, len(d.means)),
-                "means": -2 * share * d.means.T,
-                "norms": share * d.means.square().sum(1) + offset,
+                "directions": d.directions.T,
+                "shift": -d.directions @ d.centre,
+                "weights": share * d.weights[:, None],
+                "slopes": -2 * share * d.slopes.T,
+                "norms": share * d.norms + offset,
             }
+            if len(d.directions) < len(d.centre):
+                constants |= {"centre": d.centre, "rest": (share * d.rest).expand(len(d.centre), 1)}
             for name, tensor in constants.items():
                 self.register_buffer(f"{name}{number}", tensor.float().contiguous())
 
@@ -139,11 +141,15 @@ class _Score(nn.Module):
         """The score of each term from the features for each Gaussian, (N, k), and the negative energies, (N,)."""
         total = None if energy is None else energy * self.energy
         for number, x in enumerate(rows):
-            basis, shift, weights, means, norms = (
-                self.get_buffer(f"{name}{number}") for name in ("basis", "shift", "weights", "means", "norms")
+            directions, shift, weights, slopes, norms = (
+                self.get_buffer(f"{name}{number}") for name in ("directions", "shift", "weights", "slopes", "norms")
             )
-            u = torch.addmm(shift, x, basis)
-            distance = torch.addmm(torch.addmm(norms, u, means), u * u, weights).amin(1)
+            p = torch.addmm(shift, x, directions)
+            distance = torch.addmm(torch.addmm(norms, p, slopes).amin(1, keepdim=True), p * p, weights)
+            if hasattr(self, f"rest{number}"):
+                outside = x - torch.addmm(self.get_buffer(f"centre{number}"), p, directions.T)
+                distance = torch.addmm(distance, outside * outside, self.get_buffer(f"rest{number}"))
+            distance = distance.squeeze(1)
             total = distance if total is None else total + distance
         assert total is not None
         return total
