@@ -47,19 +47,23 @@ def members(output: Tensor, count: int, index: int = 0) -> Tensor:
     )
 
 
-def through(output: Tensor, result: Tensor, other: Tensor) -> Tensor:
+def through(output: Tensor, result: Tensor, other: Tensor, axis: int) -> Tensor:
     """The marker for what an output would be, if something on the way to it were another tensor.
 
     Args:
         output: The output.
         result: What it was computed from.
-        other: What stands in its place, in its shape and dtype.
+        other: What stands in its place, in its shape and dtype; or with other channels, if the output has them as well.
+        axis: The axis of channels, counted from the end.
 
     Returns:
         A symbolic tensor in the shape of the output, for tracing only.
     """
+    shape = list(output.shape)
+    if other.shape[axis] != result.shape[axis]:
+        shape[axis] = other.shape[axis]
     return torch.onnx.ops.symbolic(
-        f"{DOMAIN}::{THROUGH}", (output, result, other), dtype=output.dtype, shape=output.shape, version=1
+        f"{DOMAIN}::{THROUGH}", (output, result, other), dtype=output.dtype, shape=shape, version=1
     )
 
 
