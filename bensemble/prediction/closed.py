@@ -197,6 +197,11 @@ class OutputGaussian:
         mean, coordinates = self.mean / temperature, self._coordinates / temperature**2
         return OutputGaussian(mean, coordinates, self._mixing, self._axis, self._noise, self._placed)
 
+    @property
+    def num_draws(self) -> int:
+        """How many draws there are."""
+        return 2 * len(self._noise)
+
     def probit(self) -> Tensor:
         """The logits of the probit approximation."""
         return probit(self.mean, self.variance)

@@ -160,11 +160,13 @@ class _Member(nn.Module):
             handle.remove()
         ((phi, result),) = seen
 
-        def placed(tensor: Tensor) -> Tensor:
-            return precise(through(raw, result, tensor.to(result.dtype), self._axis))
+        def placed(tensor: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+            return precise(through(raw, result, tensor.to(result.dtype), shape))
 
         if self.is_resized:
-            variance = self._variance(phi, lambda features: [placed(features)])
+            shape = [*raw.shape]
+            shape[self._axis] = phi.shape[self._axis]
+            variance = self._variance(phi, lambda features: [placed(features, shape)])
             return OutputGaussian(precise(raw), variance, self.mixing, self._axis, self.noise)
         way = None if self.is_output else placed
         return OutputGaussian(precise(raw), self._variance(phi), self.mixing, self._axis, self.noise, way)

@@ -47,21 +47,19 @@ def members(output: Tensor, count: int, index: int = 0) -> Tensor:
     )
 
 
-def through(output: Tensor, result: Tensor, other: Tensor, axis: int) -> Tensor:
+def through(output: Tensor, result: Tensor, other: Tensor, shape: Sequence[int] | None = None) -> Tensor:
     """The marker for what an output would be, if something on the way to it were another tensor.
 
     Args:
         output: The output.
         result: What it was computed from.
-        other: What stands in its place, in its shape and dtype; or with other channels, if the output has them as well.
-        axis: The axis of channels, counted from the end.
+        other: What stands in its place, in its dtype and, with the default ``shape``, in its shape.
+        shape: Of what comes of it; default that of the output.
 
     Returns:
-        A symbolic tensor in the shape of the output, for tracing only.
+        A symbolic tensor of that shape, for tracing only.
     """
-    shape = list(output.shape)
-    if other.shape[axis] != result.shape[axis]:
-        shape[axis] = other.shape[axis]
+    shape = output.shape if shape is None else shape
     return torch.onnx.ops.symbolic(
         f"{DOMAIN}::{THROUGH}", (output, result, other), dtype=output.dtype, shape=shape, version=1
     )

@@ -23,7 +23,7 @@ from torch import Tensor
 from bensemble.gaussian import precise
 from bensemble.likelihoods import Bernoulli, Categorical, DiscreteLikelihood, Likelihood
 from bensemble.prediction.closed import OutputGaussian, mixture
-from bensemble.prediction.noise import MANY_PAIRS
+from bensemble.prediction.noise import FEW_PAIRS, MANY_PAIRS
 
 __all__ = ["SCALES", "Statistics"]
 
@@ -109,16 +109,21 @@ class Statistics:
 
     def _between_draws(self, member: OutputGaussian) -> Tensor:
         """Mutual information between the prediction and the logits of one member."""
-        (logits,), likelihood = member.draws(MANY_PAIRS), self.likelihood
-        if not isinstance(likelihood, Categorical):  # Bernoulli, whose functions look at each output alone
-            assert isinstance(likelihood, DiscreteLikelihood)
-            samples, spreads = likelihood.expect(logits), likelihood.spread(logits)
-        else:  # fewer and faster operators than the functions of the likelihood
-            axis = likelihood.axis(member.mean)
-            logs = logits.log_softmax(axis + 1)
-            samples = logs.exp()
-            spreads = -(samples * logs).sum(axis + 1)
-        return (self._entropy(samples.mean(0)) - spreads.mean(0)).clamp_min(0)
+        likelihood, total, spreads = self.likelihood, [], []
+        for logits in member.draws(MANY_PAIRS if member.mean.ndim < 4 else FEW_PAIRS // 2):
+            if not isinstance(likelihood, Categorical):  # Bernoulli, whose functions look at each output alone
+                assert isinstance(likelihood, DiscreteLikelihood)
+                samples, spread = likelihood.expect(logits), likelihood.spread(logits)
+            else:  # fewer and faster operators than the functions of the likelihood
+                axis = likelihood.axis(member.mean)
+                logs = logits.movedim(axis + 1, -1).log_softmax(-1)
+                samples = logs.exp()
+                spread = -(samples * logs).sum(-1)
+                samples = samples.movedim(-1, axis + 1)
+            total.append(samples.sum(0))
+            spreads.append(spread.sum(0))
+        count = member.num_draws
+        return (self._entropy(sum(total) / count) - sum(spreads) / count).clamp_min(0)
 
     def _regression(self, found: dict[str, Tensor], noise: Tensor) -> dict[str, Tensor]:
         """Mean, deviations and, with a calibration, the conformal interval; the temperature multiplies variances."""
