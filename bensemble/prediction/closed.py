@@ -1,8 +1,9 @@
 r"""The prediction of a model whose last layer alone is Bayesian, without weight samples.
 
 The pre-activations of that layer are exactly Gaussian, :math:`y \sim N(m, Q\,\mathrm{diag}(v)\,Q^T)`, and the model's
-outputs are elements of y, possibly divided by a constant, or y at other positions, as in a segmenter that resizes. What
-treats every channel alike commutes with the layer, so those are Gaussian as well, with v at the resized inputs. Class probabilities come from the probit approximation,
+outputs are elements of y, possibly divided by a constant, or y at other positions, as in a segmenter that resizes its
+logits. A linear map of positions that is the same for all channels and keeps constants commutes with the layer, so its
+outputs are as Gaussian, with the v of resized inputs. Class probabilities come from the probit approximation,
 :math:`\mathrm{softmax}(m / \sqrt{1 + \pi\,\mathrm{var}/8})` (MacKay 1992, "The Evidence Framework Applied to
 Classification Networks"; Daxberger et al. 2021), and the mutual information from antithetic pairs of logits with fixed
 noise. Softmax ignores a common shift of all logits, and the data says nothing about it, so that direction is
@@ -96,8 +97,9 @@ class ClosedForm:
 
     def _gaussian(self, seen: Recorded, own: Tensor, offset: Tensor | None, basis: Basis | None) -> OutputGaussian:
         """From the variances of weight and bias in their basis."""
-        axis, inner, outer = self.layer.channel_axis, *((basis.inner, basis.outer) if basis else (None, None))
+        axis = self.layer.channel_axis
         assert axis is not None
+        inner, outer = (None, None) if basis is None else (basis.inner, basis.outer)
         variance = self.layer.variance_at(seen.input, own, offset, inner, seen.resized)
         mixed = mixing(outer, self.likelihood, seen.mean, variance.shape[axis])
         return OutputGaussian(seen.mean, variance, mixed, axis, self.noise.to(variance), seen.placed)

@@ -46,9 +46,9 @@ def output_places(raw: Tensor, result: Tensor) -> tuple[Tensor, Tensor] | None:
 def resizing(raw: Tensor, result: Tensor, axis: int) -> Callable[[Tensor], Iterator[Tensor]] | None:
     """The linear map from the positions of a layer's output to those of the model's, where each channel goes alone.
 
-    It is the derivative of a vector-Jacobian product, so nothing runs again. Random values in every channel, each at a
-    scale of its own, prove that it is the same for all channels, ones that constants stay, and the layer's output that
-    nothing is added.
+    It is the derivative of a vector-Jacobian product, so nothing runs again. Random positions, at another scale in each
+    channel, prove that it is the same for all channels, ones that constants stay, and the layer's output that nothing is
+    added.
 
     Args:
         raw: The model's output.
@@ -74,17 +74,20 @@ def resizing(raw: Tensor, result: Tensor, axis: int) -> Callable[[Tensor], Itera
             (found,) = torch.autograd.grad(product, vector, padded, retain_graph=True)
             yield precise(found).narrow(axis, 0, block.shape[axis])
 
-    shape = [n if a == axis % result.ndim else 1 for a, n in enumerate(result.shape)]
-    scales, noise = torch.randn(shape, generator=(seeded := torch.Generator().manual_seed(0))), result.select(axis, 0)
-    noise = torch.randn(noise.shape, generator=seeded).unsqueeze(axis).expand(result.shape).to(result)
-    scales = scales.to(result)
-    ones = torch.ones_like(result)
+    seeded, shape = torch.Generator().manual_seed(0), [1] * result.ndim
+    shape[axis] = channels
+    one = torch.randn(result.narrow(axis, 0, 1).shape, generator=seeded).to(result)
+    scales, ones = torch.randn(shape, generator=seeded).to(result), torch.ones_like(result)
     try:
-        (constant,), (same,), (scaled,), (whole,) = map(resized, (ones, noise, scales * noise, result.detach()))
+        (constant,), (alike,), (scaled,), (whole,) = map(resized, (ones, one * ones, one * scales, result.detach()))
     except NotImplementedError:  # an operation without second derivatives
         return None
-    pairs = ((constant, ones.new_ones(raw.shape)), (scaled, scales * same), (whole, raw.detach()))
-    return resized if all(_close(a, precise(b), _coarsest(raw, result)) for a, b in pairs) else None
+    pairs = (
+        (constant, torch.ones_like(constant)),
+        (scaled, alike.narrow(axis, 0, 1) * scales),
+        (whole, precise(raw.detach())),
+    )
+    return resized if all(_close(*pair, _coarsest(raw, result)) for pair in pairs) else None
 
 
 def _coarsest(raw: Tensor, result: Tensor) -> float:

@@ -13,6 +13,7 @@ its precision where the draws agree; as the difference of two entropies it would
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,7 +109,7 @@ class Statistics:
         return _float32(answers) | self._prediction_set(likelihood, probs)
 
     def _between_draws(self, member: OutputGaussian) -> Tensor:
-        """Mutual information between the prediction and the logits of one member."""
+        """Mutual information between the prediction and the logits of one member; of images from a few draws at a time."""
         likelihood, total, spreads = self.likelihood, [], []
         for logits in member.draws(MANY_PAIRS if member.mean.ndim < 4 else FEW_PAIRS // 2):
             if not isinstance(likelihood, Categorical):  # Bernoulli, whose functions look at each output alone
@@ -122,8 +123,8 @@ class Statistics:
                 samples = samples.movedim(-1, axis + 1)
             total.append(samples.sum(0))
             spreads.append(spread.sum(0))
-        count = member.num_draws
-        return (self._entropy(sum(total) / count) - sum(spreads) / count).clamp_min(0)
+        probs, spread = (functools.reduce(torch.add, part) / member.num_draws for part in (total, spreads))
+        return (self._entropy(probs) - spread).clamp_min(0)
 
     def _regression(self, found: dict[str, Tensor], noise: Tensor) -> dict[str, Tensor]:
         """Mean, deviations and, with a calibration, the conformal interval; the temperature multiplies variances."""
