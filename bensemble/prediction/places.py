@@ -46,9 +46,9 @@ def output_places(raw: Tensor, result: Tensor) -> tuple[Tensor, Tensor] | None:
 def resizing(raw: Tensor, result: Tensor, axis: int) -> Callable[[Tensor], Iterator[Tensor]] | None:
     """The linear map from the positions of a layer's output to those of the model's, where each channel goes alone.
 
-    It is the derivative of a vector-Jacobian product, so nothing runs again. Random positions, at another scale in each
-    channel, prove that it is the same for all channels, ones that constants stay, and the layer's output that nothing is
-    added.
+    It is the derivative of a vector-Jacobian product, so nothing runs again. Random values, at another scale in each
+    channel, prove that it is the same for all channels, ones that constants stay, and the layer's output that nothing
+    is added.
 
     Args:
         raw: The model's output.

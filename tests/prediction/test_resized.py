@@ -62,10 +62,10 @@ def test_the_variance_is_that_of_the_jacobian(case, inputs):
     outputs = (form := closed_form(bnn, None)).outputs(form.record(x, None))
     own = torch.cat([posterior.variance().flatten() for posterior in bnn.head.posteriors()])
     expected = []
-    for one in bnn(x)["out"].flatten():
+    for one in bnn(x)["out"].flatten()[::11]:
         slopes = torch.autograd.grad(one, (bnn.head.w_mu, bnn.head.b_mu), retain_graph=True)
         expected.append(torch.cat([slope.flatten() for slope in slopes]).square() @ own)
-    torch.testing.assert_close(outputs.variance.flatten(), torch.stack(expected), rtol=1e-6, atol=0)
+    torch.testing.assert_close(outputs.variance.flatten()[::11], torch.stack(expected), rtol=1e-6, atol=0)
 
 
 def test_probabilities_are_those_of_many_draws():

@@ -109,7 +109,7 @@ class Statistics:
         return _float32(answers) | self._prediction_set(likelihood, probs)
 
     def _between_draws(self, member: OutputGaussian) -> Tensor:
-        """Mutual information between the prediction and the logits of one member; of images from a few draws at a time."""
+        """Mutual information between the prediction and the logits of one member; of images in parts."""
         likelihood, total, spreads = self.likelihood, [], []
         for logits in member.draws(MANY_PAIRS if member.mean.ndim < 4 else FEW_PAIRS // 2):
             if not isinstance(likelihood, Categorical):  # Bernoulli, whose functions look at each output alone
