@@ -111,13 +111,8 @@ class LinearOpLayer(BaseBayesianLayer):
     ) -> Tensor:
         """The same v for variances that are given, as :meth:`variances_in_basis` has them.
 
-        Args:
-            input: What the layer takes.
-            own: Variance of each element of the weight.
-            offset: Of the bias.
-            inner: The basis over the inputs.
-            resized: What follows the layer does to the positions of each channel alone, in blocks of channels in their
-                order; constants stay. It commutes with the layer, so v is that of the resized inputs.
+        ``resized`` is what follows the layer, where that resizes the positions of each channel alone; it gives blocks of
+        channels. It commutes with the layer, so v is that of the resized inputs.
         """
         input = precise(input)
         if inner is not None:
