@@ -111,8 +111,8 @@ class LinearOpLayer(BaseBayesianLayer):
     ) -> Tensor:
         """The same v for variances that are given, as :meth:`variances_in_basis` has them.
 
-        ``resized`` is what follows the layer, where that resizes the positions of each channel alone; it gives blocks of
-        channels. It commutes with the layer, so v is that of the resized inputs.
+        ``resized`` is what follows the layer, where that resizes the positions of each channel alone; it gives blocks
+        of channels. It commutes with the layer, so v is that of the resized inputs.
         """
         input = precise(input)
         if inner is not None:
