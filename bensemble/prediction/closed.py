@@ -25,6 +25,7 @@ from ..gaussian import precise
 from ..layers.linear_in_weights import LinearOpLayer
 from ..likelihoods import Bernoulli, Categorical, DiscreteLikelihood, Gaussian, Likelihood
 from ..models.batches import Inputs, call, to_device
+from ..models.forwards import is_about_memory
 from ..models.outputs import OutputSelector, select_output
 from ..posteriors import bayesian_layers
 from .gathering import RunningMoments
@@ -152,7 +153,12 @@ def recorded(
     assert axis is not None
     if phi.movedim(axis, 0).shape[1:] != result.movedim(axis, 0).shape[1:]:  # the layer strides
         return None
-    resized = resizing(raw, result, axis)
+    try:
+        resized = resizing(raw, result, axis)
+    except RuntimeError as err:  # no second derivatives: torch.compile, some functions of the user's
+        if is_about_memory(err):
+            raise
+        return None
     return None if resized is None else Recorded(phi, mean, resized=resized)
 
 

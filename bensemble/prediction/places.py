@@ -59,6 +59,9 @@ def resizing(raw: Tensor, result: Tensor, axis: int) -> Callable[[Tensor], Itera
         A function of a tensor with any number of channels at the layer's positions. It gives the channels at the
         positions of the model's output, in blocks, so that they need not be in memory together. None if there is no
         such map.
+
+    Raises:
+        RuntimeError: An operation has no second derivatives.
     """
     channels = result.shape[axis]
     if not raw.requires_grad or raw.ndim != result.ndim or raw.shape[axis] != channels or not raw.numel():
@@ -78,10 +81,7 @@ def resizing(raw: Tensor, result: Tensor, axis: int) -> Callable[[Tensor], Itera
     shape[axis] = channels
     one = torch.randn(result.narrow(axis, 0, 1).shape, generator=seeded).to(result)
     scales, ones = torch.randn(shape, generator=seeded).to(result), torch.ones_like(result)
-    try:
-        (constant,), (alike,), (scaled,), (whole,) = map(resized, (ones, one * ones, one * scales, result.detach()))
-    except NotImplementedError:  # an operation without second derivatives
-        return None
+    (constant,), (alike,), (scaled,), (whole,) = map(resized, (ones, one * ones, one * scales, result.detach()))
     pairs = (
         (constant, torch.ones_like(constant)),
         (scaled, alike.narrow(axis, 0, 1) * scales),
