@@ -13,6 +13,7 @@ Prediction therefore uses weight samples.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -100,13 +101,31 @@ class LinearOpLayer(BaseBayesianLayer):
             return self.variance_at(input, own, offset, None), None
         return self.variance_at(input, own, offset, basis.inner), basis.outer
 
-    def variance_at(self, input: Tensor, own: Tensor, offset: Tensor | None, inner: Tensor | None) -> Tensor:
-        """The same v for variances that are given, as :meth:`variances_in_basis` has them."""
+    def variance_at(
+        self,
+        input: Tensor,
+        own: Tensor,
+        offset: Tensor | None,
+        inner: Tensor | None,
+        resized: Callable[[Tensor], Iterable[Tensor]] | None = None,
+    ) -> Tensor:
+        """The same v for variances that are given, as :meth:`variances_in_basis` has them.
+
+        ``resized`` is what follows the layer, where that resizes the positions of each channel alone; it gives blocks
+        of channels. It commutes with the layer, so v is that of the resized inputs.
+        """
         input = precise(input)
         if inner is not None:
             assert self.channel_axis is not None
             input = mix(input, inner.t(), self.channel_axis)
-        return self.linear_op(own, offset, input.square())
+        if resized is None:
+            return self.linear_op(own, offset, input.square())
+        done, found = 0, torch.zeros(())
+        for block in resized(input):
+            width = block.shape[self.channel_axis]  # type: ignore[index]
+            part = self.linear_op(own[:, done : done + width], None if done else offset, block.square())
+            done, found = done + width, found + part if done else part
+        return found
 
     def variances_in_basis(self) -> tuple[Tensor, Tensor | None, Basis | None]:
         """The variances of weight and bias in their own basis, and the basis if it is rotated."""

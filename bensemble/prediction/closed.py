@@ -1,7 +1,9 @@
 r"""The prediction of a model whose last layer alone is Bayesian, without weight samples.
 
 The pre-activations of that layer are exactly Gaussian, :math:`y \sim N(m, Q\,\mathrm{diag}(v)\,Q^T)`, and the model's
-outputs are elements of y, possibly divided by a constant. Class probabilities come from the probit approximation,
+outputs are elements of y, possibly divided by a constant, or y at other positions, as in a segmenter that resizes its
+logits. A linear map of positions that is the same for all channels and keeps constants commutes with the layer, so its
+outputs are as Gaussian, with the v of resized inputs. Class probabilities come from the probit approximation,
 :math:`\mathrm{softmax}(m / \sqrt{1 + \pi\,\mathrm{var}/8})` (MacKay 1992, "The Evidence Framework Applied to
 Classification Networks"; Daxberger et al. 2021), and the mutual information from antithetic pairs of logits with fixed
 noise. Softmax ignores a common shift of all logits, and the data says nothing about it, so that direction is
@@ -11,23 +13,24 @@ taken out of the variance.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..basis import mix
+from ..basis import Basis, mix
 from ..gaussian import precise
 from ..layers.linear_in_weights import LinearOpLayer
 from ..likelihoods import Bernoulli, Categorical, DiscreteLikelihood, Gaussian, Likelihood
 from ..models.batches import Inputs, call, to_device
+from ..models.forwards import is_about_memory
 from ..models.outputs import OutputSelector, select_output
 from ..posteriors import bayesian_layers
 from .gathering import RunningMoments
 from .noise import FEW_PAIRS, MANY_PAIRS, fixed_noise
-from .places import output_places
+from .places import output_places, resizing
 
 __all__ = [
     "ClosedForm",
@@ -78,25 +81,28 @@ class ClosedForm:
         return 2 * len(self.noise)
 
     def record(self, inputs: Inputs, output: OutputSelector | None) -> Recorded | None:
-        """One forward of a batch; None if the outputs are not elements of what the layer gives."""
-        return recorded(self.model, self.layer, to_device(inputs, self.layer.w_mu.device), output)
+        """One forward of a batch; None if the outputs are not what the layer gives, moved or resized."""
+        axis = self.layer.channel_axis
+        return recorded(self.model, self.layer, to_device(inputs, self.layer.w_mu.device), output, axis)
 
     def outputs(self, seen: Recorded) -> OutputGaussian:
         """The Gaussian of the outputs of a batch, for the present posterior."""
-        return self._gaussian(seen, *self.layer.preactivation_variance(seen.input))
+        own, offset, basis = self.layer.variances_in_basis()
+        return self._gaussian(seen, own, offset, basis)
 
     def outputs_of_unit_bias(self, seen: Recorded) -> OutputGaussian:
         """The same if every bias had variance 1 and the weights none."""
         own, bias, basis = self.layer.variances_in_basis()
         assert bias is not None
-        ones = self.layer.variance_at(seen.input, torch.zeros_like(own), torch.ones_like(bias), None)
-        return self._gaussian(seen, ones, None if basis is None else basis.outer)
+        return self._gaussian(seen, torch.zeros_like(own), torch.ones_like(bias), basis)
 
-    def _gaussian(self, seen: Recorded, variance: Tensor, basis: Tensor | None) -> OutputGaussian:
-        """From the variance of each coordinate of the layer's output, and the basis of these coordinates."""
+    def _gaussian(self, seen: Recorded, own: Tensor, offset: Tensor | None, basis: Basis | None) -> OutputGaussian:
+        """From the variances of weight and bias in their basis."""
         axis = self.layer.channel_axis
         assert axis is not None
-        mixed = mixing(basis, self.likelihood, seen.mean, variance.shape[axis])
+        inner, outer = (None, None) if basis is None else (basis.inner, basis.outer)
+        variance = self.layer.variance_at(seen.input, own, offset, inner, seen.resized)
+        mixed = mixing(outer, self.likelihood, seen.mean, variance.shape[axis])
         return OutputGaussian(seen.mean, variance, mixed, axis, self.noise.to(variance), seen.placed)
 
 
@@ -107,22 +113,23 @@ class Recorded:
     Attributes:
         input: What the layer takes.
         mean: The model's outputs at the mean weights.
-        places: The element of what the layer gives, flat, behind each output.
-        factors: What it is multiplied with, in the shape of ``mean``.
+        placed: What the model makes of the layer's output, without what does not depend on it, where it moves elements.
+        resized: What it does to the positions of each channel, in blocks of channels, where it resizes them instead.
     """
 
     input: Tensor
     mean: Tensor
-    places: Tensor
-    factors: Tensor
-
-    def placed(self, result: Tensor) -> Tensor:
-        """What the model makes of the layer's output, without what does not depend on it."""
-        return result.flatten()[self.places].view_as(self.mean) * self.factors
+    placed: Callable[[Tensor], Tensor] | None = None
+    resized: Callable[[Tensor], Iterable[Tensor]] | None = None
 
 
-def recorded(model: nn.Module, layer: nn.Module, inputs: Inputs, output: OutputSelector | None) -> Recorded | None:
-    """One forward of a batch on the model's device; None if the outputs are not elements of what the layer gives."""
+def recorded(
+    model: nn.Module, layer: nn.Module, inputs: Inputs, output: OutputSelector | None, axis: int | None
+) -> Recorded | None:
+    """One forward of a batch on the model's device; None if the outputs are not what the layer gives, moved or resized.
+
+    The channels of what the layer takes and gives are on ``axis``, counted from the end.
+    """
     seen: list[tuple[Tensor, Tensor]] = []
 
     def hook(module: Any, args: tuple[Any, ...], result: Tensor) -> Tensor:
@@ -138,8 +145,21 @@ def recorded(model: nn.Module, layer: nn.Module, inputs: Inputs, output: OutputS
         handle.remove()
     if len(seen) != 1:
         return None
-    found = output_places(raw, seen[0][1])
-    return None if found is None else Recorded(seen[0][0], precise(raw.detach()), *found)
+    ((phi, result),), mean = seen, precise(raw.detach())
+    found = output_places(raw, result)
+    if found is not None:
+        places, factors = found
+        return Recorded(phi, mean, placed=lambda tensor: tensor.flatten()[places].view_as(mean) * factors)
+    assert axis is not None
+    if phi.movedim(axis, 0).shape[1:] != result.movedim(axis, 0).shape[1:]:  # the layer strides
+        return None
+    try:
+        resized = resizing(raw, result, axis)
+    except RuntimeError as err:  # no second derivatives: torch.compile, some functions of the user's
+        if is_about_memory(err):
+            raise
+        return None
+    return None if resized is None else Recorded(phi, mean, resized=resized)
 
 
 def mixing(basis: Tensor | None, likelihood: Likelihood | None, mean: Tensor, channels: int) -> Tensor | None:
@@ -184,6 +204,11 @@ class OutputGaussian:
         """The Gaussian of the outputs divided by a number."""
         mean, coordinates = self.mean / temperature, self._coordinates / temperature**2
         return OutputGaussian(mean, coordinates, self._mixing, self._axis, self._noise, self._placed)
+
+    @property
+    def num_draws(self) -> int:
+        """How many draws there are."""
+        return 2 * len(self._noise)
 
     def probit(self) -> Tensor:
         """The logits of the probit approximation."""

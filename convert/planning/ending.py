@@ -27,8 +27,6 @@ _MOVING = re.compile(
     "repeat|reshape.*|select|slice|split.*|squeeze|stack|t|to_copy|transpose|unbind|unflatten|unsafe_view|unsqueeze|"
     "view|view_as"
 )
-_RESIZING = re.compile("upsample|grid_sampler")
-_POOLING = re.compile("pool|mean|sum")
 _CURE = "name what becomes Bayesian yourself with include="
 
 
@@ -48,9 +46,9 @@ def last_layer(model: nn.Module, example_inputs: Any, *, output: OutputSelector 
     """The name of the layer whose output becomes the model's output, for ``bayesify(model, include=...)``.
 
     What comes after the layer may move, pick and cast its outputs, multiply them by one constant (a temperature), and
-    resize positions, as segmenters do. That is observed and proven on the example inputs, in three to eight forwards
-    of a copy in evaluation mode; what Python does differently for other inputs is not seen. The model and the random
-    state do not change; files and global variables that a forward writes do.
+    resize or average positions, as segmenters do. That is observed and proven on the example inputs, in three to eight
+    forwards of a copy in evaluation mode; what Python does differently for other inputs is not seen. The model and the
+    random state do not change; files and global variables that a forward writes do.
 
     Args:
         model: Any module, deterministic or Bayesian, traceable or not.
@@ -144,8 +142,7 @@ def _proven(trials: Trials, survey: Survey) -> Last:
     if link is not None and not is_link(link, survey.output, output):
         raise InvalidValueError(f"last_layer: {_not_linear(path, survey)}")
     arguments = (trials, path, output, leaf, link is not None)
-    resized = any(map(_RESIZING.match, names)) and not any(map(_POOLING.search, names))
-    if is_moved(*arguments) or (resized and is_resized(*arguments)):
+    if is_moved(*arguments) or is_resized(*arguments):
         return Last(path, link)
     raise InvalidValueError(f"last_layer: {_not_linear(path, survey)}")
 

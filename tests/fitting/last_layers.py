@@ -21,14 +21,18 @@ class Tokens(nn.Module):
 
 
 class Pixels(nn.Module):
-    """A segmenter with a 1x1 convolution as its head."""
+    """A segmenter with a 1x1 convolution as its head; what follows it is given."""
 
-    def __init__(self):
+    def __init__(self, after=lambda y: y):
         super().__init__()
-        self.body, self.head = nn.Conv2d(2, 5, 3, padding=1), nn.Conv2d(5, 3, 1)
+        self.body, self.head, self.after = nn.Conv2d(2, 5, 3, padding=1), nn.Conv2d(5, 3, 1), after
 
     def forward(self, x):
-        return self.head(torch.tanh(self.body(x)))
+        return self.after(self.head(torch.tanh(self.body(x))))
+
+
+def enlarged(y):
+    return nn.functional.interpolate(y, size=(4, 5), mode="bilinear")
 
 
 def mlp():
@@ -50,6 +54,14 @@ CASES = {
     "MLP": (mlp, "2", lambda n: torch.randn(n, 5), Categorical(), lambda n: (n,), 4),
     "tokens": (Tokens, "head", lambda n: torch.randint(0, 11, (n, 3)), Categorical(dim=-1), lambda n: (n, 3), 4),
     "pixels": (Pixels, "head", lambda n: torch.randn(n, 2, 3, 2), Categorical(dim=1), lambda n: (n, 3, 2), 3),
+    "resized pixels": (
+        lambda: Pixels(enlarged),
+        "head",
+        lambda n: torch.randn(n, 2, 3, 2),
+        Categorical(dim=1),
+        lambda n: (n, 4, 5),
+        3,
+    ),
 }
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from closed_files import Dense, Head, Pixels, agree, exported, of, transformer
 from drawn_networks import drawn_networks, for_anyone
 from torch import nn
@@ -20,6 +21,7 @@ def last_token(x, y):
 
 
 TOKENS, ROWS = torch.randint(1, 11, (6, 5), generator=torch.Generator().manual_seed(1)), torch.randn(6, 5)
+PIXELS = torch.randn(6, 2, 6, 7)
 CASES = {
     "classes": (Dense, ROWS, "categorical"),
     "labels": (Dense, ROWS, "bernoulli"),
@@ -31,7 +33,13 @@ CASES = {
     "tokens": (lambda: Head(transformer, lambda x, y: {"logits": y / 1.5}), TOKENS, Categorical(-1)),
     "tokens, classes first": (lambda: Head(after=lambda x, y: y.transpose(1, 2)), TOKENS, Categorical(1)),
     "last token": (lambda: Head(after=last_token), TOKENS, "categorical"),
-    "pixels": (Pixels, torch.randn(6, 2, 6, 7), Categorical(1)),
+    "pixels": (Pixels, PIXELS, Categorical(1)),
+    "enlarged pixels": (
+        lambda: Pixels(lambda x, y: F.interpolate(y, size=(9, 8), mode="bicubic")),
+        PIXELS,
+        Categorical(1),
+    ),
+    "averaged pixels": (lambda: Pixels(lambda x, y: F.avg_pool2d(y, 2)), PIXELS, Gaussian(0.3)),
 }
 
 
@@ -51,6 +59,25 @@ def test_a_file_in_closed_form_gives_what_predict_gives(case, rotated, tmp_path)
     again = session(x.numpy())
     assert all(np.array_equal(answer[name], again[name]) for name in answer)
     assert report.relative_error < 1e-4  # of a single number close to 0
+
+
+@pytest.mark.slow
+def test_a_segmenter_takes_images_of_any_size(tmp_path):
+    class Small(Pixels):
+        def forward(self, x):
+            return super().forward(F.avg_pool2d(x, 2)) | {"aux": x}
+
+    bnn, likelihood = (
+        of(Small(lambda x, y: F.interpolate(y, scale_factor=2, mode="bilinear")[..., 1:-1])),
+        Categorical(1),
+    )
+    shapes = {"dynamic_shapes": {"x": {0: "batch", 2: "height", 3: "width"}}}
+    _, session = exported(tmp_path / "a.onnx", bnn, PIXELS[:2], likelihood=likelihood, **shapes)
+    for size in ((3, 2, 8, 12), (1, 2, 6, 10)):
+        x = torch.randn(size)
+        prediction = predict(bnn, x, likelihood=likelihood)
+        assert prediction.method == "closed"
+        agree(session(x.numpy()), prediction)
 
 
 def test_noise_that_is_nothing_is_no_reason_to_refuse_a_file(tmp_path):

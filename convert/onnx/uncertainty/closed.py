@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -92,6 +92,7 @@ class _Member(nn.Module):
 
     Attributes:
         is_output: Whether the layer's output has been the network's output, element by element, in every run so far.
+        is_resized: Whether in any run the network resized it.
     """
 
     own: Tensor
@@ -108,7 +109,7 @@ class _Member(nn.Module):
         self._name = next(name for name, module in bayesian_layers(source) if module is layer)
         assert layer.channel_axis is not None
         self._layer, self._network, self._axis = (layer,), (network,), layer.channel_axis
-        self._likelihood, self.is_output = likelihood, True
+        self._likelihood, self.is_output, self.is_resized = likelihood, True, False
         with torch.no_grad():
             own, offset, basis = layer.variances_in_basis()
         tensors = {
@@ -132,13 +133,13 @@ class _Member(nn.Module):
     def run(self, inputs: Inputs, selector: OutputSelector | None) -> OutputGaussian:
         """The Gaussian of the outputs; where each of them comes from is found by derivatives."""
         network = self._network[0]
-        seen = recorded(network, network.get_submodule(self._name), inputs, selector)
+        seen = recorded(network, network.get_submodule(self._name), inputs, selector, self._axis)
         if seen is None:
             raise ExportError(
-                f"export_onnx: method='closed' needs outputs that are elements of what '{self._name}' gives, got others"
-                f" from {type(network).__name__}; use method='samples'."
+                f"export_onnx: method='closed' needs outputs that are elements of what '{self._name}' gives, or these "
+                f"resized, got others from {type(network).__name__}; use method='samples'."
             )
-        variance = self._variance(seen.input)
+        variance = self._variance(seen.input, seen.resized)
         self._note(seen, variance)
         if not self._is_mixed:
             matrix = mixing(self.mixing, self._likelihood, seen.mean, variance.shape[self._axis])
@@ -159,16 +160,22 @@ class _Member(nn.Module):
             handle.remove()
         ((phi, result),) = seen
 
-        def placed(tensor: Tensor) -> Tensor:
-            return precise(through(raw, result, tensor.to(result.dtype)))
+        def placed(tensor: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+            return precise(through(raw, result, tensor.to(result.dtype), shape))
 
+        if self.is_resized:
+            shape = [*raw.shape]
+            shape[self._axis] = phi.shape[self._axis]
+            variance = self._variance(phi, lambda features: [placed(features, shape)])
+            return OutputGaussian(precise(raw), variance, self.mixing, self._axis, self.noise)
         way = None if self.is_output else placed
         return OutputGaussian(precise(raw), self._variance(phi), self.mixing, self._axis, self.noise, way)
 
-    def _variance(self, phi: Tensor) -> Tensor:
-        return self._layer[0].variance_at(phi, self.own, self.offset, self.inner)
+    def _variance(self, phi: Tensor, resized: Callable[[Tensor], Iterable[Tensor]] | None = None) -> Tensor:
+        return self._layer[0].variance_at(phi, self.own, self.offset, self.inner, resized)
 
-    def _note(self, seen: Recorded, result: Tensor) -> None:
-        in_order = torch.equal(seen.places, torch.arange(len(seen.places)))
-        same = in_order and result.shape == seen.mean.shape and bool((seen.factors == 1).all())
-        self.is_output = self.is_output and same
+    def _note(self, seen: Recorded, variance: Tensor) -> None:
+        numbers = torch.arange(variance.numel(), dtype=torch.float64).view_as(variance)
+        same = seen.placed is not None and variance.shape == seen.mean.shape
+        self.is_output = self.is_output and same and torch.equal(seen.placed(numbers), numbers)  # type: ignore[misc]
+        self.is_resized = self.is_resized or seen.resized is not None

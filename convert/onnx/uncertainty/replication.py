@@ -47,19 +47,21 @@ def members(output: Tensor, count: int, index: int = 0) -> Tensor:
     )
 
 
-def through(output: Tensor, result: Tensor, other: Tensor) -> Tensor:
+def through(output: Tensor, result: Tensor, other: Tensor, shape: Sequence[int] | None = None) -> Tensor:
     """The marker for what an output would be, if something on the way to it were another tensor.
 
     Args:
         output: The output.
         result: What it was computed from.
-        other: What stands in its place, in its shape and dtype.
+        other: What stands in its place, in its dtype and, with the default ``shape``, in its shape.
+        shape: Of what comes of it; default that of the output.
 
     Returns:
-        A symbolic tensor in the shape of the output, for tracing only.
+        A symbolic tensor of that shape, for tracing only.
     """
+    shape = output.shape if shape is None else shape
     return torch.onnx.ops.symbolic(
-        f"{DOMAIN}::{THROUGH}", (output, result, other), dtype=output.dtype, shape=output.shape, version=1
+        f"{DOMAIN}::{THROUGH}", (output, result, other), dtype=output.dtype, shape=shape, version=1
     )
 
 

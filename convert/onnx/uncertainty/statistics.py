@@ -13,6 +13,7 @@ its precision where the draws agree; as the difference of two entropies it would
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor
 from bensemble.gaussian import precise
 from bensemble.likelihoods import Bernoulli, Categorical, DiscreteLikelihood, Likelihood
 from bensemble.prediction.closed import OutputGaussian, mixture
-from bensemble.prediction.noise import MANY_PAIRS
+from bensemble.prediction.noise import FEW_PAIRS, MANY_PAIRS
 
 __all__ = ["SCALES", "Statistics"]
 
@@ -108,17 +109,22 @@ class Statistics:
         return _float32(answers) | self._prediction_set(likelihood, probs)
 
     def _between_draws(self, member: OutputGaussian) -> Tensor:
-        """Mutual information between the prediction and the logits of one member."""
-        (logits,), likelihood = member.draws(MANY_PAIRS), self.likelihood
-        if not isinstance(likelihood, Categorical):  # Bernoulli, whose functions look at each output alone
-            assert isinstance(likelihood, DiscreteLikelihood)
-            samples, spreads = likelihood.expect(logits), likelihood.spread(logits)
-        else:  # fewer and faster operators than the functions of the likelihood
-            axis = likelihood.axis(member.mean)
-            logs = logits.log_softmax(axis + 1)
-            samples = logs.exp()
-            spreads = -(samples * logs).sum(axis + 1)
-        return (self._entropy(samples.mean(0)) - spreads.mean(0)).clamp_min(0)
+        """Mutual information between the prediction and the logits of one member; of images in parts."""
+        likelihood, total, spreads = self.likelihood, [], []
+        for logits in member.draws(MANY_PAIRS if member.mean.ndim < 4 else FEW_PAIRS // 2):
+            if not isinstance(likelihood, Categorical):  # Bernoulli, whose functions look at each output alone
+                assert isinstance(likelihood, DiscreteLikelihood)
+                samples, spread = likelihood.expect(logits), likelihood.spread(logits)
+            else:  # fewer and faster operators than the functions of the likelihood
+                axis = likelihood.axis(member.mean)
+                logs = logits.movedim(axis + 1, -1).log_softmax(-1)
+                samples = logs.exp()
+                spread = -(samples * logs).sum(-1)
+                samples = samples.movedim(-1, axis + 1)
+            total.append(samples.sum(0))
+            spreads.append(spread.sum(0))
+        probs, spread = (functools.reduce(torch.add, part) / member.num_draws for part in (total, spreads))
+        return (self._entropy(probs) - spread).clamp_min(0)
 
     def _regression(self, found: dict[str, Tensor], noise: Tensor) -> dict[str, Tensor]:
         """Mean, deviations and, with a calibration, the conformal interval; the temperature multiplies variances."""
