@@ -137,6 +137,7 @@ def test_many_clients_get_their_own_answers(file, parts):
     assert "must have the shape (batch, 64)" in refused[0][1]["detail"]
     assert refused[3][1]["detail"] == "the body must be a JSON list of inputs, got dict"
     assert all(content["detail"] for _, content in refused)
+    assert "the body must be a JSON list of inputs, got something else ('utf-8' codec" in refused[-1][1]["detail"]
     for part, (_, content) in zip(parts, good, strict=True):
         same(content, session(part).to_dict())
     assert metrics["bensemble_requests_total"] == 200 + len(bad)
@@ -146,6 +147,8 @@ def test_many_clients_get_their_own_answers(file, parts):
     assert metrics["bensemble_seconds_total"] > 0
     assert metrics["bensemble_unanswered_total"] == 0
     assert after["bensemble_unanswered_total"] == 1
+    assert metrics["bensemble_rejected_total"] == sum(sum(content["rejected"]) for _, content in good)
+    assert after["bensemble_rejected_total"] == metrics["bensemble_rejected_total"] + 1  # NaN, and not the digit
     assert after["bensemble_examples_seen"] == examples + 1
     monitor = Monitor(session)
     monitor.update([session(part) for part in parts])

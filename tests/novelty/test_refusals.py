@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import bensemble
 from bensemble.errors import InvalidTypeError, InvalidValueError
@@ -160,6 +161,10 @@ def test_warnings():
     data = batches((X, Y))
     with pytest.warns(UserWarning, match="val_loader is the training data itself"):
         fit(loader=data, val_loader=data)
+    dataset = TensorDataset(X, Y)
+    both = [DataLoader(dataset, size, shuffle=size == 50) for size in (50, 100)]
+    with pytest.warns(UserWarning, match="val_loader is the training data itself"):
+        fit(loader=both[0], val_loader=both[1])
     with pytest.warns(UserWarning, match=r"'odd' \(1, 2\) left out, because their outputs have no axis for the 50"):
         fit(Whole())
 
