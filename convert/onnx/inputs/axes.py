@@ -1,7 +1,7 @@
 """Which axes of the inputs may vary: ``batch``, the ``sequence`` of integer inputs, and what the user names.
 
-Axis 0 of every tensor as long as the first one is ``batch``, axis 1 of integer (and boolean) tensors is ``sequence``, but
-not of pictures: uint8 with three axes or more.
+Axis 0 of every tensor as long as the first one is ``batch``, axis 1 of integer (and boolean) tensors is ``sequence``,
+but not of pictures: uint8 with three axes or more.
 ``dynamic_shapes={"image": {0: "batch", 2: "height"}}`` replaces the rule for the inputs it names;
 ``{"image": {}}`` fixes every axis of that input.
 """
