@@ -80,7 +80,11 @@ class Service:
                 raise ValueError(f"the body must be a JSON list of inputs, got something else ({err})") from err
             if not isinstance(given, list):
                 raise TypeError(f"the body must be a JSON list of inputs, got {type(given).__name__}")
-            array = np.array(given, ndmin=1).astype(self.dtype, casting="same_kind")
+            array = np.array(given, ndmin=1)
+            whole = array.dtype.kind == "i"  # what JSON calls 255 may be a byte
+            array, sent = array.astype(self.dtype, casting="unsafe" if whole else "same_kind"), array
+            if whole and array.dtype.kind in "iu" and (array != sent).any():
+                raise ValueError(f"the numbers must fit into {self.dtype}, got {sent.min()}..{sent.max()}")
             self.queue.put_nowait((array, future))
             if isinstance(reply := await future, Exception):
                 raise reply

@@ -15,7 +15,11 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+import bensemble
+from convert import bayesify, export_onnx
 from convert.runtime import Monitor, UncertaintySession
 
 pytest.importorskip("fastapi")
@@ -198,3 +202,30 @@ def test_a_snapshot_of_another_file_is_refused(file):
     with pytest.raises(AssertionError, match="from_json"), Service(file.parent, file.name):
         pass
     assert snapshot.read_text() == "{}"
+
+
+def test_a_file_of_pictures_takes_whole_numbers(tmp_path):
+    torch.manual_seed(0)
+
+    class Pictures(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(12, 3)
+
+        def forward(self, pictures):
+            return self.head(pictures.flatten(1).float() / 255)
+
+    pictures = torch.randint(0, 256, (40, 2, 2, 3), dtype=torch.uint8)
+    bnn, labels = bayesify(Pictures()), torch.arange(40) % 3
+    bensemble.fit_posterior(bnn, [(pictures, labels)], likelihood="categorical", beta=0.1)
+    p = bensemble.predict(bnn, pictures, likelihood="categorical", num_samples=4)
+    options = {"likelihood": "categorical", "calibration": bensemble.calibrate(p, labels, temperature=1.0)}
+    export_onnx(bnn, tmp_path / "pictures.onnx", pictures[:1], outputs="uncertainty", **options)
+    session = UncertaintySession(tmp_path / "pictures.onnx")
+    with Service(tmp_path, "pictures.onnx") as service:
+        status, content = service.post(pictures[:2].tolist())
+        assert status == 200, content
+        same(content, session(pictures[:2].numpy()).to_dict())
+        status, content = service.post((pictures[:2].long() + 200).tolist())
+        assert (status, content["detail"][:37]) == (422, "the numbers must fit into uint8, got ")
+        assert service.post((pictures[:2] / 255).tolist())[0] == 422
