@@ -67,7 +67,7 @@ class Service:
             self.monitor.update({name: values[finite] for name, values in answer.items()})  # refuses NaN
         except Exception as err:  # one at a time, so that only the request at fault is refused
             return [self.run([array])[0] for array in arrays] if len(arrays) > 1 else [err]
-        rejected = sum(sum(reply.get("rejected", [])) for reply in replies)
+        rejected = sum(int(np.sum(reply.get("rejected", []))) for reply in replies)
         self.counts.update(batches_total=1, unanswered_total=int((~finite).sum()), rejected_total=rejected)
         return replies
 

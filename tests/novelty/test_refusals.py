@@ -246,3 +246,10 @@ def test_the_class_axis_must_be_known():
     with pytest.raises(InvalidValueError, match="Categorical: dim must be given for outputs of 4 axes"):
         fit(model, [(x, y)], [x])
     assert fit(model, [(x, y)], [x], likelihood=Categorical(dim=1)).score(x).shape == (40, 2, 2)
+
+
+def test_a_regression_without_its_likelihood_is_told_the_name():
+    with pytest.raises(
+        InvalidValueError, match=r"got outputs of shape \(50, 1\); .*Gaussian\(sigma\) for a regression"
+    ):
+        fit(nn.Linear(X.shape[1], 1).to(X.dtype))
