@@ -29,7 +29,8 @@ class Service:
         self.session, self.wait, self.every, self.most = UncertaintySession(file), wait, every, most
         self.queue, self.monitor, self.snapshot = asyncio.Queue(), Monitor(self.session), Path(f"{file}.monitor.json")
         ((self.dtype, _),) = self.session.inputs.values()  # files of one input
-        self.counts = Counter(requests_total=0, refused_total=0, seconds_total=0, batches_total=0, unanswered_total=0)
+        names = ("requests", "refused", "seconds", "batches", "unanswered", "rejected")  # the last two are of examples
+        self.counts = Counter({f"{name}_total": 0 for name in names})
         if self.snapshot.exists():
             fresh, self.monitor = self.monitor, Monitor.from_json(self.snapshot.read_text())
             fresh.merge(self.monitor)  # refuses the counts of another file: move its snapshot away
@@ -66,15 +67,24 @@ class Service:
             self.monitor.update({name: values[finite] for name, values in answer.items()})  # refuses NaN
         except Exception as err:  # one at a time, so that only the request at fault is refused
             return [self.run([array])[0] for array in arrays] if len(arrays) > 1 else [err]
-        self.counts.update(batches_total=1, unanswered_total=int((~finite).sum()))
+        rejected = sum(int(np.sum(reply.get("rejected", []))) for reply in replies)
+        self.counts.update(batches_total=1, unanswered_total=int((~finite).sum()), rejected_total=rejected)
         return replies
 
     async def predict(self, request: Request):
         start, future = time.perf_counter(), asyncio.get_running_loop().create_future()
         try:
-            if not isinstance(given := await request.json(), list):
+            try:
+                given = await request.json()
+            except ValueError as err:
+                raise ValueError(f"the body must be a JSON list of inputs, got something else ({err})") from err
+            if not isinstance(given, list):
                 raise TypeError(f"the body must be a JSON list of inputs, got {type(given).__name__}")
-            array = np.array(given, ndmin=1).astype(self.dtype, casting="same_kind")
+            array = np.array(given, ndmin=1)
+            whole = array.dtype.kind == "i"  # what JSON calls 255 may be a byte
+            array, sent = array.astype(self.dtype, casting="unsafe" if whole else "same_kind"), array
+            if whole and array.dtype.kind in "iu" and (array != sent).any():
+                raise ValueError(f"the numbers must fit into {self.dtype}, got {sent.min()}..{sent.max()}")
             self.queue.put_nowait((array, future))
             if isinstance(reply := await future, Exception):
                 raise reply

@@ -15,7 +15,11 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+import bensemble
+from convert import bayesify, export_onnx
 from convert.runtime import Monitor, UncertaintySession
 
 pytest.importorskip("fastapi")
@@ -137,6 +141,7 @@ def test_many_clients_get_their_own_answers(file, parts):
     assert "must have the shape (batch, 64)" in refused[0][1]["detail"]
     assert refused[3][1]["detail"] == "the body must be a JSON list of inputs, got dict"
     assert all(content["detail"] for _, content in refused)
+    assert "the body must be a JSON list of inputs, got something else ('utf-8' codec" in refused[-1][1]["detail"]
     for part, (_, content) in zip(parts, good, strict=True):
         same(content, session(part).to_dict())
     assert metrics["bensemble_requests_total"] == 200 + len(bad)
@@ -146,6 +151,8 @@ def test_many_clients_get_their_own_answers(file, parts):
     assert metrics["bensemble_seconds_total"] > 0
     assert metrics["bensemble_unanswered_total"] == 0
     assert after["bensemble_unanswered_total"] == 1
+    assert metrics["bensemble_rejected_total"] == sum(sum(content["rejected"]) for _, content in good)
+    assert after["bensemble_rejected_total"] == metrics["bensemble_rejected_total"] + 1  # NaN, and not the digit
     assert after["bensemble_examples_seen"] == examples + 1
     monitor = Monitor(session)
     monitor.update([session(part) for part in parts])
@@ -195,3 +202,30 @@ def test_a_snapshot_of_another_file_is_refused(file):
     with pytest.raises(AssertionError, match="from_json"), Service(file.parent, file.name):
         pass
     assert snapshot.read_text() == "{}"
+
+
+def test_a_file_of_pictures_takes_whole_numbers(tmp_path):
+    torch.manual_seed(0)
+
+    class Pictures(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(12, 3)
+
+        def forward(self, pictures):
+            return self.head(pictures.flatten(1).float() / 255)
+
+    pictures = torch.randint(0, 256, (40, 2, 2, 3), dtype=torch.uint8)
+    bnn, labels = bayesify(Pictures()), torch.arange(40) % 3
+    bensemble.fit_posterior(bnn, [(pictures, labels)], likelihood="categorical", beta=0.1)
+    p = bensemble.predict(bnn, pictures, likelihood="categorical", num_samples=4)
+    options = {"likelihood": "categorical", "calibration": bensemble.calibrate(p, labels, temperature=1.0)}
+    export_onnx(bnn, tmp_path / "pictures.onnx", pictures[:1], outputs="uncertainty", **options)
+    session = UncertaintySession(tmp_path / "pictures.onnx")
+    with Service(tmp_path, "pictures.onnx") as service:
+        status, content = service.post(pictures[:2].tolist())
+        assert status == 200, content
+        same(content, session(pictures[:2].numpy()).to_dict())
+        status, content = service.post((pictures[:2].long() + 200).tolist())
+        assert (status, content["detail"][:37]) == (422, "the numbers must fit into uint8, got ")
+        assert service.post((pictures[:2] / 255).tolist())[0] == 422

@@ -10,6 +10,7 @@ on other data and pass it.
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from ..checks import check_number
 from ..likelihoods import Categorical
 from ..likelihoods.base import check_tensor
-from ..prediction.results import Prediction
+from ..prediction.results import Prediction, RegressionPrediction
 from .calibration import LEVELS, Calibration, check_untempered, meaning_of, measures_of
 from .conformal import conformal_scores, conformal_threshold
 from .tempering import fitted_temperature, temper
@@ -66,6 +67,7 @@ def calibrate(
         check_number("calibrate", "temperature", temperature, above=0)
     tempered = prediction if temperature == 1.0 else temper("calibrate", prediction, temperature)
     scores = conformal_scores(tempered, targets)
+    _warn_of_little(tempered, targets, alpha, len(scores))
     reference = {name: _quantiles(getattr(tempered, name)) for name in names}
     return Calibration(
         temperature=float(temperature),
@@ -79,6 +81,28 @@ def calibrate(
         likelihood=meaning_of(prediction.likelihood),
         predicted=_predicted(tempered),
     )
+
+
+def _warn_of_little(prediction: Prediction, targets: Tensor, alpha: float, count: int) -> None:
+    """Warn where sets or intervals hold everything, and where a regression is worse than no network at all."""
+    regression = isinstance(prediction, RegressionPrediction)
+    if (count + 1) * alpha < 1 - 1e-9:
+        warnings.warn(
+            f"calibrate: {count} terms give no sets that hold at alpha {alpha:g}, so every "
+            f"{'interval is infinite' if regression else 'set contains every class'}; calibrate on "
+            f"{math.ceil(1 / alpha - 1e-9) - 1} or more, or raise alpha.",
+            stacklevel=4,
+        )
+    if not regression or len(targets) < 2:
+        return
+    spread = float((targets - targets.mean(0)).double().square().mean().sqrt())
+    error = float((prediction.mean - targets).double().square().mean().sqrt())
+    if error > spread:
+        warnings.warn(
+            f"calibrate: the error of the means is {error:.3g}, and that of one constant would be {spread:.3g}; check "
+            "that outputs and targets have the same units and order.",
+            stacklevel=4,
+        )
 
 
 def _predicted(prediction: Prediction) -> tuple[float, ...]:

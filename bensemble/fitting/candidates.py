@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidValueError
 from ..likelihoods import Likelihood
+from ..models.batches import check_finite_inputs
 from ..models.outputs import OutputSelector
 from ..models.ranks import failing_together, from_every_process, gathered
 from .closed_terms import ClosedTerms
@@ -40,7 +41,7 @@ class Candidates:
     The terms are those of all processes, in the order of their ranks, so that all choose alike.
 
     Raises:
-        InvalidValueError: There are no held-out batches, or one without a target.
+        InvalidValueError: There are no held-out batches, one has no target, or inputs or outputs are not finite.
     """
 
     def __init__(
@@ -55,9 +56,16 @@ class Candidates:
     ) -> None:
         _check(pairs)
         with failing_together("fit_posterior"):
+            for index, (inputs, _) in enumerate(pairs):
+                check_finite_inputs("fit_posterior", inputs, f"{index} of the held-out data")
             own = heldout_terms(bnn, pairs, likelihood, output)
             closed = ClosedTerms.of(bnn, pairs, likelihood, output)
         self.mean_terms = gathered(own)
+        if bool(self.mean_terms.isnan().any()):
+            raise InvalidValueError(
+                f"fit_posterior: the held-out NLL must be a number, got NaN in {int(self.mean_terms.isnan().sum())} of "
+                f"{self.mean_terms.numel()} terms; look for outputs that are not finite, and fit in float32."
+            )
         self.closed = closed if all(from_every_process(closed is not None)) else None
         self.terms: dict[tuple[float, float, float], Tensor] = {}
         self._sampled = lambda: heldout_terms(bnn, pairs, likelihood, output, num_samples, seed)

@@ -6,14 +6,15 @@ second order and for fixed means,
 .. math:: \sigma_i^2 = \Big(\frac{1}{\beta}\sum_n h_{n,i} + \frac{1}{s^2}\Big)^{-1}
 
 with :math:`h_{n,i}` the diagonal curvature of term n (the Laplace approximation; MacKay 1992, Daxberger et al. 2021).
-s is the root mean square of each tensor times the reach, a factor of at most 1: it limits sigma for weights about which
-the data says nothing. beta and reach are chosen by held-out likelihood. At beta = 1 a diagonal posterior is far too
-wide, because it leaves out the correlations between weights. The weights of a dead unit have no curvature, but a step
-of their own size would activate the unit: that is what the reach is for.
+s is the root mean square of each tensor times the reach, a factor of at most 1 where weights are sampled: it limits
+sigma for weights about which the data says nothing. beta and reach are chosen by held-out likelihood. At beta = 1 a
+diagonal posterior is far too wide, because it leaves out the correlations between weights. The weights of a dead unit
+have no curvature, but a step of their own size would activate the unit: that is what the reach is for.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -27,7 +28,7 @@ from ..basis import Basis
 from ..checks import check_count, check_number, check_takes
 from ..errors import InvalidTypeError, InvalidValueError
 from ..likelihoods import Likelihood, required
-from ..models.batches import Unpack, batch_size, device_of, split_batch
+from ..models.batches import Unpack, batch_size, device_of, same_data, split_batch
 from ..models.outputs import OutputSelector
 from ..models.ranks import failing_together, from_every_process, num_processes, own_rank
 from ..models.sharding import holds_shards, is_sharded
@@ -116,6 +117,13 @@ def fit_posterior(
                 f"fit_posterior: {name} must give batches, got {type(given).__name__}; wrap the data in a DataLoader, "
                 "or pass a list of batches."
             )
+    if val_loader is not None and same_data(loader, val_loader):
+        warnings.warn(
+            "fit_posterior: val_loader is the training data itself, on which the network is sure, so sigma comes out "
+            "too small; hold some data out, or leave val_loader out.",
+            UserWarning,
+            stacklevel=2,
+        )
     if progress is not None:
         check_takes("fit_posterior", "progress", progress, "done", "total")
     if batch_dim is not None:

@@ -139,7 +139,7 @@ class Categorical(DiscreteLikelihood):
         if output.shape[axis] < 2:
             raise InvalidValueError(
                 f"Categorical: axis {axis} must hold two classes or more, got outputs of shape {tuple(output.shape)}; "
-                "use Bernoulli() for one logit."
+                "use Bernoulli() for one logit, Gaussian(sigma) for a regression."
             )
         return axis
 

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import RandomSampler, SequentialSampler
 
 from ..checks import check_takes
 from ..errors import InvalidTypeError, InvalidValueError
@@ -31,6 +32,7 @@ __all__ = [
     "first_examples",
     "is_loader",
     "read_batches",
+    "same_data",
     "split_batch",
     "split_inputs",
     "to_device",
@@ -69,7 +71,7 @@ def call(model: Callable[..., Any], inputs: Inputs) -> Any:
     raise _not_inputs(inputs)
 
 
-def check_finite_inputs(verb: str, inputs: Inputs, batch: int | None = None) -> None:
+def check_finite_inputs(verb: str, inputs: Inputs, batch: int | str | None = None) -> None:
     """Raise for NaN and infinity among inputs, from which a network may make an answer that looks sure.
 
     The -inf of an additive mask is allowed: of a tensor that has nothing above 0.
@@ -161,6 +163,13 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def same_data(loader: Any, other: Any) -> bool:
+    """Whether two loaders read the same examples, as far as can be seen: one object, or all of one data set."""
+    samplers = [getattr(getattr(given, "batch_sampler", None), "sampler", None) for given in (loader, other)]
+    whole = all(type(sampler) in (SequentialSampler, RandomSampler) for sampler in samplers)
+    return loader is other or (whole and loader.dataset is other.dataset)
 
 
 def to_device(value: Any, device: torch.device) -> Any:

@@ -58,7 +58,9 @@ def naming_batch(verb: str, model: Callable[..., Any], inputs: Inputs) -> Iterat
         what = describe(inputs) if isinstance(inputs, Tensor) else ", ".join(tensors) or describe(inputs)
         words = f"{verb}: {type(model).__name__} fails on a batch that is {what}, got {one_line(err)}"
         if type(err) in FROM_TORCH:
-            raise InvalidValueError(f"{words}; give batches as its forward takes them.") from err
+            several = isinstance(err, TypeError) and isinstance(inputs, Tensor)
+            hint = ": a tuple of its arguments, from a loader by unpack=lambda batch: (batch[:-1], batch[-1])" * several
+            raise InvalidValueError(f"{words}; give batches as its forward takes them{hint}.") from err
         if hasattr(err, "add_note"):
             err.add_note(f"{words}.")
         raise

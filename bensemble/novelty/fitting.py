@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from ..checks import check_count, check_module
 from ..errors import InvalidTypeError
 from ..likelihoods import Likelihood, required
-from ..models.batches import Unpack
+from ..models.batches import Unpack, same_data
 from ..models.outputs import OutputSelector
 from ..models.ranks import from_every_process
 from ..models.state import unwrapped
@@ -87,7 +87,7 @@ def fit_novelty(
         raise InvalidTypeError(f"fit_novelty: joint must be True or False, got {joint!r}.")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise InvalidTypeError(f"fit_novelty: generator must be a torch.Generator, got {generator!r}.")
-    if val_loader is loader:
+    if same_data(loader, val_loader):
         warnings.warn(
             "fit_novelty: val_loader is the training data itself, which the network knows better than any new input, "
             "so p-values come out too small; hold some data out.",

@@ -38,13 +38,20 @@ def random_arrays(texts: Sequence[InputText], seed: int = 0) -> dict[str, np.nda
 
 def accuracy(file: OnnxFile, arrays: dict[str, np.ndarray], labels: np.ndarray) -> float:
     """The share of examples whose label has the largest output."""
+    from bensemble.errors import InvalidValueError
+
     right = 0
     for start in range(0, len(labels), BATCH):
         outputs = file.run({name: array[start : start + BATCH] for name, array in arrays.items()})
         floating = [array for array in outputs.values() if array.dtype.kind == "f"]
-        named = [outputs[name] for name in ("logits", "out") if name in outputs]
-        chosen = named[:1] or floating  # one of several without a usual name is not guessed
-        scores, wanted = chosen[0] if len(chosen) == 1 else np.zeros(0), labels[start : start + BATCH]
+        named = [outputs[name] for name in ("logits", "out", "probs") if name in outputs]
+        chosen, wanted = named[:1] or floating, labels[start : start + BATCH]
+        if len(chosen) != 1:  # one of several without a usual name is not guessed
+            raise InvalidValueError(
+                f"data: accuracy needs one output of scores, logits or probs, got {', '.join(outputs)}; "
+                "name a function of your own with --evaluate."
+            )
+        scores = chosen[0]
         check_labels(scores.shape, labels, len(wanted))
         right += int((scores.argmax(1) == wanted).sum())
     return right / len(labels)

@@ -104,8 +104,9 @@ def export_onnx(
         input_names: Names in place of those of forward's arguments.
         output_names: Names in place of those of the outputs; the outputs of uncertainty keep theirs.
         dynamic_shapes: ``{input name: {axis: name}}``, the axes that may vary, for the inputs that should not follow
-            the rule: axis 0 is ``batch``, axis 1 of integer inputs is ``sequence`` where the model accepts other
-            lengths. A name may also be a ``torch.export.Dim`` with bounds; ``{}`` fixes all axes of an input.
+            the rule: axis 0 is ``batch``, axis 1 of integer inputs (not of uint8 pictures) is ``sequence`` where the
+            model accepts other lengths. A name may also be a ``torch.export.Dim`` with bounds; ``{}`` fixes all axes of
+            an input.
         opset: Version of the operator set. Default: the lowest that the graph needs, from 18 on.
         metadata: Strings to store in the file; keys that start with ``bensemble.`` are reserved. ``classes``, names
             separated by commas, is what :mod:`convert.runtime` calls the classes.

@@ -52,6 +52,7 @@ def test_a_deterministic_model_is_one_sample():
     assert_close(calibration.apply(running).mean, (net(x) / calibration.temperature).softmax(-1).detach())
 
 
+@pytest.mark.filterwarnings("ignore:calibrate:")
 def test_json_brings_back_the_same_calibration():
     for calibration in (calibrate(*drawn(50, 0)), calibrate(*regression(4, 0))):
         text = calibration.to_json()
@@ -81,6 +82,7 @@ def test_a_newer_version_is_refused():
         Calibration.from_json(text)
 
 
+@pytest.mark.filterwarnings("ignore:calibrate:")
 def test_a_temperature_that_the_data_does_not_determine_warns():
     prediction = classes(torch.eye(3).expand(2, 3, 3) * 5)
     with pytest.warns(
@@ -155,3 +157,25 @@ def test_soft_targets_and_other_likelihoods_are_refused():
     for method, arguments in [("logits", (TRUTH,)), ("probability", (TRUTH, TRUTH)), ("class_probs", (TRUTH,))]:
         with pytest.raises(InvalidTypeError, match=rf"calibrate: Own does not define {method}\("):
             getattr(own, method)(*arguments)
+
+
+def test_too_few_terms_for_alpha_are_said():
+    few, enough = drawn(8, seed=0), drawn(9, seed=0)
+    with pytest.warns(
+        UserWarning, match=r"8 terms give no sets that hold at alpha 0\.1, so every set .*; calibrate on 9 "
+    ) as w:
+        assert bool(calibrate(*few).prediction_set(few[0]).all())
+    assert w[0].filename == __file__
+    calibrate(*enough)
+    prediction, targets = regression(4, seed=0)
+    with pytest.warns(UserWarning, match=r"8 terms give no .*, so every interval is infinite; calibrate on 9 or more"):
+        assert bool(calibrate(prediction, targets).interval(prediction)[1].isinf().all())
+
+
+def test_a_regression_in_other_units_or_another_order_is_said():
+    prediction, targets = regression(200, seed=0)
+    words = "the error of the means is .*, and that of one constant would be .*; check that outputs and targets"
+    for wrong in (100 + 20 * targets, targets.roll(1, 0)):
+        with pytest.warns(UserWarning, match=words):
+            calibrate(prediction, wrong)
+    calibrate(prediction, targets)

@@ -17,6 +17,7 @@ from .predictions import classes, drawn, regression
 
 @pytest.mark.parametrize("scale", [1.0, 60.0])
 @pytest.mark.parametrize("likelihood", [Categorical(), Bernoulli()])
+@pytest.mark.filterwarnings("ignore:calibrate:")
 def test_a_temperature_sees_logits_whose_probabilities_are_rounded_to_one(likelihood, scale):
     net = nn.Linear(2, 3, bias=False)
     net.weight.data = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [-1.5, 0.0]])
@@ -58,6 +59,7 @@ def test_the_temperature_is_that_of_the_highest_likelihood():
     assert expected > 1.5
 
 
+@pytest.mark.filterwarnings("ignore:calibrate:")
 def test_at_the_extremes_of_probability_nothing_breaks():
     prediction = classes(torch.tensor([[[200.0, 0.0, -200.0], [0.0, 150.0, 0.0], [1.0, 0.0, 0.0]]]))
     assert float(prediction.mean.min()) == 0.0
@@ -102,6 +104,7 @@ def _rows(prediction, rows):
     return classes(prediction.samples[:, rows].log())
 
 
+@pytest.mark.filterwarnings("ignore:calibrate:")
 def test_the_threshold_is_the_finite_sample_quantile():
     prediction, targets = drawn(99, 3)
     scores = (1 - prediction.mean[torch.arange(99), targets]).sort().values
@@ -126,6 +129,7 @@ def test_more_misses_than_hits_are_done_and_warned_of():
     assert caught[0].filename == __file__
 
 
+@pytest.mark.filterwarnings("ignore:calibrate:")
 def test_the_reference_holds_quantiles_after_tempering():
     prediction, targets = drawn(300, 4)
     calibration = calibrate(prediction, targets)

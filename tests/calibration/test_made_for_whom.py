@@ -46,6 +46,7 @@ def with_other_statistics(bnn):
     bnn[1].running_mean += 0.1
 
 
+@pytest.mark.filterwarnings("ignore:calibrate:")
 def test_another_noise_is_refused(tmp_path):
     bnn = bayesify(nn.Linear(4, 1), init_sigma=0.1)
     held_out = predict(bnn, X, likelihood=Gaussian(1.0), generator=torch.Generator())

@@ -225,3 +225,15 @@ def test_report_refuses(exported: Path) -> None:
     assert_one_line(run("report", "wide.onnx"), 2, "report: add --data val.npz, or --input")
     assert_one_line(run("report", "nets.py", "-i", "2x4"), 1, "nets.py")
     assert_one_line(run("report", "wide.onnx", "-i", "2x5"), 1, "rejects the inputs")
+
+
+@pytest.mark.slow
+def test_report_reads_the_classes_of_an_uncertainty_file(exported: Path, wide: torch.nn.Module) -> None:
+    x = torch.randn(2, 4)
+    export_onnx(wide, exported / "sure.onnx", x, outputs="uncertainty", likelihood="categorical", num_samples=4)
+    result = run("report", "wide.onnx", "sure.onnx", "--data", "val.npz", "--json")
+    assert result.exit_code == 0, result.output
+    assert 0 <= json.loads(result.stdout)[1]["metric"] <= 1
+    export_onnx(wide, exported / "raw.onnx", x, outputs="uncertainty", num_samples=4)
+    words = "accuracy needs one output of scores, logits or probs, got mean, std; name a function of your own"
+    assert_one_line(run("report", "raw.onnx", "--data", "val.npz"), 1, words)

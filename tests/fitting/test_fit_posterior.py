@@ -237,3 +237,33 @@ def test_data_that_is_no_loader_is_refused(data):
     bnn = bayesify(nn.Linear(3, 2))
     with pytest.raises(InvalidTypeError, match="fit_posterior: loader must give batches, got"):
         fit_posterior(bnn, data, likelihood="categorical", beta=1.0)
+
+
+class Root(nn.Module):
+    def forward(self, x):
+        return x.sqrt()
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "kronecker"])
+def test_held_out_values_that_are_not_finite_are_named(structure):
+    model, example = nn.Sequential(Root(), nn.Linear(3, 2)), INPUTS.abs()
+    bnn = bayesify(model, include="1", example_inputs=example)
+    data, before, holed = loader(example, LABELS), snapshot(bnn), example.clone()
+    holed[17, 1] = math.nan
+    words = r"inputs must be finite, got nan at \[1, 1\] of a tensor of shape \(4, 3\) in batch 1 of the held-out data"
+    options = {"likelihood": "categorical", "structure": structure}
+    with pytest.raises(InvalidValueError, match=words):
+        fit_posterior(bnn, data, val_loader=loader(holed, LABELS), **options)
+    with pytest.raises(InvalidValueError, match="held-out NLL must be a number, got NaN in 20 of 20 terms"):
+        fit_posterior(bnn, data, val_loader=loader(-example, LABELS), **options)
+    assert unchanged(bnn, before)
+
+
+def test_the_training_data_as_held_out_data_is_said():
+    dataset = TensorDataset(INPUTS, LABELS)
+    shuffled, whole = DataLoader(dataset, 5, shuffle=True), DataLoader(dataset, 20)
+    for val_loader in (shuffled, whole):
+        with pytest.warns(UserWarning, match="fit_posterior: val_loader is the training data itself"):
+            fit_posterior(bayesify(net()), shuffled, likelihood="categorical", val_loader=val_loader)
+    first, rest = (DataLoader(dataset, 5, sampler=list(part)) for part in (range(10), range(10, 20)))
+    fit_posterior(bayesify(net()), first, likelihood="categorical", val_loader=rest)  # parts of one data set

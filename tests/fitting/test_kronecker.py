@@ -106,7 +106,7 @@ def test_without_a_bias_the_weights_alone_are_chosen():
     torch.manual_seed(0)
     model, _ = of(nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4, bias=False)), "2")
     data = [(torch.randn(40, 5), torch.randint(0, 4, (40,)))]
-    report = fit_posterior(model, data, likelihood="categorical", val_loader=data)
+    report = fit_posterior(model, data, likelihood="categorical", val_loader=list(data))
     assert report.bias_sigma == 0
     assert "biases" not in str(report)
 

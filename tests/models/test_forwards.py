@@ -117,3 +117,21 @@ def test_a_prior_that_does_not_fit_a_rotated_basis_is_named_shortly():
             bensemble.set_prior(bnn, name)
         assert len(str(info.value)) < 500
     assert all(torch.equal(before[name], value) for name, value in bnn.state_dict().items())
+
+
+def test_a_loader_that_lists_several_inputs_is_told_how_to_split_them():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = _net()
+
+        def forward(self, left, right):
+            return self.inner(left + right)
+
+    data = [[X, X, Y]]  # as a DataLoader gives TensorDataset(left, right, target)
+    bnn = convert.bayesify(Pair())
+    with pytest.raises(
+        InvalidValueError, match=r"missing 1 .*'right'; .*unpack=lambda batch: \(batch\[:-1\], batch\[-1\]\)"
+    ):
+        bensemble.fit_posterior(bnn, data, likelihood="categorical")
+    bensemble.fit_posterior(bnn, data, likelihood="categorical", unpack=lambda batch: (batch[:-1], batch[-1]))

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import bensemble
 from bensemble.errors import InvalidTypeError, InvalidValueError
@@ -160,6 +161,10 @@ def test_warnings():
     data = batches((X, Y))
     with pytest.warns(UserWarning, match="val_loader is the training data itself"):
         fit(loader=data, val_loader=data)
+    dataset = TensorDataset(X, Y)
+    both = [DataLoader(dataset, size, shuffle=size == 50) for size in (50, 100)]
+    with pytest.warns(UserWarning, match="val_loader is the training data itself"):
+        fit(loader=both[0], val_loader=both[1])
     with pytest.warns(UserWarning, match=r"'odd' \(1, 2\) left out, because their outputs have no axis for the 50"):
         fit(Whole())
 
@@ -241,3 +246,10 @@ def test_the_class_axis_must_be_known():
     with pytest.raises(InvalidValueError, match="Categorical: dim must be given for outputs of 4 axes"):
         fit(model, [(x, y)], [x])
     assert fit(model, [(x, y)], [x], likelihood=Categorical(dim=1)).score(x).shape == (40, 2, 2)
+
+
+def test_a_regression_without_its_likelihood_is_told_the_name():
+    with pytest.raises(
+        InvalidValueError, match=r"got outputs of shape \(50, 1\); .*Gaussian\(sigma\) for a regression"
+    ):
+        fit(nn.Linear(X.shape[1], 1).to(X.dtype))

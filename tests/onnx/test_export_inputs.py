@@ -174,6 +174,20 @@ def test_names_that_the_graph_uses_inside_make_way(tmp_path):
     assert_same(run_file(path, linear=x)["output.weight"], model(x))
 
 
+class Pictures(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 3)
+
+    def forward(self, pictures):
+        return self.conv(pictures.permute(0, 3, 1, 2).float() / 255).mean((2, 3))
+
+
+def test_the_height_of_a_picture_of_bytes_is_no_sequence(tmp_path):
+    report = export_onnx(Pictures(), tmp_path / "m.onnx", torch.zeros(2, 8, 9, 3, dtype=torch.uint8))
+    assert shapes(report)["pictures"] == ("batch", 8, 9, 3)
+
+
 @pytest.mark.slow
 def test_dynamic_shapes_replace_the_rule_for_the_inputs_they_name(tmp_path):
     model, path = nn.Conv2d(1, 2, 3), tmp_path / "m.onnx"

@@ -1,5 +1,7 @@
 """What the report of an export says about runtimes, and about an int8 file that does not pay."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -44,3 +46,11 @@ def test_an_int8_file_that_is_larger_than_float_is_reported(tmp_path):
     assert large.size < large.float_size
     assert "larger than" not in str(large)
     assert set(large.float_latency_ms) == set(large.latency_ms)
+
+
+def test_seconds_are_printed_without_a_power_of_ten(tmp_path):
+    report = export_onnx(nn.Linear(2, 2).eval(), tmp_path / "m.onnx", torch.randn(1, 2), verify=False)
+    report = dataclasses.replace(
+        report, max_error=0.0, relative_error=0.0, tolerance=1e-5, latency_ms={1: 8.4712, 128: 1104.2}
+    )
+    assert "8.47 ms at batch 1, 1,104 ms at batch 128, one thread" in str(report)

@@ -163,7 +163,9 @@ class ExportReport(OnnxSummary):
         else:
             agrees = "" if self.agreement is None else f", same largest output for {self.agreement:.1%}"
             rows.append(("error", f"max {error}, rms {self.rms_error:.1e}{agrees}"))
-        times = [f"{value:.3g} ms" + (f" at batch {size}" if size else "") for size, value in self.latency_ms.items()]
+        times = [
+            _milliseconds(value) + (f" at batch {size}" if size else "") for size, value in self.latency_ms.items()
+        ]
         return [*rows, ("latency", f"{', '.join(times)}, one thread")] if times else rows
 
     def _worse_than_float(self) -> list[str]:
@@ -174,8 +176,13 @@ class ExportReport(OnnxSummary):
         for batch, before in self.float_latency_ms.items():
             if self.latency_ms.get(batch, 0.0) > before:
                 at = f" at batch {batch}" if batch else ""
-                found.append(f"slower than the float file{at}, which takes {before:.3g} ms")
+                found.append(f"slower than the float file{at}, which takes {_milliseconds(before)}")
         return found
+
+
+def _milliseconds(value: float) -> str:
+    """Three digits, and no power of ten for seconds: 8.47 ms, 1,104 ms."""
+    return f"{value:,.0f} ms" if value >= 1000 else f"{value:.3g} ms"
 
 
 def _bytes(count: int) -> str:

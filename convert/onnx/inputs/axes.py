@@ -1,6 +1,7 @@
 """Which axes of the inputs may vary: ``batch``, the ``sequence`` of integer inputs, and what the user names.
 
-Axis 0 of every tensor as long as the first one is ``batch``, axis 1 of integer (and boolean) tensors is ``sequence``.
+Axis 0 of every tensor as long as the first one is ``batch``, axis 1 of integer (and boolean) tensors is ``sequence``,
+but not of pictures: uint8 with three axes or more.
 ``dynamic_shapes={"image": {0: "batch", 2: "height"}}`` replaces the rule for the inputs it names;
 ``{"image": {}}`` fixes every axis of that input.
 """
@@ -126,7 +127,8 @@ def _default(arguments: Arguments) -> list[dict[int, str]]:
         axes: dict[int, str] = {}
         if tensor.ndim and tensor.shape[0] == batch:
             axes[0] = BATCH
-            if tensor.ndim > 1 and not tensor.is_floating_point() and not tensor.is_complex():
+            picture = tensor.dtype == torch.uint8 and tensor.ndim > 2
+            if tensor.ndim > 1 and not (picture or tensor.is_floating_point() or tensor.is_complex()):
                 sequence = tensor.shape[1] if sequence is None else sequence
                 axes[1] = SEQUENCE if tensor.shape[1] == sequence else f"{name}_{SEQUENCE}"
         found.append(axes)
