@@ -16,7 +16,7 @@ from bensemble.torch_internals import parameters_of
 
 from .analysis import Analysis
 from .eligibility import is_embedding, refusal, why_deterministic
-from .ending import proven_last
+from .ending import ProvenLast, proven_last
 from .entries import Entry, entries
 from .fx_trace import trace_forward
 from .places import Place, owners_of
@@ -83,12 +83,16 @@ def make_plan(
     else:
         analysis = Analysis()
     rows = tuple(_row(parameter, places, selection, analysis, owners) for parameter, places in owners.values())
-    last = _last(model, rows, owners, calls)
+    last = _last(model, rows, owners, calls, include)
     return ConversionPlan(rows, type(model).__name__, analysis.source, last)
 
 
 def _last(
-    model: nn.Module, rows: tuple[PlanRow, ...], owners: dict[int, tuple[nn.Parameter, list[Place]]], calls: list[Entry]
+    model: nn.Module,
+    rows: tuple[PlanRow, ...],
+    owners: dict[int, tuple[nn.Parameter, list[Place]]],
+    calls: list[Entry],
+    include: Any,
 ) -> str | None:
     """The only Bayesian layer of the converted model, if it is the last one. Other plans cost no forward."""
     forwards = [entry.inputs for entry in calls if not entry.method]
@@ -96,9 +100,10 @@ def _last(
     for row, (_, places) in zip(rows, owners.values(), strict=True):
         if row.is_bayesian:
             modules |= {id(p.module): p.module for p in places if p.full_name not in row.lookups}
-    if len(modules) != 1 or not forwards:
+    proven = isinstance(include, ProvenLast)
+    if len(modules) != 1 or not (forwards or proven):
         return None
-    paths = {proven_last(model, inputs) for inputs in forwards}
+    paths: set[str | None] = {proven_last(model, inputs) for inputs in forwards} or {str(include)}
     path = paths.pop()
     return path if not paths and path is not None and id(model.get_submodule(path)) in modules else None
 

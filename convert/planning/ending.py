@@ -19,7 +19,7 @@ from .copying import check_shapes, traced_copy
 from .cut_runs import LINKS, Survey, Trials
 from .readout import is_link, is_moved, is_resized
 
-__all__ = ["last_layer", "proven_last"]
+__all__ = ["ProvenLast", "last_layer", "proven_last"]
 
 #: Operations of autograd that only move elements, or multiply them by one number; no reason for a refusal.
 _MOVING = re.compile(
@@ -42,6 +42,12 @@ class Last(NamedTuple):
     link: str | None
 
 
+class ProvenLast(str):
+    """The path of a layer that :func:`last_layer` proved to give the logits, so that nobody has to prove it again."""
+
+    __slots__ = ()
+
+
 def last_layer(model: nn.Module, example_inputs: Any, *, output: OutputSelector | None = None) -> str:
     """The name of the layer whose output becomes the model's output, for ``bayesify(model, include=...)``.
 
@@ -57,7 +63,8 @@ def last_layer(model: nn.Module, example_inputs: Any, *, output: OutputSelector 
             ``out``, or else the first floating tensor.
 
     Returns:
-        A dotted name, or ``""`` where the model itself is that layer.
+        A dotted name, or ``""`` where the model itself is that layer. ``bayesify`` and ``plan`` know by it that the
+        layer is the last one.
 
     Raises:
         InvalidTypeError: ``model`` is not a module.
@@ -68,7 +75,7 @@ def last_layer(model: nn.Module, example_inputs: Any, *, output: OutputSelector 
         UserWarning: The model ends with a softmax or sigmoid, while likelihoods want logits.
 
     Example:
-        >>> bnn = convert.bayesify(model, include=convert.last_layer(model, x), example_inputs=x)
+        >>> bnn = convert.bayesify(model, include=convert.last_layer(model, x))
     """
     check_module("last_layer", model)
     found = _find(model, example_inputs, output)
@@ -78,7 +85,8 @@ def last_layer(model: nn.Module, example_inputs: Any, *, output: OutputSelector 
             "it, so take it out of the model's forward.",
             stacklevel=2,
         )
-    return found.path
+        return found.path
+    return ProvenLast(found.path)
 
 
 def proven_last(model: nn.Module, example_inputs: Any) -> str | None:

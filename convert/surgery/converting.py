@@ -66,7 +66,8 @@ def bayesify(
         exclude: What must not; wins over ``include``.
         plan: A plan to execute exactly, instead of the arguments that make one.
         example_inputs: Inputs for a probe forward, where torch.fx cannot trace the model; a list for several. Where one
-            layer alone becomes Bayesian, they also tell whether it is the last one, which its ``is_last`` records.
+            layer alone becomes Bayesian, they also tell whether it is the last one, which its ``is_last`` records; so
+            does an ``include`` that :func:`convert.last_layer` returned.
         entry_points: Methods other than forward that use weights, each with its inputs; see :func:`convert.plan`.
         estimator: How the twins draw noise in training: ``"local"`` per activation, ``"weights"`` one draw of the
             weights per call of the layer (as in prediction, at a higher gradient variance). For one draw per forward

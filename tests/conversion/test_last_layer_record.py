@@ -40,6 +40,24 @@ def test_bayesify_records_the_last_layer() -> None:
     assert pickle.loads(pickle.dumps(root)).is_last
 
 
+def test_what_last_layer_returned_needs_no_proof_again() -> None:
+    calls: list[int] = []
+    network, inputs = Network(lambda m, h: calls.append(1) or m.fc(h) / 2), x()
+    name = last_layer(network, inputs)
+    assert name == "fc"
+    calls.clear()
+    assert flags(bayesify(network, include=name)) == {"fc": True}
+    assert plan(network, include=name, trace=False).last_layer == "fc"
+    assert not calls
+    assert flags(bayesify(network, include=str(name))) == {"fc": False}
+    assert flags(bayesify(network, include=[name, "body"])) == {"body": False, "fc": False}
+    root = nn.Linear(4, 3)
+    assert bayesify(root, include=last_layer(root, x())).is_last
+    with pytest.warns(UserWarning, match="softmax follows"):
+        name = last_layer(softmaxed := Network(lambda m, h: m.fc(h).softmax(-1)), inputs)
+    assert flags(bayesify(softmaxed, include=name)) == {"fc": False}
+
+
 def test_bayesify_records_no_other_layer() -> None:
     inputs = x()
     assert flags(bayesify(Network(lambda m, h: m.fc(h)), example_inputs=inputs)) == {"body": False, "fc": False}
