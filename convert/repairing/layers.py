@@ -118,17 +118,19 @@ class _Convolution(Layer):
         return found[0].transpose(0, 1), found[1].reshape(len(at), module.groups, -1).transpose(0, 1)
 
     def _padded(self, module: Any, inputs: Tensor, outputs: Tensor) -> Tensor:
-        around = [side for pair in reversed(self._padding(module)) for side in pair]
+        around = [side for pair in reversed(self._padding(module, inputs, outputs)) for side in pair]
         mode = module.padding_mode
         return F.pad(inputs, around) if mode == "zeros" else F.pad(inputs, around, mode=mode)
 
-    def _padding(self, module: Any) -> list[tuple[int, int]]:
-        if module.padding == "valid":
-            return [(0, 0)] * len(module.kernel_size)
-        if module.padding == "same":
-            totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-            return [(total // 2, total - total // 2) for total in totals]
-        return [(side, side) for side in module.padding]
+    def _padding(self, module: Any, inputs: Tensor, outputs: Tensor) -> list[tuple[int, int]]:
+        """What the module says where that leads to the size of the outputs, else what their size asks for."""
+        axes = zip(inputs.shape[2:], outputs.shape[2:], module.stride, module.dilation, module.kernel_size, strict=True)
+        asked = [(out - 1) * stride + d * (k - 1) + 1 - size for size, out, stride, d, k in axes]
+        if not isinstance(module.padding, str):
+            spare = [2 * side - total for side, total in zip(module.padding, asked, strict=True)]
+            if all(0 <= some < stride for some, stride in zip(spare, module.stride, strict=True)):
+                return [(side, side) for side in module.padding]
+        return [(max(total, 0) // 2, max(total, 0) - max(total, 0) // 2) for total in asked]
 
     def _strides(self, module: Any) -> tuple[int, ...]:
         return tuple(module.stride)
