@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,8 @@ class Layer:
     owner: str
     weight: str = "weight"
     bias: str | None = None
+    #: Whether the module at ``path`` returns the outputs, with the features last.
+    features_last: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -91,6 +93,8 @@ class _Transposed(Layer):
 
 
 class _Convolution(Layer):
+    features_last = False
+
     def seen(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Use:
         inputs, output = super().seen(module, args, kwargs, output)
         alone = inputs.ndim == len(module.kernel_size) + 1  # an image without a batch axis
@@ -175,6 +179,7 @@ class _AttentionInput(Layer):
     """
 
     index: int = 0
+    features_last: ClassVar[bool] = False
 
     @property
     def label(self) -> str:
@@ -193,6 +198,8 @@ class _AttentionInput(Layer):
 
 class _AttentionOutput(Layer):
     """The output projection, whose inputs are those of the module with an identity in its place."""
+
+    features_last = False
 
     def seen(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Use:
         projection = module.out_proj

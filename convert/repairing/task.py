@@ -64,7 +64,7 @@ class Task:
         elif not self._is_linear(*pair.layer.rows(module, inputs, outputs, at)):
             self.note = "its outputs are not its inputs times its weight"
         else:
-            (self.heldout if pair.is_heldout else self.fit).add(seen, targets)
+            (self.heldout if pair.is_heldout else self.fit).add(seen, targets, pair.weights)
 
     def _is_linear(self, inputs: Tensor, targets: Tensor) -> bool:
         outputs = with_bias(inputs, self.wanted) @ self.wanted.mT

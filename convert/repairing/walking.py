@@ -22,6 +22,7 @@ from bensemble.models.state import calling_modules
 from ..scoring.loss import in_last_tenth
 from .beside import Beside, Enough, lost_beside
 from .layers import Layer, Use
+from .weighing import position_weights
 
 __all__ = ["Job", "Pair", "Walk"]
 
@@ -49,6 +50,7 @@ class Pair:
         original: Inputs and outputs in the original.
         targets: Its outputs, and what the pruned network lost of what is added to them.
         is_heldout: Whether the batch belongs to the last tenth.
+        weights: What each position of a sequence counts; None where all count alike.
     """
 
     job: Job
@@ -57,6 +59,7 @@ class Pair:
     original: Use
     targets: Tensor
     is_heldout: bool
+    weights: Tensor | None = None
 
 
 class Walk:
@@ -110,9 +113,14 @@ class Walk:
                     f"repair: both networks must use '{jobs[0].label}' equally often, got {len(pruned)} and "
                     f"{len(original)} uses; a network that chooses its way by its weights cannot be repaired."
                 )
+            weights = self._weights(
+                inputs, {layer for layer, use, _ in original if layer.features_last and use[1].ndim > 2}
+            )
             for (layer, (seen, _), now), (_, use, before) in zip(pruned, original, strict=True):
                 targets = use[1] + lost_beside(now, before)
-                yield Pair(owners[layer.label], layer, seen, use, targets, in_last_tenth(index, self._num_batches))
+                given = weights.get(layer.label)
+                last = in_last_tenth(index, self._num_batches)
+                yield Pair(owners[layer.label], layer, seen, use, targets, last, given.pop(0) if given else None)
 
     def _batches(self) -> Iterator[Any]:
         device = device_of(self._original)
@@ -136,6 +144,12 @@ class Walk:
         with suppress(Enough), beside:
             self._run(network, inputs, layers, see)
         return [(layer, use, other) for (layer, use), other in zip(found, beside.found, strict=True)]
+
+    def _weights(self, inputs: Any, layers: set[Layer]) -> dict[str, list[Tensor | None]]:
+        if not layers:
+            return {}
+        with calling_modules():
+            return position_weights(self._original, lambda: call(self._original, inputs), layers)
 
     def _run(self, network: nn.Module, inputs: Any, layers: Sequence[Layer], see: Callable[[Layer, Use], None]) -> None:
         """One forward, in which every use of a layer is shown."""
