@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+
+from bensemble.models.outputs import tensor_paths
 
 from .layers import Layer
 
@@ -46,8 +47,8 @@ def position_weights(
         with suppress(RuntimeError), torch.enable_grad():  # such as no memory for the gradients, or no gradient at all
             total = sum(
                 (leaf * torch.randn(leaf.shape, generator=generator).to(leaf)).sum()
-                for leaf in tree_leaves(forward())
-                if isinstance(leaf, Tensor) and leaf.requires_grad and not leaf.is_complex()
+                for _, leaf in tensor_paths(forward())
+                if leaf.requires_grad and leaf.is_floating_point()
             )
             asked = [mark for uses in marks.values() for mark in uses if mark is not None]
             if isinstance(total, Tensor) and asked:
