@@ -24,7 +24,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent / "contest"))
 sys.path.insert(0, str(Path(__file__).parent / "sparse"))
 
 from honesty.features import PICTURE_PACKAGES, missing
-from narrow_subjects import Intents, digits_network, efficientnet, enlarged_pictures, queries, small_digits
+from narrow_subjects import PER_CLASS, Intents, digits_network, efficientnet, enlarged_pictures, queries, small_digits
 from narrowing import WAYS, Known, meeting, multiply_adds
 from pruning_untrained import pictures, resnet_8, shown
 from rounds import print_table, write_json
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--network", choices=list(SUBJECTS), action="append", help="default: all")
     parser.add_argument("--amount", choices=list(AMOUNTS), action="append", help="default: both")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--pictures", type=int, default=PER_CLASS[0], help="of every class, for EfficientNet to learn")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -94,13 +96,16 @@ def main() -> None:
         elif subject.build is efficientnet and (reason := missing(PICTURE_PACKAGES)):
             print(f"{name}: left out, {reason}")
         else:
-            figures[name] = judged(name, Path(path), arguments.seeds, arguments.amount or list(AMOUNTS))
+            if subject.build is efficientnet:
+                some = partial(enlarged_pictures, per_class=(arguments.pictures, PER_CLASS[1]))
+                subject = replace(subject, data=some)
+            figures[name] = judged(name, subject, Path(path), arguments.seeds, arguments.amount or list(AMOUNTS))
     write_json(arguments.json, figures)
 
 
-def judged(name: str, path: Path, seeds: int, amounts: list[str]) -> dict[str, list[float]]:
+def judged(name: str, subject: Subject, path: Path, seeds: int, amounts: list[str]) -> dict[str, list[float]]:
     """The tables of one network."""
-    subject, found, first = SUBJECTS[name], dict[str, list[float]](), dict[str, nn.Module]()
+    found, first = dict[str, list[float]](), dict[str, nn.Module]()
     for seed in range(seeds):
         data = subject.data(path, seed)
         torch.manual_seed(seed)

@@ -100,13 +100,13 @@ def efficientnet() -> nn.Module:
     return network
 
 
-def enlarged_pictures(path: Path, seed: int) -> Data:
+def enlarged_pictures(path: Path, seed: int, per_class: tuple[int, int] = PER_CLASS) -> Data:
     """Some pictures of six classes, from -1 to 1, as EfficientNet-Lite0 was trained."""
     from PIL import Image
 
     tensors = []
     with zipfile.ZipFile(path) as archive:
-        for part, number in zip(("train", "test"), PER_CLASS, strict=True):
+        for part, number in zip(("train", "test"), per_class, strict=True):
             names = [[n for n in sorted(archive.namelist()) if n.startswith(f"{part}/{kind}/")] for kind in KNOWN]
             chosen = [(name, kind) for kind, group in enumerate(names) for name in group[:number]]
             order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,8 @@ class Layer:
     owner: str
     weight: str = "weight"
     bias: str | None = None
+    #: Whether the module at ``path`` returns the outputs, with the features last.
+    features_last: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -91,6 +93,8 @@ class _Transposed(Layer):
 
 
 class _Convolution(Layer):
+    features_last = False
+
     def seen(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Use:
         inputs, output = super().seen(module, args, kwargs, output)
         alone = inputs.ndim == len(module.kernel_size) + 1  # an image without a batch axis
@@ -118,17 +122,19 @@ class _Convolution(Layer):
         return found[0].transpose(0, 1), found[1].reshape(len(at), module.groups, -1).transpose(0, 1)
 
     def _padded(self, module: Any, inputs: Tensor, outputs: Tensor) -> Tensor:
-        around = [side for pair in reversed(self._padding(module)) for side in pair]
+        around = [side for pair in reversed(self._padding(module, inputs, outputs)) for side in pair]
         mode = module.padding_mode
         return F.pad(inputs, around) if mode == "zeros" else F.pad(inputs, around, mode=mode)
 
-    def _padding(self, module: Any) -> list[tuple[int, int]]:
-        if module.padding == "valid":
-            return [(0, 0)] * len(module.kernel_size)
-        if module.padding == "same":
-            totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-            return [(total // 2, total - total // 2) for total in totals]
-        return [(side, side) for side in module.padding]
+    def _padding(self, module: Any, inputs: Tensor, outputs: Tensor) -> list[tuple[int, int]]:
+        """What the module says where that leads to the size of the outputs, else what their size asks for."""
+        axes = zip(inputs.shape[2:], outputs.shape[2:], module.stride, module.dilation, module.kernel_size, strict=True)
+        asked = [(out - 1) * stride + d * (k - 1) + 1 - size for size, out, stride, d, k in axes]
+        if not isinstance(module.padding, str):
+            spare = [2 * side - total for side, total in zip(module.padding, asked, strict=True)]
+            if all(0 <= some < stride for some, stride in zip(spare, module.stride, strict=True)):
+                return [(side, side) for side in module.padding]
+        return [(max(total, 0) // 2, max(total, 0) - max(total, 0) // 2) for total in asked]
 
     def _strides(self, module: Any) -> tuple[int, ...]:
         return tuple(module.stride)
@@ -173,6 +179,7 @@ class _AttentionInput(Layer):
     """
 
     index: int = 0
+    features_last: ClassVar[bool] = False
 
     @property
     def label(self) -> str:
@@ -191,6 +198,8 @@ class _AttentionInput(Layer):
 
 class _AttentionOutput(Layer):
     """The output projection, whose inputs are those of the module with an identity in its place."""
+
+    features_last = False
 
     def seen(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Use:
         projection = module.out_proj

@@ -41,9 +41,11 @@ def repair(
     """A copy of a pruned network whose remaining weights make up for the removed ones, without labels or training.
 
     Layer after layer, weights and bias solve least squares: from what the repaired network gives the layer, the outputs
-    that the original computed, see :mod:`convert.repairing.solving`. Zeros stay zero; ``torch.nn.utils.prune`` masks
-    stay. Linear layers, convolutions and attention projections are repaired. A layer where this is no better on the
-    last tenth of the batches is left as it was, and so is, bit for bit, one before which nothing was removed.
+    that the original computed, see :mod:`convert.repairing.solving`. Where something is added to the outputs, as in a
+    residual network, what that lost is made up for too. Positions of a sequence count by the gradient of what the
+    original returns, so padding that a mask leaves out does not. Zeros stay zero; ``torch.nn.utils.prune`` masks stay.
+    Linear layers, convolutions and attention projections are repaired. A layer where this is no better on the last
+    tenth of the batches is left as it was, and so is, bit for bit, one before which nothing was removed.
 
     Prune (``to_deterministic``), repair, then ``compact``. One pass over the loader for every group of layers that have
     the same inputs; about 2,000 inputs are enough.

@@ -16,8 +16,8 @@ class RepairRow:
     Attributes:
         name: Its name in the network.
         removed: Share of its entries that are zero.
-        before: Squared error of the layer's outputs over the square of the dense network's outputs, on the inputs that
-            chose the damping; nan where it was not measured.
+        before: Squared error of the layer's outputs, and of what is added to them, over the square of the dense
+            network's outputs, on the inputs that chose the damping; nan where it was not measured.
         after: The same with the new weights.
         damping: What was chosen; 0 where the weight was left.
         seconds: Wall time.

@@ -38,9 +38,12 @@ class Sums:
         self.targets = matrix.new_zeros(groups, outputs)
         self.count = 0
 
-    def add(self, inputs: Tensor, targets: Tensor) -> None:
-        """Add rows of inputs (groups, rows, inputs) and targets (groups, rows, outputs)."""
+    def add(self, inputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
+        """Add rows of inputs (groups, rows, inputs) and targets (groups, rows, outputs), and what each row counts."""
         x, t = with_bias(inputs, self.inputs), targets.to(self.inputs)
+        if weights is not None:
+            roots = weights.to(x).sqrt().reshape(1, -1, 1)
+            x, t = roots * x, roots * t
         self.count += x.shape[1]
         self.inputs += x.mT @ x
         self.both += t.mT @ x

@@ -57,14 +57,14 @@ class Task:
             return
         module = self.network.get_submodule(pair.layer.owner)
         at = pair.layer.positions(outputs, self.generator)
-        seen, targets = pair.layer.rows(module, pair.pruned, outputs, at)
+        seen, targets = pair.layer.rows(module, pair.pruned, pair.targets, at)
         self.is_changed = self.is_changed or not torch.equal(pair.pruned, inputs)
         if not (bool(seen.isfinite().all()) and bool(targets.isfinite().all())):
             self.note = "its inputs or outputs are not finite"
-        elif not self._is_linear(pair.layer.rows(module, inputs, outputs, at)[0], targets):
+        elif not self._is_linear(*pair.layer.rows(module, inputs, outputs, at)):
             self.note = "its outputs are not its inputs times its weight"
         else:
-            (self.heldout if pair.is_heldout else self.fit).add(seen, targets)
+            (self.heldout if pair.is_heldout else self.fit).add(seen, targets, pair.weights)
 
     def _is_linear(self, inputs: Tensor, targets: Tensor) -> bool:
         outputs = with_bias(inputs, self.wanted) @ self.wanted.mT

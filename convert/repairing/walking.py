@@ -20,7 +20,9 @@ from bensemble.models.forwards import naming_batch
 from bensemble.models.state import calling_modules
 
 from ..scoring.loss import in_last_tenth
+from .beside import Beside, Enough, lost_beside
 from .layers import Layer, Use
+from .weighing import position_weights
 
 __all__ = ["Job", "Pair", "Walk"]
 
@@ -46,18 +48,18 @@ class Pair:
         layer: The layer that used it.
         pruned: Inputs in the pruned network.
         original: Inputs and outputs in the original.
+        targets: Its outputs, and what the pruned network lost of what is added to them.
         is_heldout: Whether the batch belongs to the last tenth.
+        weights: What each position of a sequence counts; None where all count alike.
     """
 
     job: Job
     layer: Layer
     pruned: Tensor
     original: Use
+    targets: Tensor
     is_heldout: bool
-
-
-class _Enough(BaseException):
-    """Ends a forward; no ``except Exception`` in a model stops it."""
+    weights: Tensor | None = None
 
 
 class Walk:
@@ -106,31 +108,48 @@ class Walk:
         layers = [layer for job in jobs for layer in job.layers]
         for index, inputs in enumerate(self._batches()):
             pruned, original = self._copies(self._pruned, inputs, layers), self._copies(self._original, inputs, layers)
-            if [layer for layer, _ in pruned] != [layer for layer, _ in original]:
+            if [layer for layer, *_ in pruned] != [layer for layer, *_ in original]:
                 raise InvalidValueError(
                     f"repair: both networks must use '{jobs[0].label}' equally often, got {len(pruned)} and "
                     f"{len(original)} uses; a network that chooses its way by its weights cannot be repaired."
                 )
-            for (layer, (seen, _)), (_, use) in zip(pruned, original, strict=True):
-                yield Pair(owners[layer.label], layer, seen, use, in_last_tenth(index, self._num_batches))
+            weights = self._weights(
+                inputs, {layer for layer, use, _ in original if layer.features_last and use[1].ndim > 2}
+            )
+            for (layer, (seen, _), now), (_, use, before) in zip(pruned, original, strict=True):
+                targets = use[1] + lost_beside(now, before)
+                given = weights.get(layer.label)
+                last = in_last_tenth(index, self._num_batches)
+                yield Pair(owners[layer.label], layer, seen, use, targets, last, given.pop(0) if given else None)
 
     def _batches(self) -> Iterator[Any]:
         device = device_of(self._original)
         for batch in self._loader:
             yield to_device(split_batch(batch, self._unpack)[0], device)
 
-    def _copies(self, network: nn.Module, inputs: Any, layers: Sequence[Layer]) -> list[tuple[Layer, Use]]:
-        """What some layers see in one forward, safe from operations in place; it ends after the last of them."""
+    def _copies(
+        self, network: nn.Module, inputs: Any, layers: Sequence[Layer]
+    ) -> list[tuple[Layer, Use, tuple[Tensor | None, Tensor | None]]]:
+        """What some layers see in one forward and what is added to that, safe from operations in place.
+
+        The forward ends after the last of them.
+        """
         found: list[tuple[Layer, Use]] = []
-        wanted = sum(self._uses[layer.label] for layer in layers)
+        beside = Beside(sum(self._uses[layer.label] for layer in layers))
 
         def see(layer: Layer, use: Use) -> None:
             found.append((layer, (use[0].clone(), use[1].clone())))
-            if len(found) == wanted:
-                raise _Enough
+            beside.watch(use[1], is_used=not hasattr(layer, "index"))
 
-        self._run(network, inputs, layers, see)
-        return found
+        with suppress(Enough), beside:
+            self._run(network, inputs, layers, see)
+        return [(layer, use, other) for (layer, use), other in zip(found, beside.found, strict=True)]
+
+    def _weights(self, inputs: Any, layers: set[Layer]) -> dict[str, list[Tensor | None]]:
+        if not layers:
+            return {}
+        with calling_modules():
+            return position_weights(self._original, lambda: call(self._original, inputs), layers)
 
     def _run(self, network: nn.Module, inputs: Any, layers: Sequence[Layer], see: Callable[[Layer, Use], None]) -> None:
         """One forward, in which every use of a layer is shown."""
@@ -146,5 +165,5 @@ class Walk:
             for layer in layers:
                 handle = network.get_submodule(layer.path).register_forward_hook(watch(layer), with_kwargs=True)
                 stack.callback(handle.remove)
-            with suppress(_Enough), naming_batch("repair", network, inputs):
+            with naming_batch("repair", network, inputs):
                 call(network, inputs)

@@ -77,6 +77,13 @@ def test_nothing_removed_changes_nothing():
     assert torch.equal(repair(pruned, model, ROWS)[0].weight, model[0].weight)
 
 
+class _Padding(nn.Conv2d):
+    """As TensorFlow's "same" does, more at the end."""
+
+    def forward(self, x):
+        return super().forward(nn.functional.pad(x, (0, 1, 0, 1)))
+
+
 LAYERS = {
     "1d": (lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1), torch.randn(8, 4, 11)),
     "2d": (lambda: nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)), IMAGES[0]),
@@ -84,6 +91,7 @@ LAYERS = {
     "grouped": (lambda: nn.Conv2d(4, 8, 3, groups=2), IMAGES[0]),
     "depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4, padding="same"), IMAGES[0]),
     "same, even kernel": (lambda: nn.Conv2d(4, 6, (2, 4), padding="same", dilation=(2, 1)), IMAGES[0]),
+    "padded by its own forward": (lambda: _Padding(4, 6, 3, stride=2), IMAGES[0][..., :8, :8]),
     "valid": (lambda: nn.Conv2d(4, 6, 3, padding="valid"), IMAGES[0]),
     "reflected": (lambda: nn.Conv2d(4, 6, 3, padding=2, padding_mode="reflect"), IMAGES[0]),
     "circular": (lambda: nn.Conv1d(4, 6, 3, padding=1, padding_mode="circular"), torch.randn(8, 4, 11)),
