@@ -30,7 +30,7 @@ prepare()
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 #: Most lines of an example.
-LENGTHS = {"lightning_module": 40, "elastic_digits": 85, "lora_classifier": 105, "serve": 111}
+LENGTHS = {"lightning_module": 40, "elastic_digits": 85, "lora_classifier": 105, "serve": 121}
 
 
 def run(script, *arguments, folder):

@@ -26,6 +26,9 @@ from .tempering import fitted_temperature, temper
 
 __all__ = ["calibrate"]
 
+#: Error of a regression, as a multiple of that of one constant, from which on its units look wrong.
+UNITS = 1.5
+
 
 @torch.no_grad()
 def calibrate(
@@ -84,7 +87,7 @@ def calibrate(
 
 
 def _warn_of_little(prediction: Prediction, targets: Tensor, alpha: float, count: int) -> None:
-    """Warn where sets or intervals hold everything, and where a regression is worse than no network at all."""
+    """Warn where sets or intervals hold everything, and where a regression is far worse than one constant."""
     regression = isinstance(prediction, RegressionPrediction)
     if (count + 1) * alpha < 1 - 1e-9:
         warnings.warn(
@@ -97,7 +100,7 @@ def _warn_of_little(prediction: Prediction, targets: Tensor, alpha: float, count
         return
     spread = float((targets - targets.mean(0)).double().square().mean().sqrt())
     error = float((prediction.mean - targets).double().square().mean().sqrt())
-    if error > spread:
+    if error > UNITS * spread:
         warnings.warn(
             f"calibrate: the error of the means is {error:.3g}, and that of one constant would be {spread:.3g}; check "
             "that outputs and targets have the same units and order.",

