@@ -26,8 +26,8 @@ from .tempering import fitted_temperature, temper
 
 __all__ = ["calibrate"]
 
-#: Error of a regression, as a multiple of that of one constant, from which on its units look wrong.
-UNITS = 1.5
+#: Error of a regression, as a multiple of that of one constant, from which on its units or order look wrong.
+UNITS = 1.25
 
 
 @torch.no_grad()
