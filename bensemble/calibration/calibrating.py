@@ -26,7 +26,7 @@ from .tempering import fitted_temperature, temper
 
 __all__ = ["calibrate"]
 
-#: Error of a regression, as a multiple of that of one constant, from which on its units or order look wrong.
+#: Error of a regression, as a multiple of that of one constant, from which on its units look wrong.
 UNITS = 1.25
 
 

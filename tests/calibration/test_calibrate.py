@@ -172,10 +172,10 @@ def test_too_few_terms_for_alpha_are_said():
         assert bool(calibrate(prediction, targets).interval(prediction)[1].isinf().all())
 
 
-def test_a_regression_in_other_units_or_another_order_is_said():
+def test_a_regression_in_other_units_is_said():
     prediction, targets = regression(200, seed=0)
     words = "the error of the means is .*, and that of one constant would be .*; check that outputs and targets"
-    for wrong in (100 + 20 * targets, targets.roll(1, 0)):
+    for wrong in (100 + 20 * targets, -targets):
         with pytest.warns(UserWarning, match=words):
             calibrate(prediction, wrong)
     calibrate(prediction, targets)
