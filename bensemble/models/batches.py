@@ -255,7 +255,7 @@ def _with_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def _not_inputs(inputs: Any) -> InvalidTypeError:
-    return InvalidTypeError(
-        f"inputs: must be a tensor, a tuple or a mapping, got {describe(inputs)}; "
-        "pass a tuple for several arguments, torch.as_tensor for an array."
-    )
+    advice = "pass a tuple for several arguments, torch.as_tensor for an array."
+    if isinstance(inputs, Dataset):
+        advice = "wrap a Dataset in a DataLoader, which gives batches."
+    return InvalidTypeError(f"inputs: must be a tensor, a tuple or a mapping, got {describe(inputs)}; {advice}")

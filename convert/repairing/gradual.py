@@ -6,12 +6,14 @@ and the scores of the next one are those of the repaired network.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.utils.prune import is_pruned
 
 from bensemble.checks import check_count, check_module, check_number
 from bensemble.errors import InvalidTypeError, InvalidValueError
@@ -157,9 +159,16 @@ def prune_and_repair(
     with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed when it starts
         for _ in heldout.splitting(loader, len(loader) if isinstance(loader, Sized) else None, unpack):
             pass  # what is held out stays in memory
+    if heldout.is_seen:
+        warnings.warn(
+            "prune_and_repair: loader gives one batch, on which the rest is solved and judged; give ten or more.",
+            stacklevel=2,
+        )
     network, done = dense, list[PruneStep]()
     for share, unit in _schedule(sparsity, granularity, steps, done):
         bnn = bayesify(network)
+        if not matrices(bnn):
+            raise InvalidValueError("prune_and_repair: model must have weights that can go, got none; see convert.plan.")
         scores = prune_scores(
             bnn, loader, score=score, damping=DAMPING, likelihood=likelihood, output=output, unpack=unpack,
             generator=generator,
@@ -212,7 +221,11 @@ def _zeros(network: nn.Module, counted: Iterable[str]) -> float:
 
 
 def _check(model: Any, loader: Any, sparsity: Any, granularity: Any, steps: Any, score: Any) -> None:
-    check_module("prune_and_repair", model)
+    if is_pruned(check_module("prune_and_repair", model)):
+        raise InvalidValueError(
+            "prune_and_repair: model must hold its weights as parameters, got masks of torch.nn.utils.prune; call "
+            "torch.nn.utils.prune.remove(layer, 'weight') on each: the zeros stay."
+        )
     if not is_loader(loader) or isinstance(loader, Iterator):
         raise InvalidTypeError(
             f"prune_and_repair: loader must give batches more than once, got {type(loader).__name__}; pass a "
