@@ -169,7 +169,11 @@ def test_export_refuses(files: Path, wide: torch.nn.Module, words: list[str], co
             "--evaluate must be callable as (model), got 7",
         ),
         (["--evaluate", "scores:closeness(2)", "-i", "8x4", "--max-drop", "0.1"], 2, "function without arguments, got"),
-        (["--data", "val.npz", "-w", "plain.pt", "--max-size", "900"], 1, "no posterior to prune by; give its Bayesian --w"),
+        (
+            ["--data", "val.npz", "-w", "plain.pt", "--max-size", "900"],
+            1,
+            "no posterior to prune by; give its Bayesian --w",
+        ),
         (["--evaluate", "scores:closenes", "-i", "8x4", "--max-drop", "0.1"], 1, "did you mean 'closeness'?"),
     ],
 )

@@ -87,6 +87,9 @@ def test_auto_removes_nothing_where_everything_counts():
     assert (pruned.sparsity, pruned.loss, len(pruned.steps)) == (0.0, None, 2)
     assert torch.equal(pruned.network[0].weight, model[0].weight)
     assert pruned.network is not model
+    assert str(pruned).startswith(
+        "Nothing removed: each step is expected to lose too much on 64 held-out terms; give a"
+    )
 
 
 def test_without_classes_nats_decide():
@@ -171,7 +174,11 @@ def test_a_bayesian_model_counts_by_its_means():
         ({"sparsity": 0.5, "granularity": "row"}, InvalidValueError, "granularity must be .* got 'row'"),
         ({"sparsity": 0.5, "loader": iter(BATCHES)}, InvalidTypeError, "batches more than once, got list_iterator"),
         ({"sparsity": 0.5, "loader": BATCHES[0]}, InvalidTypeError, "batches more than once, got Tensor"),
-        ({"sparsity": 0.5, "loader": [*BATCHES[:2], BATCHES[2] * torch.nan]}, InvalidValueError, "inputs must be finite"),
+        (
+            {"sparsity": 0.5, "loader": [*BATCHES[:2], BATCHES[2] * torch.nan]},
+            InvalidValueError,
+            "inputs must be finite",
+        ),
     ],
 )
 def test_refusals(arguments, error, message):
