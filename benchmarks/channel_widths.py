@@ -19,6 +19,8 @@ WIDTHS = ((32, 64), (24, 48), (17, 33), (16, 32), (15, 31), (8, 16))
 
 
 class Block(nn.Module):
+    """A residual block with other channels inside than outside."""
+
     def __init__(self, outside: int, inside: int) -> None:
         super().__init__()
         self.first = nn.Sequential(nn.Conv2d(outside, inside, 3, padding=1), nn.BatchNorm2d(inside), nn.ReLU())

@@ -30,7 +30,7 @@ def check_shapes(verb: str, model: nn.Module) -> None:
 
 
 def check_unmasked(verb: str, model: nn.Module) -> None:
-    """Raise for masks of torch.nn.utils.prune, which compute a weight in every forward: it cannot be removed or counted.
+    """Raise for masks of torch.nn.utils.prune: they hide the weight, which is neither counted nor removed then.
 
     Raises:
         InvalidValueError: There is a mask.

@@ -144,7 +144,7 @@ class Endless:
 def test_a_network_without_weights_that_can_go_is_refused():
     masked = network()
     l1_unstructured(masked[0], "weight", 0.5)
-    with pytest.raises(InvalidValueError, match="got masks of torch.nn.utils.prune; call .*the zeros stay"):
+    with pytest.raises(InvalidValueError, match=r"got masks of torch\.nn\.utils\.prune; call .*the zeros stay"):
         prune_and_repair(masked, BATCHES, sparsity=0.5)
     remove(masked[0], "weight")
     before = masked[0].weight == 0
