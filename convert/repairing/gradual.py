@@ -163,7 +163,7 @@ def prune_and_repair(
             pass  # what is held out stays in memory
     if heldout.is_seen:
         warnings.warn(
-            "prune_and_repair: loader gives one batch, on which the rest is solved and judged; give ten or more.",
+            "prune_and_repair: loader gives too few batches to hold one out, so what is lost looks smaller; give ten.",
             stacklevel=2,
         )
     network, done = dense, list[PruneStep]()

@@ -161,7 +161,7 @@ def _jobs(verb: str, network: nn.Module, dense: nn.Module) -> tuple[list[Job], d
     here, before = ([removed_share(layer, of) for layer in layers] for of in (network, dense))
     if sum(before) > sum(here) and all(b >= h for b, h in zip(before, here, strict=True)):
         raise InvalidValueError(
-            f"{verb}: the pruned network comes first, then the original, got zeros only in the second; exchange them."
+            f"{verb}: the pruned network comes first, then the original, got more zeros in the second; exchange them."
         )
     names: dict[int, set[str]] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
