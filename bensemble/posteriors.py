@@ -119,7 +119,7 @@ def by_canonical_name(
 def first_match(verb: str, what: str, model: nn.Module, patterns: Iterable[str]) -> dict[str, str]:
     """The first pattern that matches each posterior, by canonical name; posteriors without a match are left out.
 
-    A pattern is the name of a parameter, the name of a module above it, or a glob on the full name.
+    A pattern is the name of a parameter or of a module above it, or a glob on either.
 
     Raises:
         InvalidValueError: A pattern matches nothing.
@@ -135,7 +135,8 @@ def first_match(verb: str, what: str, model: nn.Module, patterns: Iterable[str])
 
 
 def _matches(pattern: object, name: str) -> bool:
-    return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, str(pattern))
+    globs = (str(pattern), f"{pattern}.*")
+    return name == pattern or name.startswith(f"{pattern}.") or any(fnmatchcase(name, glob) for glob in globs)
 
 
 def _unknown(verb: str, what: str, name: object, names: Iterable[str]) -> InvalidValueError:

@@ -13,7 +13,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+<<<<<<< HEAD
 from torch.utils.data import RandomSampler, SequentialSampler
+=======
+from torch.utils.data import Dataset
+>>>>>>> h5
 
 from ..checks import check_takes
 from ..errors import InvalidTypeError, InvalidValueError
@@ -264,7 +268,7 @@ def _with_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def _not_inputs(inputs: Any) -> InvalidTypeError:
-    return InvalidTypeError(
-        f"inputs: must be a tensor, a tuple or a mapping, got {describe(inputs)}; "
-        "pass a tuple for several arguments, torch.as_tensor for an array."
-    )
+    advice = "pass a tuple for several arguments, torch.as_tensor for an array."
+    if isinstance(inputs, Dataset):
+        advice = "wrap a Dataset in a DataLoader, which gives batches."
+    return InvalidTypeError(f"inputs: must be a tensor, a tuple or a mapping, got {describe(inputs)}; {advice}")

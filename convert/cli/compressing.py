@@ -41,12 +41,19 @@ def compress(
         raise WrongUsage("compress: add --data val.npz, or --evaluate module:function and --input 1x3x224x224.")
     with working("Importing torch") as stage:
         from bensemble.checkpoint.writing import checked_target, replacing
+        from bensemble.errors import ConversionError
+        from bensemble.posteriors import is_bayesian
 
         from ..compression import compress as search
         from .model_building import load_network
 
         picture = None if plot is None else checked_target(plot, "--plot")
         network = load_network(model, weights, key, stage)
+        if not is_bayesian(network):
+            raise ConversionError(
+                "compress: the model has no posterior to prune by; give its Bayesian --weights. Plain ones get smaller "
+                "and often faster by bensemble export --int8."
+            )
         held_out, labels = read_data(data, network, need_labels=evaluate is None) if data else (None, None)
         found = search(
             network,

@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import is_pruned
 from torch.overrides import TorchFunctionMode
 
-from bensemble.errors import ConversionError
+from bensemble.errors import ConversionError, InvalidValueError
 
-__all__ = ["check_shapes", "copy_model", "hollow_copy", "traced_copy"]
+__all__ = ["check_shapes", "check_unmasked", "copy_model", "hollow_copy", "traced_copy"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -26,6 +27,19 @@ def check_shapes(verb: str, model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise ConversionError(f"{verb}: '{name}' has no shape yet; run the model once first.")
+
+
+def check_unmasked(verb: str, model: nn.Module) -> None:
+    """Raise for masks of torch.nn.utils.prune: they hide the weight, which is neither counted nor removed then.
+
+    Raises:
+        InvalidValueError: There is a mask.
+    """
+    if is_pruned(model):
+        raise InvalidValueError(
+            f"{verb}: model must hold its weights as parameters, got masks of torch.nn.utils.prune; call "
+            "torch.nn.utils.prune.remove(layer, 'weight') on each: the zeros stay."
+        )
 
 
 def copy_model(verb: str, model: M) -> M:

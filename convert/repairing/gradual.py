@@ -6,6 +6,7 @@ and the scores of the next one are those of the repaired network.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -25,6 +26,7 @@ from bensemble.pruning.masks import pruning_masks
 from bensemble.pruning.patterns import is_pattern
 from bensemble.tables import Printed, text_table
 
+from ..planning.copying import check_unmasked
 from ..scoring import ExpectedLoss, prune_scores
 from ..scoring.loss import HeldOut
 from ..surgery import bayesify, to_deterministic
@@ -95,6 +97,8 @@ class Pruned(Printed, Generic[M]):
             rows.append((f"{step.sparsity:.1%}", drop, error, f"{loss.nats:.3g}", "" if step.kept else "taken back"))
         terms = f" on {self.steps[0].loss.num_terms:,} held-out terms" if self.steps else ""
         head = f"{self.sparsity:.1%} of the weights removed and the rest repaired; expected to lose{terms}:"
+        if self.steps and not any(step.kept for step in self.steps):
+            head = f"Nothing removed: each step is expected to lose too much{terms}; give a share, or shares of layers:"
         return "\n".join([head, *text_table(rows, right=range(4), indent="  ")])
 
     __repr__ = __str__
@@ -157,9 +161,18 @@ def prune_and_repair(
     with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed when it starts
         for _ in heldout.splitting(loader, len(loader) if isinstance(loader, Sized) else None, unpack):
             pass  # what is held out stays in memory
+    if heldout.is_seen:
+        warnings.warn(
+            "prune_and_repair: loader gives too few batches to hold one out, so what is lost looks smaller; give ten.",
+            stacklevel=2,
+        )
     network, done = dense, list[PruneStep]()
     for share, unit in _schedule(sparsity, granularity, steps, done):
         bnn = bayesify(network)
+        if not matrices(bnn):
+            raise InvalidValueError(
+                "prune_and_repair: model must have weights that can go, got none; see convert.plan."
+            )
         scores = prune_scores(
             bnn, loader, score=score, damping=DAMPING, likelihood=likelihood, output=output, unpack=unpack,
             generator=generator,
@@ -212,7 +225,7 @@ def _zeros(network: nn.Module, counted: Iterable[str]) -> float:
 
 
 def _check(model: Any, loader: Any, sparsity: Any, granularity: Any, steps: Any, score: Any) -> None:
-    check_module("prune_and_repair", model)
+    check_unmasked("prune_and_repair", check_module("prune_and_repair", model))
     if not is_loader(loader) or isinstance(loader, Iterator):
         raise InvalidTypeError(
             f"prune_and_repair: loader must give batches more than once, got {type(loader).__name__}; pass a "

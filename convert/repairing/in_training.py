@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bensemble.checks import check_count, check_module, check_number
-from bensemble.errors import InvalidValueError
+from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.likelihoods import Likelihood
 from bensemble.models.batches import Unpack, check_loader
 from bensemble.models.outputs import OutputSelector
@@ -19,7 +19,7 @@ from bensemble.posteriors import is_bayesian
 from bensemble.pruning.masks import prune, pruning_masks
 from bensemble.pruning.schedule import gradual_sparsity
 
-from ..planning.copying import copy_model
+from ..planning.copying import check_unmasked, copy_model
 from ..scoring import prune_scores
 from ..surgery import bayesify
 from .repair import repair as repair_network
@@ -85,7 +85,7 @@ class GradualPruning:
         unpack: Unpack | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        check_module("GradualPruning", model)
+        check_unmasked("GradualPruning", check_module("GradualPruning", model))
         check_number("GradualPruning", "sparsity", sparsity, least=0, below=1)
         check_number("GradualPruning", "floor", floor, least=0, below=1)
         check_number("GradualPruning", "end", end, above=0, most=1)
@@ -97,6 +97,11 @@ class GradualPruning:
             raise InvalidValueError(f"GradualPruning: repair=True needs a plain network and loader, got {what}.")
         if loader is not None:
             check_loader("GradualPruning", loader)
+            if isinstance(loader, Iterator):
+                raise InvalidTypeError(
+                    f"GradualPruning: loader must give batches more than once, got {type(loader).__name__}; pass a "
+                    "DataLoader or a list of batches."
+                )
         self.model, self.sparsity, self.steps = unwrapped(model), float(sparsity), int(steps)
         self._score, self._loader, self._floor, self._repair = score, loader, floor, repair
         self._reading: dict[str, Any] = {"likelihood": likelihood, "output": output, "unpack": unpack}

@@ -160,6 +160,11 @@ def _jobs(verb: str, network: nn.Module, dense: nn.Module) -> tuple[list[Job], d
                 f"{verb}: '{layer.name}' must have the shape that it has in the original, got {shape} instead of "
                 f"{found}; first to_deterministic, then repair, then compact."
             )
+    here, before = ([removed_share(layer, of) for layer in layers] for of in (network, dense))
+    if sum(before) > sum(here) and all(b >= h for b, h in zip(before, here, strict=True)):
+        raise InvalidValueError(
+            f"{verb}: the pruned network comes first, then the original, got more zeros in the second; exchange them."
+        )
     names: dict[int, set[str]] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), set()).add(name.removesuffix("_orig"))

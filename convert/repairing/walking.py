@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bensemble.errors import InvalidValueError
-from bensemble.models.batches import Unpack, call, device_of, split_batch, to_device
+from bensemble.models.batches import Unpack, call, check_finite_inputs, device_of, split_batch, to_device
 from bensemble.models.forwards import naming_batch
 from bensemble.models.state import calling_modules
 
@@ -125,7 +125,9 @@ class Walk:
     def _batches(self) -> Iterator[Any]:
         device = device_of(self._original)
         for batch in self._loader:
-            yield to_device(split_batch(batch, self._unpack)[0], device)
+            inputs = split_batch(batch, self._unpack)[0]
+            check_finite_inputs("repair", inputs)
+            yield to_device(inputs, device)
 
     def _copies(
         self, network: nn.Module, inputs: Any, layers: Sequence[Layer]

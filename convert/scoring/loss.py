@@ -73,6 +73,7 @@ class HeldOut:
     ) -> None:
         self.verb, self.network, self.likelihood, self.output = verb, network, likelihood, output
         self.batches: list[tuple[Any, Tensor]] = []
+        self.is_seen = False
 
     @torch.no_grad()
     def add(self, inputs: Any) -> None:
@@ -84,6 +85,7 @@ class HeldOut:
     def splitting(self, loader: Iterable[Any], num_batches: int | None, unpack: Unpack | None) -> Iterator[Any]:
         """The batches of a loader as (inputs, target) without the last tenth, which is kept; a single one is both."""
         last = None
+        self.is_seen = num_batches == 1
         for index, batch in enumerate(loader):
             last = split_batch(batch, unpack)
             if in_last_tenth(index, num_batches):
@@ -92,6 +94,7 @@ class HeldOut:
                 yield last
         if last is not None and not self.batches:
             self.add(last[0])
+            self.is_seen = True
 
     @torch.no_grad()
     def loss(self, network: nn.Module) -> ExpectedLoss:

@@ -35,6 +35,7 @@ def files(write: Write) -> Path:
     torch.manual_seed(0)
     model = bayesify(space["Net"](), init_sigma=lambda name, weight: weight.abs() + 0.01).eval()
     bensemble.save(model, folder / "bayesian.safetensors")
+    torch.save(space["Net"]().state_dict(), folder / "plain.pt")
     inputs = torch.randn(40, 4)
     np.savez(folder / "val.npz", images=inputs.numpy(), labels=model(inputs).argmax(1).numpy())
     np.savez(folder / "unlabelled.npz", images=inputs.numpy())
@@ -168,6 +169,11 @@ def test_export_refuses(files: Path, wide: torch.nn.Module, words: list[str], co
             "--evaluate must be callable as (model), got 7",
         ),
         (["--evaluate", "scores:closeness(2)", "-i", "8x4", "--max-drop", "0.1"], 2, "function without arguments, got"),
+        (
+            ["--data", "val.npz", "-w", "plain.pt", "--max-size", "900"],
+            1,
+            "no posterior to prune by; give its Bayesian --w",
+        ),
         (["--evaluate", "scores:closenes", "-i", "8x4", "--max-drop", "0.1"], 1, "did you mean 'closeness'?"),
     ],
 )

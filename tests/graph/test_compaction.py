@@ -8,6 +8,7 @@ import io
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from convert import compact, compaction_report, export_onnx
 from convert.graph.capture import outputs_agree
@@ -227,3 +228,14 @@ def test_what_is_off_by_more_than_rounding_is_another_output(dtype, most):
     assert outputs_agree(expected + 0.9 * most, expected, dtype)
     assert not outputs_agree(expected + 1.5 * most, expected, dtype)
     assert not outputs_agree((expected + 1.5 * most).to(dtype), expected.to(dtype))
+
+
+def test_masks_of_torch_keep_what_they_hide():
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    prune.ln_structured(model[0], "weight", 0.5, n=2, dim=0)
+    with pytest.warns(
+        UserWarning, match=r"stays as large as it is; call torch.nn.utils.prune.remove\(layer, 'weight'\)"
+    ):
+        assert compact(model, torch.randn(4, 8))[0].weight_orig.shape == (6, 8)
+    prune.remove(model[0], "weight")
+    assert compact(model, torch.randn(4, 8))[0].weight.shape == (3, 8)

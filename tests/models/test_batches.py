@@ -138,6 +138,11 @@ def test_loaders_are_told_from_inputs():
             is_loader(wrong)
 
 
+def test_a_dataset_is_told_to_be_wrapped():
+    with pytest.raises(InvalidTypeError, match="got TensorDataset; wrap a Dataset in a DataLoader, which gives"):
+        is_loader(TensorDataset(X, Y))
+
+
 def test_to_device_reaches_every_tensor_and_keeps_containers():
     meta = torch.device("meta")
     moved = to_device({"a": [X, (Y, "text")], "b": Pair(X, None)}, meta)

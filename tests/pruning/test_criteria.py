@@ -56,6 +56,7 @@ def test_layers_may_have_shares_of_their_own_the_first_match_counts():
     for name, posterior in weights(bnn).items():
         ratio, mask = posterior.snr().detach(), masks.get(name)
         assert mask is None or shares[name] == 0 or ratio[mask == 0].max() <= ratio[mask == 1].min()
+    assert 1 - float(pruning_masks(bnn, sparsity={"[7]": 0.5})["7.weight"].mean()) == 0.5  # a pattern of modules
     everywhere = pruning_masks(bnn, sparsity={"*": 0.5})
     assert everywhere.keys() == weights(bnn).keys()
     assert all(mask.sum() == mask.numel() / 2 for mask in everywhere.values())

@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.prune import l1_unstructured, remove
 
 from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.likelihoods import Gaussian
@@ -85,6 +87,9 @@ def test_auto_removes_nothing_where_everything_counts():
     assert (pruned.sparsity, pruned.loss, len(pruned.steps)) == (0.0, None, 2)
     assert torch.equal(pruned.network[0].weight, model[0].weight)
     assert pruned.network is not model
+    assert str(pruned).startswith(
+        "Nothing removed: each step is expected to lose too much on 64 held-out terms; give a"
+    )
 
 
 def test_without_classes_nats_decide():
@@ -122,6 +127,33 @@ def test_layers_have_shares_of_their_own():
     assert shares == pytest.approx([0.75, 0.5, 0.0], abs=0.01)
 
 
+def test_one_batch_cannot_judge_what_it_solved():
+    with pytest.warns(UserWarning, match="loader gives too few batches to hold one out"):
+        prune_and_repair(network(), BATCHES[:1], sparsity=0.5, steps=1)
+    with pytest.warns(UserWarning, match="too few batches"):
+        prune_and_repair(network(), Endless(), sparsity=0.5, steps=1)
+
+
+class Endless:
+    """Batches whose number is not known: one."""
+
+    def __iter__(self):
+        return iter(BATCHES[:1])
+
+
+def test_a_network_without_weights_that_can_go_is_refused():
+    masked = network()
+    l1_unstructured(masked[0], "weight", 0.5)
+    with pytest.raises(InvalidValueError, match=r"got masks of torch\.nn\.utils\.prune; call .*the zeros stay"):
+        prune_and_repair(masked, BATCHES, sparsity=0.5)
+    remove(masked[0], "weight")
+    before = masked[0].weight == 0
+    after = prune_and_repair(masked, BATCHES, sparsity=0.5, steps=1).network[0].weight == 0
+    assert bool((after | ~before).all())
+    with pytest.raises(InvalidValueError, match="model must have weights that can go, got none"):
+        prune_and_repair(nn.Sequential(weight_norm(nn.Linear(8, 4))), BATCHES, sparsity=0.5)
+
+
 def test_a_bayesian_model_counts_by_its_means():
     model = network()
     pruned, same = (prune_and_repair(m, BATCHES, sparsity=0.5, steps=1).network for m in (bayesify(model), model))
@@ -142,6 +174,11 @@ def test_a_bayesian_model_counts_by_its_means():
         ({"sparsity": 0.5, "granularity": "row"}, InvalidValueError, "granularity must be .* got 'row'"),
         ({"sparsity": 0.5, "loader": iter(BATCHES)}, InvalidTypeError, "batches more than once, got list_iterator"),
         ({"sparsity": 0.5, "loader": BATCHES[0]}, InvalidTypeError, "batches more than once, got Tensor"),
+        (
+            {"sparsity": 0.5, "loader": [*BATCHES[:2], BATCHES[2] * torch.nan]},
+            InvalidValueError,
+            "inputs must be finite",
+        ),
     ],
 )
 def test_refusals(arguments, error, message):

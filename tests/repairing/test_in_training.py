@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.prune import l1_unstructured
 
 import bensemble
 from bensemble.errors import BensembleError
@@ -93,6 +94,11 @@ def test_a_bayesian_model_gets_masks(score):
         ({"score": "snr"}, "needs a posterior"),
         ({"repair": True}, "repair=True needs a plain network and loader, got no loader"),
         ({"steps": 0}, "steps must be at least 1"),
+        ({"score": "obd", "loader": iter(BATCHES)}, "loader must give batches more than once, got list_iterator"),
+        (
+            {"model": l1_unstructured(network()[0], "weight", 0.5)},
+            "got masks of torch.nn.utils.prune; call .* zeros stay",
+        ),
         ({"model": nn.ReLU()}, "must have weights|no weights|nothing"),
     ],
 )

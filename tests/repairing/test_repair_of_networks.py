@@ -160,6 +160,8 @@ def test_flags_random_state_and_progress():
          r"'0.weight' must have the shape that it has in the original, got \(32, 8\) instead of \(30, 8\)"),
         ((network(), network(), ROWS[0]), InvalidTypeError, "loader must give batches, got Tensor; wrap the inputs"),
         ((network(), network(), iter(ROWS)), InvalidTypeError, "read once for each layer, got list_iterator"),
+        ((network(), without(network(), 0.5), ROWS), InvalidValueError, "comes first, .*more zeros in the second"),
+        ((network(), network(), [*ROWS, ROWS[0] * torch.nan]), InvalidValueError, "inputs must be finite, got nan"),
         ((network(), network(), []), InvalidValueError, "loader must give batches in every pass, got none"),
     ],
 )  # fmt: skip

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.utils.prune import is_pruned
 
 from bensemble.checks import check_module
 from bensemble.errors import ConversionError
@@ -62,6 +64,12 @@ def compact(model: nn.Module, example_inputs: Any) -> nn.Module:
     """
     small, report = _compact("compact", model, example_inputs)
     log.info("%s", report)
+    if is_pruned(model):
+        warnings.warn(
+            "compact: what is under a mask of torch.nn.utils.prune stays as large as it is; call "
+            "torch.nn.utils.prune.remove(layer, 'weight') on each such layer first.",
+            stacklevel=2,
+        )
     return small
 
 
