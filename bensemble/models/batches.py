@@ -13,11 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-<<<<<<< HEAD
-from torch.utils.data import RandomSampler, SequentialSampler
-=======
-from torch.utils.data import Dataset
->>>>>>> h5
+from torch.utils.data import Dataset, RandomSampler, SequentialSampler
 
 from ..checks import check_takes
 from ..errors import InvalidTypeError, InvalidValueError
