@@ -140,12 +140,13 @@ def read_batches(
         yield to_device(inputs, device), to_device(target, device)
 
 
-def check_loader(verb: str, loader: Any) -> None:
-    """Raise unless the value gives batches."""
-    if not is_loader(loader):
+def check_loader(verb: str, loader: Any, again: bool = False) -> None:
+    """Raise unless the value gives batches; with ``again`` more than once, as no iterator does."""
+    if not is_loader(loader) or (again and isinstance(loader, Iterator)):
+        often = " more than once" if again else ""
         raise InvalidTypeError(
-            f"{verb}: loader must give batches, got {type(loader).__name__}; wrap the inputs in a DataLoader, or pass "
-            "a list of batches."
+            f"{verb}: loader must give batches{often}, got {type(loader).__name__}; wrap the inputs in a DataLoader, "
+            "or pass a list of batches."
         )
 
 

@@ -79,9 +79,11 @@ def resizing(raw: Tensor, result: Tensor, axis: int) -> Callable[[Tensor], Itera
 
     seeded, shape = torch.Generator().manual_seed(0), [1] * result.ndim
     shape[axis] = channels
-    one = torch.randn(result.narrow(axis, 0, 1).shape, generator=seeded).to(result)
-    scales, ones = torch.randn(shape, generator=seeded).to(result), torch.ones_like(result)
-    (constant,), (alike,), (scaled,), (whole,) = map(resized, (ones, one * ones, one * scales, result.detach()))
+    one = torch.randn(result.narrow(axis, 0, 1).shape, generator=seeded).to(result).expand_as(result)
+    scales = torch.randn(shape, generator=seeded).to(result)
+    (constant,), (alike,), (scaled,), (whole,) = map(
+        resized, (torch.ones_like(result), one, one * scales, result.detach())
+    )
     pairs = (
         (constant, torch.ones_like(constant)),
         (scaled, alike.narrow(axis, 0, 1) * scales),

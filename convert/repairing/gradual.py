@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from bensemble.checks import check_count, check_module, check_number
-from bensemble.errors import InvalidTypeError, InvalidValueError
+from bensemble.errors import InvalidValueError
 from bensemble.likelihoods import Likelihood, required
-from bensemble.models.batches import Unpack, is_loader
+from bensemble.models.batches import Unpack, check_loader
 from bensemble.models.outputs import OutputSelector
 from bensemble.posteriors import is_bayesian
 from bensemble.pruning.channels import ChannelGroups
@@ -226,11 +226,7 @@ def _zeros(network: nn.Module, counted: Iterable[str]) -> float:
 
 def _check(model: Any, loader: Any, sparsity: Any, granularity: Any, steps: Any, score: Any) -> None:
     check_unmasked("prune_and_repair", check_module("prune_and_repair", model))
-    if not is_loader(loader) or isinstance(loader, Iterator):
-        raise InvalidTypeError(
-            f"prune_and_repair: loader must give batches more than once, got {type(loader).__name__}; pass a "
-            "DataLoader or a list of batches."
-        )
+    check_loader("prune_and_repair", loader, again=True)
     check_granularity(granularity)
     if is_pattern(granularity) != (sparsity is None):
         raise InvalidValueError(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bensemble.checks import check_count, check_module, check_number
-from bensemble.errors import InvalidTypeError, InvalidValueError
+from bensemble.errors import InvalidValueError
 from bensemble.likelihoods import Likelihood
 from bensemble.models.batches import Unpack, check_loader
 from bensemble.models.outputs import OutputSelector
@@ -96,12 +96,7 @@ class GradualPruning:
             what = "a Bayesian model" if bayesian else "no loader"
             raise InvalidValueError(f"GradualPruning: repair=True needs a plain network and loader, got {what}.")
         if loader is not None:
-            check_loader("GradualPruning", loader)
-            if isinstance(loader, Iterator):
-                raise InvalidTypeError(
-                    f"GradualPruning: loader must give batches more than once, got {type(loader).__name__}; pass a "
-                    "DataLoader or a list of batches."
-                )
+            check_loader("GradualPruning", loader, again=True)
         self.model, self.sparsity, self.steps = unwrapped(model), float(sparsity), int(steps)
         self._score, self._loader, self._floor, self._repair = score, loader, floor, repair
         self._reading: dict[str, Any] = {"likelihood": likelihood, "output": output, "unpack": unpack}

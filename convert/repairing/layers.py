@@ -45,6 +45,8 @@ class Layer:
     bias: str | None = None
     #: Whether the module at ``path`` returns the outputs, with the features last.
     features_last: ClassVar[bool] = True
+    #: Whether the network goes on with the outputs as :meth:`seen` gives them.
+    is_used: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -180,6 +182,7 @@ class _AttentionInput(Layer):
 
     index: int = 0
     features_last: ClassVar[bool] = False
+    is_used: ClassVar[bool] = False
 
     @property
     def label(self) -> str:

@@ -141,7 +141,7 @@ class Walk:
 
         def see(layer: Layer, use: Use) -> None:
             found.append((layer, (use[0].clone(), use[1].clone())))
-            beside.watch(use[1], is_used=not hasattr(layer, "index"))
+            beside.watch(use[1], layer.is_used)
 
         with suppress(Enough), beside:
             self._run(network, inputs, layers, see)

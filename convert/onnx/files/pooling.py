@@ -32,8 +32,8 @@ def pool_between_convolutions(proto: onnx.ModelProto) -> None:
     for node in graph.node:
         rank = maps.get(node.input[0], 0) if node.op_type == "ReduceMean" and uses[node.input[0]] > 1 else 0
         axes = sizes.get(node.input[1]) if rank and len(node.input) > 1 else None
-        kept = any(attribute.name == "keepdims" and attribute.i == 0 for attribute in node.attribute)
-        if axes is None or not kept or {int(a) % rank for a in numpy_helper.to_array(axes)} != {*range(2, rank)}:
+        squeezed = any(attribute.name == "keepdims" and attribute.i == 0 for attribute in node.attribute)
+        if axes is None or not squeezed or {int(a) % rank for a in numpy_helper.to_array(axes)} != {*range(2, rank)}:
             nodes.append(node)
             continue
         pooled = f"{node.output[0]}_pooled"
