@@ -13,6 +13,7 @@ from bensemble.errors import ExportError, one_line, refuse
 
 from ..runtime.files import DIGEST_HEAD
 from ..runtime.metadata import SCHEMA
+from .files.norms import fold_norms
 from .files.pooling import pool_between_convolutions
 from .files.proto import (
     correct_output_shapes,
@@ -80,6 +81,7 @@ def finished(
     strip(proto)
     forget_inner_shapes(proto)
     pool_between_convolutions(proto)
+    fold_norms(proto)
     if opset is None:
         lower_opset(proto)
     proto.ir_version = onnx.helper.find_min_ir_version_for(list(proto.opset_import), ignore_unknown=True)
