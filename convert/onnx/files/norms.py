@@ -66,10 +66,6 @@ def fold_norms(proto: onnx.ModelProto) -> None:
     ordered = [part for node in graph.node for part in (node, *nodes.get(node.name, ()))]
     del graph.node[:]
     graph.node.extend(ordered)
-    used = {name for node in graph.node for name in node.input} | given
-    kept = [tensor for tensor in graph.initializer if tensor.name in used or tensor.name not in arrays]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
 
 
 def _mean_of(pool: NodeProto, readers: Mapping[str, list[NodeProto]]) -> list[NodeProto]:
