@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 
 from bensemble.checkpoint.writing import replacing
 from bensemble.errors import ExportError, InvalidValueError, one_line
@@ -16,6 +17,7 @@ from bensemble.errors import ExportError, InvalidValueError, one_line
 from .files.inspection import summarize
 from .files.measuring import Deviation
 from .files.report import ExportReport
+from .files.running import OnnxModel
 from .finishing import check_ranges, finished, serialized
 from .inputs.arguments import FlatModel, checked_names
 from .inputs.axes import Axis
@@ -28,6 +30,7 @@ from .tracing import quiet, trace
 from .uncertainty.closed import ClosedModel
 from .uncertainty.metadata import uncertainty_metadata
 from .uncertainty.networks import SampledModel
+from .uncertainty.novelty import FileNovelty
 from .verification import Agreement, latency, measured, verified
 
 __all__ = ["assembled"]
@@ -54,8 +57,12 @@ def _write(trials: Trials, options: ExportOptions) -> ExportReport:
     """Trace a model and write the file; beside an uncertainty file its sidecar, or neither."""
     names = _output_names(options.output_names, tuple(trials.example.outputs), trials.model.arguments.names)
     metadata = _metadata(trials, options)
-    if options.quantization is not None:
-        next(iter(options.quantization.batches(trials)))  # wrong calibration data is refused before the slow export
+    if options.quantization is not None:  # wrong calibration data is refused before the slow export
+        batches, novelty = options.quantization.batches(trials), _novelty(trials)
+        if novelty is None:
+            next(iter(batches))
+        else:
+            novelty.check_heldout(torch.cat([trials.model.named(tensors)["novelty"].flatten() for tensors in batches]))
     options.stage("tracing")
     traced = trace(trials, options.opset, options.verbose)
     options.stage("optimising the graph")
@@ -89,6 +96,10 @@ def _pack(
         before = {"float_size": len(data), "float_latency_ms": latency(file, trials) if verify else {}}
         options.stage("quantising")
         proto = quantization.apply(proto, quantization.batches(trials), trials.model.heads)
+        if (novelty := _novelty(trials)) is not None:
+            file.write_bytes(serialized(proto, verify))
+            rounded, batches = OnnxModel(file), quantization.batches(trials)
+            novelty.recount(proto, torch.cat([rounded.outputs(tensors)["novelty"].flatten() for tensors in batches]))
     sparse_tensors = store_sparse(proto) if options.sparse else 0
     if quantization is not None or options.sparse:
         data = serialized(proto, verify)
@@ -110,6 +121,10 @@ def _pack(
         **before,
         **({} if found is None else vars(found)),
     )
+
+
+def _novelty(trials: Trials) -> FileNovelty | None:
+    return trials.model.novelty if isinstance(trials.model, (SampledModel, ClosedModel)) else None
 
 
 def _metadata(trials: Trials, options: ExportOptions) -> dict[str, str]:

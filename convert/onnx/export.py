@@ -98,7 +98,8 @@ def export_onnx(
             the error of the file on ``calibration_data``.
         calibration_data: Typical inputs that give the range of every activation, prepared as the model's inputs are: a
             tensor, tuple or mapping for one call, or a loader or list of batches. A hundred examples are usually
-            enough. Without it, a model that has no convolutions measures the ranges at every call.
+            enough. Without it, a model that has no convolutions measures the ranges at every call. With a novelty: the
+            ``val_loader`` of ``fit_novelty``, among whose scores in eight bits p-values are then counted.
         sparse: Store weights by their nonzero entries where that takes fewer bytes, from two thirds of zeros on.
             Outputs and latency are the same; only the file is smaller.
         input_names: Names in place of those of forward's arguments.

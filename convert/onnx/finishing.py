@@ -13,9 +13,11 @@ from bensemble.errors import ExportError, one_line, refuse
 
 from ..runtime.files import DIGEST_HEAD
 from ..runtime.metadata import SCHEMA
+from .files.norms import fold_norms
 from .files.pooling import pool_between_convolutions
 from .files.proto import (
     correct_output_shapes,
+    drop_unused_constants,
     forget_inner_shapes,
     operators,
     rename_symbols,
@@ -80,6 +82,8 @@ def finished(
     strip(proto)
     forget_inner_shapes(proto)
     pool_between_convolutions(proto)
+    fold_norms(proto)
+    drop_unused_constants(proto)
     if opset is None:
         lower_opset(proto)
     proto.ir_version = onnx.helper.find_min_ir_version_for(list(proto.opset_import), ignore_unknown=True)

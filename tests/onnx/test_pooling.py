@@ -59,5 +59,9 @@ def test_novelty_pools_what_it_reads(tmp_path):
     x, y = torch.randn(60, 1, 8, 8), torch.arange(60) % 2
     novelty = fit_novelty(net, [(x[:30], y[:30])], [(x[30:], y[30:])])
     export_onnx(net, tmp_path / "a.onnx", x[:2], outputs="uncertainty", likelihood="categorical", novelty=novelty)
-    kinds = [node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node]
+    graph = onnx.load(tmp_path / "a.onnx").graph
+    kinds = [node.op_type for node in graph.node]
     assert kinds.count("GlobalAveragePool") == 2
+    assert "BatchNormalization" not in kinds
+    read = {name for node in graph.node for name in node.input}
+    assert {tensor.name for tensor in graph.initializer} <= read  # ONNX Runtime warns of others

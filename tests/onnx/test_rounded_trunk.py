@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -62,6 +64,24 @@ def test_the_answers_are_those_of_the_float_file_up_to_rounding(files, data):
         assert 0 < np.abs(exact[name] - rounded[name]).max() < 0.05
 
 
+@pytest.mark.parametrize("count", [100, 1500], ids=["few", "many"])  # held-out terms, compared in one step or in two
+def test_pvalues_count_among_the_held_out_scores_of_the_file_itself(bnn, data, tmp_path, count):
+    held_out = list(torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(1)).split(500))
+    novelty = bensemble.fit_novelty(bnn, [data], held_out)
+    options = {"outputs": "uncertainty", "likelihood": "categorical", "novelty": novelty, "calibration_data": held_out}
+    export_onnx(bnn, tmp_path / "int8.onnx", data[0][:2], **options, quantize="int8")
+    found = run_file(tmp_path / "int8.onnx", input=torch.cat(held_out))
+    exact, scores = novelty.score(held_out).numpy(), found["novelty"]
+    assert 0 < np.abs(scores - exact).max() < 0.5 * exact.std()
+    above = (scores[None] >= scores[:, None]).sum(1)
+    np.testing.assert_allclose(found["novelty_pvalue"], (1 + above) / (count + 1), atol=1e-5)
+    told = json.loads({p.key: p.value for p in onnx.load(tmp_path / "int8.onnx").metadata_props}["bensemble.novelty"])
+    assert told["num_data"] == count
+    np.testing.assert_allclose(told["quantiles"], np.quantile(scores.astype(float), np.linspace(0, 1, 101)), atol=1e-5)
+    outside = torch.full((1, 1, 8, 8), 50.0)
+    assert run_file(tmp_path / "int8.onnx", input=outside)["novelty_pvalue"] == pytest.approx(1 / (count + 1))
+
+
 def test_an_ensemble_keeps_all_heads(bnn, data, tmp_path):
     torch.manual_seed(1)
     other = bayesify(nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3)), include="3",
@@ -115,7 +135,11 @@ def test_what_cannot_be_rounded_is_refused(bnn, data, tmp_path):
             export_onnx(alone, tmp_path / "a.onnx", flat[:2], **options_of_flat)
     with pytest.raises(InvalidValueError, match="a last layer in closed form, got outputs='uncertainty' by samples"):
         export_onnx(bnn, tmp_path / "a.onnx", data[0][:2], **options, method="samples")
-    novelty = bensemble.fit_novelty(bnn, [data], [data])
-    with pytest.raises(InvalidValueError, match="needs a file without novelty, got one"):
-        export_onnx(bnn, tmp_path / "a.onnx", data[0][:2], **options, novelty=novelty)
+    options["novelty"] = bensemble.fit_novelty(bnn, [(data[0][:200], data[1][:200])], [(data[0][200:], data[1][200:])])
+    for inputs, message in (
+        (None, "needs calibration_data, got None"),
+        (data[0][:100], "got 100 terms with other scores"),
+    ):
+        with pytest.raises(InvalidValueError, match=message):
+            export_onnx(bnn, tmp_path / "a.onnx", data[0][:2], **options | {"calibration_data": inputs})
     assert not list(tmp_path.iterdir())

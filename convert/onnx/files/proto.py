@@ -15,6 +15,7 @@ from onnx import numpy_helper
 __all__ = [
     "captured",
     "correct_output_shapes",
+    "drop_unused_constants",
     "forget_inner_shapes",
     "operators",
     "rename_captured",
@@ -41,6 +42,16 @@ def forget_inner_shapes(proto: onnx.ModelProto) -> None:
     """Remove the shapes of inner values: some are those of the example alone, and a runtime infers them all."""
     for graph in _graphs(proto.graph):
         del graph.value_info[:]
+
+
+def drop_unused_constants(proto: onnx.ModelProto) -> None:
+    """Remove initializers that no operator reads any more, of which ONNX Runtime warns."""
+    graphs = list(_graphs(proto.graph))
+    used = {name for graph in graphs for node in graph.node for name in node.input}
+    used |= {value.name for graph in graphs for value in graph.output}
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
 
 
 def rename_values(proto: onnx.ModelProto, wanted: Mapping[str, str]) -> None:
