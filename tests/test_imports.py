@@ -85,6 +85,7 @@ def test_bensemble_imports_its_own_modules_relatively():
                 assert imported.split(".")[0] != package or guest, f"{name} imports {imported}"
 
 
+@pytest.mark.slow
 def test_a_fresh_process_that_imports_all_of_bensemble_loads_nothing_else():
     modules = [name for name, _ in module_names("bensemble") if not name.endswith("hf_conv1d")]
     code = f"""

@@ -78,6 +78,7 @@ def test_time_first_batches_count_the_loaders_examples():
     assert recipes._num_terms(sequences, Gaussian(1.0), inputs, target) == 70
 
 
+@pytest.mark.slow
 def test_learning_to_prune_keeps_what_the_task_needs():
     torch.manual_seed(0)
     x = torch.randn(2000, 6)

@@ -71,6 +71,7 @@ def test_text_from_a_file_sends_nothing_to_the_terminal_but_text(capsys: pytest.
     assert capsys.readouterr().out == "size  3 kB\n  note \\x1b[2J\\r\n"
 
 
+@pytest.mark.slow
 def test_export_without_verification_says_so(nets: Path) -> None:
     result = run("export", "nets:Net", "-i", "2x4", "-o", "net.onnx", "--no-verify", "--opset", "18")
     assert result.exit_code == 0, result.output
@@ -80,6 +81,7 @@ def test_export_without_verification_says_so(nets: Path) -> None:
     assert "opset 18\n" in result.stdout
 
 
+@pytest.mark.slow
 def test_bayesian_weights_are_pruned_and_exported(nets: Path) -> None:
 
     source = nn.ModuleDict({"body": nn.Linear(4, 5), "head": nn.Linear(5, 3)})
@@ -91,6 +93,7 @@ def test_bayesian_weights_are_pruned_and_exported(nets: Path) -> None:
     assert json.loads(result.stdout)["zeros"] == round(0.6 * sum(weight.numel() for weight in weights))
 
 
+@pytest.mark.slow
 def test_a_file_that_does_not_reproduce_the_model_is_code_3_and_nothing_is_written(nets: Path) -> None:
     Path("net.onnx").write_text("from before")
     assert_one_line(run("export", "nets:Drifting", "-i", "2x4", "-o", "net.onnx"), 3, "export: output")

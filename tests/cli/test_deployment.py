@@ -91,6 +91,7 @@ def test_export_rounds_to_eight_bits(files: Path, wide: torch.nn.Module) -> None
         torch.testing.assert_close(OnnxModel("net.onnx")(x), wide(x), rtol=0, atol=0.1 * float(wide(x).abs().max()))
 
 
+@pytest.mark.slow
 def test_export_stores_zeros_sparsely(files: Path, wide: torch.nn.Module) -> None:
     sizes = {}
     for name, words in (("dense", ()), ("sparse", ("--sparse",))):
@@ -101,6 +102,7 @@ def test_export_stores_zeros_sparsely(files: Path, wide: torch.nn.Module) -> Non
     assert sizes["sparse"][1] < sizes["dense"][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("--threshold", "1e6"), ("--sparsity", "0.5")])
 def test_export_prunes_channels_and_cuts_them_out(files: Path, wide: torch.nn.Module, words: tuple[str, str]) -> None:
     result = run(*EXPORT, "-w", "wide.safetensors", *words, "--granularity", "channel", "--compact", "--json")
@@ -217,6 +219,7 @@ def exported(files: Path) -> Path:
     return files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--data", "val.npz"], ["-i", "16x4"]])
 def test_report_puts_files_side_by_side(exported: Path, words: list[str]) -> None:
     result = run("report", "wide.onnx", "narrow.onnx", *words, "--json")

@@ -47,6 +47,7 @@ def _interrupted(network):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "match", "changes"),
     [

@@ -54,6 +54,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 @pytest.mark.parametrize("converted_first", [True, False])
 def test_behind_the_prefix_of_a_wrapper(wrap: Callable[[nn.Module], nn.Module], converted_first: bool) -> None:

@@ -25,7 +25,10 @@ EXEMPT = {
     "bensemble.likelihoods.required": "takes the name of the function that asks",
 }
 #: Examples that take more than a few seconds.
-SLOW = ("convert.compress", "convert.Compression", "convert.Confirmation")
+SLOW = (
+    "bensemble.testing.check_layer", "convert.compress", "convert.Compression", "convert.Confirmation",
+    "convert.prune_and_repair",
+)  # fmt: skip
 SETTING = "docs/reference/examples.md"
 
 

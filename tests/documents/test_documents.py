@@ -17,10 +17,8 @@ WITH_CODE = [name for name in PRESENT if any(block.is_python for block in PAGES[
 #: Pages whose code takes more than a few seconds.
 SLOW = (
     "README.md",
-    *(
-        f"docs/{name}.md"
-        for name in ("runtimes", "tasks-command-line", "tasks-distributed", "tasks-smaller", "tasks-serving")
-    ),
+    *(f"docs/tasks-{name}.md" for name in ("classifier", "command-line", "distributed", "smaller", "serving")),
+    *(f"docs/{name}.md" for name in ("runtimes", "uncertainty")),
 )
 SLOWLY = [pytest.mark.slow, pytest.mark.documents]
 SCRIPTS = sorted([*ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")])

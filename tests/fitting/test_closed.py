@@ -47,6 +47,7 @@ def test_the_covariance_of_the_outputs_is_j_sigma_jt(case):
         assert float((changed / dense - 1).abs().max()) > 1e-6
 
 
+@pytest.mark.slow
 def test_closed_predictions_agree_with_many_weight_samples(case):
     model, layer, x, _, likelihood = case
     raw = predict(model, x[:6], output=logits_of)

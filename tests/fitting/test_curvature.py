@@ -47,6 +47,7 @@ def test_one_output_gives_the_exact_curvature(likelihood, kind):
         assert_close(found[name], value, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("passes", [512, 10])
 def test_several_outputs_agree_with_the_exact_curvature_on_average(passes, monkeypatch):
     """Within five standard errors, which the formula for signed sums gives: Var (s.a)^2 = 2 (sum a^2)^2 - 2 sum a^4."""

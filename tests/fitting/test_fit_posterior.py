@@ -50,6 +50,7 @@ def digits():
     return digits_network()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_out", [True, False])
 def test_a_trained_network_keeps_its_accuracy_and_learns_what_it_does_not_know(digits, held_out):
     model, images, labels = digits

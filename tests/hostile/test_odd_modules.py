@@ -139,6 +139,7 @@ def test_parametrized_layers_before_the_last_are_computed_in_uncertainty_files(t
     assert_close(torch.from_numpy(found), bensemble.predict(bnn, X, likelihood="categorical").probs, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["closed", "samples"])
 def test_a_float64_network_becomes_an_uncertainty_file(method, tmp_path):
     pytest.importorskip("onnxruntime")

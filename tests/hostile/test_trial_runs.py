@@ -163,6 +163,7 @@ TRIALS = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     st.sampled_from(sorted(TRIALS)), st.lists(st.sampled_from(sorted(DEEDS)), max_size=4), st.sampled_from([None, 0, 4])

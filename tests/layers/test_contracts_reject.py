@@ -195,6 +195,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cls", "contract", "complaint"), WRONG, ids=lambda v: getattr(v, "__name__", None))
 def test_a_wrong_layer_is_rejected(cls, contract, complaint, monkeypatch):
     monkeypatch.setitem(registry._bayesian, Masked, BayesianMasked)

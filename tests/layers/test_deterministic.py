@@ -82,6 +82,7 @@ def transposed(draw):
     return nn_type, arguments, shape
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(case=st.one_of(linear(), convolution(), transposed()), bias=st.booleans(), dtype=DTYPES)

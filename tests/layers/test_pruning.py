@@ -97,6 +97,7 @@ def test_bad_masks_are_refused_and_nothing_changes():
     assert all(torch.equal(after[key], before[key]) for key in before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", ["normal", "empirical", "pretrained", "ard"])
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, lambda p: torch.optim.AdamW(p, 0.05, weight_decay=0.1)])
 def test_after_100_steps_nothing_pruned_is_back_and_nothing_is_infinite(prior, optimizer):

@@ -134,6 +134,7 @@ def exact(model, x, sigma):
     return dict(zip(names, sums, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [5, 9])
 @pytest.mark.parametrize("make", [
     Tagger, Gated, lambda: Tagger(nn.GRU, bidirectional=True), lambda: Tagger(nn.RNN, num_layers=2),

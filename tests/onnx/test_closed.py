@@ -104,6 +104,7 @@ def test_one_logit_that_is_nearly_sure(tmp_path):
     agree(session(x.numpy()), predict(model, x, likelihood="bernoulli"))
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_last_layers_is_one_file(tmp_path):
     members, likelihood = [of(Dense()), of(Dense())], Gaussian(0.3)  # of classes: below, with novelty
     _, session = exported(tmp_path / "a.onnx", members, ROWS[:1], likelihood=likelihood)

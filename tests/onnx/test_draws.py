@@ -65,6 +65,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_posterior_is_formed_in_the_graph_as_in_torch(kind, tmp_path):
     torch.manual_seed(0)
@@ -121,6 +122,7 @@ def digits_cnn() -> nn.Sequential:
     return nn.Sequential(*body, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "size"), [(digits_cnn, 8), (lenet5, 28)])
 def test_sixteen_draws_take_at_most_two_files_of_the_mean(make, size, tmp_path):
     torch.manual_seed(0)

@@ -113,6 +113,7 @@ def test_zeros_are_counted(tmp_path):
     assert "verified    no" in str(report)
 
 
+@pytest.mark.slow
 def test_a_bayesian_model_is_exported_at_its_mean(tmp_path):
     source = cnn()
     bnn = bayesify(source)

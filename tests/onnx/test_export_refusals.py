@@ -138,6 +138,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case, path):
@@ -152,6 +153,7 @@ def test_refused(case, path):
         assert torch.equal(model.state_dict()[name], value)
 
 
+@pytest.mark.slow
 def test_a_time_axis_that_the_exporter_fixes_is_refused_without_verification(path):
     model = nn.RNN(4, 3, batch_first=True)
     with pytest.raises(ExportError, match=r"axis 1 of 'input' \(time\) must vary, but torch's exporter fixed it to 3"):
@@ -269,6 +271,7 @@ class TimeFirst(nn.Module):
         return self.head(self.rnn(x)[0][-1])
 
 
+@pytest.mark.slow
 def test_time_first_is_told_how_to_name_its_batch(path, tmp_path):
     model, x = TimeFirst().eval(), torch.randn(5, 4, 6)
     with pytest.raises(VerificationError, match=r"such as dynamic_shapes=\{'x': \{1: 'batch'\}\} where axis 1 counts"):

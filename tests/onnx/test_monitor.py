@@ -173,6 +173,7 @@ def test_a_stream_from_the_calibrated_world_and_one_from_another(calibrated):
     assert other.verdict().drifted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", [1, 3])
 def test_a_file_without_a_calibration_is_watched_by_answers(tmp_path, batches):
     bnn, rng = model(1.0), np.random.default_rng(0)

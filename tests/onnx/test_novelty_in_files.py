@@ -109,6 +109,7 @@ class Twice(nn.Module):
         return self.head(h.tanh().reshape(len(x), 6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["closed", "samples"])
 def test_layers_called_twice_and_lengths_vary_with_the_batch(tmp_path, method):
     x, y = torch.randn(60, 6), torch.arange(60) % 3
@@ -139,6 +140,7 @@ class Register(Head):
         return self.head(self.body(h)[:, 1:])
 
 
+@pytest.mark.slow
 def test_novelty_of_layers_with_other_positions_holds_for_other_batches(tmp_path):
     net, y = Register(lambda: nn.Linear(6, 6)).eval(), torch.randint(4, (40, 5))
     x = torch.randint(1, 11, (40, 5))

@@ -34,6 +34,7 @@ def test_the_lowest_operator_set_that_means_the_same(kind, opset, lowest, attrib
     assert proto.opset_import[0].version == lowest
 
 
+@pytest.mark.slow
 def test_an_export_takes_the_lowest_and_keeps_the_one_asked_for(tmp_path):
     net, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval(), torch.randn(1, 4)
     assert export_onnx(net, tmp_path / "m.onnx", x).opset == 18
@@ -42,6 +43,7 @@ def test_an_export_takes_the_lowest_and_keeps_the_one_asked_for(tmp_path):
     assert export_onnx(nn.Sequential(net, nn.GELU()).eval(), tmp_path / "m.onnx", x).opset == 20
 
 
+@pytest.mark.slow
 def test_an_int8_file_holds_no_sizes_of_inner_values(tmp_path):
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
     typical = torch.randn(9, 1, 8, 8)

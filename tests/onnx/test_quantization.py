@@ -156,6 +156,7 @@ CONV, LINEAR, DOUBLE = convolutional(), nn.Linear(4, 4), nn.Linear(4, 4).double(
 IMAGE, ROW = torch.randn(2, 1, 12, 12), torch.randn(2, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "example", "options", "kind", "message"),
     [

@@ -69,6 +69,7 @@ def test_batches_give_the_same_answer(calibrated):
         session.in_batches(0, x)
 
 
+@pytest.mark.slow
 def test_files_without_classes_answer_with_numbers_and_without_a_threshold_with_no_sets(tmp_path):
     export_onnx(
         model(), tmp_path / "m.onnx", torch.randn(1, 4), outputs="uncertainty", num_samples=2, likelihood="categorical"

@@ -48,6 +48,7 @@ def test_an_input_that_all_examples_share_goes_into_every_batch(tmp_path, shape)
     assert len(session.in_batches(2, X[:0], arrays[1]).probs) == 0
 
 
+@pytest.mark.slow
 def test_paths_bytes_file_objects_and_copies_answer_alike(path):
     session, data = UncertaintySession(path), path.read_bytes()
     with open(path, "rb") as file:
@@ -72,6 +73,7 @@ def test_what_is_no_file_is_refused(path):
         UncertaintySession(io.StringIO("text"))
 
 
+@pytest.mark.slow
 def test_another_file_in_its_place_is_noticed(path, tmp_path):
     other = tmp_path / "m.onnx"
     other.write_bytes(path.read_bytes())

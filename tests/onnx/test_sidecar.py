@@ -16,6 +16,7 @@ from convert.runtime import UncertaintySession
 pytestmark = pytest.mark.xdist_group("sidecar")
 
 
+@pytest.mark.slow
 def test_the_sidecar_says_what_the_metadata_says(tmp_path):
     path = tmp_path / "sure.onnx"
     _, calibration = write_calibrated(path)

@@ -136,6 +136,7 @@ def test_a_mapping_in_and_an_entry_of_a_mapping_out(tmp_path):
     np.testing.assert_allclose(found["probs"], expected.probs, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likelihood", [None, Gaussian(0.3), GaussianHead(), "bernoulli"])
 def test_the_outputs_follow_from_the_likelihood(likelihood, tmp_path):
     torch.manual_seed(0)

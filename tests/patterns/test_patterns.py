@@ -23,6 +23,7 @@ from .table import Pattern, all_patterns
 TESTS = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", all_patterns(), ids=lambda pattern: pattern.name)
 @pytest.mark.filterwarnings("ignore")
 def test_pattern(pattern: Pattern) -> None:

@@ -65,6 +65,7 @@ def exact_std(net, bnn, x):
     return variance.sqrt()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", networks())
 def test_the_spread_is_that_of_the_jacobian(kind):
     net, x = networks()[kind]

@@ -17,6 +17,7 @@ def test_second_moments_are_exact(channels, least):
         torch.testing.assert_close(noise.t() @ noise / len(noise), torch.eye(channels), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [2, 10, 30])
 @pytest.mark.parametrize("size", [0.3, 1.0])
 def test_the_mutual_information_is_that_of_many_draws(channels, size):

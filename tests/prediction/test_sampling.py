@@ -154,6 +154,7 @@ def test_a_copy_taken_inside_is_an_ordinary_model():
     assert torch.equal(sample_of(copied, 5), sample_of(model, 5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("grad", [True, False])
 def test_a_model_compiled_before_gives_the_eager_sample_inside(training, grad):
@@ -176,6 +177,7 @@ def test_a_model_compiled_before_gives_the_eager_sample_inside(training, grad):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
+@pytest.mark.slow
 def test_compiled_models_with_sampled_weights_give_the_eager_sample_too():
     torch._dynamo.reset()
     for module, x in ((nn.MultiheadAttention(4, 2), torch.randn(3, 2, 4)), (nn.Bilinear(4, 4, 3), torch.randn(2, 4))):

@@ -39,6 +39,7 @@ def test_a_recipe_prints_as_what_makes_it() -> None:
         assert eval(repr(drawn), {"Recipe": Recipe, "Block": Block}) == drawn
 
 
+@pytest.mark.slow
 def test_a_failure_shrinks_to_its_core() -> None:
     def check(recipe: Recipe) -> None:
         assert not any(block.kind == "attention" for block in recipe.blocks)
@@ -47,6 +48,7 @@ def test_a_failure_shrinks_to_its_core() -> None:
     assert shrunk(failed, check, 30, 0) == Recipe("sequence", 4, (Block("attention", 4),))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [f for f in FAULTS if f.function in ("_read_weight", "draw")], ids=lambda f: f.name)
 def test_a_fault_is_caught_and_taken_out_again(fault: Fault) -> None:
     right = fault.owner.__dict__[fault.function]

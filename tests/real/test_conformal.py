@@ -81,6 +81,7 @@ def digits():
     return bnn, images[500:], labels[500:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_sets_of_digits(digits, seed, level):

@@ -19,6 +19,7 @@ def people() -> nn.Module:
     return NETWORKS["people"].load(folder)
 
 
+@pytest.mark.slow
 def test_half_of_the_channels_are_cut_out_of_a_trained_mobilenet(people: nn.Module) -> None:
     x, other = torch.randn(2, 3, 64, 64), torch.randn(3, 3, 80, 96)
     bnn = bayesify(people, init_sigma=lambda name, weight: 0.05 * weight.square().mean().sqrt() + 0.5 * weight.abs())

@@ -35,6 +35,7 @@ def error(model, other):
     return float((model(FRESH) - other(FRESH)).square().mean())
 
 
+@pytest.mark.slow
 def test_the_weights_left_fall_by_the_same_factor_in_every_step():
     model = network()
     before = copy.deepcopy(model.state_dict())
@@ -92,6 +93,7 @@ def test_auto_removes_nothing_where_everything_counts():
     )
 
 
+@pytest.mark.slow
 def test_without_classes_nats_decide():
     pruned = prune_and_repair(network(), BATCHES, sparsity="auto", likelihood=Gaussian(0.1))
     assert all(math.isnan(step.loss.drop) for step in pruned.steps)
@@ -121,6 +123,7 @@ def test_channels_that_go_can_be_cut_out():
     assert error(small, pruned.network) < 1e-10
 
 
+@pytest.mark.slow
 def test_layers_have_shares_of_their_own():
     pruned = prune_and_repair(network(), BATCHES, sparsity={"0": 0.75, "2": 0.5}, steps=2).network
     shares = [float((pruned[layer].weight == 0).float().mean()) for layer in (0, 2, 4)]
@@ -154,6 +157,7 @@ def test_a_network_without_weights_that_can_go_is_refused():
         prune_and_repair(nn.Sequential(weight_norm(nn.Linear(8, 4))), BATCHES, sparsity=0.5)
 
 
+@pytest.mark.slow
 def test_a_bayesian_model_counts_by_its_means():
     model = network()
     pruned, same = (prune_and_repair(m, BATCHES, sparsity=0.5, steps=1).network for m in (bayesify(model), model))

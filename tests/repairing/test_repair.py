@@ -144,6 +144,7 @@ def test_projections_of_attention_are_repaired(options):
     assert zeros_stay(pruned, repaired)
 
 
+@pytest.mark.slow
 def test_an_encoder_is_repaired_although_torch_has_a_fast_path():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
