@@ -39,7 +39,7 @@ def blocks(first: Tensor, *others: Tensor | None) -> Iterable[tuple[Any, ...]]:
 
 def is_usual(rho: Tensor) -> bool:
     """Whether the series will do. Not asked where that costs more than it saves: of other devices, of a few numbers."""
-    if rho.device.type != "cpu" or rho.dtype is not torch.float32 or rho.numel() < _FEW:
+    if rho.numel() < _FEW or rho.dtype is not torch.float32 or not rho.is_cpu:
         return False
     least, most = rho.aminmax()
     return float(least) > _USUAL[0] and float(most) < _USUAL[1]
@@ -70,6 +70,8 @@ def softplus(rho: Tensor, usual: bool) -> Tensor:
 
     The result may lie in scratch memory: use it up before the next call.
     """
+    if rho.numel() < _FEW:
+        return torch.nn.functional.softplus(rho.clamp_min(RHO_MIN))
     first, second = scratch(rho)
     if usual:  # 2 artanh(y / 2) = y + y^3 / 12 + ... with y = e / (1 + e / 2) and e = exp(rho)
         one = rho.new_ones(())
