@@ -26,6 +26,8 @@ from .priors import ARD, Normal
 from .softplus import LEAST_SIGMA, blocks, is_usual, scratch, softplus, times_slope_
 from .torch_internals import is_view, version
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
 
 def applies_to(first: Tensor, *others: Tensor | None) -> bool:
     """Whether the kernels can run: plain tensors of one device, all float32 or all float64, in eager autograd."""
@@ -35,7 +37,7 @@ def applies_to(first: Tensor, *others: Tensor | None) -> bool:
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return False
     for t in (first, *others):
-        if t is not None and not (t.dtype is dtype and t.device == device and type(t) in (Tensor, torch.nn.Parameter)):
+        if t is not None and not (type(t) in _PLAIN and t.dtype is dtype and t.device == device):
             return False
     return True
 
