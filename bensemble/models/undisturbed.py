@@ -33,7 +33,7 @@ _ATOMS = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType,
 
 
 @contextmanager
-def undisturbed(*models: nn.Module) -> Iterator[None]:
+def undisturbed(*models: nn.Module | Tensor) -> Iterator[None]:
     """Run trials of models without gradients and warnings, and put everything back at the end.
 
     No other thread may train the models meanwhile: its steps would be taken back.
@@ -48,7 +48,7 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def unwritten(*models: nn.Module) -> Iterator[None]:
+def unwritten(*models: nn.Module | Tensor) -> Iterator[None]:
     """Put back what the models hold, and nothing else: for passes over data whose random numbers go on."""
     before = Snapshot(*models)
     try:
@@ -64,10 +64,10 @@ class Snapshot:
     Values are copied when they are written to, not before: most trials write to none.
 
     Args:
-        models: The models; a tensor or object that they share is held once.
+        models: The models, or tensors alone; a tensor or object that they share is held once.
     """
 
-    def __init__(self, *models: nn.Module) -> None:
+    def __init__(self, *models: nn.Module | Tensor) -> None:
         self._restores: list[Callable[[], object]] = []
         self._tensors: list[_Held] = []
         seen: dict[int, Any] = {}  # holding the objects keeps their identities valid
