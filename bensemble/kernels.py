@@ -121,16 +121,14 @@ class _Moments(torch.autograd.Function):
                 distance = (m if center is None else m - center).reshape(-1)
                 squares = number(torch.dot(distance, distance)) + number(v.sum())
                 # The usual log sigma needs no logarithm: rho - sigma / 2 - sigma^2 / 24 + ...
-                logs = (r.sum().sub_(sigma.add_(v, alpha=1 / 12).sum(), alpha=0.5)) if usual else sigma.log_().sum()
+                logs = r.sum().sub_(sigma.add_(v, alpha=1 / 12).sum(), alpha=0.5) if usual else sigma.log_().sum()
                 kl = kl + (0.5 * precision * squares - number(logs) + v.numel() * offset)
             elif prior is not None:
                 kl = kl + number(prior.kl(m, sigma))
-        if prior is not None and not isinstance(kl, Tensor):
-            kl = rho.new_full((), kl)
         ctx.inputs, ctx.versions, ctx.prior = (mu, rho), (version(mu), version(rho)), prior
         ctx.variance, ctx.usual = variance.detach(), usual
         ctx.set_materialize_grads(False)
-        return mu.view_as(mu), variance, None if prior is None else kl
+        return mu.view_as(mu), variance, None if prior is None else rho.new_zeros(()).add_(kl)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -175,7 +173,8 @@ def _constants(prior: Normal | ARD | None, like: Tensor) -> tuple[Any, Any, Any]
     if isinstance(s, Tensor) and not s.is_cpu:
         s = s.to(like).reshape(())
         return mean, s**-2, s.log() - 0.5
-    return mean, float(s) ** -2, math.log(s) - 0.5
+    s = max(float(s), LEAST_SIGMA)
+    return mean, s**-2, math.log(s) - 0.5
 
 
 def _differentiable(mu: Tensor, rho: Tensor, prior: Any, grads: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
