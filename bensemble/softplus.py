@@ -45,16 +45,17 @@ def is_usual(rho: Tensor) -> bool:
     return float(least) > _USUAL[0] and float(most) < _USUAL[1]
 
 
-def scratch(block: Tensor) -> tuple[Tensor, Tensor]:
-    """Two tensors like a block, for what a pass needs in between.
+def scratch(block: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Two tensors like a block to write into, for what a pass needs in between; None where fresh ones are as good.
 
     On the CPU each thread keeps its own: the C library hands freed memory back to the kernel, and to take it again
     costs more than the pass.
     """
     numel, shape, steps = block.numel(), block.shape, block.stride()
-    is_dense = block.is_contiguous() or numel == 1 + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
-    if block.device.type != "cpu" or numel > BLOCK or not is_dense:
-        return torch.empty_like(block), torch.empty_like(block)
+    if not block.is_cpu or not _FEW <= numel <= BLOCK:
+        return None, None
+    if not block.is_contiguous() and numel != 1 + sum((n - 1) * step for n, step in zip(shape, steps, strict=True)):
+        return None, None
     kept: dict[Any, Any] = _memory.__dict__
     if block.dtype not in kept:
         kept[block.dtype] = [torch.empty(BLOCK, dtype=block.dtype, device="cpu") for _ in range(2)]
@@ -75,7 +76,8 @@ def softplus(rho: Tensor, usual: bool) -> Tensor:
     first, second = scratch(rho)
     if usual:  # 2 artanh(y / 2) = y + y^3 / 12 + ... with y = e / (1 + e / 2) and e = exp(rho)
         one = rho.new_ones(())
-        y = torch.exp(rho, out=first).div_(torch.add(one, first, alpha=0.5, out=second))
+        e = torch.exp(rho, out=first)
+        y = e.div_(torch.add(one, e, alpha=0.5, out=second))
         return y.addcmul_(y, torch.mul(y, y, out=second), value=1 / 12)
     sigma = torch.clamp(rho, RHO_MIN, 20.0, out=first).exp_().log1p_()
     return torch.maximum(sigma, rho, out=sigma)  # softplus is the identity where exp would overflow
