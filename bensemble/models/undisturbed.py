@@ -138,17 +138,20 @@ class _Held:
         self.values = self.alias.clone() if _has_values(tensor) and self.lazy is None else self.lazy
 
     def restore(self) -> None:
-        tensor = self.tensor
+        tensor, leaf = self.tensor, self.tensor.is_leaf
+        moved = self.values is not None and _place(tensor) != self.place
+        written = self.values is not None and (self.lazy is None or not is_shared_lazily(self.alias))
+        switched, graded = leaf and tensor.requires_grad != self.needs, leaf and tensor.grad is not self.grad
+        if not (moved or written or switched or graded):
+            return
         with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-            if self.values is not None:
-                if _place(tensor) != self.place:
-                    tensor.data = self.alias
-                written = self.lazy is None or not is_shared_lazily(self.alias)
-                if written and not _same_bits(self.alias, self.values):
-                    self.alias.copy_(self.values)
-            if tensor.is_leaf and tensor.requires_grad != self.needs:
+            if moved:
+                tensor.data = self.alias
+            if self.values is not None and written and not _same_bits(self.alias, self.values):
+                self.alias.copy_(self.values)
+            if switched:
                 tensor.requires_grad_(self.needs)
-            if tensor.is_leaf and tensor.grad is not self.grad:
+            if graded:
                 tensor.grad = self.grad
 
     def release(self) -> None:
