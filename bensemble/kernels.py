@@ -119,10 +119,12 @@ class _Moments(torch.autograd.Function):
             torch.mul(sigma, sigma, out=v)
             if type(prior) is Normal:  # as kl_normal has it, with less memory
                 distance = (m if center is None else m - center).reshape(-1)
-                squares = number(torch.dot(distance, distance)) + number(v.sum())
-                # The usual log sigma needs no logarithm: rho - sigma / 2 - sigma^2 / 24 + ...
-                logs = r.sum().sub_(sigma.add_(v, alpha=1 / 12).sum(), alpha=0.5) if usual else sigma.log_().sum()
-                kl = kl + (0.5 * precision * squares - number(logs) + v.numel() * offset)
+                square, spread = number(torch.dot(distance, distance)), number(v.sum())
+                if usual:  # log sigma = rho - sigma / 2 - sigma^2 / 24 + ... needs no logarithm
+                    logs = number(r.sum()) - number(sigma.sum()) / 2 - spread / 24
+                else:
+                    logs = number(sigma.log_().sum())
+                kl = kl + (0.5 * precision * (square + spread) - logs + v.numel() * offset)
             elif prior is not None:
                 kl = kl + number(prior.kl(m, sigma))
         ctx.inputs, ctx.versions, ctx.prior = (mu, rho), (version(mu), version(rho)), prior

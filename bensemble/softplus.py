@@ -1,11 +1,10 @@
 r"""sigma = softplus(rho) and its slope, without autograd, in passes over blocks that stay in the processor's cache.
 
-Where all sigma are small, as in most posteriors, a short series takes the place of the dear functions. With
-:math:`e = \exp\rho` and :math:`y = e / (1 + e/2)` softplus is an inverse hyperbolic tangent,
+Where all sigma are small, as in most posteriors, a short series takes the place of the logarithm. With
+:math:`p = \mathrm{sigmoid}(\rho)`, the slope of sigma, and :math:`y = p / (1 - p/2)` softplus is an inverse hyperbolic
+tangent,
 
-.. math:: \sigma = \log(1 + e) = 2\,\mathrm{artanh}(y/2) = y + \frac{y^3}{12} + \dots
-
-and :math:`d\sigma/d\rho = \mathrm{sigmoid}(\rho) = 1 - \exp(-\sigma)`.
+.. math:: \sigma = -\log(1 - p) = 2\,\mathrm{artanh}(y/2) = y + \frac{y^3}{12} + \dots
 """
 
 from __future__ import annotations
@@ -74,10 +73,9 @@ def softplus(rho: Tensor, usual: bool) -> Tensor:
     if rho.numel() < _FEW:
         return torch.nn.functional.softplus(rho.clamp_min(RHO_MIN))
     first, second = scratch(rho)
-    if usual:  # 2 artanh(y / 2) = y + y^3 / 12 + ... with y = e / (1 + e / 2) and e = exp(rho)
-        one = rho.new_ones(())
-        e = torch.exp(rho, out=first)
-        y = e.div_(torch.add(one, e, alpha=0.5, out=second))
+    if usual:  # 2 artanh(y / 2) = y + y^3 / 12 + ... with y = p / (1 - p / 2); MKL's exp is slow on AMD
+        p = torch.sigmoid(rho, out=first)
+        y = p.div_(torch.add(rho.new_ones(()), p, alpha=-0.5, out=second))
         return y.addcmul_(y, torch.mul(y, y, out=second), value=1 / 12)
     sigma = torch.clamp(rho, RHO_MIN, 20.0, out=first).exp_().log1p_()
     return torch.maximum(sigma, rho, out=sigma)  # softplus is the identity where exp would overflow
@@ -86,10 +84,8 @@ def softplus(rho: Tensor, usual: bool) -> Tensor:
 def times_slope_(g: Tensor, rho: Tensor, variance: Tensor, usual: bool) -> None:
     """The gradient of log sigma becomes that of rho, in place: times sigmoid(rho) / sigma."""
     first, second = scratch(rho)
-    if usual:  # (1 - exp(-sigma)) / sigma = 1 - sigma / 2 + sigma^2 / 6 - sigma^3 / 24 + ...
-        one = rho.new_ones(())
-        odd = torch.add(0.5 * one, variance, alpha=1 / 24, out=first).mul_(torch.sqrt(variance, out=second))
-        g.mul_(torch.add(one, variance, alpha=1 / 6, out=second).sub_(odd))
+    if usual:
+        g.mul_(torch.rsqrt(variance, out=second)).mul_(torch.sigmoid(rho, out=first))
         return
     # 1 where both are tiny, and nothing where rho is clamped.
     sigma = torch.clamp_min(variance, LEAST_SIGMA**2, out=second).sqrt_()
