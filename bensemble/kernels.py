@@ -120,10 +120,8 @@ class _Moments(torch.autograd.Function):
             if type(prior) is Normal:  # as kl_normal has it, with less memory
                 distance = (m if center is None else m - center).reshape(-1)
                 square, spread = number(torch.dot(distance, distance)), number(v.sum())
-                if usual:  # log sigma = rho - sigma / 2 - sigma^2 / 24 + ... needs no logarithm
-                    logs = number(r.sum()) - number(sigma.sum()) / 2 - spread / 24
-                else:
-                    logs = number(sigma.log_().sum())
+                # The usual log sigma needs no logarithm: rho - sigma / 2 - sigma^2 / 24 + ...
+                logs = number(r.sum()) - number(sigma.sum()) / 2 - spread / 24 if usual else number(sigma.log_().sum())
                 kl = kl + (0.5 * precision * (square + spread) - logs + v.numel() * offset)
             elif prior is not None:
                 kl = kl + number(prior.kl(m, sigma))
