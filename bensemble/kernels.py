@@ -26,6 +26,8 @@ from .priors import ARD, Normal
 from .softplus import LEAST_SIGMA, blocks, is_usual, scratch, softplus, times_slope_
 from .torch_internals import is_view, version
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
 
 def applies_to(first: Tensor, *others: Tensor | None) -> bool:
     """Whether the kernels can run: plain tensors of one device, all float32 or all float64, in eager autograd."""
@@ -34,11 +36,13 @@ def applies_to(first: Tensor, *others: Tensor | None) -> bool:
         return False
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return False
-    tensors = [t for t in (first, *others) if t is not None]
-    return all(t.dtype is dtype and t.device == device and type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+    for t in (first, *others):
+        if t is not None and not (type(t) in _PLAIN and t.dtype is dtype and t.device == device):
+            return False
+    return True
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Moments:
     """Mean and variance of a weight, and its KL in nats: None where that was not asked for or has no closed form."""
 
@@ -52,7 +56,8 @@ _shared: weakref.WeakValueDictionary[tuple[Any, ...], Moments] = weakref.WeakVal
 
 def shared_moments(mu: Tensor, rho: Tensor, prior: Any) -> Moments:
     """The moments of a weight; on the CPU shared for as long as somebody holds them and nothing has changed."""
-    if rho.device.type != "cpu":  # to look for changes would mean to wait for the device
+    # To look for changes would mean to wait for another device. Without a graph nobody holds them.
+    if not rho.is_cpu or not torch.is_grad_enabled():
         return _moments(mu, rho, None)
     key = _state(mu, rho, prior)
     found = _shared.get(key)
@@ -65,7 +70,7 @@ def fused_kl(mu: Tensor, rho: Tensor, prior: Any) -> Tensor | None:
     """KL(N(mu, softplus(rho)^2) || prior) in nats, summed; None where the plain formula has to do."""
     if not _in_closed_form(prior, mu):
         return None
-    found = _shared.get(_state(mu, rho, prior)) if rho.device.type == "cpu" else None
+    found = _shared.get(_state(mu, rho, prior)) if rho.is_cpu and torch.is_grad_enabled() else None
     return _moments(mu, rho, prior).kl if found is None else found.kl
 
 
@@ -88,8 +93,11 @@ def _state(mu: Tensor, rho: Tensor, prior: Any) -> tuple[Any, ...]:
     """Tells a weight and its prior from every other, and from every other state of themselves."""
     parts = (mu, rho, *((prior.sigma, prior.mean) if type(prior) is Normal else ()))
     # Writes through .data do not count as a new version, so the sum over a tensor belongs to its state.
-    states = [(id(p), p.data_ptr(), version(p), float(p.detach().sum())) if isinstance(p, Tensor) else p for p in parts]
-    return (threading.get_ident(), torch.is_grad_enabled(), type(prior), *states)
+    states = (
+        (id(p), p.data_ptr(), version(p), (p.detach().sum() if p.dim() else p).item()) if isinstance(p, Tensor) else p
+        for p in parts
+    )
+    return (threading.get_ident(), type(prior), *states)
 
 
 class _Moments(torch.autograd.Function):
@@ -104,25 +112,23 @@ class _Moments(torch.autograd.Function):
         mu, rho, prior = args
         means, precision, offset = _constants(prior, rho)
         variance, usual = torch.empty_like(rho), is_usual(rho)
-        squares, logs, parts = [], [], []
+        number = Tensor.item if rho.is_cpu else Tensor.detach  # another device is not waited for
+        kl: Any = 0.0
         for m, r, v, center in blocks(mu, rho, variance, means):
             sigma = softplus(r, usual)
             torch.mul(sigma, sigma, out=v)
             if type(prior) is Normal:  # as kl_normal has it, with less memory
                 distance = (m if center is None else m - center).reshape(-1)
-                squares += [torch.dot(distance, distance), v.sum()]
+                square, spread = number(torch.dot(distance, distance)), number(v.sum())
                 # The usual log sigma needs no logarithm: rho - sigma / 2 - sigma^2 / 24 + ...
-                logs.append(
-                    torch.sub(r.sum(), sigma.add_(v, alpha=1 / 12).sum(), alpha=0.5) if usual else sigma.log_().sum()
-                )
+                logs = number(r.sum()) - number(sigma.sum()) / 2 - spread / 24 if usual else number(sigma.log_().sum())
+                kl = kl + (0.5 * precision * (square + spread) - logs + v.numel() * offset)
             elif prior is not None:
-                parts.append(prior.kl(m, sigma))
-        if squares:
-            parts = [0.5 * precision * torch.stack(squares).sum() - torch.stack(logs).sum() + rho.numel() * offset]
+                kl = kl + number(prior.kl(m, sigma))
         ctx.inputs, ctx.versions, ctx.prior = (mu, rho), (version(mu), version(rho)), prior
         ctx.variance, ctx.usual = variance.detach(), usual
         ctx.set_materialize_grads(False)
-        return mu.view_as(mu), variance, torch.stack(parts).sum() if parts else None
+        return mu.view_as(mu), variance, None if prior is None else rho.new_zeros(()).add_(kl)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -164,10 +170,11 @@ def _constants(prior: Normal | ARD | None, like: Tensor) -> tuple[Any, Any, Any]
     s, mean = prior.sigma, prior.mean if isinstance(prior.mean, Tensor) else None
     if mean is None and prior.mean != 0:
         mean = torch.full_like(like, float(prior.mean))
-    if not isinstance(s, Tensor):
-        return mean, s**-2, math.log(s) - 0.5
-    s = s.to(like).reshape(())
-    return mean, s**-2, s.log() - 0.5
+    if isinstance(s, Tensor) and not s.is_cpu:
+        s = s.to(like).reshape(())
+        return mean, s**-2, s.log() - 0.5
+    s = max(float(s), LEAST_SIGMA)
+    return mean, s**-2, math.log(s) - 0.5
 
 
 def _differentiable(mu: Tensor, rho: Tensor, prior: Any, grads: tuple[Any, ...]) -> tuple[Tensor | None, ...]:

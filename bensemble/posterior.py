@@ -55,9 +55,7 @@ class Posterior:
     @property
     def mask(self) -> Tensor | None:
         """1 where a weight is kept and 0 where it is pruned, in the shape of mu; None without pruning."""
-        key = f"{self.stem}_mask"
-        mask = buffers_of(self.layer).get(key)
-        return getattr(self.layer, key, None) if mask is None else mask
+        return buffers_of(self.layer).get(f"{self.stem}_mask")
 
     @property
     def basis(self) -> Basis | None:

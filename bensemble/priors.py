@@ -93,9 +93,10 @@ class Normal:
     @property
     def is_constant(self) -> bool:
         """Whether the prior has one standard deviation for all weights and no learnable tensors."""
-        parts = [part for part in (self.sigma, self.mean) if isinstance(part, Tensor)]
-        one_sigma = not isinstance(self.sigma, Tensor) or self.sigma.numel() == 1
-        return one_sigma and not any(part.requires_grad for part in parts)
+        sigma, mean = self.sigma, self.mean
+        if isinstance(sigma, Tensor) and (sigma.numel() != 1 or sigma.requires_grad):
+            return False
+        return not isinstance(mean, Tensor) or not mean.requires_grad
 
     def kl(self, mu: Tensor, sigma: Tensor) -> Tensor:
         """KL(q || prior) in nats, summed (closed form)."""
@@ -251,6 +252,10 @@ class PriorSlot:
 
 def _with_fields(prior: Any, fields: dict[str, Any]) -> Any:
     """A shallow copy of a frozen dataclass with some fields set, without running its checks again."""
+    if type(prior) is Normal:  # every forward asks for one
+        changed = Normal.__new__(Normal)
+        changed.__dict__.update(prior.__dict__, **fields)
+        return changed
     changed = copy.copy(prior)
     for name, value in fields.items():
         object.__setattr__(changed, name, value)

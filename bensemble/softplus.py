@@ -1,11 +1,10 @@
 r"""sigma = softplus(rho) and its slope, without autograd, in passes over blocks that stay in the processor's cache.
 
-Where all sigma are small, as in most posteriors, a short series takes the place of the dear functions. With
-:math:`e = \exp\rho` and :math:`y = e / (1 + e/2)` softplus is an inverse hyperbolic tangent,
+Where all sigma are small, as in most posteriors, a short series takes the place of the logarithm. With
+:math:`p = \mathrm{sigmoid}(\rho)`, the slope of sigma, and :math:`y = p / (1 - p/2)` softplus is an inverse hyperbolic
+tangent,
 
-.. math:: \sigma = \log(1 + e) = 2\,\mathrm{artanh}(y/2) = y + \frac{y^3}{12} + \dots
-
-and :math:`d\sigma/d\rho = \mathrm{sigmoid}(\rho) = 1 - \exp(-\sigma)`.
+.. math:: \sigma = -\log(1 - p) = 2\,\mathrm{artanh}(y/2) = y + \frac{y^3}{12} + \dots
 """
 
 from __future__ import annotations
@@ -39,22 +38,23 @@ def blocks(first: Tensor, *others: Tensor | None) -> Iterable[tuple[Any, ...]]:
 
 def is_usual(rho: Tensor) -> bool:
     """Whether the series will do. Not asked where that costs more than it saves: of other devices, of a few numbers."""
-    if rho.device.type != "cpu" or rho.dtype is not torch.float32 or rho.numel() < _FEW:
+    if rho.numel() < _FEW or rho.dtype is not torch.float32 or not rho.is_cpu:
         return False
     least, most = rho.aminmax()
     return float(least) > _USUAL[0] and float(most) < _USUAL[1]
 
 
-def scratch(block: Tensor) -> tuple[Tensor, Tensor]:
-    """Two tensors like a block, for what a pass needs in between.
+def scratch(block: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Two tensors like a block to write into, for what a pass needs in between; None where fresh ones are as good.
 
     On the CPU each thread keeps its own: the C library hands freed memory back to the kernel, and to take it again
     costs more than the pass.
     """
     numel, shape, steps = block.numel(), block.shape, block.stride()
-    is_dense = block.is_contiguous() or numel == 1 + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
-    if block.device.type != "cpu" or numel > BLOCK or not is_dense:
-        return torch.empty_like(block), torch.empty_like(block)
+    if not block.is_cpu or not _FEW <= numel <= BLOCK:
+        return None, None
+    if not block.is_contiguous() and numel != 1 + sum((n - 1) * step for n, step in zip(shape, steps, strict=True)):
+        return None, None
     kept: dict[Any, Any] = _memory.__dict__
     if block.dtype not in kept:
         kept[block.dtype] = [torch.empty(BLOCK, dtype=block.dtype, device="cpu") for _ in range(2)]
@@ -70,10 +70,12 @@ def softplus(rho: Tensor, usual: bool) -> Tensor:
 
     The result may lie in scratch memory: use it up before the next call.
     """
+    if rho.numel() < _FEW:
+        return torch.nn.functional.softplus(rho.clamp_min(RHO_MIN))
     first, second = scratch(rho)
-    if usual:  # 2 artanh(y / 2) = y + y^3 / 12 + ... with y = e / (1 + e / 2) and e = exp(rho)
-        one = rho.new_ones(())
-        y = torch.exp(rho, out=first).div_(torch.add(one, first, alpha=0.5, out=second))
+    if usual:  # 2 artanh(y / 2) = y + y^3 / 12 + ... with y = p / (1 - p / 2); MKL's exp is slow on AMD
+        p = torch.sigmoid(rho, out=first)
+        y = p.div_(torch.add(rho.new_ones(()), p, alpha=-0.5, out=second))
         return y.addcmul_(y, torch.mul(y, y, out=second), value=1 / 12)
     sigma = torch.clamp(rho, RHO_MIN, 20.0, out=first).exp_().log1p_()
     return torch.maximum(sigma, rho, out=sigma)  # softplus is the identity where exp would overflow
@@ -82,10 +84,8 @@ def softplus(rho: Tensor, usual: bool) -> Tensor:
 def times_slope_(g: Tensor, rho: Tensor, variance: Tensor, usual: bool) -> None:
     """The gradient of log sigma becomes that of rho, in place: times sigmoid(rho) / sigma."""
     first, second = scratch(rho)
-    if usual:  # (1 - exp(-sigma)) / sigma = 1 - sigma / 2 + sigma^2 / 6 - sigma^3 / 24 + ...
-        one = rho.new_ones(())
-        odd = torch.add(0.5 * one, variance, alpha=1 / 24, out=first).mul_(torch.sqrt(variance, out=second))
-        g.mul_(torch.add(one, variance, alpha=1 / 6, out=second).sub_(odd))
+    if usual:
+        g.mul_(torch.rsqrt(variance, out=second)).mul_(torch.sigmoid(rho, out=first))
         return
     # 1 where both are tiny, and nothing where rho is clamped.
     sigma = torch.clamp_min(variance, LEAST_SIGMA**2, out=second).sqrt_()

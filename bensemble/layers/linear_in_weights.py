@@ -167,20 +167,20 @@ class LinearOpLayer(BaseBayesianLayer):
         plain_bias = parameters_of(self).get("bias")
         if weight is None:
             return super().forward(input, *args, **kwargs)
-        unmasked = weight.mask is None and (bias is None or bias.mask is None)
-        if weight.basis is not None and not unmasked:  # a mask acts on plain weights
+        unmasked, rotated = weight.mask is None and (bias is None or bias.mask is None), weight.basis is not None
+        if rotated and not unmasked:  # a mask acts on plain weights
             return self.linear_op(self._drawn("weight", False), self._drawn("bias", False), input, *args, **kwargs)  # type: ignore[arg-type]
-        tensors = (weight.mu, weight.rho, bias.mu if bias else plain_bias, bias.rho if bias else None)
-        plain = unmasked and weight.basis is None
-        operation = self.operation(input, *args, **kwargs) if plain and applies_to(input, *tensors) else None
+        tensors: Any = (weight.mu, weight.rho, bias.mu if bias else plain_bias, bias.rho if bias else None)
+        plain = unmasked and not rotated and applies_to(input, *tensors)
+        operation = self.operation(input, *args, **kwargs) if plain else None
         if operation is not None:
-            moments = shared_moments(weight.mu, weight.rho, weight.prior)
-            offset = shared_moments(bias.mu, bias.rho, bias.prior) if bias else plain_bias
+            moments = shared_moments(tensors[0], tensors[1], weight.prior)
+            offset = shared_moments(tensors[2], tensors[3], bias.prior) if bias else plain_bias
             return local_reparameterization(input, moments, offset, operation, self.variance_dtype)
         mean = self.linear_op(weight.mean(), bias.mean() if bias else plain_bias, input, *args, **kwargs)
         # Squares overflow and small variances vanish in half precision, so the variance is never computed in it.
         with _no_autocast(input.device.type):
-            if weight.basis is not None:
+            if rotated:
                 variance, outer = self.preactivation_variance(input)
                 noise = add_noise(torch.zeros_like(variance), variance)
                 assert outer is not None

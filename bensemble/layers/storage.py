@@ -67,7 +67,7 @@ class PosteriorStorage(nn.Module):
         slot: PriorSlot | None = self.__dict__.get("_prior_slots", {}).get(stem)
         if slot is None:
             return Normal(self.__dict__.get("prior_sigma", 1.0))
-        tensors = {field: getattr(self, f"{stem}_prior_{field}") for field in slot.fields}
+        tensors = {field: buffers_of(self)[f"{stem}_prior_{field}"] for field in slot.fields}
         if cut is not None:
             shape = getattr(self, f"{stem}_mu").shape
             tensors = {field: cut(t) if t.shape == shape else t for field, t in tensors.items()}

@@ -7,6 +7,7 @@ inputs. Outputs are read by :func:`bensemble.models.outputs.select_output`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -161,7 +162,7 @@ def is_loader(inputs: Any) -> bool:
 
 def device_of(model: nn.Module) -> torch.device:
     """The device of the first parameter or buffer of the model; the CPU without tensors."""
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
         return tensor.device
     return torch.device("cpu")
 

@@ -33,7 +33,7 @@ _ATOMS = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType,
 
 
 @contextmanager
-def undisturbed(*models: nn.Module) -> Iterator[None]:
+def undisturbed(*models: nn.Module | Tensor) -> Iterator[None]:
     """Run trials of models without gradients and warnings, and put everything back at the end.
 
     No other thread may train the models meanwhile: its steps would be taken back.
@@ -48,7 +48,7 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def unwritten(*models: nn.Module) -> Iterator[None]:
+def unwritten(*models: nn.Module | Tensor) -> Iterator[None]:
     """Put back what the models hold, and nothing else: for passes over data whose random numbers go on."""
     before = Snapshot(*models)
     try:
@@ -64,10 +64,10 @@ class Snapshot:
     Values are copied when they are written to, not before: most trials write to none.
 
     Args:
-        models: The models; a tensor or object that they share is held once.
+        models: The models, or tensors alone; a tensor or object that they share is held once.
     """
 
-    def __init__(self, *models: nn.Module) -> None:
+    def __init__(self, *models: nn.Module | Tensor) -> None:
         self._restores: list[Callable[[], object]] = []
         self._tensors: list[_Held] = []
         seen: dict[int, Any] = {}  # holding the objects keeps their identities valid
@@ -138,17 +138,20 @@ class _Held:
         self.values = self.alias.clone() if _has_values(tensor) and self.lazy is None else self.lazy
 
     def restore(self) -> None:
-        tensor = self.tensor
+        tensor, leaf = self.tensor, self.tensor.is_leaf
+        moved = self.values is not None and _place(tensor) != self.place
+        written = self.values is not None and (self.lazy is None or not is_shared_lazily(self.alias))
+        switched, graded = leaf and tensor.requires_grad != self.needs, leaf and tensor.grad is not self.grad
+        if not (moved or written or switched or graded):
+            return
         with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-            if self.values is not None:
-                if _place(tensor) != self.place:
-                    tensor.data = self.alias
-                written = self.lazy is None or not is_shared_lazily(self.alias)
-                if written and not _same_bits(self.alias, self.values):
-                    self.alias.copy_(self.values)
-            if tensor.is_leaf and tensor.requires_grad != self.needs:
+            if moved:
+                tensor.data = self.alias
+            if self.values is not None and written and not _same_bits(self.alias, self.values):
+                self.alias.copy_(self.values)
+            if switched:
                 tensor.requires_grad_(self.needs)
-            if tensor.is_leaf and tensor.grad is not self.grad:
+            if graded:
                 tensor.grad = self.grad
 
     def release(self) -> None:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ReadOnlyError, SamplingError
-from ..gaussian import precise
+from ..gaussian import precise, tracing
 from ..posterior import Posterior
-from ..torch_internals import NO_TORCH_FUNCTION, argument_schema, pytree, transforms_active, version, wrapper_tensor
+from ..torch_internals import NO_TORCH_FUNCTION, argument_schema, pytree, version, wrapper_tensor
 
 __all__ = ["WeightDraw", "random_draw", "read_only"]
 
@@ -163,14 +163,12 @@ def _made_when_needed(posterior: Posterior, make: Callable[[], tuple[Tensor, Ten
 
     There only plain formulas work: no tensor subclasses, no autograd functions.
     """
-    if torch.compiler.is_compiling():
+    if tracing():
         return make()[0]
-    try:
-        return _Reparameterize.apply(posterior.mu, posterior.rho, _Draw(posterior, make))
-    except RuntimeError:
-        if not transforms_active():
-            raise
-        return make()[0]
+    draw = _Draw(posterior, make)
+    if not torch.is_grad_enabled():
+        return WeightDraw.wrap(draw.mu, draw)
+    return _Reparameterize.apply(draw.mu, posterior.rho, draw)
 
 
 def _value_of(item: Any) -> Any:

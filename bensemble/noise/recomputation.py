@@ -44,7 +44,7 @@ class _History:
 
 
 _local = threading.local()
-_histories: weakref.WeakSet[_History] = weakref.WeakSet()
+_histories: list[weakref.ref[_History]] = []  # those of living threads
 #: Layers that have drawn weights of their own for one forward.
 _own_draws: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -59,9 +59,11 @@ def context_of_first_run(layer: nn.Module, active: C | None) -> C | None:
     Raises:
         SamplingError: The forward ran in a context that is closed by now, or in several threads.
     """
+    if active is None and not (_histories and any(layer in known.contexts for known in _living())):
+        return None
     history: _History | None = getattr(_local, "history", None)
     last = history.contexts.get(layer) if history is not None else None
-    if (active is None and not _histories) or (active is not None and last is not None and last() is active):
+    if active is not None and last is not None and last() is active:
         return active
     if torch.is_grad_enabled() and _runs_again():
         return _found_again(layer, history)
@@ -94,12 +96,16 @@ def _own_history() -> _History:
     history: _History | None = getattr(_local, "history", None)
     if history is None:
         history = _local.history = _History()
-        _histories.add(history)
+        _histories.append(weakref.ref(history, _histories.remove))
     return history
 
 
+def _living() -> list[_History]:
+    return [history for reference in tuple(_histories) if (history := reference()) is not None]
+
+
 def _found_again(layer: nn.Module, history: _History | None) -> C | None:
-    histories = list(_histories) if is_foreign_thread() else [history] if history is not None else []
+    histories = _living() if is_foreign_thread() else [history] if history is not None else []
     found = [h.contexts[layer] for h in histories if layer in h.contexts]
     if not found:
         return None

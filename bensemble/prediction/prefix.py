@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..gaussian import tracing
 from ..models.state import random_state
-from ..torch_internals import version
+from ..torch_internals import pytree, version
 from .weight_samples import HeldWeights
 
 __all__ = ["Prefix"]
@@ -79,6 +79,7 @@ class Prefix(TorchFunctionMode):
         self._refs: list[weakref.ref[Tensor]] = []  # the tensor at a place
         self._answers: list[Tensor] = []  # what stands for it in an answer
         self._watched: list[tuple[Tensor, int]] = []  # tensors with the version that answers rely on
+        self._heavy = False  # whether a Parameter met data in it
         self._ended, self._next = False, 0  # whether the prefix of this forward is over, and which call comes next
 
     def run(self, held: HeldWeights, forward: Callable[[], T]) -> T:
@@ -127,6 +128,7 @@ class Prefix(TorchFunctionMode):
         result = func(*args, **kwargs)
         try:
             self._written.append((func, arguments, _described(result, self._result_place)))
+            self._heavy = self._heavy or (_holds(result, Tensor) and _holds((args, kwargs), nn.Parameter))
         except _DepartedError:
             self._end()
         return result
@@ -137,8 +139,7 @@ class Prefix(TorchFunctionMode):
             return
         self._ended = True
         drawn = not torch.equal(self._random, random_state(self._device))
-        heavy = any(isinstance(tensor, nn.Parameter) for tensor, _ in self._watched)
-        self.useful = bool(self._written) and heavy and not drawn and self._unchanged()
+        self.useful = self._heavy and not drawn and self._unchanged()
         for place, ref in enumerate(self._refs):
             tensor = ref()
             if tensor is not None:
@@ -205,6 +206,10 @@ def _described(value: Any, place: Callable[[Tensor], int]) -> Any:
     if kind is slice:
         return (kind, [_described(part, place) for part in (value.start, value.stop, value.step)])
     raise _DepartedError
+
+
+def _holds(value: Any, kind: type[Tensor]) -> bool:
+    return any(isinstance(leaf, kind) for leaf in pytree.tree_leaves(value))
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from bensemble.torch_internals import parameters_of
+
 __all__ = ["Analysis"]
 
 
@@ -47,5 +49,6 @@ class Analysis:
         return all(
             id(parameter) in self.seen or path in self.calls or path in self.inside
             for path, module in model.named_modules()
-            for parameter in module.parameters(recurse=False)
+            for parameter in parameters_of(module).values()
+            if parameter is not None
         )

@@ -29,7 +29,7 @@ _SIZE_ATTRIBUTES = ("shape", "dtype", "device", "ndim")
 def trace_forward(model: nn.Module) -> Analysis:
     """What torch.fx sees, in the mode of each module and then in the other mode for what the first leaves out."""
     analysis = Analysis()
-    with undisturbed(model):
+    with undisturbed(*model.parameters()):  # all that a hollow copy shares with the model
         if _trace(model, analysis) and not analysis.is_complete(model):
             _trace(model, analysis, flip=True)
     return analysis

@@ -83,6 +83,14 @@ def test_extreme_rho_gives_finite_values_and_gradients(rho):
     assert all(torch.isfinite(p.grad).all() for p in layer.parameters())
 
 
+@pytest.mark.parametrize("sigma", [1e-200, torch.tensor(1e-22), torch.tensor(1e-45)], ids=str)
+def test_a_prior_too_narrow_for_float32_has_a_huge_kl(sigma):
+    layer = BayesianLinear(5, 3, prior=Normal(sigma))
+    kl = layer.kl_divergence()
+    kl.backward()
+    assert float(kl.detach()) > 1e30
+
+
 def _partly(rho):
     rho.data[1, 2] = 3.0
 

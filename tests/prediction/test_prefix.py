@@ -277,3 +277,12 @@ def test_inference_mode_and_compiled_models_work_without():
     assert_close(prediction.samples.clone(), expected(bnn, X))
     compiled = torch.compile(bnn, backend="eager")
     assert_close(predict(compiled, X, 4, generator=seeded()).samples, expected(bnn, X))
+
+
+@pytest.mark.filterwarnings("ignore:predict. the posterior is neither trained nor fitted")
+def test_looking_at_weights_alone_is_nothing_to_remember():
+    """Such a memo saves nothing, and while calls are watched torch does not run its fused encoder layer."""
+    bnn = bayesify(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval())
+    with torch.profiler.profile() as profile:
+        predict(bnn, torch.randn(2, 3, 8), num_samples=4)
+    assert "aten::_transformer_encoder_layer_fwd" in {event.name for event in profile.events()}
