@@ -93,7 +93,8 @@ class Pruned(Printed, Generic[M]):
         for step in self.steps:
             loss = step.loss
             drop = "" if loss.drop != loss.drop else f"{loss.drop:.2%}"
-            error = f"{loss.standard_error:.2%}" if drop else f"{loss.standard_error:.2g}"
+            unseen = max(loss.standard_error, 1 / loss.num_terms)  # of n terms no smaller share can be told
+            error = f"{unseen:.2%}" if drop else f"{loss.standard_error:.2g}"
             rows.append((f"{step.sparsity:.1%}", drop, error, f"{loss.nats:.3g}", "" if step.kept else "taken back"))
         terms = f" on {self.steps[0].loss.num_terms:,} held-out terms" if self.steps else ""
         head = f"{self.sparsity:.1%} of the weights removed and the rest repaired; expected to lose{terms}:"

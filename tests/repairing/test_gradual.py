@@ -11,7 +11,17 @@ from torch.nn.utils.prune import l1_unstructured, remove
 
 from bensemble.errors import InvalidTypeError, InvalidValueError
 from bensemble.likelihoods import Gaussian
-from convert import bayesify, channel_groups, compact, prune_and_repair, repair, to_deterministic
+from convert import (
+    ExpectedLoss,
+    Pruned,
+    PruneStep,
+    bayesify,
+    channel_groups,
+    compact,
+    prune_and_repair,
+    repair,
+    to_deterministic,
+)
 
 # Features that depend on each other, as those of real data do: nothing else can be repaired.
 MIXING = torch.randn(8, 8, generator=torch.Generator().manual_seed(1)) / torch.arange(1.0, 9.0)[:, None]
@@ -77,6 +87,11 @@ def test_auto_takes_back_the_step_that_loses_too_much_and_tries_half_of_it():
     assert 0.25 < pruned.sparsity == pytest.approx(zeros(pruned.network))
     assert pruned.loss is (half.loss if half.kept else full[-2].loss)
     assert "taken back" in str(pruned)
+
+
+def test_what_is_printed_claims_no_more_than_the_held_out_terms_can_tell():
+    loss = ExpectedLoss(nats=1e-4, drop=0.0, standard_error=0.0, num_terms=200)
+    assert "0.00%  0.50%" in str(Pruned(network(0), (PruneStep(0.5, loss, True),)))
 
 
 def test_auto_removes_nothing_where_everything_counts():
