@@ -40,7 +40,7 @@ EXAMPLES = {
     "elastic_digits": ("Training that survives a kill", "tasks-distributed.md"),
 }
 #: Arguments of examples that draw only when asked.
-ARGUMENTS = {"regression": ["--picture", "regression.png"], "unet": ["--picture", "unet.png"]}
+ARGUMENTS = {"regression": ["--picture", "regression.png"]}
 
 
 def source(name: str) -> str:

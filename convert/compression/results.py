@@ -151,7 +151,7 @@ class Compression(Printed):
         axes = on_axes(axes)
         for quantize, marker in ((None, "o"), ("int8", "s")):
             some = [point for point in self.points if point.quantize == quantize]
-            label = quantize or "float32"
+            label = (quantize or "float32") if some else None
             axes.scatter([p.size / 1e3 for p in some], [p.metric for p in some], s=24, marker=marker, label=label)
         best = sorted({point.size: point for point in sorted(self.front, key=lambda p: p.metric)}.values(), key=_size)
         axes.plot([p.size / 1e3 for p in best], [p.metric for p in best], linewidth=1, color="0.5", zorder=0)
