@@ -42,7 +42,7 @@ def test_uncertainties_are_shares():
 
 
 def test_a_novelty_below_zero_is_shown():
-    net, y = nn.Linear(8, 3), torch.arange(200) % 3
+    net, y = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)), torch.arange(200) % 3
     known, held_out = ([(torch.randn(200, 8) + y[:, None], y)] for _ in range(2))
     p = predict(net, known[0][0], likelihood="categorical", novelty=fit_novelty(net, known, held_out))
     assert p.novelty.min() < 0
