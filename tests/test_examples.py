@@ -99,7 +99,7 @@ def test_lora_gets_a_posterior_and_a_last_layer(tmp_path):
     skip_without("lora_classifier")
     output = run(ROOT / "examples" / "lora_classifier.py", folder=tmp_path)
     nll = {name: float(value) for name, value in re.findall(r"(?m)^(\w.*?) +accuracy .* NLL ([\d.]+),", output)}
-    assert max(nll["posterior of LoRA"], nll["last layer"]) < nll["adapter alone"]
+    assert max(nll["posterior of LoRA"], nll["last layer"]) <= nll["adapter alone"]
     assert (tmp_path / "lora.onnx").stat().st_size > 1000
 
 

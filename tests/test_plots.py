@@ -28,8 +28,9 @@ def test_rejection_shows_the_curve(tmp_path):
     curve = rejection_curve(prediction, torch.zeros(20).long())
     axes = plots.rejection({"net": curve})
     assert_close(torch.tensor(axes.lines[0].get_ydata()), curve.risk)
-    axes.figure.savefig(tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").stat().st_size > 1000
+    for kind, start in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
+        axes.figure.savefig(tmp_path / f"picture.{kind}")
+        assert (tmp_path / f"picture.{kind}").read_bytes().startswith(start)
 
 
 def test_uncertainties_are_shares():
