@@ -45,6 +45,9 @@ predictions = {
     "five networks": bensemble.predict(list(networks), x_new, likelihood="categorical"),
     "five Bayesian last layers": bensemble.predict(list(bayesian), x_new, likelihood="categorical"),
 }
+held_out = bensemble.predict(networks[0], val.tensors[0], likelihood="categorical")
+scaled = bensemble.calibrate(held_out, val.tensors[1]).apply(predictions["one network"])
+predictions["one network with one temperature"] = scaled
 plots.reliability(predictions, y_new).figure.savefig("ensemble_file.svg")
 
 # %% One file
@@ -61,6 +64,7 @@ def told(name):
 
 
 print("before:", told("one network"))
+print("       ", told("one network with one temperature"))
 print("       ", told("its last layer Bayesian"))
 print("       ", told("five networks"))
 print("after: ", told("five Bayesian last layers"), end="; ")
