@@ -2,7 +2,6 @@
 
 import lightning
 import torch
-import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -20,7 +19,7 @@ class Digits(lightning.LightningModule):
     def training_step(self, batch):
         x, y = batch
         beta = 0.1 * bensemble.kl_warmup(self.global_step, self.trainer.estimated_stepping_batches)
-        nll, kl = F.cross_entropy(self.bnn(x), y), bensemble.kl_divergence(self.bnn)
+        nll, kl = torch.nn.functional.cross_entropy(self.bnn(x), y), bensemble.kl_divergence(self.bnn)
         return bensemble.elbo_loss(nll, kl, self.num_data, beta)
 
     def configure_optimizers(self):
