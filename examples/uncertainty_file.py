@@ -48,9 +48,11 @@ def main():
     session = UncertaintySession("digits.onnx")
     digits, noise = session(x_new.numpy()), session(torch.rand(300, 64).numpy())
     right = (digits.probs.argmax(1) == y_new.numpy()).mean()
-    print(f"{right:.1%} of new digits are right, and {digits.reject().mean():.1%} of them are refused; of noise,")
-    print(f"before: {(noise.probs.max(1) > 0.5).mean():.0%} is called a digit with more than 50 % confidence")
-    print(f"after:  {noise.reject().mean():.0%} is refused")
+    sure = (noise.probs.max(1) > 0.5).mean()
+    print(f"before: {right:.1%} of new digits are right; {sure:.0%} of noise is a digit with more than 50 % confidence")
+    print(
+        f"after:  {noise.reject().mean():.0%} of noise is refused, and {digits.reject().mean():.1%} of the digits are"
+    )
 
 
 if __name__ == "__main__":
