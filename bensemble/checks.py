@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -79,5 +80,8 @@ def check_takes(verb: str, name: str, function: Any, *arguments: str) -> None:
 def check_module(verb: str, model: Any) -> nn.Module:
     """The model, or an error unless it is a module."""
     if not isinstance(model, nn.Module):
-        raise InvalidTypeError(f"{verb}: model must be a torch.nn.Module, got {type(model).__name__}.")
+        build = (
+            "; build the model, and give it these weights with load_state_dict" if isinstance(model, Mapping) else ""
+        )
+        raise InvalidTypeError(f"{verb}: model must be a torch.nn.Module, got {type(model).__name__}{build}.")
     return model

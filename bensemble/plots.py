@@ -130,10 +130,12 @@ def uncertainties(
             )
         values[name] = found.flatten().cpu()
     axes = on_axes(axes)
-    most = max((float(found.max()) for found in values.values()), default=1.0) or 1.0
+    everything = torch.cat(list(values.values()))
+    least = min(float(everything.min()), 0.0)  # a novelty may be negative
+    most = max(float(everything.max()), 0.0) or 1.0
     for name, found in values.items():
         weights = torch.full_like(found, 1 / len(found))
-        axes.hist(found, bins=bins, range=(0, most), weights=weights, alpha=0.6, label=name or None)
+        axes.hist(found, bins=bins, range=(least, most), weights=weights, alpha=0.6, label=name or None)
     return labelled(axes, by.replace("_", " "), "share")
 
 

@@ -58,3 +58,5 @@ print(f"before: {labels[-1]} labels at random, {before[-1]:.1%} right")
 print(f"after:  {labels[-1]} labels by mutual information, {after[-1]:.1%} right; ", end="")
 reached = next((n for n, a in zip(labels, after, strict=True) if a >= before[-1]), None)
 print(f"what random labels reach takes {reached}" if reached else "random labels are better here")
+behind = ", ".join(str(n) for n, a, b in zip(labels, before, after, strict=True) if b < a) or "no"
+print(f"Random labels were better at {behind} labels.")

@@ -45,15 +45,27 @@ predictions = {
     "five networks": bensemble.predict(list(networks), x_new, likelihood="categorical"),
     "five Bayesian last layers": bensemble.predict(list(bayesian), x_new, likelihood="categorical"),
 }
-curves = {name: bensemble.rejection_curve(p, y_new, by="entropy") for name, p in predictions.items()}
-plots.rejection(curves).figure.savefig("ensemble_file.svg")
+held_out = bensemble.predict(networks[0], val.tensors[0], likelihood="categorical")
+scaled = bensemble.calibrate(held_out, val.tensors[1]).apply(predictions["one network"])
+predictions["one network with one temperature"] = scaled
+plots.reliability(predictions, y_new).figure.savefig("ensemble_file.svg")
 
 # %% One file
 one = export_onnx(bayesian[0], "one.onnx", x[:1], outputs="uncertainty", likelihood="categorical")
 five = export_onnx(list(bayesian), "five.onnx", x[:1], outputs="uncertainty", likelihood="categorical")
 answer = UncertaintySession("five.onnx")(x_new.numpy())
-print(f"{five.size / one.size:.1f} times the size of one; the file and Python differ by at most ", end="")
+print("The file and Python differ by at most ", end="")
 print(f"{(torch.tensor(answer.probs) - predictions['five Bayesian last layers'].probs).abs().max():.0e}.")
-for name, p in predictions.items():
-    right, nll = (p.probs.argmax(1) == y_new).float().mean(), nn.functional.nll_loss(p.probs.log(), y_new)
-    print(f"{name:26} {right:.1%} right, NLL {nll:.3f}")
+
+
+def told(name):
+    right = (predictions[name].probs.argmax(1) == y_new).float().mean()
+    return f"{right:.1%} right, NLL {nn.functional.nll_loss(predictions[name].probs.log(), y_new):.3f}, {name}"
+
+
+print("before:", told("one network"))
+print("       ", told("one network with one temperature"))
+print("       ", told("its last layer Bayesian"))
+print("       ", told("five networks"))
+print("after: ", told("five Bayesian last layers"), end="; ")
+print(f"{five.size / one.size:.1f} times the file of one")

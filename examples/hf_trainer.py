@@ -3,6 +3,7 @@
 Needs `pip install transformers accelerate`. The configuration is tiny, and nothing is downloaded.
 """
 
+import copy
 import tempfile
 
 import torch
@@ -40,6 +41,7 @@ def main():
     )  # fmt: skip
     train = make_sentences(512)
     bnn = bayesify(BertForSequenceClassification(config), prior="normal", prior_sigma=0.3)  # trained from scratch
+    untrained = copy.deepcopy(bnn)
     optimizer = torch.optim.Adam(bensemble.param_groups(bnn, lr=3e-3, rho_lr=1e-2))
     with tempfile.TemporaryDirectory() as folder:
         options = TrainingArguments(
@@ -53,11 +55,12 @@ def main():
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     print(f"The NLL went from {losses[0]:.3f} to {losses[-1]:.3f} nats.")
     test = make_sentences(256)
-    inputs = torch.stack([sentence["input_ids"] for sentence in test])
-    p = bensemble.predict(bnn, {"input_ids": inputs}, likelihood="categorical")
-    right = p.probs.argmax(-1) == torch.stack([sentence["labels"] for sentence in test])
-    print(f"{right.float().mean():.1%} correct; entropy {p.entropy[right].mean():.3f} nats, for wrong answers ", end="")
-    print(f"{p.entropy[~right].mean():.3f}; mutual information {p.mutual_information.mean():.4f}.")
+    inputs, classes = (torch.stack([sentence[key] for sentence in test]) for key in ("input_ids", "labels"))
+    p, before = (bensemble.predict(net, {"input_ids": inputs}, likelihood="categorical") for net in (bnn, untrained))
+    right = p.probs.argmax(-1) == classes
+    print(f"before: {(before.probs.argmax(-1) == classes).float().mean():.1%} correct, untrained")
+    print(f"after:  {right.float().mean():.1%} correct; entropy {p.entropy[right].mean():.3f} nats, ", end="")
+    print(f"for wrong answers {p.entropy[~right].mean():.3f}; mutual information {p.mutual_information.mean():.1e}")
 
 
 if __name__ == "__main__":

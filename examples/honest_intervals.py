@@ -54,6 +54,6 @@ def told(low, high):
 
 
 print("promised: 90 % of new patients inside")
-print("before:   ", told(*before.interval(0.9)))
-print("posterior:", told(*after.interval(0.9)))
-print("conformal:", told(*calibration.interval(after)))
+print("before:", told(*before.interval(0.9)), "(the noise of the training data)")
+print("       ", told(*after.interval(0.9)), "(that of held-out data, and a posterior)")
+print("after: ", told(*calibration.interval(after)), "(conformal)")

@@ -12,6 +12,7 @@ from torch import nn
 import bensemble
 from bensemble import BayesianLinear
 from bensemble.likelihoods import GaussianHead
+from convert import to_deterministic
 
 
 def measure(x):
@@ -59,14 +60,14 @@ def main(steps, picture):
     likelihood = GaussianHead()  # two outputs: the mean and the log of the noise variance
     train(network, likelihood, x, y, steps)
 
-    fresh = torch.rand(2000, 1) * 2 - 1
-    low, high = bensemble.predict(network, fresh, 100, likelihood=likelihood).interval(0.9)
-    truth = measure(fresh)
-    inside = ((low < truth) & (truth < high)).float().mean()
-    print(f"The 90 % band contains {inside:.1%} of 2,000 new measurements.")
-    p = bensemble.predict(network, torch.tensor([[0.0], [2.0]]), 200, likelihood=likelihood)
-    known, unknown = p.epistemic_std.flatten().tolist()
-    print(f"The standard deviation of the mean is {known:.3f} within the data, and {unknown:.3f} far outside.")
+    fresh = torch.linspace(-1.5, 1.5, 3000)[:, None]
+    truth, known = measure(fresh), fresh.abs() < 1
+    print("The 90 % band holds, of new measurements where the data was, and as far again beside it:")
+    for name, net in {"before: noise alone,": to_deterministic(network), "after:  a posterior,": network}.items():
+        low, high = bensemble.predict(net, fresh, 100, likelihood=likelihood).interval(0.9)
+        inside = ((low < truth) & (truth < high)).float()
+        print(f"{name} {inside[known].mean():.0%} and {inside[~known].mean():.0%}, ", end="")
+        print(f"with a width of {(high - low)[known].mean():.2f} and {(high - low)[~known].mean():.2f}")
     if picture:
         draw(picture, x, y, network, likelihood)
 

@@ -45,3 +45,6 @@ print(f"before: the network answers every case, and {wrong.float().mean():.1%} o
 own = wrong[~for_expert].float().mean()
 print(f"after:  it answers {(~for_expert).float().mean():.0%} of them, {own:.1%} wrong; ", end="")
 print(f"of the {for_expert.sum()} for the expert it would have got {wrong[for_expert].float().mean():.0%} wrong")
+alone = bensemble.predict(model, new.tensors[0], likelihood="categorical")
+same = bensemble.rejection_curve(alone, new.tensors[1], by="entropy").at(float((~for_expert).float().mean()))[0]
+print(f"The entropy of the network without a posterior: {same:.1%} wrong of as many. What helps is to leave cases out.")

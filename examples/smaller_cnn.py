@@ -43,7 +43,7 @@ def accuracy(network):
 groups = channel_groups(bayesify(model), x[:2])
 files = {"whole": "whole.onnx"}
 export_onnx(model, "whole.onnx", x[:1])
-for share in (0.5, 0.7, 0.75):
+for share in (0.54, 0.7, 0.75):  # 17 of 32 channels leave blocks of 16; with 0.5 the file is slower than the whole
     pruned = prune_and_repair(model, list(x[:300].split(100)), sparsity=share, granularity=groups, steps=3).network
     files[f"{share:.0%} removed"] = f"small{share}.onnx"
     export_onnx(compact(pruned, x[:2]), files[f"{share:.0%} removed"], x[:1])
@@ -56,8 +56,9 @@ good = [file for file in table.variants if file.metric >= before.metric - 0.01]
 after = min(good, key=lambda file: file.latency[64].ratio)
 axes = on_axes(None)
 for file in table.variants:
-    axes.plot(file.latency[64].ms, 100 * file.metric, "o", label=file.name)
+    axes.plot(file.latency[64].ms, 100 * file.metric, "o", label=f"{file.name}, {file.size / 1e3:.0f} kB")
 labelled(axes, "ms for 64 images, one thread", "accuracy, %").figure.savefig("smaller_cnn.svg")
 print(f"before: {before.metric:.1%} right, {before.size / 1e3:.0f} kB, {before.latency[64].ms:.2f} ms")
 ratio = after.latency[64].ratio
-print(f"after:  {after.metric:.1%} right, {after.size / 1e3:.0f} kB, {ratio:.2f} times the time, {after.name}")
+print(f"after:  {after.metric:.1%} right, {after.size / 1e3:.0f} kB, {ratio:.2f} times the time, ", end="")
+print(f"{100 * (before.metric - after.metric):.1f} points lost, {after.name}")

@@ -55,6 +55,7 @@ def main() -> None:
     bnn = bayesify(net, include=last_layer(net, example), example_inputs=example)
     print(bensemble.fit_posterior(bnn, windows(train, LENGTH), likelihood=tokens, val_loader=windows(held_out, LENGTH)))
 
+    alone, unknown = [], []
     for prompt in ("        if self.option_strings is None:\n"[-30:], "Quantum hamsters, 42 of them: "):
         ids = encoded(prompt)[None]
         out = bnn.generate(ids, max_new_tokens=8, do_sample=False, attention_mask=torch.ones_like(ids), pad_token_id=0)
@@ -65,6 +66,10 @@ def main() -> None:
         for token, entropy, mutual in zip(*columns, strict=True):
             print(f"  {chr(token)!r}  {entropy:.2f}  {mutual:.2f}")
         print(f"  mean entropy {p.entropy[0, new].mean():.2f}")
+        alone.append(bensemble.predict(net, {"input_ids": out}, likelihood=tokens).entropy[0, new].mean())
+        unknown.append(p.mutual_information[0, new].mean())
+    print(f"\nbefore: entropy of the network alone {alone[0]:.2f}, and {alone[1]:.2f} nats after the strange beginning")
+    print(f"after:  about the same; new is what the head does not know, {unknown[0]:.3f} and {unknown[1]:.3f} nats")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from convert.runtime import UncertaintySession
 def main():
     torch.manual_seed(0)
     x, y = map(torch.tensor, load_digits(return_X_y=True))
-    x = x.float() / 16
-    loader = DataLoader(TensorDataset(x[:900], y[:900]), 64, shuffle=True)
-    chosen = DataLoader(TensorDataset(x[900:1200], y[900:1200]), 300)  # for the scale of the posterior
-    held_out = DataLoader(TensorDataset(x[1200:], y[1200:]), 300)  # for calibration and novelty
+    order = torch.randperm(len(x))
+    x, y = x[order].float() / 16, y[order]
+    loader = DataLoader(TensorDataset(x[:800], y[:800]), 64, shuffle=True)
+    chosen = DataLoader(TensorDataset(x[800:1000], y[800:1000]), 200)  # for the scale of the posterior
+    x_cal, y_cal, x_new, y_new = x[1000:1400], y[1000:1400], x[1400:], y[1400:]
 
     network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.Adam(network.parameters(), 1e-2)
@@ -31,8 +32,8 @@ def main():
 
     bnn = bayesify(network, include=last_layer(network, x[:2]), example_inputs=x[:2])
     bensemble.fit_posterior(bnn, loader, likelihood="categorical", val_loader=chosen)
-    novelty = bensemble.fit_novelty(bnn, loader, held_out)
-    calibration = bensemble.calibrate(bensemble.predict(bnn, x[1200:], likelihood="categorical"), y[1200:])
+    novelty = bensemble.fit_novelty(bnn, loader, DataLoader(TensorDataset(x_cal, y_cal), 400))
+    calibration = bensemble.calibrate(bensemble.predict(bnn, x_cal, likelihood="categorical"), y_cal)
     report = export_onnx(
         bnn,
         "digits.onnx",
@@ -45,9 +46,13 @@ def main():
     )
     print(report)
     session = UncertaintySession("digits.onnx")
-    digits, noise = session(x[1200:].numpy()), session(torch.rand(300, 64).numpy())
-    print(f"before: {(noise.probs.max(1) > 0.5).mean():.0%} of noise is called a digit with more than 50 % confidence")
-    print(f"after:  {noise.reject().mean():.0%} of it is refused, and {digits.reject().mean():.1%} of the digits are")
+    digits, noise = session(x_new.numpy()), session(torch.rand(300, 64).numpy())
+    right = (digits.probs.argmax(1) == y_new.numpy()).mean()
+    sure = (noise.probs.max(1) > 0.5).mean()
+    print(f"before: {right:.1%} of new digits are right; {sure:.0%} of noise is a digit with more than 50 % confidence")
+    print(
+        f"after:  {noise.reject().mean():.0%} of noise is refused, and {digits.reject().mean():.1%} of the digits are"
+    )
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def test_saturated_logits_stay_finite():
         (Categorical(), torch.randn(2, 3), torch.tensor([0, -1]), r"got -1\.\.0"),
         (Categorical(), torch.randn(2, 3), [0, 1], "target must be a tensor, got list"),
         (Categorical(), torch.randn(2, 3, 4), torch.zeros(2, 3).long(), r"dim must be given.*\(2, 3, 4\)"),
-        (Categorical(), torch.randn(3), torch.tensor(0), "dim must be given for outputs of 1 axes"),
+        (Categorical(), torch.randn(3), torch.tensor(0), r"logits for each example, got shape \(3,\); .*x\[None\]"),
         (Categorical(dim=0), torch.randn(2, 3), torch.zeros(3).long(), r"\(dim\) must not be the batch axis, got 0"),
         (Categorical(dim=-2), torch.randn(2, 3), torch.zeros(3).long(), "must not be the batch axis, got -2"),
         (Categorical(dim=3), torch.randn(2, 3), torch.zeros(2).long(), "must be an axis of the outputs, got 3"),

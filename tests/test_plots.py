@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.testing import assert_close
 
-from bensemble import named_posteriors, plots, predict, prune, rejection_curve
+from bensemble import fit_novelty, named_posteriors, plots, predict, prune, rejection_curve
 from bensemble.errors import BensembleError
 from bensemble.likelihoods import Gaussian
 from convert import bayesify
@@ -28,8 +28,9 @@ def test_rejection_shows_the_curve(tmp_path):
     curve = rejection_curve(prediction, torch.zeros(20).long())
     axes = plots.rejection({"net": curve})
     assert_close(torch.tensor(axes.lines[0].get_ydata()), curve.risk)
-    axes.figure.savefig(tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").stat().st_size > 1000
+    for kind, start in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
+        axes.figure.savefig(tmp_path / f"picture.{kind}")
+        assert (tmp_path / f"picture.{kind}").read_bytes().startswith(start)
 
 
 def test_uncertainties_are_shares():
@@ -39,6 +40,15 @@ def test_uncertainties_are_shares():
         axes = plots.uncertainties({"known": known, "strange": strange}, by=by)
         heights = [sum(bar.get_height() for bar in bars) for bars in axes.containers]
         assert heights == pytest.approx([1, 1])
+
+
+def test_a_novelty_below_zero_is_shown():
+    net, y = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)), torch.arange(200) % 3
+    known, held_out = ([(torch.randn(200, 8) + y[:, None], y)] for _ in range(2))
+    p = predict(net, known[0][0], likelihood="categorical", novelty=fit_novelty(net, known, held_out))
+    assert p.novelty.min() < 0
+    axes = plots.uncertainties(p, by="novelty")
+    assert sum(bar.get_height() for bar in axes.containers[0]) == pytest.approx(1)
 
 
 def test_snr_shows_quantiles_of_what_is_kept():

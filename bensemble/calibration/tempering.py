@@ -116,9 +116,13 @@ def fitted_temperature(prediction: Prediction, targets: Tensor) -> float:
 
     found = math.exp(_lowest(nll, math.log(_coldest(prediction)), math.log(HOTTEST)))
     if not 1.01 * COLDEST < found < HOTTEST / 1.01:
+        why = "too few errors; use more data, or pass temperature=1.0"
+        if found > 1:
+            why = (
+                "the targets fit no better than chance; check that they count from 0 and are in the order of the inputs"
+            )
         warnings.warn(
-            f"calibrate: the temperature is at the end of its range, {found:.3g}: the calibration data does not "
-            "determine it (no errors, or random predictions); use more data, or pass temperature=1.0.",
+            f"calibrate: the temperature is at the end of its range, {found:.3g}: {why}.",
             stacklevel=4,
         )
     return found

@@ -130,6 +130,11 @@ class Categorical(DiscreteLikelihood):
 
     def axis(self, output: Tensor) -> int:
         """The class axis of ``output``, counted from the front."""
+        if self.dim is None and output.ndim == 1:
+            raise InvalidValueError(
+                f"Categorical: outputs must be a row of logits for each example, got shape {tuple(output.shape)}; "
+                "give one example as x[None], and use Bernoulli() for one logit."
+            )
         if self.dim is None and output.ndim != 2:
             raise InvalidValueError(
                 f"Categorical: dim must be given for outputs of {output.ndim} axes, got shape {tuple(output.shape)}; "

@@ -32,6 +32,7 @@ __all__ = [
     "examples_along",
     "first_examples",
     "is_loader",
+    "is_shuffled",
     "read_batches",
     "same_data",
     "split_batch",
@@ -165,6 +166,11 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def is_shuffled(loader: Any) -> bool:
+    """Whether a loader is known to read its examples in a random order."""
+    return isinstance(getattr(getattr(loader, "batch_sampler", None), "sampler", None), RandomSampler)
 
 
 def same_data(loader: Any, other: Any) -> bool:

@@ -103,7 +103,8 @@ def read_novelty(path: str | os.PathLike[str], model: nn.Module) -> NoveltyFile:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     except (SafetensorError, OSError, UnicodeDecodeError) as err:
         raise CheckpointError(
-            f"load: '{path}' is damaged or not a safetensors file ({shown(err, 200)}); get it again."
+            f"load: '{path}' is damaged or not a safetensors file ({shown(err, 200)}); get it again. "
+            "Weights of torch.save go into the model with load_state_dict."
         ) from err
     if header["digest"] != _digest(header, tensors):
         raise CheckpointError(f"load: '{path}' is damaged, got other bytes than were saved; get the file again.")

@@ -21,7 +21,7 @@ from ..checks import check_count, check_module, check_takes
 from ..errors import InvalidTypeError, InvalidValueError
 from ..fingerprints import posterior_fingerprint
 from ..likelihoods import Likelihood, resolve
-from ..models.batches import Inputs, Unpack, check_finite_inputs, is_loader, split_batch
+from ..models.batches import Inputs, Unpack, check_finite_inputs, is_loader, is_shuffled, split_batch
 from ..models.forwards import naming_batch
 from ..models.outputs import OutputSelector, describe
 from ..models.sharding import whole
@@ -103,6 +103,12 @@ def predict(
         check_count("predict", "chunk_size", chunk_size)
     if progress is not None:
         check_takes("predict", "progress", progress, "done", "total")
+    if loader and is_shuffled(inputs):
+        warnings.warn(
+            "predict: the loader shuffles, so the predictions are in another order than its data set and do not fit "
+            "targets that are; pass shuffle=False.",
+            stacklevel=3,
+        )
     resolved = resolve(likelihood)
     strangeness = bound_novelty(novelty, models)
     keep = (not loader) if keep_samples is None else keep_samples

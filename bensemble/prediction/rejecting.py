@@ -37,7 +37,8 @@ def rejected(
             uncertainty, a level of something without p-values, or no novelty.
     """
     if by not in (*measures, "novelty"):
-        raise InvalidValueError(f"reject: by must be one of {', '.join((*measures, 'novelty'))}, got {by!r}.")
+        hint = "; give its p-values as by='novelty' and level=" if by == "novelty_pvalue" else ""
+        raise InvalidValueError(f"reject: by must be one of {', '.join((*measures, 'novelty'))}, got {by!r}{hint}.")
     if sum(value is not None for value in (share, threshold, level)) != 1:
         raise InvalidValueError("reject: exactly one of share and threshold must be given, or level for novelty.")
     uncertainty: Tensor | None = getattr(prediction, by)

@@ -140,7 +140,7 @@ class Compression(Printed):
         return "\n".join([head, *table, *(f"  {note}" for note in notes)])
 
     def plot(self, axes: Any = None) -> Any:
-        """Draw metric against size, the front as a line, the chosen file marked; needs matplotlib.
+        """Draw metric against size, the front of these two as a line, the chosen file marked; needs matplotlib.
 
         Args:
             axes: Where to draw; new axes by default.
@@ -149,15 +149,26 @@ class Compression(Printed):
             The matplotlib axes.
         """
         axes = on_axes(axes)
+        from matplotlib.ticker import LogLocator, NullFormatter
+
+        kinds = {point.quantize for point in self.points}
         for quantize, marker in ((None, "o"), ("int8", "s")):
             some = [point for point in self.points if point.quantize == quantize]
-            label = quantize or "float32"
+            label = (quantize or "float32") if len(kinds) > 1 else None
             axes.scatter([p.size / 1e3 for p in some], [p.metric for p in some], s=24, marker=marker, label=label)
-        best = sorted({point.size: point for point in sorted(self.front, key=lambda p: p.metric)}.values(), key=_size)
-        axes.plot([p.size / 1e3 for p in best], [p.metric for p in best], linewidth=1, color="0.5", zorder=0)
+        best = list[Point]()
+        for point in sorted(self.points, key=lambda point: (point.size, -point.metric)):
+            best += [point] if not best or point.metric > best[-1].metric else []
+        sizes, metrics = [point.size / 1e3 for point in best], [point.metric for point in best]
+        axes.plot(sizes, metrics, linewidth=1, color="0.5", zorder=0, drawstyle="steps-post")
         axes.scatter(self.chosen.size / 1e3, self.chosen.metric, s=140, facecolors="none", edgecolors="black")
-        axes.annotate(self.chosen.name, (self.chosen.size / 1e3, self.chosen.metric), fontsize=8)
+        place = (self.chosen.size / 1e3, self.chosen.metric)
+        line = {"arrowstyle": "-", "linewidth": 0.5}
+        axes.annotate(self.chosen.name, place, (0.97, 0.05), textcoords="axes fraction", ha="right", arrowprops=line)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         return labelled(axes, "size of the file, kB", "metric")
 
 
@@ -175,10 +186,6 @@ class UnmetConstraintsError(ConversionError):
             f"compress: no file meets {constraints}, got {len(points)} files: {found}. "
             "Relax a constraint, train the posterior for longer, or use the recipe for pruning."
         )
-
-
-def _size(point: Point) -> int:
-    return point.size
 
 
 def _cells(point: Point, mark: str) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 import zipfile
@@ -49,11 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, TypeError, ValueError, ImportError) as err:
         print(err, file=sys.stderr)
         return 1
-    if options.json:
-        print(json.dumps(found, indent=2))
-    else:
-        width = max(map(len, found))
-        print("\n".join(f"{name:<{width}}  {_text(value)}" for name, value in found.items()))
+    width = max(map(len, found))
+    rows = "\n".join(f"{name:<{width}}  {_text(value)}" for name, value in found.items())
+    try:
+        print(json.dumps(found, indent=2) if options.json else rows, flush=True)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -90,6 +90,10 @@ def test_a_temperature_that_the_data_does_not_determine_warns():
     ) as w:
         calibrate(prediction, torch.arange(3))
     assert w[0].filename == __file__
+    with pytest.warns(
+        UserWarning, match="end of its range, 100: the targets fit no better than chance; check that they"
+    ):
+        calibrate(prediction, torch.arange(3).roll(1))
 
 
 GOOD, TRUTH = drawn(20, 0)

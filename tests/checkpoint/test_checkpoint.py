@@ -139,6 +139,11 @@ def test_a_pickle_with_code_is_refused_and_not_run(path, tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
+def test_weights_of_torch_are_told_where_to_go(path):
+    torch.save(Network().state_dict(), path)
+    _refused(path, Network(), "Weights of torch.save go into the model with load_state_dict")
+
+
 @pytest.mark.parametrize("keep", [0, 1, 7, 8, 9, 100, 2000, -1])
 def test_a_truncated_file_is_refused(path, keep):
     bensemble.save(_trained(), path)

@@ -74,4 +74,10 @@ def test_it_prints_the_front_and_draws_all(found):
     assert sum(line.startswith("*") for line in text.splitlines()) == 1
     assert [row["size"] for row in found.rows()] == [point.size for point in found.points]
     axes = found.plot()
+    (line,) = axes.lines
+    assert list(line.get_xdata()) == sorted(line.get_xdata())
+    assert list(line.get_ydata()) == sorted(line.get_ydata())
+    kinds = {point.quantize or "float32" for point in found.points}
+    shown = set() if axes.get_legend() is None else {entry.get_text() for entry in axes.get_legend().get_texts()}
+    assert shown == (kinds if len(kinds) > 1 else set())
     assert sum(len(part.get_offsets()) for part in axes.collections) == len(found.points) + 1

@@ -49,6 +49,13 @@ def test_inspect_and_report_of_a_file(calibrated, tmp_path, capsys):
     assert "accuracy" in capsys.readouterr().out
 
 
+def test_a_reader_that_leaves_early_is_no_error(calibrated):
+    command = [sys.executable, "-m", "convert.runtime", "inspect", str(calibrated[1])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as run:
+        run.stdout.close()
+        assert (run.stderr.read(), run.wait()) == ("", 0)
+
+
 @pytest.mark.parametrize(("arguments", "message"), [(["inspect", "absent.onnx"], "there is no file 'absent.onnx'")])
 def test_errors_are_one_line(arguments, message, capsys):
     assert main(arguments) == 1

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from bensemble.errors import InvalidTypeError, InvalidValueError, OutOfMemoryError
 from bensemble.prediction.monte_carlo import predict
@@ -21,6 +22,10 @@ from .networks import X, bayesian, cnn
         ({"share": 1.1}, r"share must be finite and at least 0 and at most 1, got 1\.1"),
         ({"threshold": math.nan}, "threshold must be finite, got nan"),
         ({"share": 0.1, "by": "std"}, "by must be one of entropy, .*, got 'std'"),
+        (
+            {"threshold": 0.1, "by": "novelty_pvalue"},
+            "by must be one of .*, got 'novelty_pvalue'; give its p-values as by='novelty' and level=",
+        ),
     ],
 )
 def test_reject_refuses(arguments, message):
@@ -32,6 +37,11 @@ def test_reject_refuses(arguments, message):
     ("arguments", "error", "message"),
     [
         ({"model": "net"}, InvalidTypeError, "model must be a torch.nn.Module or a sequence of them, got str"),
+        (
+            {"model": [{"weight": X}]},
+            InvalidTypeError,
+            "Module, got dict; .*give it these weights with load_state_dict",
+        ),
         ({"model": []}, InvalidTypeError, "model must be a torch.nn.Module or a sequence of them, got a list of 0"),
         ({"model": [nn.Flatten(), 3]}, InvalidTypeError, "model must be a torch.nn.Module, got int"),
         ({"inputs": 3}, InvalidTypeError, "inputs: must be a tensor"),
@@ -63,6 +73,14 @@ def test_reject_refuses(arguments, message):
 def test_predict_refuses(arguments, error, message):
     with pytest.raises(error, match=message):
         predict(**{"model": nn.Flatten(), "inputs": torch.randn(2, 3)} | arguments)
+
+
+def test_a_loader_that_shuffles_is_told_of():
+    rows = TensorDataset(torch.randn(4, 3))
+    with pytest.warns(UserWarning, match="predict: the loader shuffles, .*pass shuffle=False") as caught:
+        predict(nn.Flatten(), DataLoader(rows, 2, shuffle=True))
+    assert caught[0].filename == __file__
+    predict(nn.Flatten(), DataLoader(rows, 2))
 
 
 def test_a_mixed_ensemble_is_refused():

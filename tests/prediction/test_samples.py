@@ -92,6 +92,7 @@ def test_running_moments_keep_small_deviations_on_large_means():
     assert_close(predict(offset, X, 30, generator=seeded()).std, expected, rtol=0.05, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:predict. the loader shuffles")
 def test_global_randomness_is_kept_when_a_generator_is_given():
     bnn = bayesian(cnn())
     loader = DataLoader(TensorDataset(X), batch_size=3, shuffle=True)
