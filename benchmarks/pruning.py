@@ -53,7 +53,8 @@ def judge(name: str, digits: Digits, arguments: argparse.Namespace) -> list[Resu
     if len(results) > 1:
         rows.append(["mean", *_over(statistics.mean, results)])
         rows.append(["standard deviation", *_over(statistics.stdev, results)])
-    rows += [[source, f"{fewer:g}x", f"{error:.2f}", *[""] * 6] for source, fewer, error in PUBLISHED[name]]
+    published = PUBLISHED[name.partition(",")[0]]
+    rows += [[source, f"{fewer:g}x", f"{error:.2f}", *[""] * 6] for source, fewer, error in published]
     header = ["", "fewer weights", "test error, %", "held-out error, %", "before, %"]
     print_table([*header, "dense parameters", "of before", "file of before", "ms at 128, of before"], rows)
     return results

@@ -194,6 +194,10 @@ def storage_key(tensor: Tensor) -> int:
 
 def lazy_clone(tensor: Tensor) -> Tensor | None:
     """A copy whose memory is that of the tensor until one of both is written to; None where memory cannot be shared."""
+    if (
+        not tensor.untyped_storage().resizable()
+    ):  # memory without an allocator, as torch.load gives: no write can copy it
+        return None
     try:
         return tensor._lazy_clone()
     except RuntimeError:  # memory that torch did not allocate, such as an array of numpy

@@ -6,6 +6,7 @@ what the whole network costs.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +37,13 @@ class Round:
             always empty go.
         channels: Signal-to-noise ratio below which a whole neuron or channel goes at the end, before its weights are
             judged.
+        stay: How many weights stay at the end, those of the highest ratios, in place of the threshold; 0 for the
+            threshold.
+        taught: Whether half of the likelihood is replaced by the answers of the network before pruning.
     """
 
     epochs: int
-    threshold: float
+    threshold: float = 0.0
     beta: float = 1.0
     lr: float = 2e-3
     rho_lr: float = 2e-2
@@ -47,6 +51,8 @@ class Round:
     estimator: str = "local"
     shift: int = 1
     channels: float = 0.0
+    stay: int = 0
+    taught: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ def pretrained(network: nn.Module, digits: Digits, recipe: Recipe) -> nn.Module:
     return network.eval()
 
 
-def pruned(network: nn.Module, digits: Digits, settings: Round, batch: int) -> nn.Module:
+def pruned(network: nn.Module, teacher: nn.Module, digits: Digits, settings: Round, batch: int) -> nn.Module:
     """One round: Bayesian, trained, plain again without the weights that the data does not determine, and smaller."""
     bnn = bayesify(network, prior="ard", estimator=settings.estimator)
     apply_masks(bnn, {name: (w != 0).float() for name, w in network.named_parameters() if w.ndim > 1})
@@ -85,12 +91,24 @@ def pruned(network: nn.Module, digits: Digits, settings: Round, batch: int) -> n
 
     def loss(x: Tensor, y: Tensor, step: int, total: int) -> Tensor:
         beta = settings.beta * kl_warmup(step, total, settings.warmup)
-        return elbo_loss(F.cross_entropy(bnn(x), y), kl_divergence(bnn), digits.num_data, beta)
+        nll = _taught(bnn(x), y, x, teacher) if settings.taught else F.cross_entropy(bnn(x), y)
+        return elbo_loss(nll, kl_divergence(bnn), digits.num_data, beta)
 
     descend(bnn, optimizer, digits, settings.epochs, batch, loss, settings.shift)
     prune(bnn, threshold=settings.channels, granularity="channel")
-    plain = to_deterministic(bnn.eval(), threshold=settings.threshold)
+    if settings.stay:
+        total = sum(w.numel() for w in network.parameters() if w.ndim > 1)
+        plain = to_deterministic(bnn.eval(), sparsity=1 - settings.stay / total)
+    else:
+        plain = to_deterministic(bnn.eval(), threshold=settings.threshold)
     return compact(plain, digits.train[0][:2])
+
+
+def _taught(logits: Tensor, y: Tensor, x: Tensor, teacher: nn.Module) -> Tensor:
+    """Half of the loss by the labels, half by the answers of the network before pruning."""
+    with torch.no_grad():
+        wanted = teacher(x)
+    return 0.5 * F.cross_entropy(logits, y) + 0.5 * distillation_loss(logits, wanted)
 
 
 def tuned(network: nn.Module, teacher: nn.Module, digits: Digits, recipe: Recipe) -> nn.Module:
@@ -101,10 +119,7 @@ def tuned(network: nn.Module, teacher: nn.Module, digits: Digits, recipe: Recipe
     optimizer = torch.optim.Adam(network.parameters(), recipe.tuning_lr, fused=True)
 
     def loss(x: Tensor, y: Tensor, step: int, total: int) -> Tensor:
-        with torch.no_grad():
-            wanted = teacher(x)
-        logits = network(x)
-        return 0.5 * F.cross_entropy(logits, y) + 0.5 * distillation_loss(logits, wanted)
+        return _taught(network(x), y, x, teacher)
 
     descend(network, optimizer, digits, recipe.tuning, recipe.batch, loss)
     for layer in layers:
@@ -135,20 +150,27 @@ def descend(
 def chained(network: nn.Module, digits: Digits, recipe: Recipe, kept: Path) -> tuple[nn.Module, nn.Module]:
     """The network trained, and what the chain makes of it; from files where an earlier run got that far.
 
-    A run that goes on from a file takes other random numbers than one that was not broken off.
+    A file's name tells the settings of all that led to it, so recipes that begin alike share their first rounds. A run
+    that goes on from a file takes other random numbers than one that was not broken off.
     """
-    start = kept.with_suffix(".start.pt")
+    start = _file(kept, recipe, 0)
     if start.exists():
         network = torch.load(start, weights_only=False)
     else:
         torch.save(pretrained(network, digits, recipe), start)
     small = network
     for number, settings in enumerate(recipe.rounds):
-        path = kept.with_suffix(f".round{number}.pt")
+        path = _file(kept, recipe, number + 1)
         if path.exists():
             small = torch.load(path, weights_only=False)
             continue
-        small = pruned(small, digits, settings, recipe.batch)
+        small = pruned(small, network, digits, settings, recipe.batch)
         torch.save(small, path)
         print(f"{kept.name}, round {number}: {sparsity(small).nonzero:,} weights left", flush=True)
     return network.eval(), tuned(small, network, digits, recipe)
+
+
+def _file(kept: Path, recipe: Recipe, rounds: int) -> Path:
+    """Where the network after some rounds is kept."""
+    settings = repr((recipe.pretraining, recipe.batch, recipe.rounds[:rounds]))
+    return kept.with_suffix(f".{rounds}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}.pt")

@@ -106,8 +106,8 @@ if importlib.util.find_spec("torch_pruning"):
 
 
 def meeting(way: Way, wanted: int, dense: nn.Module, data: Data, uniform: bool, known: Known) -> nn.Module:
-    """The narrowest network by a way that has the given multiply-adds or more."""
-    low, high, found = 0.0, 0.98, dense
+    """The narrowest network by a way that has the given multiply-adds or more; one half is tried first."""
+    low, high, found = 0.0, 1.0, dense
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         narrow = way(dense, data, {"*": middle} if uniform else middle, known)

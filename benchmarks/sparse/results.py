@@ -61,7 +61,7 @@ def measured(name: str, seed: int, digits: Digits, cache: Path) -> Result:
     """Run the chain and look at the test pictures."""
     torch.manual_seed(seed)
     make, recipe = SUBJECTS[name]
-    before, after = chained(make(), digits, recipe, cache / f"{name}-seed{seed}")
+    before, after = chained(make(), digits, recipe, cache / f"{name.partition(',')[0]}-seed{seed}")
     small = compact(after, digits.train[0][:2]).eval()
     total, left = weights(before)[0], weights(small)[1]
     sizes, ratio = files(before, small, digits)

@@ -249,6 +249,18 @@ class Counting(nn.Module):
         return self.layer(x) + self.calls
 
 
+def test_a_model_that_torch_load_read_is_put_back(tmp_path):
+    """The memory of its tensors has no allocator; torch crashed the process when a shared one was written to."""
+    torch.save(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), tmp_path / "whole.pt")
+    model = torch.load(tmp_path / "whole.pt", weights_only=False).train()
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    with undisturbed(model):
+        with undisturbed(model):
+            model(torch.randn(4, 3))
+        model[0].weight.add_(1)
+    torch.testing.assert_close(model.state_dict(), values, rtol=0, atol=0)
+
+
 def test_a_file_is_that_of_the_first_call(tmp_path):
     """Trials and the tracing are calls too."""
     model = Counting().eval()
