@@ -99,7 +99,8 @@ def test_lora_gets_a_posterior_and_a_last_layer(tmp_path):
     skip_without("lora_classifier")
     output = run(ROOT / "examples" / "lora_classifier.py", folder=tmp_path)
     nll = {name: float(value) for name, value in re.findall(r"(?m)^(\w.*?) +accuracy .* NLL ([\d.]+),", output)}
-    assert max(nll["posterior of LoRA"], nll["last layer"]) <= nll["adapter alone"]
+    assert nll["last layer"] < nll["adapter alone"]
+    assert nll["posterior of LoRA"] <= nll["adapter alone"]  # of three digits
     assert (tmp_path / "lora.onnx").stat().st_size > 1000
 
 
