@@ -10,6 +10,11 @@ __all__ = ["in_options"]
 RULES = (
     (r"\w+ it and fit_posterior, pass novelty=fit_novelty\(\.\.\.\), or export outputs='mean'",
      "give the weights of its Bayesian version with --weights, or --novelty, or leave out --outputs"),
+    (r"with novelty needs the val_loader of fit_novelty as calibration_data",
+     "with --novelty needs the held-out inputs of the novelty"),
+    (r"with novelty needs calibration_data, got None", "with --novelty needs inputs, got none"),
+    (r"[Pp]ass (that loader, and.*time|the val_loader of fit_novelty)",
+     "give the held-out inputs of the novelty in an .npz file"),
     (r"novelty needs novelty=fit_novelty\(\.\.\.\)", "novelty needs --novelty"),
     (r"reject=\{'(\w+)': ([^}]*)\}", r"--reject \1=\2"),
     (r"\breject\['(\w+)'\]", r"--reject \1"),
