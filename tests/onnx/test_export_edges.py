@@ -14,6 +14,9 @@ from torch.export import Dim
 import convert.onnx.tracing as tracing
 from bensemble.errors import ExportError, VerificationError
 from convert.onnx import export_onnx
+from convert.onnx.edge_cases import check_edges
+from convert.onnx.inputs.arguments import FlatModel, read_arguments
+from convert.onnx.inputs.trials import run_trials
 
 
 class Call(nn.Module):
@@ -281,3 +284,14 @@ def test_an_operation_that_holds_for_some_sizes_only_is_named_with_its_line(tmp_
     ):
         export_onnx(Chunks(6, 8).eval(), tmp_path / "m.onnx", torch.randn(6, 6))
     export_onnx(Chunks(6, 8).eval(), tmp_path / "m.onnx", torch.randn(6, 6), dynamic_shapes={"x": {}})
+
+
+@pytest.mark.parametrize(("slack", "verdict"), [(0.02, nullcontext()), (0.0, pytest.raises(VerificationError))])
+def test_a_step_of_an_output_is_allowed_on_degenerate_inputs_too(slack, verdict):
+    network = nn.Sigmoid()
+    model = FlatModel(network, read_arguments(network, torch.rand(2, 3)))
+    (name,) = model.named(model.arguments.tensors)
+    model.slack = {name: slack}
+    trials = run_trials(model, ())
+    with verdict:
+        check_edges(lambda trial: [trial.outputs[name].numpy() + 0.015], trials, [name], lambda trial: {})
