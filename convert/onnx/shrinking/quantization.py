@@ -71,7 +71,13 @@ class Quantization:
 
     def batches(self, trials: Trials) -> Iterable[tuple[Tensor, ...]]:
         """The calibration data, to be read once; without data, the inputs of the trials."""
-        return calibration_batches(self.data, trials) if self.static else [trial.tensors for trial in trials.different]
+        return (tensors for tensors, _ in self.with_targets(trials))
+
+    def with_targets(self, trials: Trials) -> Iterator[tuple[tuple[Tensor, ...], Any]]:
+        """The same, each batch with its target, None where it has none."""
+        if self.static:
+            return calibration_batches(self.data, trials)
+        return ((trial.tensors, None) for trial in trials.different)
 
     def apply(
         self, proto: onnx.ModelProto, batches: Iterable[tuple[Tensor, ...]], heads: Sequence[np.ndarray] = ()
