@@ -105,7 +105,7 @@ def test_tokens_that_are_ignored_are_not_counted(tagger, tmp_path):
     scores = found["novelty"][kept]
     above = (scores[None] >= scores[:, None]).sum(1)
     np.testing.assert_allclose(found["novelty_pvalue"][kept], (1 + above) / (kept.sum() + 1), atol=1e-5)
-    with pytest.raises(InvalidValueError, match="got 900 terms with other scores than its .* with its targets"):
+    with pytest.raises(InvalidValueError, match=r"got 900 terms with other scores than its .* with its targets"):
         export_onnx(bnn, tmp_path / "a.onnx", train[0][0][:2], **options, calibration_data=[x for x, _ in held_out])
 
 
@@ -116,7 +116,7 @@ def test_held_out_terms_of_which_a_part_was_kept_are_refused(tagger, tmp_path, m
     likelihood = bensemble.likelihoods.Categorical(dim=-1)
     novelty = bensemble.fit_novelty(bnn, train, held_out, likelihood=likelihood)
     options = {"outputs": "uncertainty", "likelihood": likelihood, "novelty": novelty, "quantize": "int8"}
-    with pytest.raises(InvalidValueError, match="chosen at random of .*; fit it with at most 400 of them"):
+    with pytest.raises(InvalidValueError, match=r"chosen at random of .*; fit it with at most 400 of them"):
         export_onnx(bnn, tmp_path / "a.onnx", train[0][0][:2], **options, calibration_data=held_out)
 
 

@@ -208,8 +208,8 @@ def quantization_options(
     if outputs != "mean" and method != "closed":
         raise InvalidValueError(
             f"export_onnx: quantize='int8' needs outputs='mean' or a last layer in closed form, got "
-            f"outputs={outputs!r} by samples; eight bits cannot hold the small differences between draws. Make the last "
-            "layer alone Bayesian, bayesify(model, include=last_layer(model, x), example_inputs=x), before "
+            f"outputs={outputs!r} by samples; eight bits cannot hold the small differences between draws. Make the "
+            "last layer alone Bayesian, bayesify(model, include=last_layer(model, x), example_inputs=x), before "
             "fit_posterior and fit_novelty; or leave quantize out: sparse=True is possible."
         )
     if novelty and calibration_data is None:
