@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import options
 from .example_inputs import make_inputs
 from .failures import WrongUsage
-from .labelled_data import first_examples, read_data
+from .labelled_data import BATCH, first_examples, read_data
 from .printing import show_summary, working
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def export(
     if len(thresholds) < len(reject or ()):
         raise WrongUsage("export: --reject gives two thresholds for one name; give each name once.")
     with working("Importing torch") as stage:
+        from bensemble.models.batches import split_inputs
         from bensemble.novelty import Novelty
 
         from ..onnx import export_onnx
@@ -81,7 +82,10 @@ def export(
 
         network = load_network(model, weights, key, stage)
         example = make_inputs(inputs, network)
-        ranges = None if int8 is None else first_examples(read_data(int8, network)[0])
+        ranges = None if int8 is None else read_data(int8, network)[0]
+        if ranges is not None:  # p-values are counted among all of them, and a tuple alone would have targets
+            whole = novelty is not None
+            ranges = [(part, None) for part in split_inputs(ranges, BATCH)] if whole else first_examples(ranges)
         if prunes or compact:
             stage("Pruning")
             network = _smaller(network, example, threshold, sparsity, granularity, compact)

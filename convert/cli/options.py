@@ -88,7 +88,11 @@ Granularity = Annotated[
 ]
 Compact = Annotated[bool, Option("--compact", help="Cut out channels, heads and neurons that are zero as a whole.")]
 Int8 = Annotated[
-    Path | None, Option(metavar="FILE.npz", help="Round to eight-bit integers, calibrated with these inputs.")
+    Path | None,
+    Option(
+        metavar="FILE.npz",
+        help="Round to eight-bit integers, calibrated with these inputs; with --novelty its held-out ones.",
+    ),
 ]
 Sparse = Annotated[bool, Option("--sparse", help="Store weights by their nonzero entries where that is smaller.")]
 

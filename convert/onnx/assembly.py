@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
+from torch import Tensor
 
 from bensemble.checkpoint.writing import replacing
 from bensemble.errors import ExportError, InvalidValueError, one_line
@@ -58,11 +59,10 @@ def _write(trials: Trials, options: ExportOptions) -> ExportReport:
     names = _output_names(options.output_names, tuple(trials.example.outputs), trials.model.arguments.names)
     metadata = _metadata(trials, options)
     if options.quantization is not None:  # wrong calibration data is refused before the slow export
-        batches, novelty = options.quantization.batches(trials), _novelty(trials)
-        if novelty is None:
-            next(iter(batches))
+        if (novelty := _novelty(trials)) is None:
+            next(iter(options.quantization.batches(trials)))
         else:
-            novelty.check_heldout(torch.cat([trials.model.named(tensors)["novelty"].flatten() for tensors in batches]))
+            novelty.check_heldout(_scores(novelty, trials.model.named, options.quantization.with_targets(trials)))
     options.stage("tracing")
     traced = trace(trials, options.opset, options.verbose)
     options.stage("optimising the graph")
@@ -98,8 +98,7 @@ def _pack(
         proto = quantization.apply(proto, quantization.batches(trials), trials.model.heads)
         if (novelty := _novelty(trials)) is not None:
             file.write_bytes(serialized(proto, verify))
-            rounded, batches = OnnxModel(file), quantization.batches(trials)
-            novelty.recount(proto, torch.cat([rounded.outputs(tensors)["novelty"].flatten() for tensors in batches]))
+            novelty.recount(proto, _scores(novelty, OnnxModel(file).outputs, quantization.with_targets(trials)))
     sparse_tensors = store_sparse(proto) if options.sparse else 0
     if quantization is not None or options.sparse:
         data = serialized(proto, verify)
@@ -125,6 +124,13 @@ def _pack(
 
 def _novelty(trials: Trials) -> FileNovelty | None:
     return trials.model.novelty if isinstance(trials.model, (SampledModel, ClosedModel)) else None
+
+
+def _scores(
+    novelty: FileNovelty, outputs: Callable[[Any], dict[str, Tensor]], batches: Iterable[tuple[tuple[Tensor, ...], Any]]
+) -> Tensor:
+    """What the model or its file gives for the held-out terms."""
+    return torch.cat([novelty.counted(outputs(tensors)["novelty"], target) for tensors, target in batches])
 
 
 def _metadata(trials: Trials, options: ExportOptions) -> dict[str, str]:

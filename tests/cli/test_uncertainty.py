@@ -68,6 +68,29 @@ def test_novelty_and_thresholds_are_exported(known: Path) -> None:
     assert answer.reject().tolist() == [False, True]
 
 
+@pytest.mark.slow
+def test_all_held_out_inputs_count_in_eight_bits(nets: Path) -> None:
+    torch.manual_seed(0)
+    network = runpy.run_path("nets.py")["Net"]()
+    torch.save(network.state_dict(), "net.pt")
+    bnn = bayesify(network, include="head", example_inputs=torch.randn(2, 4)).eval()
+    bensemble.save(bnn, "bayesian.safetensors")
+    x, held_out = torch.randn(300, 4), torch.randn(600, 4)
+    bensemble.fit_novelty(bnn, [(x, torch.arange(300) % 3)], [held_out]).save("novelty.safetensors")
+    np.savez("held_out.npz", x=held_out.numpy(), labels=np.arange(600) % 3)
+    np.savez("few.npz", x=held_out[:100].numpy())
+    words = ["export", "nets:Net", *UNCERTAIN, "--novelty", "novelty.safetensors", "--int8"]
+    result = run(*words, "held_out.npz", "-w", "bayesian.safetensors")
+    assert result.exit_code == 0, result.output
+    found = UncertaintySession("sure.onnx")(held_out.numpy())["novelty_pvalue"]
+    assert np.mean(found <= 0.1) == pytest.approx(0.1, abs=0.003)
+    result = run(*words, "few.npz", "-w", "bayesian.safetensors")
+    assert result.exit_code == 1
+    assert "got 100 terms with other scores than its 600; give the held-out inputs" in result.stderr
+    bensemble.fit_novelty(network.eval(), [(x, torch.arange(300) % 3)], [held_out]).save("novelty.safetensors")
+    assert_one_line(run(*words, "held_out.npz"), 1, "Give weights whose last layer alone is Bayesian, or leave out")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

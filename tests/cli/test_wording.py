@@ -69,8 +69,8 @@ def test_no_message_names_a_python_argument_that_has_an_option() -> None:
     [
         (
             "export_onnx: quantize='int8' with novelty needs the val_loader of fit_novelty as calibration_data, whose "
-            "scores p-values are counted among, got 9 terms with other scores than its 8; pass that loader, and let it "
-            "give the same inputs each time.",
+            "scores p-values are counted among, got 9 terms with other scores than its 8; pass that loader with its "
+            "targets, and let it give the same inputs each time.",
             "export: --int8 with --novelty needs the held-out inputs of the novelty, whose scores p-values are counted "
             "among, got 9 terms with other scores than its 8; give the held-out inputs of the novelty in an .npz file.",
         ),

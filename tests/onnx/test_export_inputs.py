@@ -25,6 +25,15 @@ def test_two_inputs_carry_the_names_of_forwards_arguments(tmp_path):
     assert_same(run_file(path, image=image, table=table)["output"], model(image, table))
 
 
+@pytest.mark.parametrize(
+    "part", [lambda x: x[:, :, :4], lambda x: x[..., ::2], lambda x: x[:, :1, :4].expand(-1, 3, 4, 8)]
+)
+def test_the_example_may_be_a_part_of_a_tensor(part, tmp_path):
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(96, 2)), part(torch.randn(2, 3, 8, 8))
+    export_onnx(model, tmp_path / "m.onnx", x)
+    assert_same(run_file(tmp_path / "m.onnx", input=x)["output"], model(x))
+
+
 @pytest.mark.slow
 def test_a_mapping_is_called_by_name_and_constants_stay(tmp_path):
     model, path = TinyText().eval(), tmp_path / "m.onnx"

@@ -64,6 +64,7 @@ def test_a_weight_that_another_convolution_reads_stays():
     [
         {"gamma": (0.5, 0.0, 1.5, 3.0)},  # nothing comes back from a channel without scale
         {"gamma": (0.5, 1e-4, 1.5, 3.0)},  # and hardly a digit from one with little
+        {"gamma": (0.5, 0.05, 1.5, 3.0)},  # nor, after a rounding to eight bits, from one with less than the others
         {"extra": [helper.make_node("Neg", ["map"], ["other"], "neg")], "outputs": ("mean", "rectified", "other")},
         {"outputs": ("mean", "rectified", "map")},
     ],

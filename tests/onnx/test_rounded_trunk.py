@@ -82,6 +82,44 @@ def test_pvalues_count_among_the_held_out_scores_of_the_file_itself(bnn, data, t
     assert run_file(tmp_path / "int8.onnx", input=outside)["novelty_pvalue"] == pytest.approx(1 / (count + 1))
 
 
+@pytest.fixture
+def tagger():
+    """A network that tags tokens, some of which are ignored, and its training and held-out batches."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(12, (300, 6), generator=generator)
+    y = torch.where(torch.rand(300, 6, generator=generator) < 0.3, -100, x % 3)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(12, 8), nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))
+    bnn = bayesify(net, include="3", example_inputs=x[:2])
+    return bnn, [(x[:150], y[:150])], list(zip(x[150:].split(40), y[150:].split(40), strict=True))
+
+
+def test_tokens_that_are_ignored_are_not_counted(tagger, tmp_path):
+    bnn, train, held_out = tagger
+    likelihood = bensemble.likelihoods.Categorical(dim=-1)
+    novelty = bensemble.fit_novelty(bnn, train, held_out, likelihood=likelihood)
+    options = {"outputs": "uncertainty", "likelihood": likelihood, "novelty": novelty, "quantize": "int8"}
+    export_onnx(bnn, tmp_path / "int8.onnx", train[0][0][:2], **options, calibration_data=held_out)
+    kept = torch.cat([y for _, y in held_out]).ne(-100).numpy()
+    found = run_file(tmp_path / "int8.onnx", input=torch.cat([x for x, _ in held_out]))
+    scores = found["novelty"][kept]
+    above = (scores[None] >= scores[:, None]).sum(1)
+    np.testing.assert_allclose(found["novelty_pvalue"][kept], (1 + above) / (kept.sum() + 1), atol=1e-5)
+    with pytest.raises(InvalidValueError, match=r"got 900 terms with other scores than its .* with its targets"):
+        export_onnx(bnn, tmp_path / "a.onnx", train[0][0][:2], **options, calibration_data=[x for x, _ in held_out])
+
+
+def test_held_out_terms_of_which_a_part_was_kept_are_refused(tagger, tmp_path, monkeypatch):
+    bnn, train, held_out = tagger
+    for module in ("bensemble.novelty.heldout", "convert.onnx.uncertainty.novelty"):
+        monkeypatch.setattr(f"{module}.MOST", 400)
+    likelihood = bensemble.likelihoods.Categorical(dim=-1)
+    novelty = bensemble.fit_novelty(bnn, train, held_out, likelihood=likelihood)
+    options = {"outputs": "uncertainty", "likelihood": likelihood, "novelty": novelty, "quantize": "int8"}
+    with pytest.raises(InvalidValueError, match=r"chosen at random of .*; fit it with at most 400 of them"):
+        export_onnx(bnn, tmp_path / "a.onnx", train[0][0][:2], **options, calibration_data=held_out)
+
+
 def test_an_ensemble_keeps_all_heads(bnn, data, tmp_path):
     torch.manual_seed(1)
     other = bayesify(nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3)), include="3",

@@ -14,13 +14,17 @@ __all__ = ["fold_norms"]
 #: How many of its standard deviations the output of a norm may be off 0 where the mean of its input is computed back
 #: from it: of float32's digits, two are lost then.
 FURTHEST = 100.0
+#: How small a channel's scale may be beside the largest values of a norm: in eight bits all channels have one step.
+#: On digits with scales of 1 to 1/100 the AUROC of novelty was .68 with the norms folded, .93 without, .94 in float32.
+SMALLEST = 1 / 16
 
 
 def fold_norms(proto: onnx.ModelProto) -> None:
     """Compute the means of feature maps before their norms back from those behind them.
 
     Nobody folds a norm whose input is read elsewhere too: it would be a pass over the map of its own, and in int8 a
-    rounding. The norm stays where a channel is too far off 0, such as one whose scale training made 0.
+    rounding. The norm stays where a channel is too far off 0, or smaller than the others, such as one whose
+    scale training made 0.
 
     Args:
         proto: The model, after :func:`convert.onnx.files.pooling.pool_between_convolutions`; it is changed in place.
@@ -83,6 +87,7 @@ def _line(norm: NodeProto, arrays: Mapping[str, np.ndarray]) -> tuple[NDArray[np
     epsilon = next((attribute.f for attribute in norm.attribute if attribute.name == "epsilon"), 1e-5)
     scale = weight / np.sqrt(variance + epsilon)
     shift = bias - scale * mean
-    if (np.abs(shift) > FURTHEST * np.abs(weight)).any() or not weight.all():
+    size = np.abs(weight)
+    if (np.abs(shift) > FURTHEST * size).any() or (size <= SMALLEST * (size + np.abs(bias)).max()).any():
         return None
     return scale, shift

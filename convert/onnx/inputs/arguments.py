@@ -118,7 +118,9 @@ def read_arguments(model: nn.Module, example_inputs: Inputs, input_names: Sequen
             f"got {describe(example_inputs)}."
         )
     template = to_device(example_inputs, torch.device("cpu"))
-    tensors = tuple(tensor.detach() for _, tensor in tensor_paths(template))
+    given = (tensor.detach() for _, tensor in tensor_paths(template))
+    # Of a part of a tensor the exporter would trace the strides, for which ONNX has no operator.
+    tensors = tuple(tensor.contiguous() if tensor.layout == torch.strided else tensor for tensor in given)
     if not tensors:
         raise InvalidValueError(f"export_onnx: example_inputs hold no tensor, got {describe(example_inputs)}.")
     found = _readable(path for path, _ in tensor_paths(_by_argument(model, template)))

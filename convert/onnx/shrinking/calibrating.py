@@ -17,8 +17,8 @@ from ..inputs.trials import Trials
 __all__ = ["calibration_batches"]
 
 
-def calibration_batches(data: Any, trials: Trials) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors of every batch in the order of the file's inputs, each batch checked when it is read.
+def calibration_batches(data: Any, trials: Trials) -> Iterator[tuple[tuple[Tensor, ...], Any]]:
+    """The tensors of every batch in the order of the file's inputs, checked when it is read, and its target or None.
 
     Raises:
         InvalidValueError: There is no batch, or one that the file cannot take.
@@ -27,9 +27,9 @@ def calibration_batches(data: Any, trials: Trials) -> Iterator[tuple[Tensor, ...
     loader = is_loader(data)
     found = read_batches(data, None, cpu) if loader else [(to_device(data, cpu), None)]
     empty = True
-    for index, (inputs, _) in enumerate(found):
+    for index, (inputs, target) in enumerate(found):
         empty = False
-        yield _checked(inputs, trials, f"calibration_data (batch {index})" if loader else "calibration_data")
+        yield _checked(inputs, trials, f"calibration_data (batch {index})" if loader else "calibration_data"), target
     if empty:
         raise InvalidValueError("export_onnx: calibration_data must hold at least one batch, got none.")
 

@@ -71,7 +71,13 @@ class Quantization:
 
     def batches(self, trials: Trials) -> Iterable[tuple[Tensor, ...]]:
         """The calibration data, to be read once; without data, the inputs of the trials."""
-        return calibration_batches(self.data, trials) if self.static else [trial.tensors for trial in trials.different]
+        return (tensors for tensors, _ in self.with_targets(trials))
+
+    def with_targets(self, trials: Trials) -> Iterator[tuple[tuple[Tensor, ...], Any]]:
+        """The same, each batch with its target, None where it has none."""
+        if self.static:
+            return calibration_batches(self.data, trials)
+        return ((trial.tensors, None) for trial in trials.different)
 
     def apply(
         self, proto: onnx.ModelProto, batches: Iterable[tuple[Tensor, ...]], heads: Sequence[np.ndarray] = ()
@@ -202,8 +208,9 @@ def quantization_options(
     if outputs != "mean" and method != "closed":
         raise InvalidValueError(
             f"export_onnx: quantize='int8' needs outputs='mean' or a last layer in closed form, got "
-            f"outputs={outputs!r} by samples; eight bits cannot hold the small differences between the draws. Leave "
-            "quantize out; sparse=True is possible."
+            f"outputs={outputs!r} by samples; eight bits cannot hold the small differences between draws. Make the "
+            "last layer alone Bayesian, bayesify(model, include=last_layer(model, x), example_inputs=x), before "
+            "fit_posterior and fit_novelty; or leave quantize out: sparse=True is possible."
         )
     if novelty and calibration_data is None:
         raise InvalidValueError(

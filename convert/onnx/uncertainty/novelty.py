@@ -20,6 +20,7 @@ from bensemble.models.batches import Inputs
 from bensemble.novelty import Novelty
 from bensemble.novelty.classes import term_shape
 from bensemble.novelty.distance import RelativeDistance
+from bensemble.novelty.heldout import MOST
 from bensemble.prediction.strangers import bound_novelty
 
 __all__ = ["FileNovelty"]
@@ -108,6 +109,14 @@ class FileNovelty(nn.Module):
         """What a monitor needs: the held-out scores in quantiles, and how many they were."""
         return {"bensemble.novelty": _described(self._heldout)}
 
+    def counted(self, scores: Tensor, target: Any) -> Tensor:
+        """The scores of one batch but those that ``fit_novelty`` left out for their target, flattened."""
+        likelihood = self._bound[0].likelihood
+        has_classes = isinstance(target, Tensor) and target.shape == scores.shape
+        if has_classes and isinstance(likelihood, Categorical):
+            return scores[target != likelihood.ignore_index]
+        return scores.flatten()
+
     def check_heldout(self, scores: Tensor) -> None:
         """Refuse inputs, by their scores, that are not the held-out ones that the novelty was fitted with.
 
@@ -115,11 +124,16 @@ class FileNovelty(nn.Module):
             InvalidValueError: They are others.
         """
         found = scores.flatten().double().sort().values
+        if len(found) > MOST >= self._count:
+            raise InvalidValueError(
+                f"export_onnx: quantize='int8' with novelty needs a novelty that holds all of its held-out terms, got "
+                f"{self._count:,} chosen at random of {len(found):,}; fit it with at most {MOST:,} of them."
+            )
         if len(found) != self._count or bool((found - self._heldout).abs().max() > SAME * self._heldout.std()):
             raise InvalidValueError(
                 "export_onnx: quantize='int8' with novelty needs the val_loader of fit_novelty as calibration_data, "
                 f"whose scores p-values are counted among, got {len(found):,} terms with other scores than its "
-                f"{self._count:,}; pass that loader, and let it give the same inputs each time."
+                f"{self._count:,}; pass that loader with its targets, and let it give the same inputs each time."
             )
 
     def recount(self, proto: onnx.ModelProto, scores: Tensor) -> None:
