@@ -24,7 +24,10 @@ import torch
 import torch.nn.functional as F
 from rounds import print_table, write_json
 from torch import Tensor, nn
-from torchmetrics.functional.classification import binary_auroc
+
+sys.path.insert(0, str(Path(__file__).parent / "contest"))
+
+from scores import auroc
 
 import bensemble
 from bensemble.novelty.pvalues import conformal_pvalue
@@ -124,11 +127,6 @@ def read(path: Path, x: Tensor) -> dict[str, Tensor]:
 
 def share(pvalues: Tensor, level: float) -> float:
     return 100 * (pvalues <= level).double().mean().item()
-
-
-def auroc(familiar: Tensor, strange: Tensor) -> float:
-    which = torch.arange(2).repeat_interleave(torch.tensor([len(familiar), len(strange)]))
-    return binary_auroc(torch.cat([familiar, strange]), which).item()
 
 
 def _shown(values: tuple[float, ...]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from ..basis import Basis
 from ..checks import check_module
-from ..errors import CheckpointError, needs_extra, refuse, shown
+from ..errors import CheckpointError, refuse, shown
 from ..layers.class_choice import bayesian_class
 from ..layers.linear_in_weights import LinearOpLayer
 from ..layers.registry import bayesian_type
@@ -24,6 +23,7 @@ from ..priors import Normal
 from ..torch_internals import parameters_of, state_versions, with_versions
 from .finite import NOT_FINITE, is_finite
 from .header import Header, PosteriorEntry, read_header, restore_prior
+from .reading import read_tensors
 from .unsaved import warn_of_others
 
 __all__ = ["load"]
@@ -97,25 +97,13 @@ def _too_late(header: Header, model: nn.Module, wrapped: bool) -> Iterator[str]:
 
 def _read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor], str | None]:
     """The header, every tensor of the file under each of its names, and what it says of buffers that it lacks."""
-    with needs_extra("load", "io"):
-        from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise CheckpointError(f"load: '{path}' is not a file; check the path.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            header = read_header(str(path), metadata.get("bensemble"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-    except (SafetensorError, OSError, UnicodeDecodeError) as err:
-        raise CheckpointError(
-            f"load: '{path}' is damaged or not a safetensors file ({shown(err, 200)}); get it again. "
-            "Weights of torch.save go into the model with load_state_dict."
-        ) from err
+    (header, unsaved), tensors = read_tensors(
+        path, lambda found: (read_header(str(path), found.get("bensemble")), found.get("bensemble.unsaved"))
+    )
     if header.version > 1 and header.digest != header.digest_of(tensors):
         raise CheckpointError(f"load: '{path}' is damaged, got other bytes than were saved; get the file again.")
     tensors |= {name: tensors[first] for name, first in header.shared.items() if first in tensors}
-    return header, tensors, metadata.get("bensemble.unsaved")
+    return header, tensors, unsaved
 
 
 def _mismatches(header: Header, stored: dict[str, Tensor], model: nn.Module) -> Iterator[str]:

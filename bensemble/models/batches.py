@@ -170,14 +170,18 @@ def device_of(model: nn.Module) -> torch.device:
 
 def is_shuffled(loader: Any) -> bool:
     """Whether a loader is known to read its examples in a random order."""
-    return isinstance(getattr(getattr(loader, "batch_sampler", None), "sampler", None), RandomSampler)
+    return isinstance(_sampler(loader), RandomSampler)
 
 
 def same_data(loader: Any, other: Any) -> bool:
     """Whether two loaders read the same examples, as far as can be seen: one object, or all of one data set."""
-    samplers = [getattr(getattr(given, "batch_sampler", None), "sampler", None) for given in (loader, other)]
-    whole = all(type(sampler) in (SequentialSampler, RandomSampler) for sampler in samplers)
+    whole = all(type(_sampler(given)) in (SequentialSampler, RandomSampler) for given in (loader, other))
     return loader is other or (whole and loader.dataset is other.dataset)
+
+
+def _sampler(loader: Any) -> Any:
+    """What gives the order of a DataLoader's examples, None of other loaders."""
+    return getattr(getattr(loader, "batch_sampler", None), "sampler", None)
 
 
 def to_device(value: Any, device: torch.device) -> Any:

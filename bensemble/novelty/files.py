@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.finite import is_finite
 from ..checkpoint.header import unique_keys
+from ..checkpoint.reading import read_tensors
 from ..checkpoint.writing import checked_target, replacing
 from ..errors import CheckpointError, InvalidTypeError, needs_extra, shown
 from ..fingerprints import network_fingerprint
@@ -90,22 +90,9 @@ def save_novelty(novelty: Any, path: str | os.PathLike[str]) -> None:
 
 def read_novelty(path: str | os.PathLike[str], model: nn.Module) -> NoveltyFile:
     """Read the novelty of a model; see :meth:`bensemble.Novelty.load`."""
-    with needs_extra("load", "io"):
-        from safetensors import SafetensorError, safe_open
-
     if not isinstance(path, (str, os.PathLike)):
         raise InvalidTypeError(f"load: path must be a string or a Path, got {type(path).__name__}.")
-    if not Path(path).is_file():
-        raise CheckpointError(f"load: '{path}' is not a file; check the path.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = _read_header(str(path), (file.metadata() or {}).get(_KEY))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-    except (SafetensorError, OSError, UnicodeDecodeError) as err:
-        raise CheckpointError(
-            f"load: '{path}' is damaged or not a safetensors file ({shown(err, 200)}); get it again. "
-            "Weights of torch.save go into the model with load_state_dict."
-        ) from err
+    header, tensors = read_tensors(path, lambda found: _read_header(str(path), found.get(_KEY)))
     if header["digest"] != _digest(header, tensors):
         raise CheckpointError(f"load: '{path}' is damaged, got other bytes than were saved; get the file again.")
     if header["fingerprint"] != network_fingerprint(model):

@@ -31,7 +31,7 @@ def fold_norms(proto: onnx.ModelProto) -> None:
     """
     graph = proto.graph
     arrays = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
-    readers: dict[str, list[NodeProto]] = {value.name: [] for value in graph.output}
+    readers: dict[str, list[NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)

@@ -70,7 +70,6 @@ class FileNovelty(nn.Module):
             "novelty": LEAST_DIFFERENCE * float(heldout.std()),
             "novelty_pvalue": (1 + int(crowd.max())) / (len(heldout) + 1),
         }
-        self._count = len(heldout)
         self.register_buffer("blocks", _blocks(heldout))
         self.register_buffer("last", self.blocks[:-1, -1].contiguous())
 
@@ -101,7 +100,7 @@ class FileNovelty(nn.Module):
             rows = nn.functional.embedding((len(self.last) - above).long(), self.blocks)
         pvalue = (place <= rows).to(kind).mean(-1)
         if len(self.blocks) > 1:
-            size, count = self.blocks.shape[1], self._count + 1
+            size, count = self.blocks.shape[1], len(self._heldout) + 1
             pvalue = (above + (pvalue - (len(self.blocks) - count / size))) * (size / count)
         return {"novelty": mean.float(), "novelty_pvalue": pvalue.float()}
 
@@ -123,17 +122,17 @@ class FileNovelty(nn.Module):
         Raises:
             InvalidValueError: They are others.
         """
-        found = scores.flatten().double().sort().values
-        if len(found) > MOST >= self._count:
+        found = scores.double().sort().values
+        if len(found) > MOST >= len(self._heldout):
             raise InvalidValueError(
                 f"export_onnx: quantize='int8' with novelty needs a novelty that holds all of its held-out terms, got "
-                f"{self._count:,} chosen at random of {len(found):,}; fit it with at most {MOST:,} of them."
+                f"{len(self._heldout):,} chosen at random of {len(found):,}; fit it with at most {MOST:,} of them."
             )
-        if len(found) != self._count or bool((found - self._heldout).abs().max() > SAME * self._heldout.std()):
+        if len(found) != len(self._heldout) or bool((found - self._heldout).abs().max() > SAME * self._heldout.std()):
             raise InvalidValueError(
                 "export_onnx: quantize='int8' with novelty needs the val_loader of fit_novelty as calibration_data, "
                 f"whose scores p-values are counted among, got {len(found):,} terms with other scores than its "
-                f"{self._count:,}; pass that loader with its targets, and let it give the same inputs each time."
+                f"{len(self._heldout):,}; pass that loader with its targets, and let it give the same inputs each time."
             )
 
     def recount(self, proto: onnx.ModelProto, scores: Tensor) -> None:
@@ -146,7 +145,7 @@ class FileNovelty(nn.Module):
             proto: The graph, which is changed.
             scores: What it gives for the held-out inputs.
         """
-        heldout = scores.flatten().double().sort().values
+        heldout = scores.double().sort().values
         blocks = _blocks(heldout)
         for old, new in ((self.blocks, blocks), (self.last, blocks[:-1, -1])):
             same = [tensor for tensor in proto.graph.initializer if _holds(tensor, old.numpy())]
